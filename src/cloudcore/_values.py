@@ -1,0 +1,94 @@
+"""Checks and normal forms shared by every area's values. No I/O, no clock, no randomness."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+
+from cloudcore.errors import InvalidArgument
+
+__all__ = [
+    "MAX_INTEGER",
+    "normalise_uuid",
+    "require_integer",
+    "require_name",
+    "require_text",
+    "require_utc",
+]
+
+MAX_INTEGER = 2**31 - 1
+"""The largest amount, total or unit: Placement's limit, which every supported database can hold."""
+
+_HEX = re.compile(r"[0-9a-f]{32}\Z")
+_NAME = re.compile(r"[A-Z0-9_]{1,255}\Z")
+
+
+def normalise_uuid(value: str, field: str, error: type[InvalidArgument] = InvalidArgument) -> str:
+    """Return *value* as dashed lower-case text.
+
+    Accepts what :class:`uuid.UUID` accepts in writing: any case, with or without dashes, braces or ``urn:uuid:``.
+
+    Raises:
+        InvalidArgument: *value* is not the text of a UUID (or the subclass given as *error*).
+    """
+    if not isinstance(value, str):
+        raise error(f"{field}: expected the text of a UUID, got {value!r}", field=field, value=value)
+    digits = value.strip().lower().removeprefix("urn:uuid:").strip("{}").replace("-", "")
+    if not _HEX.match(digits):
+        raise error(f"{field}: {value!r} is not a UUID", field=field, value=value)
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+def require_integer(
+    value: int,
+    field: str,
+    *,
+    minimum: int,
+    maximum: int = MAX_INTEGER,
+    error: type[InvalidArgument] = InvalidArgument,
+) -> int:
+    """Return *value* if it is a whole number in [*minimum*, *maximum*]; booleans are not numbers here.
+
+    Raises:
+        InvalidArgument: It is not (or the subclass given as *error*).
+    """
+    if type(value) is not int:
+        raise error(f"{field}: expected a whole number, got {value!r}", field=field, value=value)
+    if not minimum <= value <= maximum:
+        raise error(f"{field}: {value} is not between {minimum} and {maximum}", field=field, value=value)
+    return value
+
+
+def require_name(value: str, field: str, error: type[InvalidArgument] = InvalidArgument) -> str:
+    """Return *value* if it has the form of a resource class, trait or consumer type: ``[A-Z0-9_]{1,255}``.
+
+    Raises:
+        InvalidArgument: It has not (or the subclass given as *error*).
+    """
+    if not isinstance(value, str) or not _NAME.match(value):
+        raise error(f"{field}: {value!r} does not match [A-Z0-9_]{{1,255}}", field=field, value=value)
+    return value
+
+
+def require_text(value: str, field: str, *, maximum: int = 255, error: type[InvalidArgument] = InvalidArgument) -> str:
+    """Return *value* if it is text of 1 to *maximum* characters without NUL.
+
+    Raises:
+        InvalidArgument: It is not (or the subclass given as *error*).
+    """
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise error(f"{field}: expected text that is not empty, got {value!r}", field=field, value=value)
+    if len(value) > maximum:
+        raise error(f"{field}: {len(value)} characters, at most {maximum} fit", field=field, value=value)
+    return value
+
+
+def require_utc(value: datetime, field: str, error: type[InvalidArgument] = InvalidArgument) -> datetime:
+    """Return *value* in UTC.
+
+    Raises:
+        InvalidArgument: It is no datetime, or has no time zone (or the subclass given as *error*).
+    """
+    if not isinstance(value, datetime) or value.tzinfo is None:
+        raise error(f"{field}: expected a datetime with a time zone, got {value!r}", field=field, value=value)
+    return value.astimezone(UTC)

@@ -1,0 +1,193 @@
+"""The values that volume attachments and hypervisors exchange: a disk, where it comes from, and who has it.
+
+Neither area knows the other. An attachment manager turns a volume service's connection information into a
+:class:`Disk` and hands it to anything that fulfils :class:`GuestDisks`; hypervisor adapters fulfil it.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Protocol, runtime_checkable
+
+import attrs
+
+__all__ = [
+    "BlockSource",
+    "DetachOutcome",
+    "Disk",
+    "DiskBus",
+    "DiskSource",
+    "DiskState",
+    "FileSource",
+    "GuestDisks",
+    "IscsiSource",
+    "RbdSource",
+]
+
+
+class DiskBus(StrEnum):
+    """The bus on which the guest sees the disk."""
+
+    VIRTIO = "virtio"
+    SCSI = "scsi"
+    SATA = "sata"
+    IDE = "ide"
+    USB = "usb"
+
+
+@attrs.frozen(kw_only=True)
+class RbdSource:
+    """A Ceph image, opened by QEMU itself.
+
+    Attributes:
+        pool: Name of the pool.
+        image: Name of the image in it.
+        hosts: (address, port) of each monitor.
+        user: Name of the Ceph client, None without authentication.
+        secret_id: UUID of the libvirt secret that holds its key, None without authentication.
+    """
+
+    pool: str
+    image: str
+    hosts: tuple[tuple[str, int], ...]
+    user: str | None = None
+    secret_id: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class IscsiSource:
+    """An iSCSI logical unit, opened by QEMU itself. *secret_id* names the libvirt secret of the CHAP password."""
+
+    host: str
+    port: int
+    target: str
+    lun: int
+    user: str | None = None
+    secret_id: str | None = None
+
+
+@attrs.frozen
+class BlockSource:
+    """A block device on the host."""
+
+    path: str
+
+
+@attrs.frozen
+class FileSource:
+    """An image file on the host. *format* is QEMU's name of it, such as ``"raw"`` or ``"qcow2"``."""
+
+    path: str
+    format: str = "raw"
+
+
+DiskSource = RbdSource | IscsiSource | BlockSource | FileSource
+
+
+@attrs.frozen(kw_only=True)
+class Disk:
+    """A volume as a guest is to have it.
+
+    Attributes:
+        volume_id: UUID of the volume; serial and alias are made from it.
+        source: Where the bytes are.
+        read_only: The guest may not write, whatever the backend would allow.
+        shareable: Several guests use it at once (multi-attach): no host cache, no image lock.
+        bus: On which the guest sees it.
+        target: Device name such as ``"vdb"``; None lets the adapter pick the next free one.
+        boot_order: 1 is booted first; None is not booted from.
+        cache, io, discard: QEMU's cache, I/O and discard modes; None is the adapter's choice. Shareable disks always
+            get ``cache="none"``.
+        logical_block_size, physical_block_size: In bytes; None is the default.
+    """
+
+    volume_id: str
+    source: DiskSource
+    read_only: bool = False
+    shareable: bool = False
+    bus: DiskBus = DiskBus.VIRTIO
+    target: str | None = None
+    boot_order: int | None = None
+    cache: str | None = None
+    io: str | None = None
+    discard: str | None = None
+    logical_block_size: int | None = None
+    physical_block_size: int | None = None
+
+
+@attrs.frozen(kw_only=True)
+class DiskState:
+    """Whether a guest has a volume, as read back from the hypervisor.
+
+    Attributes:
+        instance_id: UUID of the guest.
+        volume_id: UUID of the volume.
+        live: The disk of the running guest, None if it has none (or does not run).
+        persistent: The disk in the definition used at the next start, None if it has none.
+    """
+
+    instance_id: str
+    volume_id: str
+    live: Disk | None = None
+    persistent: Disk | None = None
+
+    @property
+    def present(self) -> bool:
+        """The guest has it, live or in its persistent definition."""
+        return self.live is not None or self.persistent is not None
+
+
+class DetachOutcome(StrEnum):
+    """What came of asking a guest to let a disk go."""
+
+    DETACHED = "detached"  # gone from the live and from the persistent definition, as read back
+    PENDING = "pending"  # asked, but the guest has not let go yet; ask again later, also after a restart
+
+
+@runtime_checkable
+class GuestDisks(Protocol):
+    """What an attachment manager needs of a hypervisor: the disks of the guests on one host.
+
+    Every method may be called from any thread, has a deadline of the adapter's own, and can be repeated: attaching what
+    is attached and detaching what is gone succeed. All may raise
+    :class:`~cloudcore.errors.HypervisorUnavailable` (nothing is known),
+    :class:`~cloudcore.errors.HypervisorError` and :class:`~cloudcore.errors.GuestNotFound`.
+    """
+
+    @property
+    def host(self) -> str:
+        """Name of the compute host, as volume services and journals know it."""
+
+    def attach_disk(self, instance_id: str, disk: Disk) -> DiskState:
+        """Give the guest the disk, live if it runs or is paused and in its persistent definition; read both back.
+
+        A disk of the same volume that is there already and agrees is success.
+
+        Raises:
+            InvalidDisk: The guest cannot have it as described (bus, target in use, block size).
+            LimitExceeded: No slot is left.
+            Conflict: The guest has this volume with another source or mode.
+            DeadlineExceeded: Unknown whether it was attached: ask :meth:`disk_state`.
+        """
+
+    def detach_disk(self, instance_id: str, volume_id: str) -> DetachOutcome:
+        """Ask the guest to let the volume go, from both definitions, and wait for it for a while.
+
+        A guest or disk that is not there counts as detached.
+
+        Raises:
+            DetachFailed: Refused for good; the persistent definition is as before.
+        """
+
+    def disk_state(self, instance_id: str, volume_id: str) -> DiskState:
+        """Whether the guest has the volume; a guest that does not exist has none."""
+
+    def disk_states(self) -> tuple[DiskState, ...]:
+        """Every disk with a volume id, of every guest on this host, running or not."""
+
+    def resize_disk(self, instance_id: str, volume_id: str, size: int) -> None:
+        """Tell the running guest that the volume now has *size* bytes; nothing to do for one that does not run.
+
+        Raises:
+            DeviceNotFound: The guest has no such disk.
+        """

@@ -1,0 +1,494 @@
+"""Every error that cloudcore raises on purpose, in one tree.
+
+::
+
+    CloudcoreError
+    ├── InvalidArgument (ValueError)          the call is wrong; nothing was done
+    │   ├── InvalidQuery                        listing: filter, sort key or projection
+    │   ├── InvalidCursor                       listing: damaged, of another query, or of another version
+    │   ├── InvalidRequest                      placement: a resource request that contradicts itself
+    │   ├── InvalidProvider                     placement: name, parent, trait or aggregate
+    │   ├── InvalidInventory                    placement: numbers that no inventory can have
+    │   ├── InvalidAllocation                   placement: amounts, classes or consumers of a claim
+    │   ├── InvalidSelection                    placement: a selection that was altered or is of another version
+    │   ├── InvalidConnector                    attach: what a host says of itself is incomplete
+    │   ├── InvalidDisk                         hypervisor: a disk that this guest cannot have
+    │   └── UnsupportedFeature                  the other side cannot do this at all
+    ├── NotFound (LookupError)                the object named is not there
+    │   ├── CellNotFound, InstanceNotFound
+    │   ├── ProviderNotFound, ConsumerNotFound, MoveNotFound
+    │   ├── VolumeNotFound, AttachmentNotFound
+    │   └── GuestNotFound, DeviceNotFound
+    ├── Conflict (RuntimeError)               the state forbids it; read again, then decide
+    │   ├── AlreadyExists
+    │   ├── InUse
+    │   ├── GenerationConflict                  somebody else wrote first
+    │   ├── OperationMismatch                   an operation id used again with other arguments
+    │   ├── InvalidTransition                   not from this state; carries the story of the object
+    │   ├── ConstraintViolated                  a database constraint refused the write
+    │   ├── ReshapeNeeded                       inventory must move together with its allocations
+    │   └── WrongHost                           a step that belongs to another host
+    ├── Refused (RuntimeError)                understood and denied
+    │   ├── CapacityExceeded                    asked + used > capacity
+    │   ├── UnitViolation                       min_unit, max_unit or step_size
+    │   ├── LimitExceeded                       a number of things that may not grow further
+    │   ├── PolicyDenied (PermissionError)
+    │   ├── FencingRequired                     force without evidence that the host is dead
+    │   ├── DetachFailed                        the guest refuses to let a device go
+    │   └── NoValidHost                         carries the report: for each host, why
+    │       └── MaxRetriesExceeded              every alternate was tried; carries each attempt
+    ├── Unavailable, Transient                try again later
+    │   ├── DatabaseUnavailable (ConnectionError)
+    │   ├── DatabaseBusy                        deadlock, serialization failure, lock time-out
+    │   ├── CellUnavailable                     listing with require="all"
+    │   ├── VolumeServiceUnavailable (ConnectionError)
+    │   ├── VolumeBusy                          another attach or detach of this volume is in flight
+    │   ├── HypervisorUnavailable (ConnectionError)
+    │   └── DeadlineExceeded (TimeoutError)
+    ├── OutcomeUnknown                        it may or may not have happened; ask by operation id
+    ├── Cancelled                             the caller ended it
+    ├── MissingExtra (ImportError)            an optional package; the message holds the pip line
+    ├── DatabaseError                         a database failure that no retry mends
+    │   └── SchemaMismatch
+    ├── VolumeServiceError                    the volume service failed or answered nonsense
+    ├── HypervisorError                       the hypervisor failed; carries its code
+    └── InvariantViolated (AssertionError)    check() found what must never be: a bug, or a hand-edited database
+
+``isinstance(error, Transient)`` is the test for "the same call may succeed later". Each class names its facts as
+attributes; facts that do not apply are None. All of them can be pickled.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+__all__ = [
+    "AlreadyExists",
+    "AttachmentNotFound",
+    "Cancelled",
+    "CapacityExceeded",
+    "CellNotFound",
+    "CellUnavailable",
+    "CloudcoreError",
+    "Conflict",
+    "ConstraintViolated",
+    "ConsumerNotFound",
+    "DatabaseBusy",
+    "DatabaseError",
+    "DatabaseUnavailable",
+    "DeadlineExceeded",
+    "DetachFailed",
+    "DeviceNotFound",
+    "FencingRequired",
+    "GenerationConflict",
+    "GuestNotFound",
+    "HypervisorError",
+    "HypervisorUnavailable",
+    "InUse",
+    "InstanceNotFound",
+    "InvalidAllocation",
+    "InvalidArgument",
+    "InvalidConnector",
+    "InvalidCursor",
+    "InvalidDisk",
+    "InvalidInventory",
+    "InvalidProvider",
+    "InvalidQuery",
+    "InvalidRequest",
+    "InvalidSelection",
+    "InvalidTransition",
+    "InvariantViolated",
+    "LimitExceeded",
+    "MaxRetriesExceeded",
+    "MissingExtra",
+    "MoveNotFound",
+    "NoValidHost",
+    "NotFound",
+    "OperationMismatch",
+    "OutcomeUnknown",
+    "PolicyDenied",
+    "ProviderNotFound",
+    "Refused",
+    "ReshapeNeeded",
+    "SchemaMismatch",
+    "Transient",
+    "Unavailable",
+    "UnitViolation",
+    "UnsupportedFeature",
+    "VolumeBusy",
+    "VolumeNotFound",
+    "VolumeServiceError",
+    "VolumeServiceUnavailable",
+    "WrongHost",
+]
+
+
+class CloudcoreError(Exception):
+    """Root of the tree.
+
+    A leaf declares its facts as annotations; they are given by keyword and become attributes::
+
+        raise CapacityExceeded("...", provider=uuid, resource_class="VCPU", asked=4, used=62, capacity=64)
+
+    A keyword that the class does not declare is a TypeError, so that a misspelt fact never gets lost.
+    """
+
+    _facts: frozenset[str] = frozenset()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own = {name for name in inspect.get_annotations(cls) if not name.startswith("_")}
+        inherited: list[frozenset[str]] = [getattr(base, "_facts", frozenset()) for base in cls.__bases__]
+        cls._facts = frozenset(own).union(*inherited)
+
+    def __init__(self, message: str = "", /, **facts: Any) -> None:
+        unknown = facts.keys() - self._facts
+        if unknown:
+            raise TypeError(f"{type(self).__name__} has no fact {', '.join(sorted(unknown))}")
+        super().__init__(message)
+        for name in self._facts:
+            setattr(self, name, facts.get(name))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        facts = {name: getattr(self, name) for name in self._facts}
+        return _rebuild, (type(self), self.args[:1], facts)
+
+    def as_fields(self) -> dict[str, Any]:
+        """The facts that are set, with the class name and the text: for structured logs."""
+        facts = {name: getattr(self, name) for name in sorted(self._facts)}
+        return {
+            "error": type(self).__name__,
+            "message": str(self),
+            **{k: v for k, v in facts.items() if v is not None},
+        }
+
+
+def _rebuild(cls: type[CloudcoreError], args: tuple[str, ...], facts: dict[str, Any]) -> CloudcoreError:
+    return cls(*args, **facts)
+
+
+class Transient(CloudcoreError):
+    """The same call may succeed later. *retry_after* is in seconds, None when nobody knows."""
+
+    retry_after: float | None
+
+
+# --- the caller's mistakes -------------------------------------------------------------------------------------------
+
+
+class InvalidArgument(CloudcoreError, ValueError):
+    """An argument is wrong. *field* names it, *value* is what was given. Nothing was done."""
+
+    field: str | None
+    value: Any
+
+
+class InvalidQuery(InvalidArgument):
+    """A listing query names an unknown or unusable filter, sort key or column."""
+
+
+class InvalidCursor(InvalidArgument):
+    """A page cursor is damaged, belongs to another query, or was written by an unknown version."""
+
+
+class InvalidRequest(InvalidArgument):
+    """A resource request is malformed or contradicts itself."""
+
+
+class InvalidProvider(InvalidArgument):
+    """A resource provider cannot be as described (name, parent, trait, aggregate)."""
+
+
+class InvalidInventory(InvalidArgument):
+    """An inventory holds numbers that the rules of capacity forbid."""
+
+
+class InvalidAllocation(InvalidArgument):
+    """A claim is malformed: unknown class, amount below one, empty or ill-formed consumer."""
+
+
+class InvalidSelection(InvalidArgument):
+    """A selection was altered on its way, or is of a version that this release cannot read."""
+
+
+class InvalidConnector(InvalidArgument):
+    """The description of a host's initiators lacks what the volume service needs."""
+
+
+class InvalidDisk(InvalidArgument):
+    """The disk cannot be given to this guest as described."""
+
+
+class UnsupportedFeature(InvalidArgument):
+    """The other side (service, driver, database) cannot do this. *needed* and *available* say what was compared."""
+
+    needed: str | None
+    available: str | None
+
+
+# --- not there -------------------------------------------------------------------------------------------------------
+
+
+class NotFound(CloudcoreError, LookupError):
+    """The object named is not there. *identifier* is what was looked up."""
+
+    identifier: str | None
+
+
+class CellNotFound(NotFound):
+    """No cell of this name is configured."""
+
+
+class InstanceNotFound(NotFound):
+    """No instance of this uuid is known to the directory or to any cell that answered."""
+
+
+class ProviderNotFound(NotFound):
+    """No resource provider of this uuid (or name)."""
+
+
+class ConsumerNotFound(NotFound):
+    """No consumer of this uuid holds anything."""
+
+
+class MoveNotFound(NotFound):
+    """No move of this migration is recorded."""
+
+
+class VolumeNotFound(NotFound):
+    """The volume service knows no such volume."""
+
+
+class AttachmentNotFound(NotFound):
+    """No such attachment."""
+
+
+class GuestNotFound(NotFound):
+    """The hypervisor knows no guest of this uuid."""
+
+
+class DeviceNotFound(NotFound):
+    """The guest has no such device, neither live nor in its persistent definition."""
+
+
+# --- conflicts with the state ----------------------------------------------------------------------------------------
+
+
+class Conflict(CloudcoreError, RuntimeError):
+    """The present state forbids the change. *identifier* names the object."""
+
+    identifier: str | None
+
+
+class AlreadyExists(Conflict):
+    """An object of this name or uuid is there already."""
+
+
+class InUse(Conflict):
+    """The object cannot go while others depend on it. *users* counts or names them."""
+
+    users: Any
+
+
+class GenerationConflict(Conflict):
+    """Somebody else wrote first. Read again and repeat the decision."""
+
+    expected: int | None
+    found: int | None
+
+
+class OperationMismatch(Conflict):
+    """An operation id was used again with other arguments; the first use stands."""
+
+    operation_id: str | None
+
+
+class InvalidTransition(Conflict):
+    """The event does not fit the state. *story* is what happened to the object so far, oldest first."""
+
+    state: str | None
+    event: str | None
+    story: tuple[str, ...] | None
+
+
+class ConstraintViolated(Conflict):
+    """A constraint of the database refused the write; everything in the transaction was rolled back."""
+
+    constraint: str | None
+
+
+class ReshapeNeeded(Conflict):
+    """Inventory in use must move between providers or classes; *moves* says what, to be done with its allocations."""
+
+    moves: Any
+
+
+class WrongHost(Conflict):
+    """A step that belongs to *expected* was called on *found*; nothing was touched."""
+
+    expected: str | None
+    found: str | None
+
+
+# --- understood and denied -------------------------------------------------------------------------------------------
+
+
+class Refused(CloudcoreError, RuntimeError):
+    """Understood, valid, and denied."""
+
+
+class CapacityExceeded(Refused):
+    """A provider cannot give what was asked. Amounts are in the unit of the resource class."""
+
+    provider: str | None
+    resource_class: str | None
+    asked: int | None
+    used: int | None
+    capacity: int | None
+
+
+class UnitViolation(Refused):
+    """The amount breaks min_unit, max_unit or step_size of the inventory. *rule* names which, *bound* its value."""
+
+    provider: str | None
+    resource_class: str | None
+    asked: int | None
+    rule: str | None
+    bound: int | None
+
+
+class LimitExceeded(Refused):
+    """One more would be too many. *limit* is the bound, *used* what is there."""
+
+    what: str | None
+    limit: int | None
+    used: int | None
+
+
+class PolicyDenied(Refused, PermissionError):
+    """A policy hook said no. *rule* names it."""
+
+    rule: str | None
+
+
+class FencingRequired(Refused):
+    """A forced step needs evidence that *host* is dead, and there is none."""
+
+    host: str | None
+
+
+class DetachFailed(Refused):
+    """The guest or the hypervisor refused for good to let a device go."""
+
+    identifier: str | None
+
+
+class NoValidHost(Refused):
+    """No host can hold the request. *report* says for each host, or by reason, why."""
+
+    report: Any
+
+
+class MaxRetriesExceeded(NoValidHost):
+    """The primary and every alternate were tried. *attempts* is the whole story, oldest first."""
+
+    attempts: Any
+
+
+# --- the other side is away ------------------------------------------------------------------------------------------
+
+
+class Unavailable(Transient):
+    """A part that is needed does not answer."""
+
+
+class DatabaseUnavailable(Unavailable, ConnectionError):
+    """No connection to the database, or it was lost before anything was committed."""
+
+    database: str | None
+
+
+class DatabaseBusy(Unavailable):
+    """Deadlock, serialization failure or lock time-out, still there after the bounded retries."""
+
+    database: str | None
+
+
+class CellUnavailable(Unavailable):
+    """Cells did not answer and the caller required all of them. *cells* maps their names to the reason."""
+
+    cells: Any
+
+
+class VolumeServiceUnavailable(Unavailable, ConnectionError):
+    """The volume service cannot be reached; nothing was sent, or what was sent had no effect."""
+
+
+class VolumeBusy(Unavailable):
+    """Another attach or detach of the volume is in flight."""
+
+    identifier: str | None
+
+
+class HypervisorUnavailable(Unavailable, ConnectionError):
+    """The hypervisor cannot be reached. *code* is its own error code."""
+
+    uri: str | None
+    code: int | None
+
+
+class DeadlineExceeded(Unavailable, TimeoutError):
+    """Not done within *seconds*. What was asked may still be going on unless the text says otherwise."""
+
+    seconds: float | None
+
+
+# --- the rest --------------------------------------------------------------------------------------------------------
+
+
+class OutcomeUnknown(CloudcoreError):
+    """The answer was lost: it happened or it did not. Repeat with *operation_id*, which takes effect once."""
+
+    operation_id: str | None
+
+
+class Cancelled(CloudcoreError):
+    """The caller ended the work; what was handed out before stands."""
+
+
+class MissingExtra(CloudcoreError, ImportError):
+    """An optional package is not installed. *extra* is the name to install."""
+
+    extra: str | None
+
+
+class DatabaseError(CloudcoreError):
+    """The database failed in a way that no retry mends (disk full, no permission, damaged file, wrong SQL)."""
+
+    database: str | None
+
+
+class SchemaMismatch(DatabaseError):
+    """The tables are missing or of another version. *found* and *expected* are revisions."""
+
+    found: str | None
+    expected: str | None
+
+
+class VolumeServiceError(CloudcoreError):
+    """The volume service failed. *status* is its HTTP code, where there is one."""
+
+    status: int | None
+
+
+class HypervisorError(CloudcoreError):
+    """The hypervisor failed. *code* is its own error code (libvirt's ``VIR_ERR_*``)."""
+
+    code: int | None
+
+
+class InvariantViolated(CloudcoreError, AssertionError):
+    """What must always hold does not. *findings* lists each breach."""
+
+    findings: tuple[str, ...] | None
