@@ -1,0 +1,50 @@
+"""Real servers for the tests: PostgreSQL, MariaDB, libvirt with QEMU, Ceph, Cinder, and a guest that boots in seconds.
+
+    from tests.services import require, postgresql, mariadb, libvirt_hosts, ceph, cinder, guest
+
+Each function starts its server on the first call of the whole run and returns a handle; later calls, in any xdist
+worker, return a handle on the same server. A test that uses none of them starts nothing. All listen on 127.0.0.1 and on
+ports that no other copy uses; all files are in a scratch folder of the run; all of it is gone when the run has ended,
+even after kill -9 (see `_supervisor`).
+
+If what a service needs is not installed the test is skipped with the reason and the line that installs it, or fails
+when `CLOUDCORE_REQUIRE=all` (or names the service). A service that is installed and does not start is an error.
+
+Databases
+    server = postgresql()            # or mariadb(); durable=True gives another server with fsync left on
+    url = server.create_database()   # fresh and empty; server.drop_database(url) when done
+    server.port; server.admin_url    # for proxies (tests.faults.Proxy); an existing maintenance database
+    server.kill(); server.start()    # kill -9 and crash recovery. SHARED: use a variant of your own, below
+
+Virtualisation and storage (each is described at its function)
+    host_a, host_b = libvirt_hosts(2)        # two private libvirtd with QEMU: .uri .folder .kill() .start()
+    storage = ceph()                         # .conf .keyring .user .key .pool .rbd("ls") .command("status")
+    service = cinder()                       # real Cinder, driver of files; cinder("rbd") on Ceph
+                                             # .endpoint .client() .kill() .start() .stop_volume_service() .fault(...)
+    image = guest()                          # .kernel .initrd; GuestConsole(socket_path) talks to it
+
+Sharing and breaking
+    The servers are shared by all tests of a run, in two workers at once. A test that kills or pauses one asks for its
+    own by `variant="some-word"` (`postgresql(variant="crash")`, `cinder(variant="crash")`); tests that share a variant
+    carry the same `@pytest.mark.xdist_group("some-word")`.
+"""
+
+from __future__ import annotations
+
+from tests.services._client import (
+    MariaDBServer,
+    PostgreSQLServer,
+    mariadb,
+    postgresql,
+    require,
+)
+from tests.services._host import ServiceError
+
+__all__ = [
+    "MariaDBServer",
+    "PostgreSQLServer",
+    "ServiceError",
+    "mariadb",
+    "postgresql",
+    "require",
+]

@@ -1,0 +1,237 @@
+"""The side of the services that tests see: handles that ask the supervisor."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.services import _catalogue
+from tests.services._host import REPOSITORY, ServiceError
+
+RUN = "CLOUDCORE_TEST_RUN"
+OWNER = "CLOUDCORE_TEST_OWNER"
+
+
+def claim_run() -> None:
+    """Name the folder of this run in the environment, which xdist's workers inherit. Called once by the controller.
+
+    A folder named there beforehand (by `make services-up`) is used, and left alone at the end.
+    """
+    if RUN not in os.environ:
+        os.environ[RUN] = str(Path(_scratch()) / f"cc-{os.getpid()}-{secrets.token_hex(3)}")
+        os.environ[OWNER] = str(os.getpid())
+
+
+def end_run() -> None:
+    """Stop every server of this run and wait for the end of the last. Called by the controller."""
+    if os.environ.get(OWNER) != str(os.getpid()):
+        return
+    folder = Path(os.environ[RUN])
+    with contextlib.suppress(ServiceError, OSError):
+        if folder.exists():
+            call("", "shutdown")
+    deadline = time.monotonic() + 60
+    while folder.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def _scratch() -> str:
+    """A folder that the unprivileged user can reach, with a short path: unix sockets allow about 100 characters."""
+    for candidate in (tempfile.gettempdir(), "/tmp", "/var/tmp"):
+        path = Path(candidate)
+        reachable = all(part.stat().st_mode & 0o001 for part in (path, *path.parents))
+        if len(candidate) < 40 and reachable and os.access(path, os.W_OK):
+            return candidate
+    raise ServiceError("no scratch folder that every user can reach: neither TMPDIR nor /tmp nor /var/tmp")
+
+
+def _connect() -> socket.socket:
+    """A connection to the supervisor, which is started if it does not run yet."""
+    claim_run()
+    folder = Path(os.environ[RUN])
+    folder.mkdir(mode=0o711, exist_ok=True)
+    folder.chmod(0o711)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "control").exists():
+            _start_supervisor(folder)
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(str(folder / "control"))
+    return connection
+
+
+def _start_supervisor(folder: Path) -> None:
+    with (folder / "supervisor.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.services._supervisor", str(folder), os.environ.get(OWNER, "0")],
+            cwd=REPOSITORY,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + 60
+    while not (folder / "control").exists():
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise ServiceError(f"no supervisor: {(folder / 'supervisor.log').read_text()[-2000:]}")
+        time.sleep(0.01)
+
+
+def call(service: str, method: str, **arguments: object) -> Any:
+    """Ask the supervisor; raises ServiceError with its words when it could not."""
+    with _connect() as connection, connection.makefile("rw") as stream:
+        stream.write(json.dumps({"service": service, "method": method, "arguments": arguments}) + "\n")
+        stream.flush()
+        line = stream.readline()
+    if not line:
+        raise ServiceError(f"the supervisor ended while it was asked for {service} {method}")
+    answer = json.loads(line)
+    if "error" in answer:
+        raise ServiceError(f"{service} {method}: {answer['error']}")
+    return answer["answer"]
+
+
+def required(service: str) -> bool:
+    """Whether CLOUDCORE_REQUIRE says that this service must be there."""
+    wanted = os.environ.get("CLOUDCORE_REQUIRE", "").replace(",", " ").split()
+    return "all" in wanted or service in wanted
+
+
+def require(*services: str) -> None:
+    """Skip the test, or fail it under CLOUDCORE_REQUIRE, if one of these cannot run on this machine.
+
+    Names: postgresql, mariadb, libvirt, qemu, ceph, cinder, guest.
+    """
+    for service in services:
+        if reason := _catalogue.missing(service):
+            if required(service):
+                pytest.fail(f"CLOUDCORE_REQUIRE={os.environ['CLOUDCORE_REQUIRE']}: {reason}", pytrace=False)
+            pytest.skip(reason)
+
+
+class Handle:
+    """A server of this run, known by its name to the supervisor."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.start()
+
+    def start(self) -> None:
+        """Start it, also after `kill` or `stop`. Returns when it is ready; nothing happens when it runs."""
+        self.info: dict[str, Any] = call(self.name, "start")
+
+    def stop(self) -> None:
+        """Stop it as an operator would."""
+        self.info = call(self.name, "stop")
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.info = call(self.name, "kill")
+
+    @property
+    def pid(self) -> int:
+        """Of its main process."""
+        return int(self.info["pid"])
+
+
+class _DatabaseServer(Handle):
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._count = 0
+
+    @property
+    def port(self) -> int:
+        """On 127.0.0.1."""
+        return int(self.info["port"])
+
+    @property
+    def admin_url(self) -> str:
+        """A database that is always there, for statements about the server."""
+        return self.url(self._maintenance)
+
+    def url(self, database: str, port: int | None = None) -> str:
+        """SQLAlchemy's URL of a database, on another port if a proxy stands between."""
+        login = f"{self.info['user']}:{self.info['password']}"
+        return f"{self._scheme}://{login}@127.0.0.1:{port or self.port}/{database}{self._options}"
+
+    def create_database(self, prefix: str = "t") -> str:
+        """Create an empty database; returns its URL."""
+        name = f"{prefix}_{os.getpid()}_{secrets.token_hex(4)}"
+        self.execute(self._create.format(name))
+        return self.url(name)
+
+    def drop_database(self, url: str) -> None:
+        """Drop it, ending the sessions that are still in it."""
+        name = url.rsplit("/", 1)[1].split("?")[0]
+        self.execute(self._drop.format(name))
+
+    def execute(self, statement: str) -> list[tuple[Any, ...]]:
+        """Run one statement as the administrator, outside any transaction; returns its rows."""
+        raise NotImplementedError
+
+    _scheme = _options = _maintenance = _create = _drop = ""
+
+
+class PostgreSQLServer(_DatabaseServer):
+    """A PostgreSQL server of this run."""
+
+    _scheme, _options, _maintenance = "postgresql+psycopg", "", "postgres"
+    _create = 'CREATE DATABASE "{}"'
+    _drop = 'DROP DATABASE IF EXISTS "{}" WITH (FORCE)'
+
+    def execute(self, statement: str) -> list[tuple[Any, ...]]:
+        import psycopg
+
+        login = {"user": self.info["user"], "password": self.info["password"], "dbname": self._maintenance}
+        with psycopg.connect(host="127.0.0.1", port=self.port, autocommit=True, **login) as connection:
+            cursor = connection.execute(statement.encode())
+            return cursor.fetchall() if cursor.description else []
+
+
+class MariaDBServer(_DatabaseServer):
+    """A MariaDB server of this run."""
+
+    _scheme, _options, _maintenance = "mysql+pymysql", "?charset=utf8mb4", "mysql"
+    _create = "CREATE DATABASE `{}` CHARACTER SET utf8mb4"
+    _drop = "DROP DATABASE IF EXISTS `{}`"
+
+    def execute(self, statement: str) -> list[tuple[Any, ...]]:
+        import pymysql
+
+        login = {"user": self.info["user"], "password": self.info["password"], "database": self._maintenance}
+        connection = pymysql.connect(host="127.0.0.1", port=self.port, autocommit=True, **login)
+        with contextlib.closing(connection), connection.cursor() as cursor:
+            cursor.execute(statement)
+            return list(cursor.fetchall()) if cursor.description else []
+
+
+def _name(kind: str, *, durable: bool, variant: str) -> str:
+    words = [word for word in (variant, "durable" if durable else "") if word]
+    return ":".join([kind, *words])
+
+
+@functools.cache
+def postgresql(*, durable: bool = False, variant: str = "") -> PostgreSQLServer:
+    """The run's PostgreSQL, or with `variant` another one of your own; with `durable` fsync is left on."""
+    require("postgresql")
+    return PostgreSQLServer(_name("postgresql", durable=durable, variant=variant))
+
+
+@functools.cache
+def mariadb(*, durable: bool = False, variant: str = "") -> MariaDBServer:
+    """The run's MariaDB, or with `variant` another one of your own; with `durable` its log is synced at each commit."""
+    require("mariadb")
+    return MariaDBServer(_name("mariadb", durable=durable, variant=variant))

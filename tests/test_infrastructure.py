@@ -1,0 +1,81 @@
+"""The test infrastructure itself: databases are fresh, proxies do what they say, nothing outlives a run."""
+
+import pytest
+import sqlalchemy as sa
+
+from cloudcore.database import metadata
+from tests import services
+from tests.faults import Proxy
+
+THINGS = sa.table("things", sa.column("id", sa.Integer))
+
+
+def test_a_fresh_database_is_empty_and_writable(database):
+    """Each test gets its own."""
+    assert sa.inspect(database.engine).get_table_names() == []
+    metadata.create_all(database.engine, tables=[metadata.tables["operations"]])
+    assert sa.inspect(database.engine).get_table_names() == ["operations"]
+
+
+def test_two_databases_of_one_test_are_two(new_database_url):
+    """Cells are databases of their own."""
+    assert new_database_url() != new_database_url()
+
+
+def _server(dialect):
+    return services.postgresql() if dialect == "postgresql" else services.mariadb()
+
+
+@pytest.fixture
+def through_proxy(database_url, dialect):
+    server = _server(dialect)
+    with Proxy(server.port) as proxy:
+        engine = sa.create_engine(server.url(database_url.rsplit("/", 1)[1].split("?")[0], proxy.port))
+        with engine.begin() as connection:
+            connection.exec_driver_sql("CREATE TABLE things (id INTEGER PRIMARY KEY)")
+        yield proxy, engine
+        proxy.heal()
+        engine.dispose()
+
+
+SERVERS = pytest.mark.parametrize("dialect", ["postgresql", "mariadb"], indirect=True)
+
+
+def _ids(engine):
+    with engine.connect() as connection:
+        return connection.execute(sa.select(THINGS.c.id)).scalars().all()
+
+
+@SERVERS
+def test_cut_before_commit_loses_the_row(through_proxy):
+    """The server never sees the COMMIT."""
+    proxy, engine = through_proxy
+    proxy.cut_when(b"COMMIT")
+    with pytest.raises(sa.exc.OperationalError), engine.begin() as connection:
+        connection.execute(THINGS.insert().values(id=1))
+    proxy.wait_cut()
+    assert _ids(engine) == []
+
+
+@SERVERS
+def test_cut_after_commit_keeps_the_row(through_proxy):
+    """The server has committed, the client cannot know."""
+    proxy, engine = through_proxy
+    proxy.cut_after(b"COMMIT")
+    with pytest.raises(sa.exc.OperationalError), engine.begin() as connection:
+        connection.execute(THINGS.insert().values(id=1))
+    proxy.wait_cut()
+    assert _ids(engine) == [1]
+
+
+@SERVERS
+def test_refused_and_accepted_again(through_proxy):
+    """A server that is away, then back."""
+    proxy, engine = through_proxy
+    proxy.refuse()
+    proxy.cut()
+    engine.dispose()
+    with pytest.raises(sa.exc.OperationalError):
+        _ids(engine)
+    proxy.accept()
+    assert _ids(engine) == []
