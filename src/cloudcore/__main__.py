@@ -1,0 +1,7 @@
+"""``python -m cloudcore``."""
+
+import sys
+
+from cloudcore.cli import main
+
+sys.exit(main())

@@ -1,0 +1,138 @@
+"""What is installed and reachable, what is missing, and the line that mends it: ``cloudcore doctor``."""
+
+from __future__ import annotations
+
+import platform
+from enum import StrEnum
+from functools import partial
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+import attrs
+
+from cloudcore.errors import CloudcoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["Finding", "State", "examine"]
+
+
+class State(StrEnum):
+    """What was found of one part."""
+
+    OK = "ok"
+    MISSING = "missing"  # optional, and not installed
+    UNREACHABLE = "unreachable"  # installed or asked for, and it does not answer
+    BROKEN = "broken"  # needed, and not there
+
+
+@attrs.frozen(kw_only=True)
+class Finding:
+    """One line of the doctor's report.
+
+    Attributes:
+        part: What was looked at.
+        state: What was found.
+        detail: Version, address or error.
+        cure: The command that mends it, where there is one.
+    """
+
+    part: str
+    state: State
+    detail: str
+    cure: str | None = None
+
+
+_CORE = ("attrs", "SQLAlchemy", "sortedcontainers", "networkx", "tenacity", "numpy")
+_EXTRAS = {
+    "libvirt": ("libvirt-python",),
+    "cinder": ("python-cinderclient", "keystoneauth1"),
+    "postgresql": ("psycopg",),
+    "mysql": ("PyMySQL",),
+    "migrations": ("alembic",),
+    "openstack": ("os-traits", "os-resource-classes"),
+    "rich": ("rich",),
+    "brick": ("os-brick",),
+}
+_NEEDS = {"libvirt": " (after: apt-get install libvirt-dev pkg-config gcc python3-dev)"}
+
+
+def examine(
+    *, databases: tuple[str, ...] = (), hypervisors: tuple[str, ...] = (), cinder: str | None = None
+) -> Iterator[Finding]:
+    """Look at this machine, part by part.
+
+    Args:
+        databases: Database URLs to try.
+        hypervisors: libvirt URIs to try, beside ``test:///default`` and ``qemu:///system``.
+        cinder: Address of a Cinder API to try, such as ``http://127.0.0.1:8776``.
+    """
+    yield Finding(part="Python", state=State.OK, detail=platform.python_version())
+    yield Finding(part="cloudcore", state=State.OK, detail=metadata.version("cloudcore"))
+    for name in _CORE:
+        yield _package(name, State.BROKEN, f"pip install {name}")
+    for extra, names in _EXTRAS.items():
+        for name in names:
+            yield _package(name, State.MISSING, f'pip install "cloudcore[{extra}]"{_NEEDS.get(extra, "")}')
+    if _version("libvirt-python") is not None:
+        for uri in dict.fromkeys(("test:///default", "qemu:///system", *hypervisors)):
+            yield _reach(uri, partial(_hypervisor, uri))
+    for url in databases:
+        yield _reach(_masked(url), partial(_database, url))
+    if cinder is not None:
+        yield _reach(cinder, partial(_cinder, cinder))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _package(name: str, otherwise: State, cure: str) -> Finding:
+    version = _version(name)
+    if version is None:
+        return Finding(part=name, state=otherwise, detail="not installed", cure=cure)
+    return Finding(part=name, state=State.OK, detail=version)
+
+
+def _reach(part: str, ask: Callable[[], str]) -> Finding:
+    try:
+        return Finding(part=part, state=State.OK, detail=ask())
+    except CloudcoreError as error:
+        return Finding(part=part, state=State.UNREACHABLE, detail=str(error))
+
+
+def _hypervisor(uri: str) -> str:
+    from cloudcore.hypervisor import LibvirtHypervisor
+
+    with LibvirtHypervisor(uri) as hypervisor:
+        facts = hypervisor.facts()
+        return f"host {hypervisor.host}: {facts.summary()}"
+
+
+def _masked(url: str) -> str:
+    import sqlalchemy as sa
+
+    try:
+        return sa.make_url(url).render_as_string(hide_password=True)
+    except sa.exc.ArgumentError:
+        return "database"
+
+
+def _database(url: str) -> str:
+    from cloudcore.database import Database
+
+    with Database(url) as database:
+        database.ping()
+        version = database.engine.dialect.server_version_info
+        return f"{database.engine.dialect.name} {'.'.join(map(str, version or ()))}"
+
+
+def _cinder(address: str) -> str:
+    from cloudcore.attach.cinder import read_versions
+
+    low, high = read_versions(address)
+    return f"volume API, microversions {low} to {high}"

@@ -1,0 +1,1 @@
+"""The packaged Alembic revisions; run them with :func:`cloudcore.schema.upgrade_schema`."""

@@ -1,0 +1,184 @@
+"""Create, upgrade and check the tables of a database.
+
+Scripts and tests call :func:`create_schema`. Deployments run ``cloudcore schema upgrade --database URL``, which walks
+the packaged Alembic revisions; both give the same tables. The revision is kept in ``cloudcore_alembic_version``, so
+that cloudcore's tables can live beside an application's own.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import sqlalchemy as sa
+
+from cloudcore._extras import require_extra
+from cloudcore.database import Database, metadata, operations
+from cloudcore.errors import InvalidArgument, SchemaMismatch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sqlalchemy.engine import URL, Connection, Engine
+
+__all__ = ["AREAS", "SchemaState", "check_schema", "create_schema", "schema_tables", "upgrade_schema"]
+
+AREAS = ("attach", "listing", "placement")
+"""The areas that keep tables, each in its module ``tables``."""
+
+VERSION_TABLE = "cloudcore_alembic_version"
+
+
+@attrs.frozen(kw_only=True)
+class SchemaState:
+    """What a database holds, compared with this release.
+
+    Attributes:
+        revision: The Alembic revision of the database; None where the tables were made by :func:`create_schema`, or
+            there are none.
+        head: The newest revision that this release knows.
+        differences: One line for each table, column or index that is missing or too many; empty when it fits.
+    """
+
+    revision: str | None
+    head: str
+    differences: tuple[str, ...]
+
+    @property
+    def current(self) -> bool:
+        """The tables are those of this release."""
+        return not self.differences and self.revision in {None, self.head}
+
+
+def schema_tables(areas: Iterable[str] | None = None) -> list[sa.Table]:
+    """The tables of *areas* (of all by default), with the table of operations that each of them needs.
+
+    Raises:
+        InvalidArgument: An area is not one of :data:`AREAS`.
+    """
+    chosen = AREAS if areas is None else tuple(areas)
+    tables = {operations.name: operations}
+    for area in chosen:
+        if area not in AREAS:
+            raise InvalidArgument(f"areas: {area!r} is none of {', '.join(AREAS)}", field="areas", value=area)
+        module = importlib.import_module(f"cloudcore.{area}.tables")
+        tables.update({t.name: t for t in vars(module).values() if isinstance(t, sa.Table) and t.metadata is metadata})
+    return list(tables.values())
+
+
+def create_schema(database: Database | str | URL | Engine, *, areas: Iterable[str] | None = None) -> None:
+    """Create the tables of *areas* (of all by default) that are not there yet.
+
+    A cell needs ``areas=["listing"]`` only. Existing tables are left as they are, whatever their columns.
+
+    Raises:
+        InvalidArgument: An area is unknown.
+        DatabaseUnavailable, DatabaseError: The database could not be reached, or refused.
+    """
+    tables = schema_tables(areas)
+    opened = Database.of(database)
+    try:
+        with opened.write() as connection:
+            metadata.create_all(connection, tables=tables)
+    finally:
+        if opened is not database:
+            opened.close()
+
+
+def upgrade_schema(database: Database | str | URL | Engine, *, revision: str = "head") -> SchemaState:
+    """Bring the tables of every area to *revision*, and return what the database then holds.
+
+    Raises:
+        MissingExtra: Alembic is not installed.
+        SchemaMismatch: The tables were made by :func:`create_schema` and differ from this release, or the database
+            is at a revision that this release does not know.
+    """
+    opened = Database.of(database)
+    try:
+        with opened.write() as connection:
+            _adopt_unversioned(connection)
+            _command("upgrade", connection, revision)
+        return check_schema(opened)
+    finally:
+        if opened is not database:
+            opened.close()
+
+
+def check_schema(database: Database | str | URL | Engine) -> SchemaState:
+    """Compare the database with this release. Reads only.
+
+    Raises:
+        MissingExtra: Alembic is not installed.
+    """
+    opened = Database.of(database)
+    try:
+        with opened.read() as connection:
+            return _compare(connection)
+    finally:
+        if opened is not database:
+            opened.close()
+
+
+def _compare(connection: Connection) -> SchemaState:
+    autogenerate = require_extra("alembic.autogenerate", "migrations")
+    tables = schema_tables()
+    names = {table.name for table in tables}
+
+    def ours(name: str | None, kind: str, parents: dict[str, str | None]) -> bool:
+        return name in names if kind == "table" else parents.get("table_name", name) in names
+
+    context = _context(connection, {"target_metadata": metadata, "include_name": ours, "compare_type": True})
+    found = [_describe(difference) for difference in autogenerate.compare_metadata(context, metadata)]
+    return SchemaState(
+        revision=context.get_current_revision(), head=_script().get_current_head(), differences=tuple(found)
+    )
+
+
+def _describe(difference: Any) -> str:
+    if isinstance(difference, list):
+        return "; ".join(_describe(part) for part in difference)
+    return " ".join(str(part) for part in difference if part is not None)
+
+
+def _adopt_unversioned(connection: Connection) -> None:
+    """Tables made by create_schema have no revision: take them as the newest one if they fit, refuse them if not."""
+    state = _compare(connection)
+    present = set(sa.inspect(connection).get_table_names()) & {table.name for table in schema_tables()}
+    if state.revision is not None or not present:
+        return
+    if state.differences:
+        raise SchemaMismatch(
+            f"tables are there ({', '.join(sorted(present))}) without a revision, and differ from this release: "
+            f"{'; '.join(state.differences[:5])}. Dump, drop and upgrade an empty database, then load the dump",
+            found=None,
+            expected=state.head,
+        )
+    _command("stamp", connection, "head")
+
+
+def _config() -> Any:
+    config = require_extra("alembic.config", "migrations").Config()
+    config.set_main_option("script_location", "cloudcore:migrations")
+    return config
+
+
+def _script() -> Any:
+    return require_extra("alembic.script", "migrations").ScriptDirectory.from_config(_config())
+
+
+def _context(connection: Connection, options: dict[str, Any]) -> Any:
+    migration = require_extra("alembic.migration", "migrations")
+    return migration.MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE, **options})
+
+
+def _command(name: str, connection: Connection, revision: str) -> None:
+    command = require_extra("alembic.command", "migrations")
+    config = _config()
+    config.attributes["connection"] = connection
+    try:
+        getattr(command, name)(config, revision)
+    except require_extra("alembic.util", "migrations").CommandError as error:
+        raise SchemaMismatch(
+            f"{error}: the database is newer than this release, or not cloudcore's", found=None, expected=revision
+        ) from error
