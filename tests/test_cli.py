@@ -1,0 +1,55 @@
+"""The command line says what is there, what is missing, and how to mend it."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from cloudcore import _extras, doctor
+from cloudcore.cli import main
+from cloudcore.errors import MissingExtra
+
+
+def test_doctor_names_every_extra_and_succeeds(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--database", "sqlite://"]) == 0
+    printed = capsys.readouterr().out
+    for name in ("Python", "cloudcore", "SQLAlchemy", "alembic", "sqlite://"):
+        assert name in printed
+
+
+def test_doctor_fails_for_a_database_that_does_not_answer_and_hides_its_password(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["doctor", "--database", "postgresql://me:secret@127.0.0.1:1/none"]) == 1
+    printed = capsys.readouterr().out
+    assert "unreachable" in printed
+    assert "secret" not in printed
+
+
+def test_doctor_names_the_line_that_installs_a_missing_extra(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_version", lambda package: None if package == "rich" else "1")
+    main(["doctor"])
+    assert 'pip install "cloudcore[rich]"' in capsys.readouterr().out
+
+
+def test_a_missing_extra_names_its_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rich", None)
+    with pytest.raises(MissingExtra, match=r'pip install "cloudcore\[rich\]"') as caught:
+        _extras.require_extra("rich", "rich")
+    assert caught.value.extra == "rich"
+
+
+def test_schema_commands_upgrade_and_check(tmp_path: object, capsys: pytest.CaptureFixture[str]) -> None:
+    url = f"sqlite:///{tmp_path}/cloud.db"
+    assert main(["schema", "check", "--database", url]) == 1
+    assert "differs" in capsys.readouterr().out
+    assert main(["schema", "upgrade", "--database", url]) == 0
+    assert main(["schema", "check", "--database", url]) == 0
+
+
+def test_an_error_is_one_line_and_exit_code_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema", "upgrade", "--database", "oracle://somewhere"]) == 1
+    assert capsys.readouterr().err.startswith("cloudcore: oracle: cloudcore knows sqlite")

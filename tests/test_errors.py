@@ -1,0 +1,67 @@
+"""The tree of errors keeps its promises: one root, facts as attributes, picklable, drawn completely."""
+
+from __future__ import annotations
+
+import builtins
+import inspect
+import pickle
+import re
+
+import pytest
+
+from cloudcore import errors
+
+LEAVES = [getattr(errors, name) for name in errors.__all__]
+
+
+def test_every_error_is_exported_and_drawn() -> None:
+    defined = {
+        name for name, value in vars(errors).items() if inspect.isclass(value) and value.__module__ == errors.__name__
+    }
+    drawn = re.findall(r"[├└]── (\w+(?:, \w+)*)", errors.__doc__ or "")
+    names = {name.strip() for line in drawn for name in line.split(",")} | {"CloudcoreError"}
+    assert defined == set(errors.__all__)
+    assert defined == names
+
+
+@pytest.mark.parametrize("leaf", LEAVES, ids=lambda leaf: leaf.__name__)
+def test_facts_survive_pickling_and_default_to_none(leaf: type[errors.CloudcoreError]) -> None:
+    facts = {name: f"value of {name}" for name in leaf._facts}
+    copy = pickle.loads(pickle.dumps(leaf("what failed", **facts)))
+    assert type(copy) is leaf
+    assert str(copy) == "what failed"
+    assert vars(copy) == facts
+    assert all(getattr(leaf("x"), name) is None for name in facts)
+
+
+def test_an_undeclared_fact_is_refused() -> None:
+    with pytest.raises(TypeError, match="ProviderNotFound has no fact providr"):
+        errors.ProviderNotFound("no such provider", providr="cn1")
+
+
+def test_as_fields_leaves_out_what_does_not_apply() -> None:
+    error = errors.CapacityExceeded("full", resource_class="VCPU", asked=4)
+    assert error.as_fields() == {"error": "CapacityExceeded", "message": "full", "resource_class": "VCPU", "asked": 4}
+
+
+@pytest.mark.parametrize(
+    ("leaf", "builtin"),
+    [
+        ("InvalidQuery", "ValueError"),
+        ("CellNotFound", "LookupError"),
+        ("GenerationConflict", "RuntimeError"),
+        ("PolicyDenied", "PermissionError"),
+        ("DeadlineExceeded", "TimeoutError"),
+        ("DatabaseUnavailable", "ConnectionError"),
+        ("MissingExtra", "ImportError"),
+        ("InvariantViolated", "AssertionError"),
+    ],
+)
+def test_leaves_are_also_the_fitting_builtin(leaf: str, builtin: str) -> None:
+    assert issubclass(getattr(errors, leaf), getattr(builtins, builtin))
+
+
+def test_transient_and_permanent_are_told_apart_by_class() -> None:
+    transient = {leaf.__name__ for leaf in LEAVES if issubclass(leaf, errors.Transient)}
+    assert {"DatabaseBusy", "CellUnavailable", "VolumeBusy", "DeadlineExceeded"} < transient
+    assert not transient & {"InvalidQuery", "CapacityExceeded", "OutcomeUnknown", "DatabaseError"}
