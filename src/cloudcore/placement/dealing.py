@@ -1,0 +1,120 @@
+"""Deal alternates to the instances of one request, like cards: round by round, each host once while there are enough.
+
+Taking the head of one sorted list for every instance gives a hundred instances the same few alternates, which then
+fill up together when a rack is lost. Dealing gives each instance its own for as long as the cell has hosts that were
+not selected, prefers hosts in other failure domains than those the instance already has, and only then shares.
+"""
+
+from __future__ import annotations
+
+from heapq import heapify, heappop, heapreplace
+from typing import TYPE_CHECKING
+
+import attrs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["Hand", "Spare", "deal"]
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Spare:
+    """A host that could serve as an alternate.
+
+    Attributes:
+        host: Identity of the host; unique within its cell.
+        domain: Its failure domain (rack, power feed), None where none is known.
+        fits: How many instances of the request it could hold at once, at least 1: it is dealt to no more than that.
+
+    Compared by identity.
+    """
+
+    host: str
+    domain: str | None = None
+    fits: int = 1
+
+
+@attrs.frozen(kw_only=True)
+class Hand:
+    """An instance that is to get alternates: the cell and the failure domain of its primary."""
+
+    cell: str
+    domain: str | None = None
+
+
+def deal(
+    hands: Sequence[Hand], spares: Mapping[str, Sequence[Spare]], *, alternates: int, share: bool = True
+) -> list[tuple[Spare, ...]]:
+    """Give each of *hands* up to *alternates* hosts of its cell.
+
+    The distinct hosts dealt in a cell are as many as there are spares, or as are asked for, whichever is less.
+
+    Args:
+        hands: The instances, in the order in which they were placed.
+        spares: For each cell its hosts that were selected for nobody, best first.
+        alternates: How many each instance may get.
+        share: Whether a host may be dealt to several instances once every host of the cell has been dealt.
+            Under anti-affinity it may not.
+
+    Returns:
+        For each hand its alternates, in the order in which to try them; fewer where the cell has no more.
+    """
+    decks: dict[str, _Deck] = {}
+    dealt: list[list[Spare]] = [[] for _ in hands]
+    for _ in range(alternates):
+        for hand, cards in zip(hands, dealt, strict=True):
+            deck = decks.get(hand.cell)
+            if deck is None:
+                deck = decks[hand.cell] = _Deck(spares.get(hand.cell, ()), share=share)
+            card = deck.draw(hand.domain, cards)
+            if card is not None:
+                cards.append(card)
+    return [tuple(cards) for cards in dealt]
+
+
+class _Deck:
+    """The spares of one cell: a heap of (times dealt, rank) for each failure domain."""
+
+    def __init__(self, spares: Sequence[Spare], *, share: bool) -> None:
+        self._spares = spares
+        self._share = share
+        self._piles: dict[str | None, list[tuple[int, int]]] = {}
+        for rank, spare in enumerate(spares):
+            self._piles.setdefault(spare.domain, []).append((0, rank))  # ascending, hence a heap
+
+    def draw(self, domain: str | None, cards: Sequence[Spare]) -> Spare | None:
+        """Take the host dealt least often, then in a domain that is new to the hand, then of the best rank."""
+        if len(self._piles) == 1:  # no choice of domain: take the head, unless the hand holds it
+            (pile,) = self._piles.values()
+            if pile and self._spares[pile[0][1]] not in cards:
+                return self._take(*pile[0])
+        held = {card.host for card in cards}
+        avoid = {domain, *(card.domain for card in cards)} - {None}
+        best: tuple[int, bool, int] | None = None
+        for pile_domain, pile in self._piles.items():
+            head = self._head(pile, held)
+            if head is not None:
+                key = (head[0], pile_domain in avoid, head[1])
+                best = key if best is None or key < best else best
+        return None if best is None else self._take(best[0], best[2])
+
+    def _head(self, pile: list[tuple[int, int]], held: set[str]) -> tuple[int, int] | None:
+        if not pile or self._spares[pile[0][1]].host not in held:
+            return pile[0] if pile else None
+        return min((card for card in pile if self._spares[card[1]].host not in held), default=None)
+
+    def _take(self, times: int, rank: int) -> Spare:
+        spare = self._spares[rank]
+        pile = self._piles[spare.domain]
+        again = self._share and times + 1 < spare.fits
+        if pile[0] != (times, rank):  # it lay behind hosts that this hand already holds
+            pile.remove((times, rank))
+            if again:
+                pile.append((times + 1, rank))
+            heapify(pile)
+        elif again:
+            heapreplace(pile, (times + 1, rank))
+        else:
+            heappop(pile)
+        return spare
