@@ -3,19 +3,26 @@
 ``inventories.used`` is the sum of the allocations of that provider and class, kept by the ledger in the transaction
 that changes them; ``capacity`` is ``floor((total - reserved) * allocation_ratio)``, kept by whoever writes the
 inventory. Capacity is granted by an UPDATE guarded with ``used + n <= capacity`` and by nothing else.
+
+Ids of providers are never used twice, so that a cached id can be stale but never mean another provider.
 """
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 
-from cloudcore.database import Instant, Text, Uuid, metadata
+from cloudcore.database import Instant, Json, Text, Uuid, metadata
 
 __all__ = [
+    "allocation_history",
     "allocations",
+    "consumer_tombstones",
     "consumers",
     "inventories",
+    "moves",
     "provider_aggregates",
+    "provider_change_slots",
+    "provider_changes",
     "provider_traits",
     "resource_providers",
 ]
@@ -31,6 +38,7 @@ resource_providers = sa.Table(
     sa.Column("parent_id", _BigId, sa.ForeignKey("resource_providers.id"), index=True),
     sa.Column("root_id", _BigId, sa.ForeignKey("resource_providers.id"), index=True),
     sa.Column("generation", sa.BigInteger(), nullable=False),
+    sqlite_autoincrement=True,
 )
 
 inventories = sa.Table(
@@ -47,6 +55,7 @@ inventories = sa.Table(
     sa.Column("capacity", sa.BigInteger(), nullable=False),
     sa.Column("used", sa.BigInteger(), nullable=False, server_default="0"),
     sa.CheckConstraint("used >= 0", name="used_not_negative"),
+    sqlite_with_rowid=False,
 )
 
 provider_traits = sa.Table(
@@ -80,7 +89,7 @@ allocations = sa.Table(
     "allocations",
     metadata,
     sa.Column("consumer_id", _BigId, sa.ForeignKey("consumers.id"), primary_key=True),
-    sa.Column("provider_id", _BigId, sa.ForeignKey("resource_providers.id"), primary_key=True),
+    sa.Column("provider_id", _BigId, primary_key=True),
     sa.Column("resource_class", Text(255), primary_key=True),
     sa.Column("amount", sa.BigInteger(), nullable=False),
     sa.ForeignKeyConstraint(
@@ -88,4 +97,65 @@ allocations = sa.Table(
     ),
     sa.Index("ix_allocations_provider", "provider_id", "resource_class"),
     sa.CheckConstraint("amount > 0", name="amount_positive"),
+    sqlite_with_rowid=False,
 )
+"""Who holds how much. The provider is reached through the inventory: a foreign key of its own would make every claim
+lock the provider's row after its inventories, the other way round from an edit of the provider."""
+
+consumer_tombstones = sa.Table(
+    "consumer_tombstones",
+    metadata,
+    sa.Column("uuid", Uuid(), primary_key=True),
+    sa.Column("created_at", Instant(), nullable=False),
+    sqlite_with_rowid=False,
+)
+"""Consumers that were released for ever: a late claim or a late rollback cannot bring them back."""
+
+moves = sa.Table(
+    "moves",
+    metadata,
+    sa.Column("migration", Uuid(), primary_key=True),
+    sa.Column("instance", Uuid(), nullable=False, index=True),
+    sa.Column("kind", Text(32), nullable=False),
+    sa.Column("state", Text(32), nullable=False),
+    sa.Column("source", Json(), nullable=False),
+    sa.Column("destination", Json(), nullable=False),
+    sa.Column("options", Json(), nullable=False),
+    sa.Column("story", Json(), nullable=False),
+    sa.Column("created_at", Instant(), nullable=False),
+    sa.Column("updated_at", Instant(), nullable=False),
+    sa.Column("expires_at", Instant(), index=True),
+)
+"""One row for each migration, kept after its end: the final state is what refuses a late confirm or revert."""
+
+provider_changes = sa.Table(
+    "provider_changes",
+    metadata,
+    sa.Column("slot", sa.Integer(), primary_key=True, autoincrement=False),
+    sa.Column("position", sa.BigInteger(), primary_key=True, autoincrement=False),
+    sa.Column("provider_id", sa.BigInteger(), primary_key=True, autoincrement=False),
+    sqlite_with_rowid=False,
+)
+"""Which providers changed, in an order that is safe to follow; see ``changes.py``."""
+
+provider_change_slots = sa.Table(
+    "provider_change_slots",
+    metadata,
+    sa.Column("slot", sa.Integer(), primary_key=True, autoincrement=False),
+    sa.Column("position", sa.BigInteger(), nullable=False),
+    sa.Column("pruned", sa.BigInteger(), nullable=False),
+)
+
+allocation_history = sa.Table(
+    "allocation_history",
+    metadata,
+    sa.Column("id", _BigId, primary_key=True, autoincrement=True),
+    sa.Column("consumer", Uuid(), nullable=False),
+    sa.Column("recorded_at", Instant(), nullable=False),
+    sa.Column("event", Text(32), nullable=False),
+    sa.Column("operation_id", Text(64), nullable=False),
+    sa.Column("holdings", Json(), nullable=False),
+    sa.Index(None, "consumer", "id"),
+    sqlite_autoincrement=True,
+)
+"""What each consumer held after each change; append-only, old rows may be pruned."""
