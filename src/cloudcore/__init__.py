@@ -12,14 +12,20 @@ from typing import TYPE_CHECKING
 from cloudcore._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from cloudcore.database import Database, open_engine
     from cloudcore.errors import CloudcoreError
+    from cloudcore.schema import create_schema, upgrade_schema
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
     "CloudcoreError": "cloudcore.errors",
+    "Database": "cloudcore.database",
+    "create_schema": "cloudcore.schema",
+    "open_engine": "cloudcore.database",
+    "upgrade_schema": "cloudcore.schema",
 }
 
-__all__ = ["CloudcoreError", "__version__"]
+__all__ = ["CloudcoreError", "Database", "__version__", "create_schema", "open_engine", "upgrade_schema"]
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
