@@ -4,7 +4,7 @@ A *filter* takes a :class:`HostView` and returns None to let the host pass, or t
 operator can act on. A *weigher* takes a HostView and returns a number: higher is better. Both are plain callables, so
 a lambda is enough::
 
-    selector = HostSelector(tree, ledger, cell_of=cells, filters=[ignore_hosts({"cn7"})], weighers=[(1.0, free("VCPU"))])
+    HostSelector(tree, ledger, cell_of=cells, filters=[ignore_hosts({"cn7"})], weighers=[(1.0, free("VCPU"))])
 
 Weights are scaled to 0..1 over the hosts compared before they are multiplied and added, as in Nova, so that a
 multiplier means the same for cores and for megabytes.
@@ -179,7 +179,7 @@ def packed(resource_classes: Sequence[str] = ("VCPU", "MEMORY_MB")) -> Weigher:
 
 
 def weigh(hosts: Sequence[HostView], weighers: Sequence[tuple[float, Weigher]]) -> list[float]:
-    """The weight of each of *hosts*: the sum of each weigher's values, scaled to 0..1 over *hosts*, times its multiplier."""
+    """The weight of each of *hosts*: every weigher's value, scaled to 0..1 over *hosts*, times its multiplier, added up."""
     weights = [0.0] * len(hosts)
     for multiplier, weigher in weighers:
         values = [weigher(host) for host in hosts]
