@@ -1,0 +1,99 @@
+"""The tables are the same whether scripts create them or deployments upgrade to them, on all three databases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from cloudcore.database import Database, metadata
+from cloudcore.errors import InvalidArgument, SchemaMismatch
+from cloudcore.schema import AREAS, VERSION_TABLE, check_schema, create_schema, schema_tables, upgrade_schema
+
+
+def described(database: Database) -> dict[str, Any]:
+    """Tables with columns, keys, indexes and constraints, as the database itself tells them."""
+    inspector = sa.inspect(database.engine)
+    return {
+        table: {
+            "columns": [
+                (c["name"], str(c["type"]), c["nullable"], str(c.get("default")), getattr(c["type"], "collation", None))
+                for c in inspector.get_columns(table)
+            ],
+            "key": inspector.get_pk_constraint(table)["constrained_columns"],
+            "foreign": sorted(str(sorted(key.items(), key=str)) for key in inspector.get_foreign_keys(table)),
+            "unique": sorted(str((u["name"], u["column_names"])) for u in inspector.get_unique_constraints(table)),
+            "indexes": sorted(str((i["name"], i["column_names"], i["unique"])) for i in inspector.get_indexes(table)),
+            "checks": sorted(str(c["name"]) for c in inspector.get_check_constraints(table)),
+        }
+        for table in inspector.get_table_names()
+        if table != VERSION_TABLE
+    }
+
+
+def test_create_and_upgrade_give_the_same_tables(new_database_url: Callable[[], str]) -> None:
+    with Database(new_database_url()) as created, Database(new_database_url()) as upgraded:
+        create_schema(created)
+        state = upgrade_schema(upgraded)
+        assert state.current, state.differences
+        assert state.revision == state.head
+        assert described(created) == described(upgraded)
+        assert set(described(created)) == {table.name for table in schema_tables()}
+
+
+def test_upgrade_and_create_can_be_repeated(database: Database) -> None:
+    upgrade_schema(database)
+    before = described(database)
+    assert upgrade_schema(database).current
+    create_schema(database)
+    assert described(database) == before
+
+
+def test_tables_of_create_schema_are_adopted_by_upgrade(database: Database) -> None:
+    create_schema(database)
+    assert check_schema(database).revision is None
+    state = upgrade_schema(database)
+    assert state.current
+    assert state.revision == state.head
+
+
+def test_foreign_tables_are_left_alone_and_wrong_ones_refused(sqlite_database: Database) -> None:
+    with sqlite_database.write() as connection:
+        connection.exec_driver_sql("CREATE TABLE users (id INTEGER PRIMARY KEY)")
+    assert upgrade_schema(sqlite_database).current
+    assert "users" in sa.inspect(sqlite_database.engine).get_table_names()
+
+
+def test_tables_that_differ_are_refused_with_the_difference(sqlite_database: Database) -> None:
+    with sqlite_database.write() as connection:
+        connection.exec_driver_sql("CREATE TABLE operations (id INTEGER PRIMARY KEY)")
+    with pytest.raises(SchemaMismatch, match="without a revision, and differ"):
+        upgrade_schema(sqlite_database)
+    assert sa.inspect(sqlite_database.engine).get_table_names() == ["operations"]
+
+
+def test_an_unknown_revision_is_refused(sqlite_database: Database) -> None:
+    upgrade_schema(sqlite_database)
+    with sqlite_database.write() as connection:
+        connection.exec_driver_sql(f"UPDATE {VERSION_TABLE} SET version_num = 'ffff'")
+    with pytest.raises(SchemaMismatch, match="newer than this release"):
+        upgrade_schema(sqlite_database)
+
+
+def test_every_table_belongs_to_an_area() -> None:
+    assert {table.name for table in schema_tables()} == set(metadata.tables)
+
+
+def test_a_cell_gets_its_own_area_only(sqlite_database: Database) -> None:
+    create_schema(sqlite_database, areas=["listing"])
+    names = set(sa.inspect(sqlite_database.engine).get_table_names())
+    assert "instances" in names
+    assert "allocations" not in names
+
+
+def test_an_unknown_area_is_refused_before_any_effect(sqlite_database: Database) -> None:
+    with pytest.raises(InvalidArgument, match=f"'compute' is none of {', '.join(AREAS)}"):
+        create_schema(sqlite_database, areas=["placement", "compute"])
+    assert sa.inspect(sqlite_database.engine).get_table_names() == []
