@@ -179,7 +179,7 @@ def packed(resource_classes: Sequence[str] = ("VCPU", "MEMORY_MB")) -> Weigher:
 
 
 def weigh(hosts: Sequence[HostView], weighers: Sequence[tuple[float, Weigher]]) -> list[float]:
-    """The weight of each of *hosts*: each weigher's value, scaled to 0..1 over *hosts*, times its multiplier, summed."""
+    """The weight of each of *hosts*: the values of *weighers*, scaled to 0..1 over *hosts*, times their multipliers."""
     weights = [0.0] * len(hosts)
     for multiplier, weigher in weighers:
         values = [weigher(host) for host in hosts]
