@@ -27,6 +27,7 @@
     │   ├── InvalidTransition                   not from this state; carries the story of the object
     │   ├── ConstraintViolated                  a database constraint refused the write
     │   ├── ReshapeNeeded                       inventory must move together with its allocations
+    │   ├── WatermarkLost                       placement: the change feed no longer reaches back that far
     │   └── WrongHost                           a step that belongs to another host
     ├── Refused (RuntimeError)                understood and denied
     │   ├── CapacityExceeded                    asked + used > capacity
@@ -120,6 +121,7 @@ __all__ = [
     "VolumeNotFound",
     "VolumeServiceError",
     "VolumeServiceUnavailable",
+    "WatermarkLost",
     "WrongHost",
 ]
 
@@ -322,6 +324,10 @@ class ReshapeNeeded(Conflict):
     """Inventory in use must move between providers or classes; *moves* says what, to be done with its allocations."""
 
     moves: Any
+
+
+class WatermarkLost(Conflict):
+    """The change feed no longer reaches back to a watermark; load everything again, then follow."""
 
 
 class WrongHost(Conflict):
