@@ -16,12 +16,13 @@
     │   └── UnsupportedFeature                  the other side cannot do this at all
     ├── NotFound (LookupError)                the object named is not there
     │   ├── CellNotFound, InstanceNotFound
-    │   ├── ProviderNotFound, ConsumerNotFound, MoveNotFound
+    │   ├── ProviderNotFound, InventoryNotFound, ConsumerNotFound, MoveNotFound
     │   ├── VolumeNotFound, AttachmentNotFound
     │   └── GuestNotFound, DeviceNotFound
     ├── Conflict (RuntimeError)               the state forbids it; read again, then decide
     │   ├── AlreadyExists
     │   ├── InUse
+    │   ├── ConsumerRetired                     placement: a consumer that was released for ever
     │   ├── GenerationConflict                  somebody else wrote first
     │   ├── OperationMismatch                   an operation id used again with other arguments
     │   ├── InvalidTransition                   not from this state; carries the story of the object
@@ -75,6 +76,7 @@ __all__ = [
     "Conflict",
     "ConstraintViolated",
     "ConsumerNotFound",
+    "ConsumerRetired",
     "DatabaseBusy",
     "DatabaseError",
     "DatabaseUnavailable",
@@ -100,6 +102,7 @@ __all__ = [
     "InvalidSelection",
     "InvalidTransition",
     "InvariantViolated",
+    "InventoryNotFound",
     "LimitExceeded",
     "MaxRetriesExceeded",
     "MissingExtra",
@@ -250,6 +253,13 @@ class ProviderNotFound(NotFound):
     """No resource provider of this uuid (or name)."""
 
 
+class InventoryNotFound(NotFound):
+    """The provider has no inventory of this class."""
+
+    provider: str | None
+    resource_class: str | None
+
+
 class ConsumerNotFound(NotFound):
     """No consumer of this uuid holds anything."""
 
@@ -291,6 +301,10 @@ class InUse(Conflict):
     """The object cannot go while others depend on it. *users* counts or names them."""
 
     users: Any
+
+
+class ConsumerRetired(Conflict):
+    """The consumer was released for ever (instance deleted, migration over) and can hold nothing again."""
 
 
 class GenerationConflict(Conflict):

@@ -16,7 +16,6 @@ from cloudcore.database import Instant, Json, Text, Uuid, metadata
 __all__ = [
     "allocation_history",
     "allocations",
-    "consumer_tombstones",
     "consumers",
     "inventories",
     "moves",
@@ -83,7 +82,10 @@ consumers = sa.Table(
     sa.Column("generation", sa.BigInteger(), nullable=False),
     sa.Column("created_at", Instant(), nullable=False),
     sa.Column("expires_at", Instant(), index=True),
+    sa.Column("retired_at", Instant(), index=True),
 )
+"""Who holds something, or (``retired_at`` set) who was released for ever: the unique uuid is what keeps a late claim or
+a late rollback from bringing the dead back. ``expires_at`` is set while a claim is pending."""
 
 allocations = sa.Table(
     "allocations",
@@ -101,15 +103,6 @@ allocations = sa.Table(
 )
 """Who holds how much. The provider is reached through the inventory: a foreign key of its own would make every claim
 lock the provider's row after its inventories, the other way round from an edit of the provider."""
-
-consumer_tombstones = sa.Table(
-    "consumer_tombstones",
-    metadata,
-    sa.Column("uuid", Uuid(), primary_key=True),
-    sa.Column("created_at", Instant(), nullable=False),
-    sqlite_with_rowid=False,
-)
-"""Consumers that were released for ever: a late claim or a late rollback cannot bring them back."""
 
 moves = sa.Table(
     "moves",
