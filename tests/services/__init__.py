@@ -31,19 +31,35 @@ Sharing and breaking
 
 from __future__ import annotations
 
-from tests.services._client import (
-    MariaDBServer,
-    PostgreSQLServer,
-    mariadb,
-    postgresql,
-    require,
+from tests.services._client import MariaDBServer, PostgreSQLServer, mariadb, postgresql, require
+from tests.services._cloud import (
+    PROJECT,
+    CephCluster,
+    CinderService,
+    GuestImage,
+    LibvirtHost,
+    ceph,
+    cinder,
+    guest,
+    libvirt_hosts,
 )
+from tests.services._guest import GuestConsole
 from tests.services._host import ServiceError
 
 __all__ = [
+    "PROJECT",
+    "CephCluster",
+    "CinderService",
+    "GuestConsole",
+    "GuestImage",
+    "LibvirtHost",
     "MariaDBServer",
     "PostgreSQLServer",
     "ServiceError",
+    "ceph",
+    "cinder",
+    "guest",
+    "libvirt_hosts",
     "mariadb",
     "postgresql",
     "require",

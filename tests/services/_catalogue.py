@@ -5,13 +5,15 @@ A name is `KIND` or `KIND:VARIANT`; every name is a server of its own.
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.services import _databases
-from tests.services._host import Ports, ServiceError
+from tests.services import _ceph, _cinder, _databases, _guest, _libvirt
+from tests.services._host import CACHE, Ports, ServiceError, as_root
 
 if TYPE_CHECKING:
     from tests.services._supervisor import Service
@@ -20,23 +22,74 @@ Depend = Callable[[str], dict[str, object]]
 """Starts another service and returns its `info()`."""
 
 
+def _program(name: str) -> bool:
+    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is not None
+
+
+def _module(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+def _rbd_in_cinder() -> bool:
+    return any((CACHE / "cinder" / "venv").glob("lib/python3*/site-packages/rbd.*.so"))
+
+
+_APT = "apt-get install "
+_LIBVIRT_PYTHON = f"{_APT}libvirt-dev gcc pkg-config python3-dev; pip install libvirt-python"
+_NEEDS: dict[str, list[tuple[Callable[[], object], str]]] = {
+    "postgresql": [
+        (_databases.postgresql_binaries, f"{_APT}postgresql"),
+        (lambda: _module("psycopg"), 'pip install "psycopg[binary]"'),
+    ],
+    "mariadb": [
+        (lambda: _databases.mariadb_server() and _program("mariadb-install-db"), f"{_APT}mariadb-server"),
+        (lambda: _module("pymysql"), "pip install PyMySQL"),
+    ],
+    "libvirt": [(lambda: _module("libvirt"), _LIBVIRT_PYTHON)],
+    "qemu": [
+        (lambda: _module("libvirt"), _LIBVIRT_PYTHON),
+        (lambda: Path("/usr/sbin/libvirtd").exists(), f"{_APT}libvirt-daemon libvirt-daemon-driver-qemu"),
+        (lambda: _program("qemu-system-x86_64"), f"{_APT}qemu-system-x86 qemu-utils qemu-block-extra"),
+    ],
+    "ceph": [
+        (lambda: all(map(_program, ("ceph-mon", "ceph-osd", "ceph-mgr"))), f"{_APT}ceph-mon ceph-osd ceph-mgr"),
+        (lambda: all(map(_program, ("ceph", "rbd"))), f"{_APT}ceph-common"),
+    ],
+    "cinder": [
+        (_cinder.installed, "bash scripts/setup cinder"),
+        (lambda: _module("cinderclient"), "pip install python-cinderclient"),
+    ],
+    "rbd": [(_rbd_in_cinder, f"{_APT}python3-rados python3-rbd; bash scripts/setup cinder")],
+    "guest": [(_guest.built, f"{_APT}busybox-static cpio; bash scripts/setup guest")],
+}
+
+
 def missing(kind: str) -> str | None:
-    """What this machine lacks to run such a service, and the line that installs it; None when it is all there."""
-    wants = {
-        "postgresql": [("postgresql", _databases.postgresql_binaries())],
-        "mariadb": [("mariadb-server", _databases.mariadb_server() and shutil.which("mariadb-install-db"))],
-    }
-    if kind not in wants:
-        raise ValueError(f"no such service: {kind}; there are {', '.join(wants)}")
-    packages = [package for package, found in wants[kind] if not found]
-    return f"{kind} is not installed: apt-get install {' '.join(packages)}" if packages else None
+    """What this machine lacks to run such a service, with the lines that install it; None when it is all there.
+
+    `libvirt` is the Python binding (enough for `test:///default`), `qemu` the private hosts, `rbd` Ceph's binding for
+    Cinder.
+    """
+    if kind not in _NEEDS:
+        raise ValueError(f"no such service: {kind}; there are {', '.join(_NEEDS)}")
+    lines = [line for there, line in _NEEDS[kind] if not there()]
+    if kind in {"postgresql", "mariadb", "qemu", "ceph"} and as_root() and not _program("setpriv"):
+        lines.append(f"{_APT}util-linux")
+    return f"{kind} cannot run on this machine; what installs it: {'; '.join(lines)}" if lines else None
 
 
 def create(name: str, folder: Path, ports: Ports, depend: Depend) -> Service:
     """The service of this name, not started."""
     kind, _, variant = name.partition(":")
-    if reason := missing(kind):
-        raise ServiceError(reason)
-    if kind == "postgresql":
-        return _databases.PostgreSQL(folder, ports, durable=variant.endswith("durable"))
-    return _databases.MariaDB(folder, ports, durable=variant.endswith("durable"))
+    makers: dict[str, Callable[[], Service]] = {
+        "postgresql": lambda: _databases.PostgreSQL(folder, ports, durable=variant.endswith("durable")),
+        "mariadb": lambda: _databases.MariaDB(folder, ports, durable=variant.endswith("durable")),
+        "ceph": lambda: _ceph.Ceph(folder, ports),
+        "cinder-file": lambda: _cinder.Cinder(folder, ports, "file", lambda: depend("ceph")),
+        "cinder-rbd": lambda: _cinder.Cinder(folder, ports, "rbd", lambda: depend("ceph")),
+        "host": lambda: _libvirt.LibvirtHost(folder, ports),
+        "guest": lambda: _guest.GuestFiles(folder),
+    }
+    if kind not in makers:
+        raise ServiceError(f"no such service: {name}")
+    return makers[kind]()

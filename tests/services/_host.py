@@ -161,10 +161,14 @@ class Daemon:
                 cwd=self._cwd,
                 start_new_session=True,
             )
+        self.wait(ready, seconds)
+
+    def wait(self, ready: Callable[[], bool], seconds: float) -> None:
+        """Wait until `ready()`; ServiceError as from `start`."""
         deadline = time.monotonic() + seconds
         while not ready():
             if not self.running():
-                raise ServiceError(f"{self.name} ended with {self._process.poll()}:\n{self.tail()}")
+                raise ServiceError(f"{self.name} has ended:\n{self.tail()}")
             if time.monotonic() > deadline:
                 self.stop(signal.SIGKILL)
                 raise ServiceError(f"{self.name} was not ready after {seconds:g} s:\n{self.tail()}")
