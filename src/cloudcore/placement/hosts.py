@@ -22,8 +22,8 @@ from cloudcore._values import require_integer
 from cloudcore.errors import InvalidRequest
 
 __all__ = [
+    "AffinityPolicy",
     "Filter",
-    "GroupPolicy",
     "HostGroup",
     "HostView",
     "Weigher",
@@ -79,7 +79,7 @@ Weigher = Callable[[HostView], float]
 # --- groups ----------------------------------------------------------------------------------------------------------
 
 
-class GroupPolicy(StrEnum):
+class AffinityPolicy(StrEnum):
     """How instances of one group are placed relative to each other."""
 
     AFFINITY = "affinity"  # all on one host
@@ -95,10 +95,10 @@ class HostGroup:
     Attributes:
         policy: How its members are placed relative to each other.
         members: ``{root provider uuid: members}`` already on each host, instances on their way included.
-        max_per_host: For :attr:`GroupPolicy.ANTI_AFFINITY`: members that one host may hold.
+        max_per_host: For :attr:`AffinityPolicy.ANTI_AFFINITY`: members that one host may hold.
     """
 
-    policy: GroupPolicy = attrs.field(converter=GroupPolicy)
+    policy: AffinityPolicy = attrs.field(converter=AffinityPolicy)
     members: Mapping[str, int] = attrs.field(factory=dict)
     max_per_host: int = 1
 
@@ -108,22 +108,22 @@ class HostGroup:
     @property
     def hard(self) -> bool:
         """A placement that breaks the policy is refused, not only disliked."""
-        return self.policy in {GroupPolicy.AFFINITY, GroupPolicy.ANTI_AFFINITY}
+        return self.policy in {AffinityPolicy.AFFINITY, AffinityPolicy.ANTI_AFFINITY}
 
     def refuses(self, root: str, members: Mapping[str, int]) -> str | None:
         """Why *root* may not take one more member while *members* counts those on each host; None if it may."""
         here = members.get(root, 0)
-        if self.policy is GroupPolicy.ANTI_AFFINITY and here >= self.max_per_host:
+        if self.policy is AffinityPolicy.ANTI_AFFINITY and here >= self.max_per_host:
             return f"anti-affinity: holds {here} of at most {self.max_per_host} members of the group"
-        if self.policy is GroupPolicy.AFFINITY and not here and any(members.values()):
+        if self.policy is AffinityPolicy.AFFINITY and not here and any(members.values()):
             return "affinity: the group is on another host"
         return None
 
     def preference(self, root: str, members: Mapping[str, int]) -> float:
         """How much a soft policy likes *root*: higher is better, 0 for hard policies."""
-        if self.policy is GroupPolicy.SOFT_AFFINITY:
+        if self.policy is AffinityPolicy.SOFT_AFFINITY:
             return float(members.get(root, 0))
-        if self.policy is GroupPolicy.SOFT_ANTI_AFFINITY:
+        if self.policy is AffinityPolicy.SOFT_ANTI_AFFINITY:
             return -float(members.get(root, 0))
         return 0.0
 
