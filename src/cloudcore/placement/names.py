@@ -1,0 +1,82 @@
+"""Names of resource classes and traits: the standard ones and ``CUSTOM_`` ones. Pure.
+
+Where the packages ``os-resource-classes`` and ``os-traits`` are installed (extra ``openstack``), a name that is neither
+custom nor standard is refused. Without them every well-formed name passes.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache, lru_cache
+
+from cloudcore._values import require_name
+from cloudcore.errors import InvalidArgument, InvalidProvider
+
+__all__ = ["SHARES_VIA_AGGREGATE", "require_resource_class", "require_trait"]
+
+SHARES_VIA_AGGREGATE = "MISC_SHARES_VIA_AGGREGATE"
+"""The trait of a provider that gives its inventory to every tree with a member in one of its aggregates."""
+
+_CUSTOM = re.compile(r"CUSTOM_[A-Z0-9_]+\Z")
+
+
+@cache
+def _standard_classes() -> frozenset[str] | None:
+    try:
+        import os_resource_classes
+    except ImportError:
+        return None
+    return frozenset(os_resource_classes.STANDARDS)
+
+
+@cache
+def _standard_traits() -> frozenset[str] | None:
+    try:
+        import os_traits
+    except ImportError:
+        return None
+    return frozenset(os_traits.get_traits())
+
+
+@lru_cache(maxsize=4096)
+def _known_class(name: str) -> bool:
+    standard = _standard_classes()
+    return standard is None or name in standard or bool(_CUSTOM.match(name))
+
+
+@lru_cache(maxsize=4096)
+def _known_trait(name: str) -> bool:
+    standard = _standard_traits()
+    return standard is None or name in standard or bool(_CUSTOM.match(name))
+
+
+def require_resource_class(value: str, field: str, error: type[InvalidArgument] = InvalidProvider) -> str:
+    """Return *value* if it names a resource class: a standard one, or ``CUSTOM_`` with ``[A-Z0-9_]``, 255 at most.
+
+    Raises:
+        InvalidProvider: It does not (or the subclass given as *error*).
+    """
+    require_name(value, field, error)
+    if not _known_class(value):
+        raise error(
+            f"{field}: {value} is no standard resource class (os-resource-classes) and does not begin with CUSTOM_",
+            field=field,
+            value=value,
+        )
+    return value
+
+
+def require_trait(value: str, field: str, error: type[InvalidArgument] = InvalidProvider) -> str:
+    """Return *value* if it names a trait: a standard one, or ``CUSTOM_`` with ``[A-Z0-9_]``, 255 at most.
+
+    Raises:
+        InvalidProvider: It does not (or the subclass given as *error*).
+    """
+    require_name(value, field, error)
+    if not _known_trait(value):
+        raise error(
+            f"{field}: {value} is no standard trait (os-traits) and does not begin with CUSTOM_",
+            field=field,
+            value=value,
+        )
+    return value
