@@ -1,0 +1,507 @@
+"""Volumes of a real Cinder, through its attachments API."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+from urllib.parse import urlencode
+
+import attrs
+import tenacity
+
+from cloudcore._values import normalise_uuid, require_integer
+from cloudcore.attach.cinder_http import Http, noauth_session
+from cloudcore.attach.cinder_rules import (
+    BUSY,
+    GIB,
+    PASSING,
+    Call,
+    Effect,
+    features_of,
+    negotiate,
+    read_attachment,
+    read_volume,
+)
+from cloudcore.attach.volumes import AttachmentStatus
+from cloudcore.errors import (
+    AttachmentNotFound,
+    CloudcoreError,
+    Conflict,
+    InUse,
+    InvalidArgument,
+    OutcomeUnknown,
+    UnsupportedFeature,
+    VolumeBusy,
+    VolumeNotFound,
+    VolumeServiceError,
+    VolumeServiceUnavailable,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from keystoneauth1.plugin import BaseAuthPlugin
+    from keystoneauth1.session import Session
+
+    from cloudcore.attach.volumes import AttachMode, Connector, Volume, VolumeAttachment, VolumeFeatures
+
+__all__ = ["CinderVolumes"]
+
+log = logging.getLogger("cloudcore.attach.cinder")
+
+Answer = TypeVar("Answer")
+
+RESTARTS = 5
+"""How often a listing may lose the row that marks its place before it gives up."""
+
+
+class CinderVolumes:
+    """A volume service that is a Cinder: implements :class:`~cloudcore.attach.volumes.VolumeService`.
+
+    ::
+
+        with CinderVolumes(session, service_auth=plugin) as volumes:
+            manager = AttachmentManager(engine, volumes=volumes, hypervisor=...)
+
+    Nothing is sent before the first call; that call also negotiates the microversion, once. Needs the extra
+    ``cinder``. May be shared between threads.
+
+    What is repeated here: whatever only reads; and ``update``, ``complete``, ``delete``, ``extend`` and
+    ``delete_volume``, which have the same effect twice as once. ``reserve`` and ``create`` are sent once (again only if
+    no connection came about at all), since each success is one more record: look with :meth:`attachments` instead.
+
+    Deleting what is attached needs the role ``service``: Cinder refuses it to plain users, because a user who removes
+    a record while a host still has the device opens the next volume at that address to it (CVE-2023-2088). Hence
+    *service_auth*. A Cinder without Keystone (``auth_strategy = noauth``) believes a header, which is sent instead.
+
+    Args:
+        session: keystoneauth's session: of a user whom no tenant can act as, who owns the volumes or is an admin.
+        service_auth: Plugin of the service account; its token goes along with every delete.
+        microversion: Upper bound for the version spoken; None for the newest that both sides know, at most 3.71.
+        timeout: Seconds for one request. More than Cinder's ``rpc_response_timeout`` (60 s by default), so that its
+            verdict is heard.
+        deadline: Seconds for one call of this class, with all its repetitions.
+        attempts: How often, at most, a request that may be repeated is made.
+        all_projects: Look at the attachments of every project (an admin's session only).
+        page_size: Rows asked for at a time by :meth:`attachments`.
+        clock: Monotonic seconds.
+        sleep: Waits between repetitions.
+        client_options: For ``cinderclient.client.Client``: ``region_name``, ``service_type``, ``endpoint_type``,
+            ``os_endpoint``, ...
+
+    Raises:
+        MissingExtra: python-cinderclient is not installed.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        *,
+        service_auth: BaseAuthPlugin | None = None,
+        microversion: str | None = None,
+        timeout: float = 75.0,
+        deadline: float = 240.0,
+        attempts: int = 4,
+        all_projects: bool = False,
+        page_size: int = 500,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        **client_options: Any,
+    ) -> None:
+        for name, value in (("timeout", timeout), ("deadline", deadline)):
+            if not value > 0:
+                raise InvalidArgument(f"{name}: {value!r} is not above 0", field=name, value=value)
+        self._attempts = require_integer(attempts, "attempts", minimum=1)
+        self._page_size = require_integer(page_size, "page_size", minimum=1)
+        self._http = Http(session, timeout=timeout, service_auth=service_auth, clock=clock, **client_options)
+        self._deadline = deadline
+        self._wanted = microversion
+        self._all_projects = all_projects
+        self._clock = clock
+        self._sleep = sleep
+        self._spoken: tuple[Any, VolumeFeatures] | None = None
+        self._own: Session | None = None
+
+    @classmethod
+    def noauth(cls, endpoint: str, *, project_id: str, user_id: str = "cloudcore", **options: Any) -> Self:
+        """Volumes of a Cinder that runs without Keystone.
+
+        Args:
+            endpoint: Such as ``"http://127.0.0.1:8776/v3"``, without a project.
+            project_id: 32 hexadecimal digits; Cinder answers 404 to anything else.
+            user_id: Any name.
+            options: As for the class.
+        """
+        project = normalise_uuid(project_id, "project_id").replace("-", "")
+        session = noauth_session(endpoint, user_id=user_id, project_id=project)
+        volumes = cls(session, **options)
+        volumes._own = session
+        return volumes
+
+    # ------------------------------------------------------------------------------------------------------- life
+
+    def close(self) -> None:
+        """Give back the connections of a session made by :meth:`noauth`. One that was passed in stays open."""
+        if self._own is not None:
+            self._own.session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -------------------------------------------------------------------------------------------------- negotiation
+
+    def features(self) -> VolumeFeatures:
+        """What the service can do. Asked once, then remembered.
+
+        Raises:
+            UnsupportedFeature: The service is older than attachments (3.27), or than the bound allows.
+            VolumeServiceUnavailable: It does not answer.
+        """
+        return self._speak()[1]
+
+    def _speak(self) -> tuple[Any, VolumeFeatures]:
+        """The client of the negotiated version. Two threads may both negotiate; they come to the same result."""
+        spoken = self._spoken
+        if spoken is None:
+            asking = self._http.client("3.0")
+            ranges = self._repeat(Call("negotiation", Effect.NONE), asking.services.server_api_version, _version_ranges)
+            if not ranges:
+                raise UnsupportedFeature("the volume service speaks no version 3", needed="3.27", available=None)
+            version = negotiate(*ranges[0], self._wanted)
+            spoken = self._spoken = (self._http.client(version), features_of(version))
+            log.info("volume service speaks %s", version, extra={"microversion": version})
+        return spoken
+
+    # ------------------------------------------------------------------------------------------------------ sending
+
+    def _call(
+        self,
+        call: Call,
+        request: Callable[[Any], Any],
+        read: Callable[[Any], Answer],
+        *,
+        probe: Callable[[], Answer | None] | None = None,
+    ) -> Answer:
+        """Make a request of the negotiated client, again after failures that allow it."""
+        client, _ = self._speak()
+        return self._repeat(call, lambda: request(client), read, probe=probe)
+
+    def _repeat(
+        self,
+        call: Call,
+        request: Callable[[], Any],
+        read: Callable[[Any], Answer],
+        *,
+        probe: Callable[[], Answer | None] | None = None,
+    ) -> Answer:
+        """Send it, again after failures that allow it, until attempts or time are over.
+
+        Once an answer has been lost, no later failure can prove that nothing happened: the end is OutcomeUnknown then.
+
+        Args:
+            call: What it is.
+            request: Makes the request.
+            read: Reads the answer.
+            probe: Asked, after a lost answer, whether the call has had its effect; what it returns is the answer.
+        """
+        until = self._clock() + self._deadline
+        lost: OutcomeUnknown | None = None
+        for attempt in self._attempts_of(call, until):
+            with attempt:
+                try:
+                    if lost and probe and (found := probe()) is not None:
+                        return found
+                    return self._http.send(call, request, read, until=until, service=call.name == "delete")
+                except OutcomeUnknown as error:
+                    lost = error
+                    raise
+                except VolumeServiceUnavailable:
+                    if lost is None:
+                        raise
+                    raise lost from None
+                except Conflict:
+                    if lost and probe and (found := probe()) is not None:
+                        return found  # refused because the lost request had been carried out
+                    raise
+        raise AssertionError("tenacity ends with the last error")
+
+    def _attempts_of(self, call: Call, until: float) -> Iterator[tenacity.AttemptManager]:
+        again: tuple[type[CloudcoreError], ...] = (VolumeServiceUnavailable,)
+        if call.effect is not Effect.ONCE:
+            again = (VolumeServiceUnavailable, OutcomeUnknown)
+        yield from tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(again),
+            stop=lambda state: state.attempt_number >= self._attempts or self._clock() >= until,
+            wait=_pause,
+            sleep=self._sleep,
+            before_sleep=lambda state: _log_repetition(call, state),
+            reraise=True,
+        )
+
+    # ------------------------------------------------------------------------------------------------------ volumes
+
+    def volume(self, volume_id: str) -> Volume:
+        """As :meth:`VolumeService.volume <cloudcore.attach.volumes.VolumeService.volume>`."""
+        volume_id = normalise_uuid(volume_id, "volume_id")
+        return self._volume(volume_id, read_volume)
+
+    def attached_hosts(self, volume_id: str) -> Mapping[str, str]:
+        """Attachment → compute host, of those that are complete. Cinder tells this to admins and services alone.
+
+        Returns:
+            Empty for anybody else.
+
+        Raises:
+            VolumeNotFound, VolumeServiceUnavailable, VolumeServiceError: As :meth:`volume`.
+        """
+        volume_id = normalise_uuid(volume_id, "volume_id")
+        return self._volume(
+            volume_id,
+            lambda body, _: {
+                row["attachment_id"]: row["host_name"] for row in body["attachments"] if row.get("host_name")
+            },
+        )
+
+    def _volume(self, volume_id: str, read: Callable[[Mapping[str, Any], VolumeFeatures], Answer]) -> Answer:
+        _, features = self._speak()
+        return self._call(
+            Call("show", Effect.NONE, volume_id=volume_id),
+            lambda client: client.volumes.get(volume_id),
+            lambda answer: read(answer.to_dict(), features),
+        )
+
+    def extend(self, volume_id: str, size: int) -> Volume:
+        """As :meth:`VolumeService.extend <cloudcore.attach.volumes.VolumeService.extend>`; rounded up to whole GiB."""
+        volume_id = normalise_uuid(volume_id, "volume_id")
+        gib = -(-require_integer(size, "size", minimum=1, maximum=2**63 - 1) // GIB)
+        before = self.volume(volume_id)
+        if before.size > gib * GIB:
+            raise InvalidArgument(
+                f"volume {volume_id} has {before.size} bytes and cannot shrink to {size}", field="size", value=size
+            )
+        asked = False
+
+        def step() -> Volume | None:
+            nonlocal asked
+            volume = self.volume(volume_id)
+            if volume.size >= gib * GIB and volume.status != "extending":
+                return volume
+            if volume.status.startswith("error") or (asked and volume.status != "extending"):
+                raise Conflict(
+                    f"volume {volume_id} did not grow to {gib} GiB; it is {volume.status}", identifier=volume_id
+                )
+            asked = asked or volume.status == "extending" or self._ask_to_extend(volume, gib)
+            return None
+
+        if grown := self._watch(step):
+            return grown
+        raise OutcomeUnknown(f"extend of volume {volume_id} to {gib} GiB: not done after {self._deadline:g} s")
+
+    def _ask_to_extend(self, volume: Volume, gib: int) -> bool:
+        """Ask once; False if the answer was lost. Cinder marks the volume before it answers, so a look will tell."""
+        if volume.status == "in-use" and not self.features().extend_in_use:
+            raise UnsupportedFeature(
+                f"volume {volume.id} is in use; growing it needs microversion 3.42",
+                needed="3.42",
+                available=self.features().microversion,
+            )
+        call = Call("extend", Effect.ONCE, volume_id=volume.id)
+        try:
+            self._call(call, lambda client: client.volumes.extend(volume.id, gib), _nothing)
+        except OutcomeUnknown:
+            log.warning("volume %s: the answer to extend was lost; looking", volume.id)
+            return False
+        log.info("volume %s extends to %d GiB", volume.id, gib)
+        return True
+
+    def _watch(self, step: Callable[[], Answer | None]) -> Answer | None:
+        """Repeat *step* until it returns something, None if it does not in time."""
+        until = self._clock() + self._deadline
+        outcome: Answer | None = tenacity.Retrying(
+            retry=tenacity.retry_if_result(lambda result: result is None),
+            stop=lambda _: self._clock() >= until,
+            wait=tenacity.wait_exponential_jitter(initial=0.05, max=2.0, jitter=0.05),
+            sleep=self._sleep,
+            retry_error_callback=lambda _: None,
+        )(step)
+        return outcome
+
+    def delete_volume(self, volume_id: str) -> None:
+        """As :meth:`VolumeService.delete_volume <cloudcore.attach.volumes.VolumeService.delete_volume>`."""
+        volume_id = normalise_uuid(volume_id, "volume_id")
+        call = Call("delete volume", Effect.SAME, volume_id=volume_id)
+        try:
+            self._call(call, lambda client: client.volumes.delete(volume_id), _nothing)
+        except VolumeNotFound:
+            return
+        except Conflict as refusal:
+            self._why_not_deleted(volume_id, refusal)
+        log.info("volume %s deleted", volume_id)
+
+    def _why_not_deleted(self, volume_id: str, refusal: Conflict) -> None:
+        """Cinder has one text for a dozen reasons not to delete; look which one it is."""
+        try:
+            volume = self.volume(volume_id)
+        except VolumeNotFound:
+            return
+        if volume.status == "deleting":
+            return
+        if users := self.attachments(volume_id=volume_id):
+            raise InUse(
+                f"volume {volume_id} has {len(users)} attachments", identifier=volume_id, users=len(users)
+            ) from refusal
+        if volume.status in BUSY | PASSING:
+            raise VolumeBusy(f"volume {volume_id} is {volume.status}", identifier=volume_id) from refusal
+        raise refusal
+
+    # -------------------------------------------------------------------------------------------------- attachments
+
+    def reserve(self, volume_id: str, instance_id: str, *, mode: AttachMode = "rw") -> VolumeAttachment:
+        """As :meth:`VolumeService.reserve <cloudcore.attach.volumes.VolumeService.reserve>`."""
+        return self._create("reserve", volume_id, instance_id, None, mode)
+
+    def create(
+        self, volume_id: str, instance_id: str, connector: Connector, *, mode: AttachMode = "rw"
+    ) -> VolumeAttachment:
+        """As :meth:`VolumeService.create <cloudcore.attach.volumes.VolumeService.create>`."""
+        return self._look_again(self._create("create", volume_id, instance_id, connector.as_cinder(), mode))
+
+    def _create(
+        self, name: str, volume_id: str, instance_id: str, connector: dict[str, Any] | None, mode: AttachMode
+    ) -> VolumeAttachment:
+        volume_id = normalise_uuid(volume_id, "volume_id")
+        instance_id = normalise_uuid(instance_id, "instance_id")
+        if mode not in ("rw", "ro"):
+            raise InvalidArgument(f"mode: {mode!r} is neither rw nor ro", field="mode", value=mode)
+        made = self._call(
+            Call(name, Effect.ONCE, volume_id=volume_id),
+            lambda client: client.attachments.create(volume_id, connector, instance_id, mode=mode),
+            read_attachment,
+        )
+        fields = {"volume": volume_id, "instance": instance_id, "attachment": made.id}
+        log.info("%s: volume %s, instance %s, attachment %s", name, volume_id, instance_id, made.id, extra=fields)
+        return made
+
+    def update(self, attachment_id: str, connector: Connector) -> VolumeAttachment:
+        """As :meth:`VolumeService.update <cloudcore.attach.volumes.VolumeService.update>`.
+
+        After a lost answer the record is looked at before the request is repeated: one that has got its connection
+        meanwhile is the answer, and repeating would be refused where the volume has another record.
+        """
+        attachment_id = normalise_uuid(attachment_id, "attachment_id")
+        mapped = self._call(
+            Call("update", Effect.SAME, attachment_id=attachment_id),
+            lambda client: client.attachments.update(attachment_id, connector.as_cinder()),
+            lambda answer: read_attachment(answer.to_dict()),
+            probe=lambda: self._mapped(attachment_id),
+        )
+        log.info("attachment %s mapped to host %s", attachment_id, connector.host)
+        return self._look_again(mapped)
+
+    def _mapped(self, attachment_id: str) -> VolumeAttachment | None:
+        """The record, if it has its connection; it never has while the backend is still at work."""
+        found = self.attachment(attachment_id)
+        return found if found.connection is not None and found.status is AttachmentStatus.ATTACHING else None
+
+    def _look_again(self, answered: VolumeAttachment) -> VolumeAttachment:
+        """Cinder's answer to create and update shows the status from before the call: read it again.
+
+        If that cannot be read the answer itself still proves that the record is there and mapped.
+        """
+        try:
+            return self.attachment(answered.id)
+        except (VolumeServiceUnavailable, VolumeServiceError):
+            return attrs.evolve(answered, status=AttachmentStatus.ATTACHING)
+
+    def complete(self, attachment_id: str) -> None:
+        """As :meth:`VolumeService.complete <cloudcore.attach.volumes.VolumeService.complete>`."""
+        attachment_id = normalise_uuid(attachment_id, "attachment_id")
+        if not self.features().complete:
+            return
+        call = Call("complete", Effect.SAME, attachment_id=attachment_id)
+        self._call(call, lambda client: client.attachments.complete(attachment_id), _nothing)
+        log.info("attachment %s complete", attachment_id)
+
+    def attachment(self, attachment_id: str) -> VolumeAttachment:
+        """As :meth:`VolumeService.attachment <cloudcore.attach.volumes.VolumeService.attachment>`."""
+        attachment_id = normalise_uuid(attachment_id, "attachment_id")
+        return self._call(
+            Call("show", Effect.NONE, attachment_id=attachment_id),
+            lambda client: client.attachments.show(attachment_id),
+            lambda answer: read_attachment(answer.to_dict()),
+        )
+
+    def delete(self, attachment_id: str) -> None:
+        """As :meth:`VolumeService.delete <cloudcore.attach.volumes.VolumeService.delete>`."""
+        attachment_id = normalise_uuid(attachment_id, "attachment_id")
+        call = Call("delete", Effect.SAME, attachment_id=attachment_id)
+        try:
+            self._call(call, lambda client: client.attachments.delete(attachment_id), _nothing)
+        except AttachmentNotFound:
+            return
+        log.info("attachment %s deleted", attachment_id)
+
+    def attachments(
+        self, *, volume_id: str | None = None, instance_id: str | None = None
+    ) -> tuple[VolumeAttachment, ...]:
+        """As :meth:`VolumeService.attachments <cloudcore.attach.volumes.VolumeService.attachments>`.
+
+        Newest first. A row that exists throughout is returned once, whatever is made or deleted meanwhile: if the row
+        that marks the place is deleted, the walk starts again.
+        """
+        filters = {
+            "volume_id": volume_id and normalise_uuid(volume_id, "volume_id"),
+            "instance_id": instance_id and normalise_uuid(instance_id, "instance_id"),
+            "all_tenants": "1" if self._all_projects else None,
+        }
+        query = {name: value for name, value in filters.items() if value}
+        for _ in range(RESTARTS):
+            try:
+                return tuple({row.id: row for row in self._walk(query)}.values())
+            except AttachmentNotFound:
+                continue
+        raise VolumeServiceUnavailable(f"attachments change faster than they can be listed ({RESTARTS} tries)")
+
+    def _walk(self, query: Mapping[str, str]) -> Iterator[VolumeAttachment]:
+        """Row by row, page by page, to the first empty page: Cinder may give less than a page that is not the last."""
+        marker: str | None = None
+        while page := self._page(query, marker):
+            yield from page
+            marker = page[-1].id
+
+    def _page(self, query: Mapping[str, str], marker: str | None) -> list[VolumeAttachment]:
+        """One page. Not by ``attachments.list``: that writes a cache file for the shell, one for all threads."""
+        position = {"limit": str(self._page_size), **({"marker": marker} if marker else {})}
+        url = f"/attachments?{urlencode({**query, **position})}"
+        return self._call(
+            Call("list", Effect.NONE, attachment_id=marker),
+            lambda client: client.client.get(url),
+            lambda answer: [read_attachment(row) for row in answer[1]["attachments"]],
+        )
+
+
+def _nothing(_: Any) -> None:
+    """For answers without content of interest."""
+
+
+def _version_ranges(versions: Any) -> list[tuple[str, str]]:
+    """The (oldest, newest) of each major version 3 that the service offers; there is one."""
+    return [(entry.min_version, entry.version) for entry in versions if entry.version.startswith("3.")]
+
+
+_backoff = tenacity.wait_exponential_jitter(initial=0.1, max=5.0, jitter=0.1)
+
+
+def _pause(state: tenacity.RetryCallState) -> float:
+    """Growing pauses; longer where the service says how long."""
+    error = state.outcome.exception() if state.outcome else None
+    return max(_backoff(state), getattr(error, "retry_after", None) or 0.0)
+
+
+def _log_repetition(call: Call, state: tenacity.RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    log.warning("attempt %d failed, repeating: %s", state.attempt_number, error, extra={"call": call.name})
