@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import copy
 import time
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -55,27 +56,23 @@ class _Sending:
 _sending: contextvars.ContextVar[_Sending] = contextvars.ContextVar("cloudcore_cinder_sending")
 
 
-class _Session:
-    """The user's session, with a time limit and extra headers for each call, and without its log of bodies.
+def _bounded(session: Any, *, timeout: float, clock: Callable[[], float]) -> Any:
+    """The same session, with a time limit and extra headers for each call, and without its log of answers.
 
-    keystoneauth logs every answer at DEBUG; those of the attachments API hold the keys to storage.
+    keystoneauth logs every answer at DEBUG; those of the attachments API hold the keys to storage. The connections,
+    the login and its renewal are shared with the original.
     """
+    view = copy.copy(session)
 
-    def __init__(self, session: Any, *, timeout: float, clock: Callable[[], float]) -> None:
-        self._session = session
-        self._timeout = timeout
-        self._clock = clock
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._session, name)
-
-    def request(self, url: str, method: str, **options: Any) -> Any:
-        """As keystoneauth's."""
+    def request(url: str, method: str, **options: Any) -> Any:
         sending = _sending.get()
         options["headers"] = {**(options.get("headers") or {}), **sending.headers}
-        options["timeout"] = max(FLOOR, min(self._timeout, sending.until - self._clock()))
+        options["timeout"] = max(FLOOR, min(timeout, sending.until - clock()))
         options["log"] = False
-        return self._session.request(url, method, **options)
+        return session.request(url, method, **options)
+
+    view.request = request
+    return view
 
 
 def is_noauth(session: Any) -> bool:
@@ -118,7 +115,7 @@ class Http:
         self._refused: type[Exception] = require_extra("cinderclient.exceptions", "cinder").ClientException
         self._failures = require_extra("keystoneauth1.exceptions", "cinder")
         self._original = session
-        self._session = _Session(session, timeout=timeout, clock=clock)
+        self._session = _bounded(session, timeout=timeout, clock=clock)
         self._service_auth = service_auth
         self._noauth = is_noauth(session)
         self._options = client_options

@@ -158,14 +158,16 @@ def read_attachment(body: Mapping[str, Any]) -> VolumeAttachment:
     """
     mode = body.get("attach_mode")
     info = body.get("connection_info")
+    status = AttachmentStatus(body["status"])
     return VolumeAttachment(
         id=body["id"],
         volume_id=body["volume_id"],
         instance_id=body.get("instance"),
-        status=AttachmentStatus(body["status"]),
+        status=status,
         mode=mode if mode in ("rw", "ro") else None,  # "null", as text, where none was given
         connection=ConnectionInfo.from_cinder(info) if info else None,
-        attached_at=_instant(body.get("attached_at")),
+        # Cinder notes this instant when it maps the volume already.
+        attached_at=_instant(body.get("attached_at")) if status is AttachmentStatus.ATTACHED else None,
     )
 
 
