@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import copy
 import time
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -57,12 +56,11 @@ _sending: contextvars.ContextVar[_Sending] = contextvars.ContextVar("cloudcore_c
 
 
 def _bounded(session: Any, *, timeout: float, clock: Callable[[], float]) -> Any:
-    """The same session, with a time limit and extra headers for each call, and without its log of answers.
+    """A view of the session with a time limit and extra headers for each call, and without its log of answers.
 
-    keystoneauth logs every answer at DEBUG; those of the attachments API hold the keys to storage. The connections,
-    the login and its renewal are shared with the original.
+    keystoneauth logs every answer at DEBUG; those of the attachments API hold the keys to storage.
     """
-    view = copy.copy(session)
+    view = require_extra("keystoneauth1.adapter", "cinder").Adapter(session)
 
     def request(url: str, method: str, **options: Any) -> Any:
         sending = _sending.get()
