@@ -1,1 +1,40 @@
-"""See the package's documentation."""
+"""Compute hosts: their guests' disks, and what they are as resource providers.
+
+* :class:`Hypervisor` is the interface; :class:`LibvirtHypervisor` and :class:`MemoryHypervisor` fulfil it.
+* :class:`HostFacts` says what a host is; :func:`build_tree` makes of it the provider tree that it should have, under a
+  :class:`HostPolicy`; :func:`diff` compares with what is there; :func:`explain` says which fact gave which number.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cloudcore._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from cloudcore.hypervisor.facts import HostFacts
+    from cloudcore.hypervisor.policy import DeviceRule, HostPolicy, VgpuRule
+    from cloudcore.hypervisor.tree import build_tree
+    from cloudcore.hypervisor.values import CurrentTree, DesiredTree
+
+_EXPORTS = {
+    "CurrentTree": "cloudcore.hypervisor.values",
+    "DesiredTree": "cloudcore.hypervisor.values",
+    "DeviceRule": "cloudcore.hypervisor.policy",
+    "HostFacts": "cloudcore.hypervisor.facts",
+    "HostPolicy": "cloudcore.hypervisor.policy",
+    "VgpuRule": "cloudcore.hypervisor.policy",
+    "build_tree": "cloudcore.hypervisor.tree",
+}
+
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
+
+__all__ = [
+    "CurrentTree",
+    "DesiredTree",
+    "DeviceRule",
+    "HostFacts",
+    "HostPolicy",
+    "VgpuRule",
+    "build_tree",
+]

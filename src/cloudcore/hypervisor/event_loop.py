@@ -1,0 +1,88 @@
+"""libvirt's event loop, in a thread, while anyone needs it.
+
+libvirt has one event loop for a process, so this is the one thing here that is per process: the loop is registered when
+the first user comes, and the thread runs until the last one leaves. A process that runs a loop of its own (libvirt's
+default one or libvirtaio) does not use this module.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any
+
+from cloudcore._extras import require_extra
+
+__all__ = ["EventLoop"]
+
+_log = logging.getLogger(__name__)
+
+
+class EventLoop:
+    """A share in the process's event loop: ``start()`` before the first connection is opened, ``stop()`` at the end."""
+
+    _guard = threading.Lock()
+    _users = 0
+    _registered = False
+    _thread: threading.Thread | None = None
+    _stopping: threading.Event | None = None
+
+    def __init__(self) -> None:
+        self._started = False
+
+    def start(self) -> None:
+        """Have the loop run. Repeated calls do nothing."""
+        libvirt = require_extra("libvirt", "libvirt")
+        with EventLoop._guard:
+            if self._started:
+                return
+            if not EventLoop._registered:
+                libvirt.registerErrorHandler(_silent, None)  # else every error is printed as well as raised
+                libvirt.virEventRegisterDefaultImpl()
+                EventLoop._registered = True
+            if EventLoop._thread is None:
+                EventLoop._stopping = threading.Event()
+                EventLoop._thread = threading.Thread(
+                    target=_run, args=(libvirt, EventLoop._stopping), name="cloudcore libvirt events", daemon=True
+                )
+                EventLoop._thread.start()
+            EventLoop._users += 1
+            self._started = True
+
+    def stop(self) -> None:
+        """Give the share back; the thread ends with the last one. Repeated calls do nothing."""
+        with EventLoop._guard:
+            if not self._started:
+                return
+            self._started = False
+            EventLoop._users -= 1
+            if EventLoop._users:
+                return
+            thread, EventLoop._thread = EventLoop._thread, None
+            if EventLoop._stopping is not None:
+                EventLoop._stopping.set()
+            _wake(require_extra("libvirt", "libvirt"))
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout=5)
+
+
+def _run(libvirt: Any, stopping: threading.Event) -> None:
+    while not stopping.is_set():
+        try:
+            libvirt.virEventRunDefaultImpl()
+        except libvirt.libvirtError as error:
+            _log.warning("libvirt's event loop: %s", error)
+            stopping.wait(0.1)
+
+
+def _wake(libvirt: Any) -> None:
+    """Make the loop return from waiting: a timer that fires at once and removes itself."""
+
+    def fire(timer: int, _: object) -> None:
+        libvirt.virEventRemoveTimeout(timer)
+
+    libvirt.virEventAddTimeout(0, fire, None)
+
+
+def _silent(_: object, __: object) -> None:
+    """Libvirt's errors are raised; they need not be printed."""

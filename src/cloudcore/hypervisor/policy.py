@@ -1,0 +1,184 @@
+"""What an operator wants of a host: sets of CPUs, reserves, ratios, devices to offer."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from cloudcore._values import normalise_uuid, require_integer, require_name, require_text
+from cloudcore.errors import InvalidArgument
+from cloudcore.hypervisor.facts import DeviceFunction, HostDevice
+
+__all__ = ["DeviceRule", "HostPolicy", "VgpuRule", "trait_name"]
+
+Pairs = tuple[tuple[str, float], ...]
+
+
+def trait_name(prefix: str, text: str) -> str:
+    """``trait_name("CUSTOM_PHYSNET", "rack-a.7")`` is ``"CUSTOM_PHYSNET_RACK_A_7"``."""
+    return f"{prefix}_{re.sub(r'[^A-Z0-9_]', '_', text.upper())}"
+
+
+def _pairs(value: Mapping[str, float] | Pairs) -> Pairs:
+    items = value.items() if isinstance(value, Mapping) else value
+    return tuple(sorted((name, float(ratio)) for name, ratio in items))
+
+
+def _names(value: Any) -> frozenset[str]:
+    if isinstance(value, str):
+        raise InvalidArgument(f"traits: expected a set of names, got the text {value!r}", field="traits", value=value)
+    return frozenset(require_name(name, "traits") for name in value)
+
+
+def _positive_ratios(_instance: object, field: attrs.Attribute[Pairs], value: Pairs) -> None:
+    for name, ratio in value:
+        require_name(name, field.name)
+        if not 0 < ratio < float("inf"):
+            raise InvalidArgument(f"{field.name}: {name}: {ratio} is no ratio above 0", field=field.name, value=ratio)
+
+
+def _not_negative(_instance: object, field: attrs.Attribute[Any], value: int | None) -> None:
+    if value is not None:
+        require_integer(value, field.name, minimum=0)
+
+
+def _class_name(_instance: object, field: attrs.Attribute[Any], value: str | None) -> None:
+    if value is not None:
+        require_name(value, field.name)
+
+
+@attrs.frozen(kw_only=True)
+class DeviceRule:
+    """PCI devices to offer, and as what. Everything that is given must match; the first rule that matches counts.
+
+    Attributes:
+        vendor, product: Four hexadecimal digits; None matches any.
+        address: Pattern such as ``"0000:81:*"``; None matches any.
+        functions: Which parts match. Virtual functions are counted on the provider of their physical function.
+        resource_class: None makes ``CUSTOM_PCI_<vendor>_<product>``; with *physical_network*, virtual functions become
+            ``SRIOV_NET_VF``.
+        physical_network: Name of the network behind it, given as the trait ``CUSTOM_PHYSNET_<name>``.
+        traits: Further traits of the provider.
+        one_time_use: A device is not given out again after its first use.
+        live_migratable: Guests with it can be migrated live.
+    """
+
+    vendor: str | None = None
+    product: str | None = None
+    address: str | None = None
+    functions: frozenset[DeviceFunction] = attrs.field(default=frozenset(DeviceFunction), converter=frozenset)
+    resource_class: str | None = attrs.field(default=None, validator=_class_name)
+    physical_network: str | None = None
+    traits: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
+    one_time_use: bool = False
+    live_migratable: bool = False
+
+    def matches(self, device: HostDevice) -> bool:
+        """Whether the rule speaks of *device*."""
+        return (
+            device.address is not None
+            and device.function in self.functions
+            and self.vendor in {None, device.vendor}
+            and self.product in {None, device.product}
+            and (self.address is None or fnmatch.fnmatchcase(device.address, self.address))
+        )
+
+    def resource_class_of(self, device: HostDevice) -> str:
+        """The class that *device* is offered as."""
+        if self.resource_class is not None:
+            return self.resource_class
+        if self.physical_network is not None and device.function is DeviceFunction.VF:
+            return "SRIOV_NET_VF"
+        kind = "CUSTOM_VDPA" if device.function is DeviceFunction.VDPA else "CUSTOM_PCI"
+        return trait_name(kind, f"{device.vendor or 'unknown'}_{device.product or 'unknown'}")
+
+
+@attrs.frozen(kw_only=True)
+class VgpuRule:
+    """A type of mediated device to offer. A physical GPU offers one type only.
+
+    Attributes:
+        type: libvirt's id of it, such as ``"nvidia-35"``.
+        device: Pattern of address or libvirt name of the GPUs concerned; None matches all that offer the type.
+        maximum: At most so many on this host, dealt to the GPUs in order of name; None is no bound.
+        resource_class: What they are offered as.
+        traits: Further traits of the provider.
+    """
+
+    type: str
+    device: str | None = None
+    maximum: int | None = attrs.field(default=None, validator=_not_negative)
+    resource_class: str = attrs.field(default="VGPU", validator=_class_name)
+    traits: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
+
+    def matches(self, device: HostDevice) -> bool:
+        """Whether *device* is to offer this type."""
+        if self.type not in {kind.id for kind in device.mdev_types}:
+            return False
+        names = [name for name in (device.address, device.name) if name is not None]
+        return self.device is None or any(fnmatch.fnmatchcase(name, self.device) for name in names)
+
+
+def _uuid(value: str | None) -> str | None:
+    return None if value is None else normalise_uuid(value, "uuid")
+
+
+def _cpus(value: Any) -> frozenset[int] | None:
+    return None if value is None else frozenset(value)
+
+
+@attrs.frozen(kw_only=True)
+class HostPolicy:
+    """How a host is to be offered. The default offers every online CPU, all memory and the only local storage pool.
+
+    Attributes:
+        name: Of the root provider; None takes the hypervisor's host name.
+        uuid: Of the root provider; None derives one from the host, the same each time.
+        numa: Cells become providers of CPUs and memory. False puts them on the root, as Nova does.
+        shared_cpus: Offered as ``VCPU``. None is every online CPU, or none when *dedicated_cpus* is given.
+        dedicated_cpus: Offered as ``PCPU``, one guest CPU each.
+        reserved_cpus, reserved_memory_mb, reserved_disk_mb: For the host itself. CPUs and memory are taken from the
+            cells in proportion to their size; disk is rounded up to GB.
+        ratios: Allocation ratios by class that are enforced on each report.
+        initial_ratios: Ratios for inventories that do not exist yet; what an operator changed later stays.
+        disk_pool: Storage pool behind ``DISK_GB``; None takes the only one there is.
+        disk_gb: Instead of a pool, a number.
+        devices: PCI devices to offer; none by default. Offering is a one-way step for devices that get allocated.
+        vgpus: Mediated devices to offer.
+        encryption_guests: Bound for memory-encrypted guests instead of the host's own.
+        traits: Further traits of the root, kept as long as they are listed here.
+    """
+
+    name: str | None = None
+    uuid: str | None = attrs.field(default=None, converter=_uuid)
+    numa: bool = True
+    shared_cpus: frozenset[int] | None = attrs.field(default=None, converter=_cpus)
+    dedicated_cpus: frozenset[int] = attrs.field(default=frozenset(), converter=frozenset)
+    reserved_cpus: int = attrs.field(default=0, validator=_not_negative)
+    reserved_memory_mb: int = attrs.field(default=0, validator=_not_negative)
+    reserved_disk_mb: int = attrs.field(default=0, validator=_not_negative)
+    ratios: Pairs = attrs.field(default=(), converter=_pairs, validator=_positive_ratios)
+    initial_ratios: Pairs = attrs.field(default=(), converter=_pairs, validator=_positive_ratios)
+    disk_pool: str | None = None
+    disk_gb: int | None = attrs.field(default=None, validator=_not_negative)
+    devices: tuple[DeviceRule, ...] = attrs.field(default=(), converter=tuple)
+    vgpus: tuple[VgpuRule, ...] = attrs.field(default=(), converter=tuple)
+    encryption_guests: int | None = attrs.field(default=None, validator=_not_negative)
+    traits: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
+
+    def __attrs_post_init__(self) -> None:
+        if self.name is not None:
+            require_text(self.name, "name", maximum=120)  # names of children are longer, and 200 is the limit
+        both = (self.shared_cpus or frozenset()) & self.dedicated_cpus
+        if both:
+            raise InvalidArgument(
+                f"shared_cpus and dedicated_cpus: CPUs {_listed(both)} are in both", field="shared_cpus", value=both
+            )
+
+
+def _listed(cpus: frozenset[int]) -> str:
+    return ", ".join(map(str, sorted(cpus)))
