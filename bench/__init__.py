@@ -1,0 +1,1 @@
+"""Benchmarks beside peers: `make bench`, or `make bench AREA=listing`."""
