@@ -324,7 +324,7 @@ class CinderVolumes:
         outcome: Answer | None = tenacity.Retrying(
             retry=tenacity.retry_if_result(lambda result: result is None),
             stop=lambda _: self._clock() >= until,
-            wait=tenacity.wait_exponential_jitter(initial=0.05, max=2.0, jitter=0.05),
+            wait=tenacity.wait_exponential(0.05, max=2.0) + tenacity.wait_random(0.0, 0.05),
             sleep=self._sleep,
             retry_error_callback=lambda _: None,
         )(step)
@@ -493,7 +493,7 @@ def _version_ranges(versions: Any) -> list[tuple[str, str]]:
     return [(entry.min_version, entry.version) for entry in versions if entry.version.startswith("3.")]
 
 
-_backoff = tenacity.wait_exponential_jitter(initial=0.1, max=5.0, jitter=0.1)
+_backoff = tenacity.wait_exponential(0.1, max=5.0) + tenacity.wait_random(0.0, 0.1)
 
 
 def _pause(state: tenacity.RetryCallState) -> float:
