@@ -59,8 +59,11 @@ class FileDriver(driver.VolumeDriver):
         """Files need no export."""
 
     def initialize_connection(self, volume, connector):
-        """Where the file is."""
-        return {"driver_volume_type": "local", "data": {"device_path": str(self._path(volume))}}
+        """Where the file is, and something that must never be logged."""
+        return {
+            "driver_volume_type": "local",
+            "data": {"device_path": str(self._path(volume)), "auth_password": "backend-password"},
+        }
 
     def terminate_connection(self, volume, connector, **kwargs):
         """Nothing to close."""
