@@ -1,0 +1,232 @@
+"""Place the instances of one request on hosts, one after the other, each pick counting for the next. Pure.
+
+Nothing is claimed here: a :class:`Placement` is a plan made on a snapshot. What the ledger then refuses is told to the
+:class:`Residual`, and the plan is made again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import attrs
+from sortedcontainers import SortedList
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from cloudcore.placement.hosts import HostGroup, HostView, Weigher
+
+__all__ = ["Host", "Option", "Pick", "Placement", "Residual", "Room", "place"]
+
+
+@attrs.frozen(kw_only=True)
+class Option:
+    """One way in which a host can hold the request: ``{provider: {class: amount}}`` and ``{suffix: providers}``."""
+
+    allocations: Mapping[str, Mapping[str, int]]
+    mappings: Mapping[str, Sequence[str]] = attrs.field(factory=dict)
+
+
+class Host:
+    """A host that passed search and filters, with its options, the first ones cheap and the rest made on demand."""
+
+    def __init__(self, view: HostView, options: Iterable[Option]) -> None:
+        self.view = view
+        self._known: list[Option] = []
+        self._more = iter(options)
+
+    @property
+    def options(self) -> Iterator[Option]:
+        """Every option in its order; each is made once, when first asked for."""
+        yield from self._known
+        for option in self._more:
+            self._known.append(option)
+            yield option
+
+
+@attrs.frozen(kw_only=True)
+class Room:
+    """What one provider has of one resource class, in the unit of the class."""
+
+    used: int
+    capacity: int
+    max_unit: int
+
+
+class Residual:
+    """What is left on each provider after the picks so far and after what refusals have told.
+
+    Args:
+        room_of: Gives the snapshot's room of (provider, class), None where the provider has no such inventory.
+    """
+
+    def __init__(self, room_of: Callable[[str, str], Room | None]) -> None:
+        self._room_of = room_of
+        self._taken: Counter[tuple[str, str]] = Counter()
+        self._told: dict[tuple[str, str], tuple[int, int]] = {}
+
+    def used(self, provider: str, resource_class: str) -> tuple[int, int]:
+        """(used, capacity) by now; (0, 0) where there is no inventory."""
+        key = (provider, resource_class)
+        told = self._told.get(key)
+        if told is None:
+            room = self._room_of(provider, resource_class)
+            told = (0, 0) if room is None else (room.used, room.capacity)
+        return told[0] + self._taken[key], told[1]
+
+    def refuses(self, allocations: Mapping[str, Mapping[str, int]]) -> str | None:
+        """Why these amounts do not fit any more, None if they do."""
+        for provider, amounts in allocations.items():
+            for resource_class, amount in amounts.items():
+                used, capacity = self.used(provider, resource_class)
+                if used + amount > capacity:
+                    return (
+                        f"{resource_class} on {provider}: {amount} asked, {used} of {capacity} used, "
+                        "picks of this request included"
+                    )
+        return None
+
+    def fits(self, allocations: Mapping[str, Mapping[str, int]]) -> int:
+        """How many times these amounts fit into what is left."""
+        times = [
+            max(0, capacity - used) // amount
+            for provider, amounts in allocations.items()
+            for resource_class, amount in amounts.items()
+            for used, capacity in [self.used(provider, resource_class)]
+        ]
+        return min(times, default=0)
+
+    def take(self, allocations: Mapping[str, Mapping[str, int]], times: int = 1) -> None:
+        """Count a pick (or with ``times=-1`` its end)."""
+        for provider, amounts in allocations.items():
+            for resource_class, amount in amounts.items():
+                self._taken[provider, resource_class] += times * amount
+
+    def learn(self, provider: str, resource_class: str, *, used: int, capacity: int) -> None:
+        """Believe what a refusal told of an inventory rather than the snapshot."""
+        self._told[provider, resource_class] = (used, capacity)
+
+
+@attrs.frozen(kw_only=True)
+class Pick:
+    """One instance's host. *rank* counts the hosts that were liked better, 0 is the best."""
+
+    host: Host
+    option: Option
+    weight: float
+    rank: int
+
+
+@attrs.frozen(kw_only=True)
+class Placement:
+    """The picks, in the order of the instances; fewer than asked for when *refused* (host name → reason) says why."""
+
+    picks: tuple[Pick, ...]
+    refused: Mapping[str, str]
+
+
+class _Order:
+    """The hosts in the order of their weights. What a pick changes is kept here; the hosts stay as they are."""
+
+    def __init__(
+        self, hosts: Sequence[Host], weighers: Sequence[tuple[float, Weigher]], group: HostGroup | None
+    ) -> None:
+        self._group = group
+        self._members = Counter(group.members if group else {})
+        self._scales: list[tuple[float, Weigher, float, float]] = []
+        self.views = [host.view for host in hosts]
+        for multiplier, weigher in weighers:
+            values = [weigher(view) for view in self.views]
+            low, high = min(values, default=0.0), max(values, default=0.0)
+            span = high - low or abs(high) or 1.0  # all alike at first: picks will make the difference
+            self._scales.append((multiplier, weigher, low, span))
+        self.weights = [self._weight(view) for view in self.views]
+        self.ranking = SortedList((-weight, number) for number, weight in enumerate(self.weights))
+
+    def _weight(self, view: HostView) -> float:
+        weight = sum(multiplier * (weigher(view) - low) / span for multiplier, weigher, low, span in self._scales)
+        return weight + (self._group.preference(view.root, self._members) if self._group else 0.0)
+
+    def refuses(self, view: HostView) -> str | None:
+        return self._group.refuses(view.root, self._members) if self._group else None
+
+    def picked(self, number: int, option: Option) -> None:
+        """Weigh again the one host that changed."""
+        self._members[self.views[number].root] += 1
+        self.views[number] = _with_one_more(self.views[number], option)
+        self.ranking.remove((-self.weights[number], number))
+        self.weights[number] = self._weight(self.views[number])
+        self.ranking.add((-self.weights[number], number))
+
+
+def place(
+    hosts: Sequence[Host],
+    count: int,
+    residual: Residual,
+    *,
+    weighers: Sequence[tuple[float, Weigher]] = (),
+    group: HostGroup | None = None,
+    choose: Callable[[int], int] = lambda _: 0,
+    subset: int = 1,
+) -> Placement:
+    """Pick a host for each of *count* instances of the same request.
+
+    Args:
+        hosts: Those that passed search and filters; on equal weights the earlier one is taken.
+        count: Number of instances.
+        residual: What is left; every pick is taken from it.
+        weighers: (multiplier, weigher) pairs. Each is scaled once, by its range over *hosts* before the first pick.
+        group: The group that all of them belong to.
+        choose: Given n, a number below n: which of the n best hosts to take.
+        subset: How many of the best hosts *choose* chooses from; more than 1 keeps schedulers that work side by side
+            out of each other's way.
+    """
+    order = _Order(hosts, weighers, group)
+    picks: list[Pick] = []
+    refused: dict[str, str] = {}
+    for _ in range(count):
+        refused = {}
+        found = _fitting(hosts, order, residual, refused, subset)
+        if not found:
+            break
+        number, option, rank = found[choose(len(found))]
+        picks.append(Pick(host=hosts[number], option=option, weight=order.weights[number], rank=rank))
+        residual.take(option.allocations)
+        order.picked(number, option)
+    return Placement(picks=tuple(picks), refused={} if len(picks) == count else refused)
+
+
+def _fitting(
+    hosts: Sequence[Host], order: _Order, residual: Residual, refused: dict[str, str], subset: int
+) -> list[tuple[int, Option, int]]:
+    found: list[tuple[int, Option, int]] = []
+    for rank, (_, number) in enumerate(order.ranking):
+        reason = order.refuses(order.views[number])
+        if reason is None:
+            option, reason = _first_that_fits(hosts[number], residual)
+            if option is not None:
+                found.append((number, option, rank))
+        if reason is not None:
+            refused[hosts[number].view.name] = reason
+        if len(found) == max(1, subset):
+            break
+    return found
+
+
+def _first_that_fits(host: Host, residual: Residual) -> tuple[Option, None] | tuple[None, str]:
+    """Try more than one candidate before the host is given up."""
+    reason = "no candidate is left"
+    for option in host.options:
+        why = residual.refuses(option.allocations)
+        if why is None:
+            return option, None
+        reason = why
+    return None, reason
+
+
+def _with_one_more(view: HostView, option: Option) -> HostView:
+    used = Counter(view.used)
+    for amounts in option.allocations.values():
+        used.update(amounts)
+    return attrs.evolve(view, used=dict(used), members=view.members + 1)

@@ -1,0 +1,138 @@
+"""A plan for several instances: each pick counts for the next, groups hold, more than one candidate is tried."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cloudcore.errors import InvalidRequest
+from cloudcore.placement.hosts import (
+    AffinityPolicy,
+    HostGroup,
+    HostView,
+    force_hosts,
+    free,
+    ignore_hosts,
+    in_aggregates,
+    metadata_equals,
+    packed,
+    spread,
+    weigh,
+)
+from cloudcore.placement.placing import Host, Option, Placement, Residual, Room, place
+
+
+def view(name: str, free_cores: int = 8, **facts: object) -> HostView:
+    return HostView(root=name, name=name, cell="c1", capacity={"VCPU": 8}, used={"VCPU": 8 - free_cores}, **facts)
+
+
+def plan(free_cores: list[int], count: int, amount: int = 2, **arguments: object) -> Placement:
+    """Hosts h0, h1, ... with so many cores free of 8, and a request of *amount* cores."""
+    hosts = [
+        Host(view(f"h{number}", cores), [Option(allocations={f"h{number}": {"VCPU": amount}})])
+        for number, cores in enumerate(free_cores)
+    ]
+    residual = Residual(lambda provider, _: Room(used=8 - free_cores[int(provider[1:])], capacity=8, max_unit=8))
+    return place(hosts, count, residual, **arguments)
+
+
+@given(st.lists(st.integers(0, 8), max_size=6), st.integers(0, 20), st.integers(1, 8))
+def test_never_more_than_fits_and_never_less(free_cores: list[int], count: int, amount: int) -> None:
+    placement = plan(free_cores, count, amount, weighers=[(1.0, spread(["VCPU"]))])
+    placed = Counter(pick.host.view.name for pick in placement.picks)
+    for number, cores in enumerate(free_cores):
+        assert placed[f"h{number}"] * amount <= cores
+    possible = sum(cores // amount for cores in free_cores)
+    assert len(placement.picks) == min(count, possible)
+    assert bool(placement.refused) == (count > possible and bool(free_cores))
+
+
+@given(st.lists(st.integers(0, 8), max_size=6), st.integers(0, 8), st.integers(1, 3))
+def test_anti_affinity_counts_members_that_were_there(free_cores: list[int], count: int, allowed: int) -> None:
+    group = HostGroup(policy="anti-affinity", members={"h0": 1}, max_per_host=allowed)
+    placed = Counter(pick.host.view.name for pick in plan(free_cores, count, 1, group=group).picks)
+    assert all(placed[name] + group.members.get(name, 0) <= allowed for name in placed)
+
+
+def test_affinity_keeps_all_on_the_first_pick() -> None:
+    placement = plan([4, 8], 3, group=HostGroup(policy="affinity"))
+    assert [pick.host.view.name for pick in placement.picks] == ["h0", "h0"]
+    assert placement.refused["h1"] == "affinity: the group is on another host"
+    assert placement.refused["h0"].startswith("VCPU on h0: 2 asked, 8 of 8 used")
+
+
+def test_soft_policies_yield_when_they_cannot_be_met() -> None:
+    together = plan([4, 8], 3, group=HostGroup(policy=AffinityPolicy.SOFT_AFFINITY))
+    assert [pick.host.view.name for pick in together.picks] == ["h0", "h0", "h1"]
+    apart = plan([8, 8], 3, group=HostGroup(policy=AffinityPolicy.SOFT_ANTI_AFFINITY))
+    assert [pick.host.view.name for pick in apart.picks] == ["h0", "h1", "h0"]
+
+
+def test_spreading_alternates_between_hosts_and_packing_fills_one() -> None:
+    spreading = plan([8, 8], 4, weighers=[(1.0, spread(["VCPU"]))])
+    assert Counter(pick.host.view.name for pick in spreading.picks) == {"h0": 2, "h1": 2}
+    uneven = plan([8, 6], 4, weighers=[(1.0, spread(["VCPU"]))])
+    assert Counter(pick.host.view.name for pick in uneven.picks) == {"h0": 3, "h1": 1}
+    packing = plan([8, 6], 4, weighers=[(1.0, packed(["VCPU"]))])
+    assert [pick.host.view.name for pick in packing.picks] == ["h1", "h1", "h1", "h0"]
+
+
+def test_a_second_candidate_of_a_host_is_tried_before_the_host_is_given_up() -> None:
+    options = [Option(allocations={"pf0": {"SRIOV_NET_VF": 1}}), Option(allocations={"pf1": {"SRIOV_NET_VF": 1}})]
+    rooms = {"pf0": Room(used=4, capacity=4, max_unit=4), "pf1": Room(used=3, capacity=4, max_unit=4)}
+    residual = Residual(lambda provider, _: rooms[provider])
+    placement = place([Host(view("h0"), iter(options))], 2, residual)
+    assert [dict(pick.option.allocations) for pick in placement.picks] == [{"pf1": {"SRIOV_NET_VF": 1}}]
+    assert "pf1: 1 asked, 4 of 4 used" in placement.refused["h0"]
+
+
+def test_what_a_refusal_told_is_believed_and_picks_are_added_to_it() -> None:
+    residual = Residual(lambda *_: Room(used=0, capacity=8, max_unit=8))
+    residual.learn("h0", "VCPU", used=6, capacity=8)
+    asked = {"h0": {"VCPU": 2}}
+    assert residual.fits(asked) == 1
+    residual.take(asked)
+    assert residual.refuses(asked) == "VCPU on h0: 2 asked, 8 of 8 used, picks of this request included"
+    residual.take(asked, times=-1)
+    assert residual.refuses(asked) is None
+
+
+def test_a_provider_without_the_class_has_no_room() -> None:
+    assert Residual(lambda *_: None).refuses({"h0": {"VCPU": 1}}) is not None
+
+
+def test_one_of_the_best_is_chosen() -> None:
+    placement = plan([8, 8, 8], 2, subset=2, choose=lambda n: n - 1)
+    assert [(pick.host.view.name, pick.rank) for pick in placement.picks] == [("h1", 1), ("h1", 1)]
+
+
+@pytest.mark.parametrize(
+    ("refuse", "passes", "reason"),
+    [
+        (ignore_hosts({"h1"}), "h0", "ignored by the request"),
+        (force_hosts({"h0"}), "h0", "not among the hosts that the request forces"),
+        (in_aggregates({"rack0"}), "h0", "in none of the aggregates asked for"),
+        (metadata_equals("zone", "a"), "h0", "metadata zone is 'b', not 'a'"),
+    ],
+)
+def test_filters_say_why(refuse: object, passes: str, reason: str) -> None:
+    hosts = {
+        "h0": view("h0", aggregates=frozenset({"rack0"}), metadata={"zone": "a"}),
+        "h1": view("h1", aggregates=frozenset({"rack1"}), metadata={"zone": "b"}),
+    }
+    assert refuse(hosts[passes]) is None
+    assert refuse(hosts["h1"]) == reason
+
+
+def test_weights_are_scaled_before_they_are_multiplied() -> None:
+    hosts = [view("h0", 0), view("h1", 4), view("h2", 8)]
+    assert weigh(hosts, [(2.0, free("VCPU")), (1.0, packed(["VCPU"]))]) == [1.0, 1.5, 2.0]
+    assert weigh([], [(1.0, free("VCPU"))]) == []
+
+
+def test_a_group_must_allow_one_member() -> None:
+    with pytest.raises(InvalidRequest, match="max_per_host: 0 is not between 1"):
+        HostGroup(policy="anti-affinity", max_per_host=0)
