@@ -30,7 +30,7 @@ def claim_run() -> None:
 
     A folder named there beforehand (by `make services-up`) is used, and left alone at the end.
     """
-    if RUN not in os.environ:
+    if OWNER not in os.environ and not (Path(os.environ.get(RUN, "/nowhere")) / "control").exists():
         os.environ[RUN] = str(Path(_scratch()) / f"cc-{os.getpid()}-{secrets.token_hex(3)}")
         os.environ[OWNER] = str(os.getpid())
 

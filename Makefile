@@ -1,0 +1,73 @@
+# Two commands: `make demo` and `make test`. Each sets up what it needs, once, and says what it left out and why.
+# On Debian 12 as root that includes Debian's packages; otherwise they run with what is there.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+PYTHON := .venv/bin/python
+# More for pytest: make test ARGS="-k ledger --long"
+ARGS ?=
+# Worker processes of the tests. Servers are shared between them.
+WORKERS ?= 2
+
+.PHONY: help
+help:
+	@sed -n 's/^## //p' Makefile
+
+## make demo           the story, from end to end (seconds; under two minutes from nothing)
+.PHONY: demo
+demo:
+	@bash scripts/setup apt-demo venv-demo
+	$(PYTHON) examples/quickstart.py $(ARGS)
+
+## make test           linters, types, layers, and every test on real servers; ARGS="..." goes to pytest
+.PHONY: test
+test:
+	@bash scripts/setup apt-test venv-test cinder guest
+	$(MAKE) --no-print-directory check
+	$(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup --durations=15 $(ARGS)
+
+## make lint           ruff, mypy --strict, import-linter
+.PHONY: lint
+lint:
+	@bash scripts/setup apt-demo venv-test
+	$(MAKE) --no-print-directory check
+
+.PHONY: check
+check:
+	@set -x
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports --no-cache
+
+## make bench          the benchmarks beside their peers; AREA=listing runs one
+.PHONY: bench
+bench:
+	@bash scripts/setup apt-test venv-test
+	$(PYTHON) -m bench.run $(AREA)
+
+## make docs           run the code blocks of README and docs, check their links
+.PHONY: docs
+docs:
+	@bash scripts/setup apt-demo venv-test
+	$(PYTHON) -m pytest -q tests/test_docs.py
+
+## make services-up    start PostgreSQL, MariaDB, Ceph, Cinder and two libvirt hosts, and leave them running
+.PHONY: services-up
+services-up:
+	@bash scripts/setup apt-test venv-test cinder guest
+	$(PYTHON) -m tests.services up
+
+## make services-down  stop them
+.PHONY: services-down
+services-down:
+	@$(PYTHON) -m tests.services down
+
+## make clean          remove environments, caches and what tools have left
+.PHONY: clean
+clean:
+	@[ ! -x $(PYTHON) ] || $(PYTHON) -m tests.services down
+	rm -rf .venv .cache build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
