@@ -641,11 +641,13 @@ def insert_ignoring_duplicates(table: sa.Table, dialect: DialectName) -> sa.sql.
 
     On all three databases it waits for an unfinished transaction that holds the key.
     """
+    statement = sa.insert(table).execution_options(preserve_rowcount=True)  # else SQLAlchemy keeps none for INSERT
     if dialect == "mysql":
-        return sa.insert(table).prefix_with("IGNORE")
+        return statement.prefix_with("IGNORE")
     if dialect == "postgresql":
-        return postgresql.insert(table).on_conflict_do_nothing()
-    return sa.insert(table).prefix_with("OR IGNORE")
+        conflict_free = postgresql.insert(table).on_conflict_do_nothing()
+        return conflict_free.execution_options(preserve_rowcount=True)
+    return statement.prefix_with("OR IGNORE")
 
 
 def _enforce_foreign_keys(engine: Engine) -> None:
