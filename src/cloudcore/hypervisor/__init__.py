@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING
 from cloudcore._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from cloudcore.hypervisor.connection import Timeouts
     from cloudcore.hypervisor.facts import HostFacts
+    from cloudcore.hypervisor.interface import Hypervisor
+    from cloudcore.hypervisor.libvirt_adapter import LibvirtHypervisor
     from cloudcore.hypervisor.policy import DeviceRule, HostPolicy, VgpuRule
     from cloudcore.hypervisor.tree import build_tree
     from cloudcore.hypervisor.values import CurrentTree, DesiredTree
@@ -23,6 +26,9 @@ _EXPORTS = {
     "DeviceRule": "cloudcore.hypervisor.policy",
     "HostFacts": "cloudcore.hypervisor.facts",
     "HostPolicy": "cloudcore.hypervisor.policy",
+    "Hypervisor": "cloudcore.hypervisor.interface",
+    "LibvirtHypervisor": "cloudcore.hypervisor.libvirt_adapter",
+    "Timeouts": "cloudcore.hypervisor.connection",
     "VgpuRule": "cloudcore.hypervisor.policy",
     "build_tree": "cloudcore.hypervisor.tree",
 }
@@ -35,6 +41,9 @@ __all__ = [
     "DeviceRule",
     "HostFacts",
     "HostPolicy",
+    "Hypervisor",
+    "LibvirtHypervisor",
+    "Timeouts",
     "VgpuRule",
     "build_tree",
 ]

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
@@ -117,14 +118,15 @@ class Connection:
             reraise=True,
         )
         limit = self._timeouts.read if seconds is None else seconds
-        return attempts(self._call_once, what, function, limit, identifier)
+        result: T = attempts(self._call_once, what, function, limit, identifier)
+        return result
 
     def _call_once(self, what: str, function: Callable[[Any], T], seconds: float, identifier: str | None) -> T:
         libvirt = require_extra("libvirt", "libvirt")
         connection = self._connected()
         failpoint("hypervisor.connection.before_call")
         try:
-            result: T = self._runner.run(what, lambda: function(connection), seconds)
+            result = self._runner.run(what, partial(function, connection), seconds)
         except libvirt.libvirtError as error:
             failure = failure_of(error)
             if connection_lost(failure):
@@ -192,14 +194,10 @@ class Connection:
             attempt.done.set()
 
     def _opened(self, attempt: _Attempt) -> Any:
-        """A new connection, ready for use. A daemon that restarts is waited for, unless it was away just before."""
+        """A new connection, ready for use."""
         libvirt = require_extra("libvirt", "libvirt")
-        patience = self._timeouts.connect * 0.9
-        with self._lock:
-            if self._failed_at is not None and self._clock() - self._failed_at < self._timeouts.connect:
-                patience = 0
         retrying = tenacity.Retrying(
-            stop=tenacity.stop_after_delay(patience),
+            stop=tenacity.stop_after_delay(self._patience()),
             wait=tenacity.wait_exponential(multiplier=0.05, max=1),
             retry=tenacity.retry_if_exception_type(libvirt.libvirtError),
             reraise=True,
@@ -221,6 +219,12 @@ class Connection:
         if attempt.over:  # nobody waits for it any more
             self._discard(connection)
         return connection
+
+    def _patience(self) -> float:
+        """How long to wait for a daemon that restarts: not for one that never answered, or did not a moment ago."""
+        with self._lock:
+            failed = self._failed_at is not None and self._clock() - self._failed_at < self._timeouts.connect
+            return 0 if failed or not self.generation else self._timeouts.connect * 0.9
 
     def _drop(self, connection: Any) -> None:
         """Forget a connection that is of no use; the next call opens a new one."""

@@ -212,6 +212,14 @@ class HostFacts:
         """Of all cells, in KiB."""
         return sum(cell.memory for cell in self.cells)
 
+    def summary(self) -> str:
+        """One line for people."""
+        cells = f"{len(self.cells)} NUMA cell{'s' * (len(self.cells) > 1)}"
+        return (
+            f"{self.hypervisor} {_dotted(self.hypervisor_version)} (libvirt {_dotted(self.libvirt_version)}), "
+            f"{self.architecture}, {len(self.online_cpus)} CPUs in {cells}, {self.memory // 1024} MiB"
+        )
+
     def to_json(self) -> str:
         """Text that :meth:`from_json` reads; the same facts give the same text."""
         return json.dumps({"version": _VERSION, "facts": _plain(self)}, indent=1, sort_keys=True)
@@ -233,6 +241,11 @@ class HostFacts:
             if isinstance(error, InvalidArgument):
                 raise
             raise InvalidArgument(f"host facts: not readable: {error}", field="facts") from error
+
+
+def _dotted(version: int) -> str:
+    """``9000000`` is ``"9.0.0"``."""
+    return f"{version // 1_000_000}.{version // 1000 % 1000}.{version % 1000}"
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,335 @@
+"""Disks as libvirt writes them: built, parsed and compared. Pure: values and text only.
+
+The alias ``ua-<volume id>`` is how a disk is found again; libvirt keeps user aliases in the live and in the persistent
+definition. The serial is the fallback, for guests that others made: on device type ``lun`` there is none.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from typing import TYPE_CHECKING
+
+import attrs
+
+from cloudcore._values import normalise_uuid
+from cloudcore.disks import BlockSource, Disk, DiskBus, DiskSource, FileSource, IscsiSource, RbdSource
+from cloudcore.errors import InvalidArgument, InvalidDisk, LimitExceeded
+from cloudcore.hypervisor._xml import Element, attribute, number, parse, text, to_text
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+__all__ = [
+    "DiskEntry",
+    "alias_of",
+    "check_disk",
+    "differences",
+    "disk_xml",
+    "domain_disks",
+    "effective",
+    "pick_target",
+    "secret_xml",
+]
+
+_PREFIXES = {DiskBus.VIRTIO: "vd", DiskBus.SCSI: "sd", DiskBus.SATA: "sd", DiskBus.USB: "sd", DiskBus.IDE: "hd"}
+_MOST = {DiskBus.IDE: 4, DiskBus.SCSI: 256}
+_TARGET = re.compile(r"(?:vd|sd|hd|xvd)[a-z]{1,3}\Z")
+_COLD_ONLY = frozenset({DiskBus.IDE, DiskBus.SATA})
+_CACHES = frozenset({"none", "writethrough", "writeback", "directsync", "unsafe", "default"})
+_DIRECT = frozenset({"none", "directsync"})
+_IO = frozenset({"native", "threads", "io_uring"})
+_DISCARD = frozenset({"unmap", "ignore"})
+_USER_ALIAS = "ua-"
+
+
+def alias_of(volume_id: str) -> str:
+    """The alias of the disk of *volume_id*."""
+    return f"{_USER_ALIAS}{volume_id}"
+
+
+@attrs.frozen(kw_only=True)
+class DiskEntry:
+    """One disk of a definition.
+
+    *disk* is None for what is no volume (CD-ROMs, disks without a volume id). *xml* is the element as it was read.
+    """
+
+    target: str
+    alias: str | None = None
+    serial: str | None = None
+    disk: Disk | None = None
+    xml: str = attrs.field(default="", repr=False)
+
+
+# --- what is to be written -------------------------------------------------------------------------------------------
+
+
+def effective(disk: Disk) -> Disk:
+    """*disk* as it will really be: modes decided, identifiers in normal form.
+
+    Shareable disks have no host cache. ``io="native"`` needs a cache mode that goes past the host's page cache, and
+    becomes ``"threads"`` without.
+    """
+    cache = "none" if disk.shareable or disk.cache is None else disk.cache
+    io = "threads" if disk.io == "native" and cache not in _DIRECT else disk.io
+    return attrs.evolve(disk, volume_id=normalise_uuid(disk.volume_id, "volume_id", InvalidDisk), cache=cache, io=io)
+
+
+def check_disk(disk: Disk) -> None:
+    """Refuse what no guest can have.
+
+    Raises:
+        InvalidDisk: An unknown mode, a target that does not fit the bus, a block size that is no power of two.
+    """
+    normalise_uuid(disk.volume_id, "volume_id", InvalidDisk)
+    for field, value, known in (
+        ("cache", disk.cache, _CACHES),
+        ("io", disk.io, _IO),
+        ("discard", disk.discard, _DISCARD),
+    ):
+        if value is not None and value not in known:
+            raise InvalidDisk(f"{field}: {value!r} is none of {', '.join(sorted(known))}", field=field, value=value)
+    if disk.target is not None and not (_TARGET.match(disk.target) and disk.target.startswith(_PREFIXES[disk.bus])):
+        raise InvalidDisk(
+            f"target: {disk.target!r} is no name of a {disk.bus} disk ({_PREFIXES[disk.bus]}a, …)",
+            field="target",
+            value=disk.target,
+        )
+    for field, size in (
+        ("logical_block_size", disk.logical_block_size),
+        ("physical_block_size", disk.physical_block_size),
+    ):
+        if size is not None and (size < 512 or size & (size - 1)):
+            raise InvalidDisk(f"{field}: {size} is no power of two from 512 on", field=field, value=size)
+    if disk.boot_order is not None and disk.boot_order < 1:
+        raise InvalidDisk(f"boot_order: {disk.boot_order}, the first is 1", field="boot_order", value=disk.boot_order)
+    _check_source(disk.source)
+
+
+def _check_source(source: DiskSource) -> None:
+    if isinstance(source, BlockSource | FileSource) and not source.path.startswith("/"):
+        raise InvalidDisk(f"source: {source.path!r} is no absolute path", field="source", value=source.path)
+    if isinstance(source, RbdSource | IscsiSource) and (source.user is None) != (source.secret_id is None):
+        raise InvalidDisk("source: user and secret_id go together", field="source")
+    if isinstance(source, RbdSource) and not source.hosts:
+        raise InvalidDisk("source: no monitor of the Ceph cluster is named", field="source")
+
+
+def pick_target(disk: Disk, taken: Collection[str], *, running: bool) -> str:
+    """The device name for *disk* in a guest in which *taken* are in use.
+
+    Raises:
+        InvalidDisk: The name asked for is taken, or the bus takes disks only while the guest is off.
+        LimitExceeded: The bus is full.
+    """
+    if running and disk.bus in _COLD_ONLY:
+        raise InvalidDisk(f"bus: {disk.bus} disks cannot be plugged into a running guest", field="bus", value=disk.bus)
+    prefix = _PREFIXES[disk.bus]
+    used = sum(name.startswith(prefix) for name in taken)
+    limit = _MOST.get(disk.bus)
+    if limit is not None and used >= limit:
+        raise LimitExceeded(f"the guest has {used} of {limit} {disk.bus} disks", what=disk.bus, limit=limit, used=used)
+    if disk.target is not None:
+        if disk.target in taken:
+            raise InvalidDisk(f"target: {disk.target} is in use in the guest", field="target", value=disk.target)
+        return disk.target
+    return next(name for name in _names(prefix) if name not in taken)
+
+
+def _names(prefix: str) -> Iterator[str]:
+    for length in (1, 2, 3):
+        suffixes = [""]
+        for _ in range(length):
+            suffixes = [known + letter for known in suffixes for letter in string.ascii_lowercase]
+        yield from (prefix + suffix for suffix in suffixes)
+
+
+def disk_xml(disk: Disk) -> str:
+    """The ``<disk>`` element of *disk*, whose target must be set.
+
+    Raises:
+        InvalidDisk: It has no target.
+    """
+    if disk.target is None:
+        raise InvalidDisk("target: not chosen yet", field="target")
+    disk = effective(disk)
+    root = Element("disk", type=_kind(disk.source), device="disk")
+    _add(root, "driver", name="qemu", type=_format(disk.source), cache=disk.cache, io=disk.io, discard=disk.discard)
+    root.append(_source_element(disk.source))
+    if disk.logical_block_size or disk.physical_block_size:
+        _add(root, "blockio", logical_block_size=disk.logical_block_size, physical_block_size=disk.physical_block_size)
+    _add(root, "target", dev=disk.target, bus=disk.bus.value)
+    if disk.read_only:
+        _add(root, "readonly")
+    if disk.shareable:
+        _add(root, "shareable")
+    _add(root, "serial").text = disk.volume_id
+    if disk.boot_order is not None:
+        _add(root, "boot", order=disk.boot_order)
+    _add(root, "alias", name=alias_of(disk.volume_id))
+    return to_text(root)
+
+
+def _add(parent: Element, tag: str, **attributes: object) -> Element:
+    child = Element(tag, {name: str(value) for name, value in attributes.items() if value is not None})
+    parent.append(child)
+    return child
+
+
+def _kind(source: DiskSource) -> str:
+    if isinstance(source, BlockSource):
+        return "block"
+    return "file" if isinstance(source, FileSource) else "network"
+
+
+def _format(source: DiskSource) -> str:
+    return source.format if isinstance(source, FileSource) else "raw"
+
+
+def _source_element(source: DiskSource) -> Element:
+    if isinstance(source, BlockSource):
+        return Element("source", dev=source.path)
+    if isinstance(source, FileSource):
+        return Element("source", file=source.path)
+    if isinstance(source, RbdSource):
+        element = Element("source", protocol="rbd", name=f"{source.pool}/{source.image}")
+        for host, port in source.hosts:
+            _add(element, "host", name=host, port=port)
+        usage = "ceph"
+    else:
+        element = Element("source", protocol="iscsi", name=f"{source.target}/{source.lun}")
+        _add(element, "host", name=source.host, port=source.port)
+        usage = "iscsi"
+    if source.user is not None:
+        auth = _add(element, "auth", username=source.user)
+        _add(auth, "secret", type=usage, uuid=source.secret_id)
+    return element
+
+
+def secret_xml(secret_id: str, kind: str, name: str) -> str:
+    """Definition of a libvirt secret; *kind* is ``"ceph"`` or ``"iscsi"``. The value is set apart from it."""
+    root = Element("secret", ephemeral="no", private="yes")
+    _add(root, "uuid").text = secret_id
+    usage = _add(root, "usage", type=kind)
+    _add(usage, "target" if kind == "iscsi" else "name").text = name
+    return to_text(root)
+
+
+# --- what is read ----------------------------------------------------------------------------------------------------
+
+
+def domain_disks(source: str) -> tuple[DiskEntry, ...]:
+    """The disks of a domain definition, in its order.
+
+    Raises:
+        HypervisorError: *source* is not well-formed.
+    """
+    return tuple(_entry(element) for element in parse(source, "guest definition").iterfind("devices/disk"))
+
+
+def _entry(element: Element) -> DiskEntry:
+    target = attribute(element, "target", "dev") or ""
+    alias, serial = attribute(element, "alias", "name"), text(element, "serial")
+    volume_id = _volume_id(alias, serial) if element.get("device", "disk") in {"disk", "lun"} else None
+    return DiskEntry(
+        target=target,
+        alias=alias,
+        serial=serial,
+        disk=None if volume_id is None else _disk(element, volume_id, target),
+        xml=to_text(element),
+    )
+
+
+def _volume_id(alias: str | None, serial: str | None) -> str | None:
+    for value in (alias.removeprefix(_USER_ALIAS) if alias and alias.startswith(_USER_ALIAS) else None, serial):
+        if value is not None:
+            try:
+                return normalise_uuid(value, "volume_id")
+            except InvalidArgument:
+                continue
+    return None
+
+
+def _disk(element: Element, volume_id: str, target: str) -> Disk:
+    order = attribute(element, "boot", "order")
+    bus = attribute(element, "target", "bus")
+    return Disk(
+        volume_id=volume_id,
+        source=_source(element),
+        read_only=element.find("readonly") is not None,
+        shareable=element.find("shareable") is not None,
+        bus=DiskBus(bus) if bus in set(DiskBus) else DiskBus.VIRTIO,
+        target=target or None,
+        boot_order=None if order is None else number(order),
+        cache=attribute(element, "driver", "cache"),
+        io=attribute(element, "driver", "io"),
+        discard=attribute(element, "driver", "discard"),
+        logical_block_size=_optional_number(attribute(element, "blockio", "logical_block_size")),
+        physical_block_size=_optional_number(attribute(element, "blockio", "physical_block_size")),
+    )
+
+
+def _optional_number(value: str | None) -> int | None:
+    return None if value is None else number(value)
+
+
+def _source(element: Element) -> DiskSource:
+    """Where the bytes are. What cloudcore never writes is shown as a block source whose path tells what it is."""
+    source = element.find("source")
+    kind = element.get("type", "file")
+    if source is None:
+        return BlockSource(f"{kind}:")
+    if kind == "block":
+        return BlockSource(source.get("dev", ""))
+    if kind == "file":
+        return FileSource(source.get("file", ""), attribute(element, "driver", "type") or "raw")
+    auth = source.find("auth")
+    if auth is None:
+        auth = element.find("auth")  # where older definitions have it
+    user = None if auth is None else auth.get("username")
+    secret = attribute(auth, "secret", "uuid")
+    hosts = tuple((host.get("name", ""), number(host.get("port"))) for host in source.iterfind("host"))
+    protocol, name = source.get("protocol"), source.get("name", "")
+    if kind == "network" and protocol == "rbd":
+        pool, _, image = name.partition("/")
+        return RbdSource(pool=pool, image=image, hosts=hosts, user=user, secret_id=secret)
+    if kind == "network" and protocol == "iscsi" and hosts:
+        target, _, lun = name.rpartition("/")
+        host, port = hosts[0]
+        return IscsiSource(host=host, port=port, target=target, lun=number(lun), user=user, secret_id=secret)
+    return BlockSource(f"{kind}:{protocol or ''}:{name}")
+
+
+# --- compared --------------------------------------------------------------------------------------------------------
+
+
+def differences(wanted: Disk, found: Disk) -> tuple[str, ...]:
+    """In what *found* is not the disk that is *wanted*; empty when it is.
+
+    A target, a cache mode and the like count only where they were asked for. Monitors may change; the image may not.
+    """
+    wanted, named = effective(wanted), wanted
+    found = effective(found)
+    told = []
+    if _place(wanted.source) != _place(found.source):
+        told.append(f"source: {_place(found.source)}, not {_place(wanted.source)}")
+    for field in ("read_only", "shareable", "bus"):
+        ours, theirs = getattr(wanted, field), getattr(found, field)
+        if ours != theirs:
+            told.append(f"{field}: {theirs}, not {ours}")
+    for field in ("target", "logical_block_size", "physical_block_size"):
+        ours, theirs = getattr(named, field), getattr(found, field)
+        if ours is not None and ours != theirs:
+            told.append(f"{field}: {theirs}, not {ours}")
+    if (wanted.shareable or named.cache is not None) and found.cache != wanted.cache:
+        told.append(f"cache: {found.cache}, not {wanted.cache}")
+    return tuple(told)
+
+
+def _place(source: DiskSource) -> tuple[str, ...]:
+    if isinstance(source, RbdSource):
+        return "rbd", source.pool, source.image
+    if isinstance(source, IscsiSource):
+        return "iscsi", source.target, str(source.lun)
+    return type(source).__name__, source.path

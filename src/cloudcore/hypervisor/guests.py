@@ -1,0 +1,192 @@
+"""What the disk operations see of a guest, and the few primitives that they are made of."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from enum import Enum, StrEnum
+from typing import TYPE_CHECKING, Protocol, Self
+
+import attrs
+
+from cloudcore.disks import DiskState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from cloudcore.disks import Disk
+    from cloudcore.hypervisor.disk_xml import DiskEntry
+
+__all__ = ["Device", "GuestDriver", "GuestState", "GuestView", "Hint", "Scope", "UnplugRunning", "Watch", "Watches"]
+
+
+class GuestState(StrEnum):
+    """Whether a guest can do anything."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    OFF = "off"
+
+
+class Scope(StrEnum):
+    """Which of the two definitions of a guest."""
+
+    LIVE = "live"
+    PERSISTENT = "persistent"
+
+
+@attrs.frozen(kw_only=True)
+class GuestView:
+    """A guest as it was a moment ago. *live* is None when it is off, *persistent* when it is transient."""
+
+    instance_id: str
+    state: GuestState
+    live: tuple[DiskEntry, ...] | None
+    persistent: tuple[DiskEntry, ...] | None
+
+    def find(self, volume_id: str, scope: Scope) -> DiskEntry | None:
+        """The disk of *volume_id* in one definition."""
+        entries = self.live if scope is Scope.LIVE else self.persistent
+        return next((one for one in entries or () if one.disk is not None and one.disk.volume_id == volume_id), None)
+
+    @property
+    def targets(self) -> frozenset[str]:
+        """Device names that are in use in either definition."""
+        return frozenset(one.target for one in (*(self.live or ()), *(self.persistent or ())))
+
+    @property
+    def volumes(self) -> tuple[str, ...]:
+        """Volume ids in either definition, sorted."""
+        entries = (*(self.live or ()), *(self.persistent or ()))
+        return tuple(sorted({one.disk.volume_id for one in entries if one.disk is not None}))
+
+    def state_of(self, volume_id: str) -> DiskState:
+        """The volume as users see it."""
+        live, persistent = (self.find(volume_id, scope) for scope in (Scope.LIVE, Scope.PERSISTENT))
+        return DiskState(
+            instance_id=self.instance_id,
+            volume_id=volume_id,
+            live=live.disk if live else None,
+            persistent=persistent.disk if persistent else None,
+        )
+
+
+# --- hints -----------------------------------------------------------------------------------------------------------
+
+
+class Hint(Enum):
+    """What an event says. Events get lost and come late, so they only say when to look again."""
+
+    REMOVED = "removed"
+    REFUSED = "refused"
+    CHANGED = "changed"  # the guest stopped, or the connection was lost: look again
+
+
+Device = tuple[str, str]
+"""UUID of a guest and alias of a device."""
+
+
+class Watch:
+    """Waits for hints about one device, from before the request that causes them. A context manager."""
+
+    def __init__(self, watches: Watches, device: Device) -> None:
+        self._watches = watches
+        self.device = device
+        self._condition = threading.Condition()
+        self._hint: Hint | None = None
+
+    def __enter__(self) -> Self:
+        self._watches.add(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._watches.remove(self)
+
+    def give(self, hint: Hint) -> None:
+        """Wake who waits. A refusal is kept until it was seen."""
+        with self._condition:
+            if self._hint is not Hint.REFUSED:
+                self._hint = hint
+            self._condition.notify_all()
+
+    def wait(self, seconds: float) -> Hint | None:
+        """The next hint, None when none came in time."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._hint is not None, timeout=seconds)
+            hint, self._hint = self._hint, None
+            return hint
+
+
+class Watches:
+    """Everyone who waits, by device. Called from event threads: takes a lock for an instant, and does nothing else."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: dict[Device, set[Watch]] = defaultdict(set)
+
+    def add(self, watch: Watch) -> None:
+        """Let *watch* have hints from now on."""
+        with self._lock:
+            self._waiting[watch.device].add(watch)
+
+    def remove(self, watch: Watch) -> None:
+        """No more hints for *watch*."""
+        with self._lock:
+            self._waiting[watch.device].discard(watch)
+            if not self._waiting[watch.device]:
+                del self._waiting[watch.device]
+
+    def tell(self, hint: Hint, instance_id: str | None = None, alias: str | None = None) -> None:
+        """Give a hint to those who wait for this device, for any of this guest, or for anything at all."""
+        with self._lock:
+            for (guest, device), watches in self._waiting.items():
+                if instance_id in {None, guest} and alias in {None, device}:
+                    for watch in watches:
+                        watch.give(hint)
+
+    def __len__(self) -> int:
+        with self._lock:
+            return sum(map(len, self._waiting.values()))
+
+
+# --- primitives ------------------------------------------------------------------------------------------------------
+
+
+class UnplugRunning(Exception):
+    """The guest was asked before and has not answered yet."""
+
+
+class TargetTaken(Exception):
+    """Another disk got this device name meanwhile."""
+
+
+class GuestDriver(Protocol):
+    """The primitives. Each has a deadline of its own and raises cloudcore's errors; none of them repeats anything."""
+
+    @property
+    def watches(self) -> Watches:
+        """Where hints arrive."""
+
+    def view(self, instance_id: str) -> GuestView | None:
+        """The guest, None when there is none."""
+
+    def views(self) -> Iterable[GuestView]:
+        """All guests. One that vanishes meanwhile is left out."""
+
+    def plug(self, instance_id: str, disk: Disk, scope: Scope) -> None:
+        """Add the disk, whose target is set, to one definition.
+
+        Raises:
+            TargetTaken: Its target is in use by now.
+        """
+
+    def unplug(self, instance_id: str, entry: DiskEntry, scope: Scope) -> None:
+        """Take the disk out of the persistent definition, or ask the guest to let it go (returns before it has).
+
+        Raises:
+            UnplugRunning: It was asked before.
+            DeviceNotFound: It has no such disk.
+        """
+
+    def resize(self, instance_id: str, entry: DiskEntry, size: int) -> None:
+        """Tell a running guest the size in bytes."""

@@ -1,0 +1,140 @@
+"""The hypervisor that libvirt drives."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+from cloudcore._extras import require_extra
+from cloudcore._values import normalise_uuid, require_text
+from cloudcore.errors import InvalidArgument
+from cloudcore.hypervisor.connection import Connection, Timeouts
+from cloudcore.hypervisor.disk_xml import secret_xml
+from cloudcore.hypervisor.facts_xml import read_documents
+from cloudcore.hypervisor.guests import Hint, Watches
+from cloudcore.hypervisor.libvirt_driver import LibvirtDriver
+from cloudcore.hypervisor.operations import DiskOperations
+from cloudcore.hypervisor.snapshot import read_host
+
+if TYPE_CHECKING:
+    from cloudcore.disks import DetachOutcome, Disk, DiskState
+    from cloudcore.hypervisor.facts import HostFacts
+
+__all__ = ["LibvirtHypervisor"]
+
+
+class LibvirtHypervisor:
+    """One host through libvirt: :class:`~cloudcore.hypervisor.Hypervisor` over any libvirt URI.
+
+    ::
+
+        with LibvirtHypervisor("qemu:///system") as hypervisor:
+            hypervisor.attach_disk(instance_id, Disk(volume_id=volume_id, source=BlockSource("/dev/sdb")))
+
+    Nothing is opened before the first call. The connection is opened by the first call that needs it and opened again
+    when it was lost. libvirt's calls run in threads of their own, so that none outlasts its deadline; libvirt's event
+    loop runs in one more, shared by all adapters of the process, unless the caller's process runs one
+    (*own_event_loop* False). May be shared between threads.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        *,
+        host: str | None = None,
+        timeouts: Timeouts | None = None,
+        own_event_loop: bool = True,
+    ) -> None:
+        """Name the host; nothing is opened.
+
+        Args:
+            uri: Such as ``"qemu:///system"``, ``"qemu+ssh://host/system"`` or ``"test:///default"``.
+            host: Name of the compute host, as volume services and journals know it; libvirt's host name by default.
+            timeouts: Deadlines.
+            own_event_loop: Run libvirt's event loop. False where something else in this process runs it already.
+
+        Raises:
+            MissingExtra: libvirt-python is not installed.
+            InvalidArgument: *uri* is empty.
+        """
+        require_extra("libvirt", "libvirt")
+        self.uri = require_text(uri, "uri", maximum=1024)
+        self._host = host
+        self._timeouts = timeouts or Timeouts()
+        self._watches = Watches()
+        self._connection = Connection(
+            self.uri,
+            timeouts=self._timeouts,
+            own_event_loop=own_event_loop,
+            prepare=self._listen,
+            lost=lambda: self._watches.tell(Hint.CHANGED),
+        )
+        self._driver = LibvirtDriver(self._connection, self._watches, self._timeouts)
+        self._disks = DiskOperations(self._driver, self._timeouts)
+
+    def _listen(self, connection: Any) -> None:
+        self._driver.listen(connection)
+
+    def __repr__(self) -> str:
+        return f"<LibvirtHypervisor {self.uri}{f' host {self._host}' if self._host else ''}>"
+
+    @property
+    def host(self) -> str:
+        """Name of the compute host. Asks libvirt once if none was given."""
+        if self._host is None:
+            self._host = self._connection.call("read host name", lambda open_: str(open_.getHostname()), repeat=True)
+        return self._host
+
+    def facts(self) -> HostFacts:
+        """See :meth:`Hypervisor.facts <cloudcore.hypervisor.Hypervisor.facts>`."""
+        documents = self._connection.call("read host facts", read_host, seconds=self._timeouts.facts, repeat=True)
+        return read_documents(documents)
+
+    # --- disks -------------------------------------------------------------------------------------------------------
+
+    def attach_disk(self, instance_id: str, disk: Disk) -> DiskState:
+        """See :meth:`cloudcore.disks.GuestDisks.attach_disk`."""
+        return self._disks.attach(instance_id, disk)
+
+    def detach_disk(self, instance_id: str, volume_id: str) -> DetachOutcome:
+        """See :meth:`cloudcore.disks.GuestDisks.detach_disk`."""
+        return self._disks.detach(instance_id, volume_id)
+
+    def disk_state(self, instance_id: str, volume_id: str) -> DiskState:
+        """See :meth:`cloudcore.disks.GuestDisks.disk_state`."""
+        return self._disks.state(instance_id, volume_id)
+
+    def disk_states(self) -> tuple[DiskState, ...]:
+        """See :meth:`cloudcore.disks.GuestDisks.disk_states`."""
+        return self._disks.states()
+
+    def resize_disk(self, instance_id: str, volume_id: str, size: int) -> None:
+        """See :meth:`cloudcore.disks.GuestDisks.resize_disk`."""
+        self._disks.resize(instance_id, volume_id, size)
+
+    # --- the rest ----------------------------------------------------------------------------------------------------
+
+    def define_secret(self, secret_id: str, *, kind: str, name: str, value: bytes) -> None:
+        """See :meth:`Hypervisor.define_secret <cloudcore.hypervisor.Hypervisor.define_secret>`."""
+        secret_id = normalise_uuid(secret_id, "secret_id")
+        if kind not in {"ceph", "iscsi"}:
+            raise InvalidArgument(f"kind: {kind!r} is neither ceph nor iscsi", field="kind", value=kind)
+        xml = secret_xml(secret_id, kind, require_text(name, "name"))
+
+        def define(connection: Any) -> None:
+            connection.secretDefineXML(xml).setValue(value)
+
+        self._connection.call(f"define secret {secret_id}", define, seconds=self._timeouts.change, identifier=secret_id)
+
+    def check(self) -> None:
+        """See :meth:`Hypervisor.check <cloudcore.hypervisor.Hypervisor.check>`."""
+        self._disks.check()
+
+    def close(self) -> None:
+        """End the connection and the share in the event loop; guests are not touched. Repeated calls do nothing."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

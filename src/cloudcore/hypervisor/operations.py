@@ -1,0 +1,319 @@
+"""Attaching and detaching, out of primitives: the same for every hypervisor.
+
+Rules, each with its reason:
+
+1. Persistent before live, both ways. Attaching, the persistent definition reserves the device name against another
+   thread. Detaching, it is certain at once, so that a guest that restarts meanwhile comes up without the disk.
+2. Each definition is asked for by itself: libvirt's "both at once" does nothing when only one of them has the disk.
+3. Gone is what the definition, read again, does not have. Return values and events are hints.
+4. A disk that only the live definition has is one that is being let go, since rule 1 makes it so. Attaching it again is
+   refused until that has ended; asking for the detach again goes on with it, also after a restart of ours.
+5. When the guest refuses for good, the persistent definition gets the disk back, lest it be missing at the next start.
+6. No lock is held; two callers at once get what one after the other would have got.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, TypeVar
+
+import attrs
+import tenacity
+
+from cloudcore._failpoints import failpoint
+from cloudcore._values import normalise_uuid, require_integer
+from cloudcore.disks import DetachOutcome, Disk, DiskState
+from cloudcore.errors import (
+    CloudcoreError,
+    Conflict,
+    DeadlineExceeded,
+    DetachFailed,
+    DeviceNotFound,
+    GuestNotFound,
+    HypervisorError,
+    HypervisorUnavailable,
+    InvalidDisk,
+    InvariantViolated,
+    Transient,
+)
+from cloudcore.hypervisor.disk_xml import DiskEntry, alias_of, check_disk, differences, effective, pick_target
+from cloudcore.hypervisor.guests import (
+    GuestDriver,
+    GuestState,
+    GuestView,
+    Hint,
+    Scope,
+    TargetTaken,
+    UnplugRunning,
+    Watch,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cloudcore.hypervisor.connection import Timeouts
+
+__all__ = ["DiskOperations"]
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+_FIRST_LOOK, _LAST_LOOK = 0.05, 2.0  # seconds between looks at a guest that was asked to let go
+_ASK_AGAIN = 5.0  # seconds after which the guest is asked once more
+
+
+class DiskOperations:
+    """The methods of :class:`~cloudcore.disks.GuestDisks` over a :class:`GuestDriver`. May be shared by threads."""
+
+    def __init__(self, driver: GuestDriver, timeouts: Timeouts, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._driver = driver
+        self._timeouts = timeouts
+        self._clock = clock
+
+    # --- attach ------------------------------------------------------------------------------------------------------
+
+    def attach(self, instance_id: str, disk: Disk) -> DiskState:
+        """See :meth:`cloudcore.disks.GuestDisks.attach_disk`."""
+        instance_id = normalise_uuid(instance_id, "instance_id")
+        check_disk(disk)
+        return self._patiently(self._attach_once, instance_id, effective(disk), disk)
+
+    def _attach_once(self, instance_id: str, wanted: Disk, asked: Disk) -> DiskState:
+        for _ in range(16):  # each time round, somebody else took the device name that was free a moment ago
+            view = self._view(instance_id)
+            self._refuse_other(view, asked)
+            live, persistent = (view.find(wanted.volume_id, scope) for scope in (Scope.LIVE, Scope.PERSISTENT))
+            if view.persistent is not None and live is not None and persistent is None:
+                raise Conflict(
+                    f"volume {wanted.volume_id} is being detached from guest {instance_id}: finish that first",
+                    identifier=wanted.volume_id,
+                )
+            present = live or persistent
+            if present is not None:
+                target = present.target
+            else:
+                target = pick_target(asked, view.targets, running=view.state is not GuestState.OFF)
+            try:
+                self._plug_where_missing(view, attrs.evolve(wanted, target=target))
+            except TargetTaken:
+                if asked.target is not None or present is not None:
+                    raise InvalidDisk(f"target: {target} is in use in guest {instance_id}", field="target") from None
+                continue
+            return self._confirmed(instance_id, asked)
+        raise HypervisorError(f"guest {instance_id}: every device name tried was taken by somebody else meanwhile")
+
+    def _view(self, instance_id: str) -> GuestView:
+        view = self._driver.view(instance_id)
+        if view is None:
+            raise GuestNotFound(f"no guest {instance_id} on this host", identifier=instance_id)
+        return view
+
+    @staticmethod
+    def _refuse_other(view: GuestView, asked: Disk) -> None:
+        """The volume may be there already, but then as the disk that is asked for."""
+        volume_id = normalise_uuid(asked.volume_id, "volume_id")
+        for scope in Scope:
+            entry = view.find(volume_id, scope)
+            told = differences(asked, entry.disk) if entry and entry.disk else ()
+            if told:
+                raise Conflict(
+                    f"guest {view.instance_id} has volume {volume_id} ({scope}) in another way: {'; '.join(told)}",
+                    identifier=volume_id,
+                )
+
+    def _plug_where_missing(self, view: GuestView, disk: Disk) -> None:
+        instance_id, added = view.instance_id, False
+        if view.persistent is not None and view.find(disk.volume_id, Scope.PERSISTENT) is None:
+            self._driver.plug(instance_id, disk, Scope.PERSISTENT)
+            added = True
+        failpoint("hypervisor.attach.after_persistent")
+        if view.live is None or view.find(disk.volume_id, Scope.LIVE) is not None:
+            return
+        try:
+            self._driver.plug(instance_id, disk, Scope.LIVE)
+        except Transient:
+            raise  # nobody knows whether the guest has it: the reservation stays, and a repeat finds out
+        except (CloudcoreError, TargetTaken) as error:
+            if added:
+                self._take_back(instance_id, disk.volume_id, error)
+            raise
+        failpoint("hypervisor.attach.after_live")
+
+    def _take_back(self, instance_id: str, volume_id: str, error: Exception) -> None:
+        """Undo the persistent half of an attach whose live half was refused."""
+        try:
+            view = self._driver.view(instance_id)
+            entry = view.find(volume_id, Scope.PERSISTENT) if view else None
+            if view is not None and entry is not None and view.find(volume_id, Scope.LIVE) is None:
+                self._driver.unplug(instance_id, entry, Scope.PERSISTENT)
+        except CloudcoreError as second:
+            error.add_note(f"the persistent definition still has volume {volume_id}: {second}")
+
+    def _confirmed(self, instance_id: str, asked: Disk) -> DiskState:
+        """What is there now; only that counts."""
+        view = self._view(instance_id)
+        state = view.state_of(normalise_uuid(asked.volume_id, "volume_id"))
+        self._refuse_other(view, asked)
+        if (view.live is not None and state.live is None) or (view.persistent is not None and state.persistent is None):
+            raise HypervisorError(
+                f"volume {state.volume_id} was plugged into guest {instance_id}, but is not in its definition: "
+                f"live {state.live is not None}, persistent {state.persistent is not None}"
+            )
+        return state
+
+    # --- detach ------------------------------------------------------------------------------------------------------
+
+    def detach(self, instance_id: str, volume_id: str) -> DetachOutcome:
+        """See :meth:`cloudcore.disks.GuestDisks.detach_disk`."""
+        instance_id = normalise_uuid(instance_id, "instance_id")
+        volume_id = normalise_uuid(volume_id, "volume_id")
+        return self._patiently(self._detach_once, instance_id, volume_id)
+
+    def _detach_once(self, instance_id: str, volume_id: str) -> DetachOutcome:
+        view = self._driver.view(instance_id)
+        if view is None:
+            return DetachOutcome.DETACHED
+        entry = view.find(volume_id, Scope.LIVE)
+        alias = entry.alias if entry and entry.alias else alias_of(volume_id)
+        with Watch(self._driver.watches, (instance_id, alias)) as watch:
+            self._unplug_persistent(view, volume_id)
+            failpoint("hypervisor.detach.after_persistent")
+            if entry is None:
+                return self._gone(instance_id, volume_id)
+            return self._let_go(view, volume_id, watch)
+
+    def _unplug_persistent(self, view: GuestView, volume_id: str) -> None:
+        entry = view.find(volume_id, Scope.PERSISTENT)
+        if entry is not None:
+            with contextlib.suppress(DeviceNotFound, GuestNotFound):
+                self._driver.unplug(view.instance_id, entry, Scope.PERSISTENT)
+
+    def _gone(self, instance_id: str, volume_id: str) -> DetachOutcome:
+        """Gone from both definitions, as read again."""
+        view = self._driver.view(instance_id)
+        present = view is not None and view.state_of(volume_id).present
+        return DetachOutcome.PENDING if present else DetachOutcome.DETACHED
+
+    def _let_go(self, view: GuestView, volume_id: str, watch: Watch) -> DetachOutcome:
+        """Ask the guest and look, until the disk is out of its definition or the time is up."""
+        started = ask_at = self._clock()
+        pause = _FIRST_LOOK
+        while (left := started + self._limit(view) - self._clock()) > 0:
+            entry = view.find(volume_id, Scope.LIVE)
+            if entry is not None and self._clock() >= ask_at:
+                if not self._ask(view, entry):
+                    break
+                ask_at = self._clock() + _ASK_AGAIN
+                failpoint("hypervisor.detach.after_request")
+            hint = watch.wait(min(pause, left))
+            pause = min(pause * 2, _LAST_LOOK)
+            found = self._driver.view(view.instance_id)
+            if found is None or found.find(volume_id, Scope.LIVE) is None:
+                return self._gone(view.instance_id, volume_id)
+            if hint is Hint.REFUSED:
+                self._give_up(found, volume_id, None)
+            view = found
+        return DetachOutcome.PENDING
+
+    def _limit(self, view: GuestView) -> float:
+        """How long to wait: a paused guest cannot answer before it is resumed."""
+        return self._timeouts.paused if view.state is GuestState.PAUSED else self._timeouts.detach
+
+    def _ask(self, view: GuestView, entry: DiskEntry) -> bool:
+        """Send the request; False when nobody knows whether it arrived."""
+        volume_id = entry.disk.volume_id if entry.disk else ""
+        try:
+            self._driver.unplug(view.instance_id, entry, Scope.LIVE)
+        except (UnplugRunning, DeviceNotFound, GuestNotFound):
+            pass  # asked before, or gone meanwhile: the next look tells
+        except DeadlineExceeded:
+            return False
+        except Transient:
+            raise
+        except CloudcoreError as error:
+            found = self._driver.view(view.instance_id)
+            if found is not None and found.find(volume_id, Scope.LIVE) is not None:
+                self._give_up(found, volume_id, error)
+        return True
+
+    def _give_up(self, view: GuestView, volume_id: str, cause: CloudcoreError | None) -> None:
+        """The guest refuses for good: restore the persistent definition, then say so."""
+        error = DetachFailed(
+            f"guest {view.instance_id} refuses to let volume {volume_id} go" + (f": {cause}" if cause else ""),
+            identifier=volume_id,
+        )
+        entry = view.find(volume_id, Scope.LIVE)
+        if entry is not None and entry.disk is not None and view.persistent is not None:
+            try:
+                if view.find(volume_id, Scope.PERSISTENT) is None:
+                    self._driver.plug(view.instance_id, entry.disk, Scope.PERSISTENT)
+            except (CloudcoreError, TargetTaken) as second:
+                error.add_note(f"the persistent definition did not get it back: {second}")
+        raise error from cause
+
+    # --- look, resize ------------------------------------------------------------------------------------------------
+
+    def state(self, instance_id: str, volume_id: str) -> DiskState:
+        """See :meth:`cloudcore.disks.GuestDisks.disk_state`."""
+        instance_id = normalise_uuid(instance_id, "instance_id")
+        volume_id = normalise_uuid(volume_id, "volume_id")
+        view = self._driver.view(instance_id)
+        return view.state_of(volume_id) if view else DiskState(instance_id=instance_id, volume_id=volume_id)
+
+    def states(self) -> tuple[DiskState, ...]:
+        """See :meth:`cloudcore.disks.GuestDisks.disk_states`."""
+        views = sorted(self._driver.views(), key=lambda view: view.instance_id)
+        return tuple(view.state_of(volume_id) for view in views for volume_id in view.volumes)
+
+    def resize(self, instance_id: str, volume_id: str, size: int) -> None:
+        """See :meth:`cloudcore.disks.GuestDisks.resize_disk`."""
+        instance_id = normalise_uuid(instance_id, "instance_id")
+        volume_id = normalise_uuid(volume_id, "volume_id")
+        require_integer(size, "size", minimum=1, maximum=2**63 - 1)
+        view = self._view(instance_id)
+        entry = view.find(volume_id, Scope.LIVE)
+        if entry is not None:
+            self._driver.resize(instance_id, entry, size)
+        elif view.live is not None or view.find(volume_id, Scope.PERSISTENT) is None:
+            raise DeviceNotFound(f"guest {instance_id} has no volume {volume_id}", identifier=volume_id)
+
+    def check(self) -> None:
+        """Raise InvariantViolated if a guest has a volume or a device name twice, or has one volume in two ways."""
+        findings: list[str] = []
+        for view in self._driver.views():
+            for scope, entries in (("live", view.live or ()), ("persistent", view.persistent or ())):
+                targets = [f"target {one.target}" for one in entries]
+                volumes = [f"volume {one.disk.volume_id}" for one in entries if one.disk is not None]
+                for name, count in sorted(Counter(targets + volumes).items()):
+                    if count > 1:
+                        findings.append(f"guest {view.instance_id}: {name} twice in the {scope} definition")
+            findings += _disagreements(view)
+        if findings:
+            raise InvariantViolated("; ".join(findings), findings=tuple(findings))
+
+    # --- patience ----------------------------------------------------------------------------------------------------
+
+    def _patiently(self, operation: Callable[..., T], *arguments: object) -> T:
+        """Repeat an operation whose connection was lost: each reads first what is there, so nothing happens twice."""
+        retrying = tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(3),
+            wait=tenacity.wait_exponential(multiplier=0.05, max=1),
+            retry=tenacity.retry_if_exception_type(HypervisorUnavailable),
+            before_sleep=tenacity.before_sleep_log(_log, logging.INFO),
+            reraise=True,
+        )
+        return retrying(operation, *arguments)
+
+
+def _disagreements(view: GuestView) -> list[str]:
+    told = []
+    for volume_id in view.volumes:
+        state = view.state_of(volume_id)
+        if state.live is not None and state.persistent is not None:
+            found = differences(state.live, state.persistent)
+            told += [
+                f"guest {view.instance_id}: volume {volume_id}: live and persistent differ: {one}" for one in found
+            ]
+    return told
