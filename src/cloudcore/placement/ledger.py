@@ -1,0 +1,466 @@
+"""AllocationLedger: who holds what. Claim it, move it, give it back, exactly once."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import attrs
+
+from cloudcore._values import normalise_uuid, require_integer, require_text
+from cloudcore.database import Database, Operation
+from cloudcore.errors import InvalidAllocation, InvalidArgument, MoveNotFound
+from cloudcore.placement import ledger_moves, ledger_reads
+from cloudcore.placement.claims import Held, Owner, normalise_allocations
+from cloudcore.placement.ledger_session import Session
+from cloudcore.placement.ledger_writes import NEW, Target, settle
+from cloudcore.placement.moves import Move, MoveEvent, MoveKind, Overlap
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
+    from sqlalchemy.engine import URL, Connection, Engine
+
+    from cloudcore.placement.claims import Allocations, Candidate
+    from cloudcore.placement.ledger_reads import ConsumerState, Usage
+
+__all__ = ["AllocationLedger"]
+
+T = TypeVar("T")
+
+
+class AllocationLedger:
+    """Decides who holds what, in a SQL database; what anybody else knows is a hint.
+
+    Capacity is granted by one guarded UPDATE for each inventory, in a fixed order, so writers on one provider wait for
+    each other but never refuse each other before it is full. Every call takes an *operation_id* or makes one: repeated
+    with the same id it has no second effect and gives the same answer. What is refused leaves everything as it was.
+
+    May be shared between threads; each process opens its own.
+
+    Args:
+        source: A database, an engine, or a URL (then :meth:`close` closes it).
+        history: Whether to note what each consumer holds after each change.
+        id_factory: Makes operation ids.
+
+    Example:
+        >>> ledger = AllocationLedger("sqlite:///cloud.db")  # doctest: +SKIP
+        >>> held = ledger.claim(instance, candidate, project_id="p", user_id="u")  # doctest: +SKIP
+        >>> ledger.release(instance)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        source: Database | str | URL | Engine,
+        *,
+        history: bool = True,
+        id_factory: Callable[[], str] = lambda: str(uuid.uuid4()),
+    ) -> None:
+        self._owned = not isinstance(source, Database)
+        self.database = Database.of(source)
+        self._history = history
+        self._id_factory = id_factory
+
+    # ---- claims
+
+    def claim(
+        self,
+        consumer: str,
+        wanted: Candidate | Allocations,
+        *,
+        project_id: str,
+        user_id: str,
+        consumer_type: str | None = "INSTANCE",
+        generation: int = NEW,
+        expires_in: float | None = None,
+        operation_id: str | None = None,
+    ) -> Held:
+        """Take *wanted* for *consumer*: all of it or nothing.
+
+        Args:
+            consumer: Uuid of who shall hold it.
+            wanted: A candidate of a search, or ``{provider uuid: {class: amount}}``.
+            project_id: Who pays.
+            user_id: Who asked.
+            consumer_type: Such as ``INSTANCE``; None for unknown.
+            generation: 0 if the consumer must hold nothing yet; else the generation read last, and *wanted* takes the
+                place of what it holds.
+            expires_in: Seconds after which the claim lapses unless :meth:`settle` is called before, by the database's
+                clock. For a consumer that holds nothing yet.
+            operation_id: Chosen by the caller to repeat the call safely.
+
+        Raises:
+            CapacityExceeded: An inventory is full; the error names it, what was asked, used and its capacity.
+            UnitViolation: An amount breaks min_unit, max_unit or step_size.
+            ProviderNotFound, InventoryNotFound: The search that gave *wanted* was stale.
+            AlreadyExists: The consumer holds something already, and *generation* is 0.
+            GenerationConflict: Somebody wrote the consumer since *generation* was read.
+            ConsumerRetired: The consumer was released for ever.
+            InvalidAllocation: An argument is malformed.
+            OperationMismatch: The operation id was used for something else.
+        """
+        consumer = normalise_uuid(consumer, "consumer", InvalidAllocation)
+        require_integer(generation, "generation", minimum=0, error=InvalidAllocation)
+        target = Target(
+            allocations=normalise_allocations(wanted),
+            owner=Owner.of(project_id, user_id, consumer_type),
+            generation=generation,
+            expires_in=_seconds(expires_in, "expires_in"),
+        )
+        if target.expires_in is not None and generation != NEW:
+            raise InvalidAllocation("expires_in is for a consumer that holds nothing yet", field="expires_in")
+        return self._write("claim", {consumer: target}, operation_id)[consumer]
+
+    def replace(
+        self,
+        wanted: Mapping[str, Candidate | Allocations],
+        *,
+        generations: Mapping[str, int] | None = None,
+        expected: Mapping[str, Allocations] | None = None,
+        project_id: str | None = None,
+        user_id: str | None = None,
+        consumer_type: str | None = None,
+        operation_id: str | None = None,
+    ) -> dict[str, Held]:
+        """Make each consumer hold what *wanted* says, in one transaction; an empty mapping empties it.
+
+        Only the net change of each inventory counts, so what passes from one consumer to another is never refused for
+        capacity. An instance that is moving changes its destination; the migration goes on holding the source.
+
+        Args:
+            wanted: Consumer uuid → what it shall hold.
+            generations: Consumer uuid → the generation read last (0 for "holds nothing"); others may be at any.
+            expected: Consumer uuid → exactly what it must hold before the call.
+            project_id: For all of them, together with *user_id*; needed only for consumers that hold nothing yet.
+            user_id: See there.
+            consumer_type: See there.
+            operation_id: See :meth:`claim`.
+
+        Raises:
+            GenerationConflict: A consumer is at another generation, or does not hold what was expected.
+            InUse: A consumer is a migration; its allocations belong to its move.
+            See :meth:`claim` for the others.
+        """
+        owner = None
+        if project_id is not None or user_id is not None:
+            owner = Owner.of(project_id or "", user_id or "", consumer_type)
+        read = {_consumer(c): n for c, n in (generations or {}).items()}
+        held = {_consumer(c): _or_nothing(a) for c, a in (expected or {}).items()}
+        targets = {
+            c: Target(allocations=a, owner=owner, generation=read.get(c), expected=held.get(c), settle=c in held)
+            for c, a in ((_consumer(c), _or_nothing(a)) for c, a in wanted.items())
+        }
+        if not targets or len(targets) != len(wanted):
+            raise InvalidAllocation("no consumer is named, or one is named twice", field="wanted")
+        stray = sorted((read.keys() | held.keys()) - targets.keys())
+        if stray:
+            raise InvalidAllocation(f"not among the consumers to write: {', '.join(stray)}", field="generations")
+        return self._write("replace", targets, operation_id)
+
+    def swap(
+        self,
+        consumer: str,
+        expected: Candidate | Allocations,
+        wanted: Candidate | Allocations,
+        *,
+        operation_id: str | None = None,
+    ) -> Held:
+        """Give up exactly *expected* and take *wanted*, in one transaction.
+
+        The step of a reschedule: the host that failed is freed iff the next one is granted. Works alike for an instance
+        that boots and for one that moves (its migration keeps the source).
+
+        Raises:
+            ConsumerNotFound: The consumer holds nothing: it was deleted meanwhile, and stays so.
+            GenerationConflict: It holds something else than *expected*.
+            See :meth:`claim` for the others.
+        """
+        consumer = _consumer(consumer)
+        target = Target(allocations=normalise_allocations(wanted), expected=normalise_allocations(expected))
+        return self._write("swap", {consumer: target}, operation_id, must_exist=True)[consumer]
+
+    def settle(self, consumer: str, *, operation_id: str | None = None) -> Held:
+        """Turn a pending claim into a lasting one. A claim that is lasting already stays as it is.
+
+        Raises:
+            ConsumerNotFound: It holds nothing: it was released, or expired and was swept.
+            InvalidTransition: It expired before this call, by the database's clock.
+        """
+        consumer = _consumer(consumer)
+
+        def work(session: Session, operation: str) -> Any:
+            return settle(session, operation, consumer, history=self._history)
+
+        result, repeated = self._operate("settle", {"consumer": consumer}, work, operation_id)
+        return _held(consumer, result, repeated=repeated)
+
+    def release(self, consumer: str, *, forever: bool = False, operation_id: str | None = None) -> Held:
+        """Give back all that *consumer* holds.
+
+        A move of it ends with both halves free; in an evacuation the migration goes on holding the source until that is
+        proved gone.
+
+        Args:
+            consumer: Its uuid.
+            forever: It was deleted: nothing may ever claim for it again. Needs not hold anything.
+            operation_id: See :meth:`claim`.
+
+        Raises:
+            ConsumerNotFound: It holds nothing.
+            InUse: It is a migration; confirm, revert or abandon its move.
+        """
+        consumer = _consumer(consumer)
+        target = Target(allocations={}, retire=forever)
+        return self._write("release", {consumer: target}, operation_id, must_exist=not forever)[consumer]
+
+    # ---- moves
+
+    def begin_move(
+        self,
+        instance: str,
+        migration: str,
+        destination: Candidate | Allocations,
+        *,
+        kind: MoveKind | str = MoveKind.COLD,
+        overlap: Overlap = "sum",
+        shared: Collection[str] = (),
+        expires_in: float | None = None,
+        generation: int | None = None,
+        operation_id: str | None = None,
+    ) -> Move:
+        """Hand what *instance* holds to *migration* and give the instance *destination*, in one transaction.
+
+        Args:
+            instance: Uuid of the instance; it must hold something.
+            migration: Uuid of the migration; it must be unused.
+            destination: What the instance shall hold at the destination.
+            kind: ``cold``, ``resize``, ``live`` (the shape stays the same) or ``evacuation`` (the source is held until
+                it is proved gone).
+            overlap: What a provider on both sides must fit: the ``sum`` (safe), or the ``maximum`` of each class, where
+                the host guarantees that the two are never live together.
+            shared: Providers on both sides that hold the same thing for both (shared storage): counted as ``maximum``.
+            expires_in: Seconds after which the move reverts by itself unless it was ended, by the database's clock.
+            generation: The instance's generation read last; None for any.
+            operation_id: See :meth:`claim`.
+
+        Raises:
+            ConsumerNotFound: The instance holds nothing: there is nothing to move.
+            InUse: The instance is moving already.
+            AlreadyExists: The migration is known with other arguments, or holds something.
+            InvalidTransition: The migration is over.
+            See :meth:`claim` for the others.
+        """
+        wanted = normalise_allocations(destination)
+        asked = ledger_moves.Beginning(
+            migration=normalise_uuid(migration, "migration", InvalidAllocation),
+            instance=normalise_uuid(instance, "instance", InvalidAllocation),
+            destination=wanted,
+            kind=_kind(kind),
+            overlap=_overlap(overlap),
+            shared=tuple(sorted({normalise_uuid(p, "shared", InvalidAllocation) for p in shared})),
+            expires_in=_seconds(expires_in, "expires_in"),
+            generation=generation,
+        )
+        if asked.migration == asked.instance:
+            raise InvalidAllocation("the migration needs a uuid of its own", field="migration")
+
+        def work(session: Session, operation: str) -> Any:
+            return ledger_moves.begin(session, operation, asked, history=self._history)
+
+        return self._move("begin_move", attrs.asdict(asked), work, operation_id)
+
+    def confirm_move(self, migration: str, *, proof: str | None = None, operation_id: str | None = None) -> Move:
+        """End a move at the destination: the source is free. A repeat changes nothing.
+
+        Args:
+            migration: Uuid of the migration.
+            proof: For an evacuation: who proved the source gone, and how. Kept in the story.
+            operation_id: See :meth:`claim`.
+
+        Raises:
+            MoveNotFound: No such move.
+            InvalidTransition: It was reverted, abandoned, has expired, or its instance was released.
+            FencingRequired: An evacuation without proof.
+        """
+        return self._step(MoveEvent.CONFIRM, migration, operation_id, proof)
+
+    def revert_move(self, migration: str, *, operation_id: str | None = None) -> Move:
+        """End a move at the source: the instance holds again what it held, the destination is free.
+
+        Never refused for capacity: the source was held all the time. A repeat changes nothing.
+
+        Raises:
+            MoveNotFound: No such move.
+            InvalidTransition: It was confirmed or abandoned, or its instance was released: nothing is brought back.
+        """
+        return self._step(MoveEvent.REVERT, migration, operation_id, None)
+
+    def abandon_move(self, migration: str, *, proof: str | None = None, operation_id: str | None = None) -> Move:
+        """Give up a move and its instance: both halves are free. A repeat changes nothing.
+
+        Raises:
+            MoveNotFound, InvalidTransition, FencingRequired: As for :meth:`confirm_move`.
+        """
+        return self._step(MoveEvent.ABANDON, migration, operation_id, proof)
+
+    def move(self, migration: str) -> Move:
+        """Return the move of *migration* as recorded.
+
+        Raises:
+            MoveNotFound: No such move.
+        """
+        uuid_ = normalise_uuid(migration, "migration", InvalidAllocation)
+        with self.database.read() as connection:
+            session = Session(connection)
+            with session.errors():
+                found = ledger_moves.find_move(session, uuid_)
+        if found is None:
+            raise MoveNotFound(f"no move of migration {uuid_} is recorded", identifier=uuid_)
+        return found
+
+    # ---- reading
+
+    def allocations(self, consumer: str) -> dict[str, dict[str, int]]:
+        """What *consumer* holds, by provider uuid; empty if nothing."""
+        state = self.consumer(consumer)
+        return {} if state is None else {p: dict(c) for p, c in state.allocations.items()}
+
+    def consumer(self, consumer: str) -> ConsumerState | None:
+        """What *consumer* holds, its generation and owner; None if it holds nothing."""
+        uuid_ = _consumer(consumer)
+        return self._read(lambda session: ledger_reads.consumer(session, uuid_))
+
+    def usages(
+        self,
+        *,
+        provider: str | None = None,
+        project_id: str | None = None,
+        user_id: str | None = None,
+        consumer_type: str | None = None,
+    ) -> dict[str, int]:
+        """Amounts in use by class, of one provider (zeros shown) or of those consumers that fit all that is given.
+
+        Raises:
+            ProviderNotFound: No such provider.
+        """
+        if provider is not None:
+            if (project_id, user_id, consumer_type) != (None, None, None):
+                raise InvalidArgument("give a provider or a project, user and type, not both", field="provider")
+            uuid_ = normalise_uuid(provider, "provider", InvalidAllocation)
+            return self._read(lambda session: ledger_reads.provider_usages(session, uuid_))
+        by_type = self.usages_by_type(project_id=project_id, user_id=user_id, consumer_type=consumer_type)
+        return ledger_reads.sum_usages(by_type)
+
+    def usages_by_type(
+        self, *, project_id: str | None = None, user_id: str | None = None, consumer_type: str | None = None
+    ) -> dict[str, Usage]:
+        """Amounts in use and number of consumers for each consumer type; ``unknown`` where nobody said."""
+        return self._read(lambda session: ledger_reads.usages(session, project_id, user_id, consumer_type))
+
+    # ---- keeping order
+
+    def check(self) -> None:
+        """Compare every inventory's ``used``, consumer and move with the allocations, in one snapshot.
+
+        Raises:
+            InvariantViolated: With one line for each breach.
+        """
+        ledger_reads.check(self.database)
+
+    def close(self) -> None:
+        """Close the database, if this ledger opened it."""
+        if self._owned:
+            self.database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<AllocationLedger {self.database!r}>"
+
+    # ---- inside
+
+    def _read(self, work: Callable[[Session], T]) -> T:
+        with self.database.read() as connection:
+            session = Session(connection)
+            with session.errors():
+                return work(session)
+
+    def _operate(
+        self, name: str, arguments: Mapping[str, Any], work: Callable[[Session, str], Any], operation_id: str | None
+    ) -> tuple[Any, bool]:
+        operation = Operation.of(f"ledger.{name}", arguments, operation_id, id_factory=self._id_factory)
+
+        def inside(connection: Connection) -> Any:
+            session = Session(connection)
+            with session.errors():
+                return work(session, operation.id)
+
+        outcome = self.database.operate(operation, inside)
+        return outcome.result, outcome.repeated
+
+    def _write(
+        self, name: str, targets: Mapping[str, Target], operation_id: str | None, *, must_exist: bool = False
+    ) -> dict[str, Held]:
+        def work(session: Session, operation: str) -> Any:
+            return ledger_moves.write(session, operation, name, targets, history=self._history, must_exist=must_exist)
+
+        arguments = {consumer: attrs.asdict(target) for consumer, target in targets.items()}
+        result, repeated = self._operate(name, arguments, work, operation_id)
+        return {consumer: _held(consumer, state, repeated=repeated) for consumer, state in result.items()}
+
+    def _move(
+        self, name: str, arguments: Mapping[str, Any], work: Callable[[Session, str], Any], operation_id: str | None
+    ) -> Move:
+        result, repeated = self._operate(name, arguments, work, operation_id)
+        return ledger_moves.move_from_json(result, repeated=repeated)
+
+    def _step(self, event: MoveEvent, migration: str, operation_id: str | None, proof: str | None) -> Move:
+        uuid_ = normalise_uuid(migration, "migration", InvalidAllocation)
+        if proof is not None:
+            require_text(proof, "proof", maximum=2000)
+
+        def work(session: Session, operation: str) -> Any:
+            return ledger_moves.step(session, operation, uuid_, event, proof=proof, history=self._history)
+
+        return self._move(f"{event}_move", {"migration": uuid_, "proof": proof}, work, operation_id)
+
+
+def _held(consumer: str, state: Mapping[str, Any], *, repeated: bool) -> Held:
+    return Held(consumer=consumer, generation=state["generation"], allocations=state["allocations"], repeated=repeated)
+
+
+def _consumer(value: str) -> str:
+    return normalise_uuid(value, "consumer", InvalidAllocation)
+
+
+def _or_nothing(wanted: Candidate | Allocations) -> dict[str, dict[str, int]]:
+    return {} if wanted == {} else normalise_allocations(wanted)
+
+
+def _kind(value: MoveKind | str) -> MoveKind:
+    try:
+        return MoveKind(value)
+    except ValueError as error:
+        raise InvalidArgument(
+            f"kind: {value!r} is not one of {', '.join(MoveKind)}", field="kind", value=value
+        ) from error
+
+
+def _overlap(value: Overlap) -> Overlap:
+    if value not in {"sum", "maximum"}:
+        raise InvalidArgument(f"overlap: {value!r} is neither sum nor maximum", field="overlap", value=value)
+    return value
+
+
+def _seconds(value: float | None, field: str) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 10**9:
+        raise InvalidArgument(
+            f"{field}: expected a positive number of seconds, got {value!r}", field=field, value=value
+        )
+    return float(value)
