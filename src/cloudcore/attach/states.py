@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 __all__ = [
     "AT_REST",
     "TABLE",
+    "UNDO_UNASKED",
     "USES_HOST",
+    "WAITING",
     "Event",
     "Instruction",
     "State",
@@ -72,6 +74,7 @@ class State(StrEnum):
     DISCONNECTING = "disconnecting"
     UNMAPPING = "unmapping"
     UNMAP_UNCERTAIN = "unmap-uncertain"
+    PENDING = "pending"
     QUARANTINED = "quarantined"
     ABSENT = "absent"
 
@@ -222,10 +225,11 @@ TABLE: dict[tuple[State, Event], Transition] = {
     (S.HELD, E.VANISHED): _to(S.ABSENT),
     # detach, and undoing
     (S.UNPLUGGING, E.DONE): _to(S.DISCONNECTING, I.DISCONNECT),
-    (S.UNPLUGGING, E.PENDING): _to(S.UNPLUGGING),
+    (S.UNPLUGGING, E.PENDING): _to(S.PENDING),
     (S.UNPLUGGING, E.REFUSED): _to(S.COMPLETING, I.COMPLETE),
     (S.UNPLUGGING, E.LOST): _to(S.UNPLUG_UNCERTAIN, I.LOOK_AT_GUEST),
-    (S.UNPLUGGING, E.DETACH): _to(S.UNPLUGGING, I.UNPLUG),
+    (S.PENDING, E.DETACH): _to(S.UNPLUGGING, I.UNPLUG),
+    (S.PENDING, E.FENCED): _to(S.UNMAPPING, I.UNMAP),
     (S.UNPLUG_UNCERTAIN, E.FOUND): _to(S.UNPLUGGING, I.UNPLUG),
     (S.UNPLUG_UNCERTAIN, E.MISSING): _to(S.DISCONNECTING, I.DISCONNECT),
     (S.UNPLUG_UNCERTAIN, E.FENCED): _to(S.UNMAPPING, I.UNMAP),
@@ -242,16 +246,27 @@ TABLE: dict[tuple[State, Event], Transition] = {
 """Every legal pair."""
 
 AT_REST = frozenset({S.ATTACHED, S.STAGED, S.HELD, S.ABSENT})
-"""States in which nothing is under way. All others are somebody's unfinished work."""
+"""States in which nothing is under way and nothing is awaited."""
+
+WAITING = frozenset({S.PENDING, S.QUARANTINED})
+"""States in which the guest was asked to let go and has not yet. The rest are somebody's unfinished work."""
 
 USES_HOST = frozenset(
     {
         S.CONNECTING, S.PLUGGING, S.PLUG_UNCERTAIN, S.COMPLETING, S.COMPLETE_UNCERTAIN, S.ATTACHED,
         S.JOINING, S.SETTLING, S.SETTLE_UNCERTAIN, S.STAGED,
-        S.UNPLUGGING, S.UNPLUG_UNCERTAIN, S.QUARANTINED, S.DISCONNECTING,
+        S.UNPLUGGING, S.UNPLUG_UNCERTAIN, S.PENDING, S.QUARANTINED, S.DISCONNECTING,
     }
 )  # fmt: skip
 """States in which the host may be connected to the volume: its users, arriving and leaving ones too."""
+
+UNDO_UNASKED = frozenset(
+    {
+        S.RESERVE_UNCERTAIN, S.MAP_UNCERTAIN, S.CONNECTING, S.CREATE_UNCERTAIN, S.JOINING, S.SETTLE_UNCERTAIN,
+        S.HOLD_UNCERTAIN, S.PARK_UNCERTAIN,
+    }
+)  # fmt: skip
+"""States that recovery undoes without a probe: no guest can have the disk yet, and undoing absent things succeeds."""
 
 _GUEST_MAY_HAVE_IT = USES_HOST - {S.CONNECTING, S.JOINING, S.SETTLING, S.SETTLE_UNCERTAIN, S.STAGED, S.DISCONNECTING}
 

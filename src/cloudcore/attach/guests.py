@@ -1,0 +1,66 @@
+"""Guests that exist only in memory: the hypervisor of an attachment manager that was given none."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from cloudcore.disks import DetachOutcome, DiskState
+from cloudcore.errors import Conflict, DeviceNotFound
+
+if TYPE_CHECKING:
+    from cloudcore.disks import Disk
+
+__all__ = ["MemoryGuests"]
+
+
+class MemoryGuests:
+    """Fulfils :class:`~cloudcore.disks.GuestDisks` with a dictionary: any instance id is a running guest.
+
+    For rehearsals and notebooks; the hypervisor adapters know more. May be shared between threads.
+    """
+
+    def __init__(self, host: str = "localhost") -> None:
+        self._host = host
+        self._mutex = threading.Lock()
+        self._disks: dict[tuple[str, str], Disk] = {}
+
+    @property
+    def host(self) -> str:
+        """Name of the host."""
+        return self._host
+
+    def attach_disk(self, instance_id: str, disk: Disk) -> DiskState:
+        """See :class:`~cloudcore.disks.GuestDisks`."""
+        with self._mutex:
+            found = self._disks.setdefault((instance_id, disk.volume_id), disk)
+        if found != disk:
+            raise Conflict(f"guest {instance_id} has volume {disk.volume_id} otherwise", identifier=disk.volume_id)
+        return self.disk_state(instance_id, disk.volume_id)
+
+    def detach_disk(self, instance_id: str, volume_id: str) -> DetachOutcome:
+        """See :class:`~cloudcore.disks.GuestDisks`; the guest lets go at once."""
+        with self._mutex:
+            self._disks.pop((instance_id, volume_id), None)
+        return DetachOutcome.DETACHED
+
+    def disk_state(self, instance_id: str, volume_id: str) -> DiskState:
+        """See :class:`~cloudcore.disks.GuestDisks`."""
+        with self._mutex:
+            disk = self._disks.get((instance_id, volume_id))
+        return DiskState(instance_id=instance_id, volume_id=volume_id, live=disk, persistent=disk)
+
+    def disk_states(self) -> tuple[DiskState, ...]:
+        """See :class:`~cloudcore.disks.GuestDisks`."""
+        with self._mutex:
+            disks = dict(self._disks)
+        return tuple(
+            DiskState(instance_id=instance_id, volume_id=volume_id, live=disk, persistent=disk)
+            for (instance_id, volume_id), disk in sorted(disks.items())
+        )
+
+    def resize_disk(self, instance_id: str, volume_id: str, size: int) -> None:
+        """See :class:`~cloudcore.disks.GuestDisks`; there is nothing to resize."""
+        with self._mutex:
+            if (instance_id, volume_id) not in self._disks:
+                raise DeviceNotFound(f"guest {instance_id} has no volume {volume_id}", identifier=volume_id)

@@ -1,0 +1,326 @@
+"""Named leases in the database: one holder at a time, across threads, processes and hosts.
+
+A lease is a row of ``attachment_locks``. It ends when it is released, when it expires by the *database's* clock, or
+when its holder is known to be dead: the name of the owner says which process of which boot of which machine it is, and
+a process of the same machine can look. A thread renews what a living process holds, so a slow step never loses its
+lease; the holder itself judges by its monotonic clock, counted from before the renewal was asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+import uuid
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+import tenacity
+
+from cloudcore.attach.tables import attachment_locks
+from cloudcore.database import insert_ignoring_duplicates
+from cloudcore.errors import Conflict, Transient, VolumeBusy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from sqlalchemy.engine import Connection
+
+    from cloudcore.database import Database
+
+__all__ = ["Lease", "Leases", "owner_is_dead", "process_identity"]
+
+_L = attachment_locks
+_NOW: dict[str, sa.ColumnElement[float]] = {
+    "sqlite": sa.literal_column("((julianday('now') - 2440587.5) * 86400.0)", sa.Double()),
+    "postgresql": sa.literal_column("extract(epoch from clock_timestamp())", sa.Double()),
+    "mysql": sa.literal_column("unix_timestamp(now(6))", sa.Double()),
+}
+_RELEASE = sa.delete(_L).where(_L.c.owner == sa.bindparam("the_owner"))
+_identities: dict[int, str] = {}
+
+
+def process_identity() -> str:
+    """Which process this is: boot, process-id namespace, process id, and when it started. Fork-safe."""
+    pid = os.getpid()
+    if pid not in _identities:
+        _identities.clear()
+        _identities[pid] = f"{_machine()}/{pid}/{_started(pid)}"
+    return _identities[pid]
+
+
+def _machine() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = re.sub(r"\D", "", Path("/proc/self/ns/pid").readlink().name)
+    except OSError:
+        return f"unknown-{uuid.uuid4()}"  # no /proc: never the same machine, so only expiry frees its leases
+    return f"{boot}-{namespace}"
+
+
+def _started(pid: int) -> str | None:
+    """Start time of the process in clock ticks since boot; None if it is gone or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    except OSError:
+        return "?"
+    return None if fields[0] in {"Z", "X"} else fields[19]
+
+
+def owner_is_dead(owner: str) -> bool:
+    """Whether *owner* was a process of this boot of this machine that is no more. False when that cannot be told."""
+    parts = owner.split("/")
+    if len(parts) < 3 or not parts[1].isdigit() or parts[0] != process_identity().split("/")[0]:
+        return False
+    started = _started(int(parts[1]))
+    return started != "?" and started != parts[2]
+
+
+class Lease:
+    """One operation's hold on one or more names. Made by :meth:`Leases.hold`."""
+
+    def __init__(self, leases: Leases, owner: str) -> None:
+        self.owner = owner
+        self.names: list[str] = []
+        self.fresh_until = 0.0
+        self._leases = leases
+
+    def require(self) -> None:
+        """Check that the hold cannot have expired yet, before a side effect.
+
+        Raises:
+            Conflict: It may have: this process was stopped, or cut off from the database, for longer than the lease.
+        """
+        if self._leases.monotonic() > self.fresh_until:
+            raise Conflict(
+                f"the lease on {', '.join(self.names)} may have expired; nothing was done. recover() settles it",
+                identifier=self.names[0] if self.names else None,
+            )
+
+    def release(self, connection: Connection) -> None:
+        """Give every name back within the caller's transaction, to save a commit. Call :meth:`forget` after it."""
+        connection.execute(_RELEASE, {"the_owner": self.owner})
+
+    def forget(self) -> None:
+        """The names have been given back."""
+        self.names.clear()
+
+    def still_held(self) -> sa.ColumnElement[bool]:
+        """A condition for the journal's writes: the first name is still this owner's."""
+        held = sa.select(_L.c.name).where(_L.c.name == self.names[0], _L.c.owner == self.owner)
+        return sa.exists(held)
+
+
+class Leases:
+    """Hands out :class:`Lease` objects and keeps them alive. May be shared between threads; opened once per process.
+
+    Args:
+        database: Where ``attachment_locks`` is.
+        seconds: How long a lease lasts without renewal.
+        patience: Seconds that :meth:`hold` waits for others.
+        monotonic: A clock for intervals.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        seconds: float = 60.0,
+        patience: float = 60.0,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._database = database
+        self._seconds = seconds
+        self._patience = patience
+        self.monotonic = monotonic
+        self._mutex = threading.Lock()
+        self._queues: dict[str, tuple[threading.Lock, int]] = {}
+        self._held: dict[str, Lease] = {}
+        self._closing = threading.Event()
+        self._renewer: threading.Thread | None = None
+
+    # --- holding ------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def hold(
+        self,
+        names: Sequence[str],
+        *,
+        patience: float | None = None,
+        start: Callable[[Connection], object] | None = None,
+    ) -> Iterator[Lease]:
+        """Hold *names*, in this order, and give them back at the end unless the work already did.
+
+        Threads of this process queue; processes poll with growing, jittered pauses. *start* runs in the transaction
+        that takes the last name, so that taking a lease and writing the first line of the journal cost one commit.
+
+        Raises:
+            VolumeBusy: Somebody alive still holds one after *patience* seconds.
+        """
+        limit = self._patience if patience is None else patience
+        lease = Lease(self, f"{process_identity()}/{uuid.uuid4().hex[:12]}")
+        with self._queued(names, limit):
+            try:
+                self._take(lease, names, limit, start)
+                with self._mutex:
+                    self._held[lease.owner] = lease
+                self._start_renewing()
+                yield lease
+            finally:
+                with self._mutex:
+                    self._held.pop(lease.owner, None)
+                if lease.names:
+                    self._database.run(lease.release)
+
+    @contextmanager
+    def _queued(self, names: Sequence[str], patience: float) -> Iterator[None]:
+        """Wait for the other threads of this process first: they need no polling."""
+        taken: list[str] = []
+        try:
+            for name in names:
+                with self._mutex:
+                    lock, users = self._queues.get(name, (threading.Lock(), 0))
+                    self._queues[name] = (lock, users + 1)
+                if not lock.acquire(timeout=max(patience, 0.0)):
+                    self._leave(name)
+                    raise self._busy(name, "another thread of this process", patience)
+                taken.append(name)
+            yield
+        finally:
+            for name in reversed(taken):
+                self._queues[name][0].release()
+                self._leave(name)
+
+    def _leave(self, name: str) -> None:
+        with self._mutex:
+            lock, users = self._queues[name]
+            if users == 1:
+                del self._queues[name]
+            else:
+                self._queues[name] = (lock, users - 1)
+
+    def _take(
+        self, lease: Lease, names: Sequence[str], patience: float, start: Callable[[Connection], object] | None
+    ) -> None:
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(_Taken),
+            stop=tenacity.stop_after_delay(patience),
+            wait=tenacity.wait_random_exponential(multiplier=0.01, max=0.2),
+            reraise=True,
+        )
+        for index, name in enumerate(names):
+            last = start if index == len(names) - 1 else None
+            try:
+                retrying(self._attempt, lease, name, last)
+            except _Taken as error:
+                raise self._busy(name, error.owner, patience) from None
+
+    def _attempt(self, lease: Lease, name: str, start: Callable[[Connection], object] | None) -> None:
+        asked = self.monotonic()
+
+        def work(connection: Connection) -> None:
+            owner = self._try(connection, name, lease.owner)
+            if owner is not None:
+                raise _Taken(owner)
+            if start is not None:
+                start(connection)
+
+        lease.names.append(name)  # first: a lost answer to COMMIT must not leave it behind
+        try:
+            self._database.run(work)
+        except _Taken:
+            lease.names.remove(name)
+            raise
+        lease.fresh_until = asked + self._seconds * 0.9
+
+    def _try(self, connection: Connection, name: str, owner: str) -> str | None:
+        """Take *name* within this transaction; return the owner who has it instead, None on success."""
+        now = _NOW[self._database.dialect]
+        row = {"name": name, "owner": owner}
+        taken = connection.execute(
+            insert_ignoring_duplicates(_L, self._database.dialect).values(expires=now + self._seconds, **row)
+        )
+        if taken.rowcount:
+            return None
+        found = connection.execute(sa.select(_L.c.owner, _L.c.expires < now).where(_L.c.name == name)).one_or_none()
+        if found is None:
+            return "one who just left"
+        holder, expired = found
+        if holder != owner and not expired and not owner_is_dead(holder):
+            return str(holder)
+        takeover = sa.update(_L).where(_L.c.name == name, _L.c.owner == holder)
+        changed = connection.execute(takeover.values(owner=owner, expires=now + self._seconds))
+        return None if changed.rowcount else str(holder)
+
+    def _busy(self, name: str, owner: str, patience: float) -> VolumeBusy:
+        return VolumeBusy(
+            f"{name} is held by {owner} and was not freed within {patience:g} s; nothing was done. Try again",
+            identifier=name,
+            retry_after=1.0,
+        )
+
+    def held_by_living(self, connection: Connection) -> set[str]:
+        """The names that somebody alive holds."""
+        now = _NOW[self._database.dialect]
+        rows = connection.execute(sa.select(_L.c.name, _L.c.owner).where(_L.c.expires >= now))
+        return {name for name, owner in rows if not owner_is_dead(owner)}
+
+    def sweep(self, connection: Connection) -> int:
+        """Delete the rows of dead and expired holders; return how many."""
+        now = _NOW[self._database.dialect]
+        rows = connection.execute(sa.select(_L.c.name, _L.c.owner, _L.c.expires < now)).all()
+        dead = [(name, owner) for name, owner, expired in rows if expired or owner_is_dead(owner)]
+        for name, owner in dead:
+            connection.execute(sa.delete(_L).where(_L.c.name == name, _L.c.owner == owner))
+        return len(dead)
+
+    # --- keeping alive ------------------------------------------------------------------------------------------------
+
+    def _start_renewing(self) -> None:
+        with self._mutex:
+            if self._renewer is None and not self._closing.is_set():
+                self._renewer = threading.Thread(target=self._renew_for_ever, name="cloudcore-leases", daemon=True)
+                self._renewer.start()
+
+    def _renew_for_ever(self) -> None:
+        while not self._closing.wait(self._seconds / 3):
+            try:
+                self.renew()
+            except Transient:
+                continue  # the holder's own clock stops it in time
+
+    def renew(self) -> None:
+        """Prolong everything that this process holds. The thread does it; tests may call it.
+
+        Raises:
+            DatabaseUnavailable, DatabaseBusy: Nothing was prolonged.
+        """
+        with self._mutex:
+            held = list(self._held.values())
+        if not held:
+            return
+        asked = self.monotonic()
+        until = _NOW[self._database.dialect] + self._seconds
+        owners = [lease.owner for lease in held]
+        self._database.run(lambda c: c.execute(sa.update(_L).where(_L.c.owner.in_(owners)).values(expires=until)))
+        for lease in held:
+            lease.fresh_until = asked + self._seconds * 0.9
+
+    def close(self) -> None:
+        """Stop renewing. May be called twice."""
+        self._closing.set()
+        if self._renewer is not None and self._renewer is not threading.current_thread():
+            self._renewer.join()
+
+
+class _Taken(Exception):
+    """Somebody else has the lease."""
+
+    def __init__(self, owner: str) -> None:
+        super().__init__(owner)
+        self.owner = owner

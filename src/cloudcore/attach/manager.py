@@ -1,0 +1,522 @@
+"""Attach and detach volumes, and survive a crash at any point: :class:`AttachmentManager`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import uuid
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Self
+
+from cloudcore._failpoints import failpoint
+from cloudcore._values import normalise_uuid, require_text
+from cloudcore.attach.embedded import EmbeddedVolumes
+from cloudcore.attach.guests import MemoryGuests
+from cloudcore.attach.hosts import Host, PlainConnector
+from cloudcore.attach.journal import Journal
+from cloudcore.attach.leases import Leases
+from cloudcore.attach.records import Attachment
+from cloudcore.attach.recovery import Recovery, RecoveryReport, volume_lock
+from cloudcore.attach.rules import AttachPlan, AttachRequest, Limits, needs_target_lock, plan, violations
+from cloudcore.attach.states import Event, Instruction, State
+from cloudcore.attach.steps import Driver, Result, target_lock
+from cloudcore.database import Database
+from cloudcore.disks import DiskBus, GuestDisks
+from cloudcore.errors import (
+    CloudcoreError,
+    Conflict,
+    InvalidArgument,
+    InvariantViolated,
+    OperationMismatch,
+    OutcomeUnknown,
+    VolumeServiceUnavailable,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from sqlalchemy.engine import URL, Connection, Engine
+
+    from cloudcore.attach.fencing import Fencer
+    from cloudcore.attach.hosts import HostConnector
+    from cloudcore.attach.leases import Lease
+    from cloudcore.attach.records import StoryLine
+    from cloudcore.attach.rules import Policy, Violation
+    from cloudcore.attach.volumes import AttachMode, Volume, VolumeService
+
+__all__ = ["AttachmentManager"]
+
+_log = logging.getLogger("cloudcore.attach")
+
+
+class AttachmentManager:
+    """Gives volumes to instances and takes them back, through a volume service, a host and a hypervisor.
+
+    Every step is written to a journal before it begins. Whatever dies at whatever point, :meth:`recover` finishes or
+    undoes it. May be shared between threads; other processes, on this host or others, open their own over the same
+    database and are serialised with it volume by volume.
+
+    Args:
+        source: Database, engine or URL with the ``attach`` tables (``cloudcore.create_schema``).
+        volumes: The volume service; by default :class:`EmbeddedVolumes` in the same database.
+        hypervisor: The guests' disks on one host, or on each of several; by default guests that exist only in memory.
+        connectors: For each host by name, what connects it to volumes; by default :class:`PlainConnector`, which serves
+            network disks and local paths.
+        limits: Of volumes per instance and bus.
+        policy: Asked before multi-attach volumes are given out; by default everything is allowed.
+        fencer: Asked for evidence that a host is dead before anything is forced; by default there is none.
+        lease: Seconds after which the work of a process that died on another machine may be taken over.
+        patience: Seconds to wait for a volume on which somebody else is at work.
+        clock, id_factory: For the journal.
+
+    Example:
+        >>> manager = AttachmentManager("sqlite://")                                          # doctest: +SKIP
+        >>> attachment = manager.attach(volume.id, instance_id, mode="ro")                    # doctest: +SKIP
+        >>> manager.detach(attachment.id)                                                     # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        source: Database | str | URL | Engine,
+        volumes: VolumeService | None = None,
+        hypervisor: GuestDisks | Iterable[GuestDisks] | None = None,
+        *,
+        connectors: Mapping[str, HostConnector] | None = None,
+        limits: Limits | None = None,
+        policy: Policy | None = None,
+        fencer: Fencer | None = None,
+        lease: float = 60.0,
+        patience: float = 60.0,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        id_factory: Callable[[], str] = lambda: str(uuid.uuid4()),
+    ) -> None:
+        self._owns_database = not isinstance(source, Database)
+        self._database = Database.of(source)
+        self.volumes: VolumeService = EmbeddedVolumes(self._database) if volumes is None else volumes
+        self.hosts: Mapping[str, Host] = MappingProxyType(_hosts(hypervisor, connectors or {}))
+        self._limits = limits or Limits()
+        self._policy = policy
+        self._new_id = id_factory
+        self._journal = Journal(self._database, clock)
+        self._leases = Leases(self._database, seconds=lease, patience=patience)
+        self._driver = Driver(self._journal, self.volumes, self.hosts, self._leases, patience=patience)
+        self._recovery = Recovery(self._journal, self._driver, self._leases, fencer)
+
+    # --- attach -------------------------------------------------------------------------------------------------------
+
+    def attach(
+        self,
+        volume_id: str,
+        instance_id: str,
+        mode: AttachMode = "rw",
+        *,
+        host: str | None = None,
+        bus: DiskBus | str = DiskBus.VIRTIO,
+        target: str | None = None,
+        boot_order: int | None = None,
+        cache: str | None = None,
+        delete_on_termination: bool = False,
+        operation_id: str | None = None,
+    ) -> Attachment:
+        """Give the instance the volume; on return its guest has the disk and the service counts it as attached.
+
+        Waits for others who are at work on the volume, in this process, in others, or outside of cloudcore. A failure
+        is undone before it is raised; if even that fails, the journal keeps it for :meth:`recover`, and the error says
+        so in a note.
+
+        To boot from the volume, attach it with ``boot_order=1`` to a guest that is defined and not yet started.
+
+        Args:
+            volume_id: UUID of the volume.
+            instance_id: UUID of the instance.
+            mode: ``"ro"`` makes the guest's disk read-only, whatever the service would allow.
+            host: On which the instance is; needed if this manager serves several.
+            bus: See :class:`~cloudcore.disks.Disk`; so *target*, *boot_order* and *cache*.
+            target: Device name; None for the next free one.
+            boot_order: 1 is booted first.
+            cache: QEMU's cache mode; multi-attach volumes always get ``"none"``.
+            delete_on_termination: :meth:`terminate` deletes the volume.
+            operation_id: Chosen by the caller; a repeat under the same id returns what the first call made.
+
+        Raises:
+            InvalidArgument, UnsupportedFeature: Malformed, or impossible; nothing was done.
+            VolumeNotFound, AlreadyExists, InUse, Conflict, PolicyDenied, LimitExceeded, InvalidDisk: A rule forbids it;
+                nothing was done. :meth:`plan_attach` lists all of them.
+            OperationMismatch: The operation id was used for something else.
+            VolumeBusy: Others kept the volume for longer than the patience; nothing was done.
+            OutcomeUnknown: Nobody could be asked what became of a step; the attachment is uncertain until
+                :meth:`recover`.
+            CloudcoreError: What the service, the host or the hypervisor said; it was undone.
+        """
+        request = self._request(
+            volume_id=volume_id,
+            instance_id=instance_id,
+            mode=mode,
+            host=host,
+            bus=bus,
+            target=target,
+            boot_order=boot_order,
+            cache=cache,
+            delete_on_termination=delete_on_termination,
+        )
+        fingerprint = None
+        if operation_id is not None:
+            require_text(operation_id, "operation_id", maximum=64)
+            fingerprint = hashlib.sha256(json.dumps(request.as_json(), sort_keys=True).encode()).hexdigest()
+            repeated = self._repeated(operation_id, fingerprint)
+            if repeated is not None:
+                return repeated
+        return self._attach(request, operation_id, fingerprint)
+
+    def _attach(self, request: AttachRequest, operation_id: str | None, fingerprint: str | None) -> Attachment:
+        settled = refreshed = False
+        while True:
+            volume = self.volumes.volume(request.volume_id)
+            denied = self._denied(request, volume)
+            leg = self._new_leg(request, volume, operation_id, fingerprint)
+
+            def start(
+                connection: Connection,
+                volume: Volume = volume,
+                denied: Sequence[str] = denied,
+                leg: Attachment = leg,
+                settled: bool = settled,
+            ) -> None:
+                legs = self._journal.of_volume(connection, volume.id)
+                if not settled and any(other.interrupted for other in legs):
+                    raise _Unsettled
+                self._permit(connection, request, volume, legs, denied)
+                self._journal.begin(connection, leg)
+                failpoint("attach.begin.commit")
+
+            try:
+                with self._leases.hold([volume_lock(volume.id)], start=start) as lease:
+                    failpoint("attach.begin.after")
+                    return self._drive_attach(lease, leg)
+            except _Unsettled:
+                self._recovery.settle(volume.id)
+                settled = True
+            except _Denied as denial:
+                if refreshed or not denial.stale:
+                    raise denial.error from None
+                refreshed = True  # the volume was described before the lease was had
+
+    def _drive_attach(self, lease: Lease, leg: Attachment) -> Attachment:
+        result = self._driver.run(lease, leg, Instruction.RESERVE)
+        if result.leg.state is State.ATTACHED:
+            _log.info("attached", extra={"attachment": leg.id, "volume": leg.volume_id, "instance": leg.instance_id})
+            return result.leg
+        raise self._failure(result, "attach")
+
+    def plan_attach(
+        self,
+        volume_id: str,
+        instance_id: str,
+        mode: AttachMode = "rw",
+        *,
+        host: str | None = None,
+        bus: DiskBus | str = DiskBus.VIRTIO,
+        target: str | None = None,
+        boot_order: int | None = None,
+        cache: str | None = None,
+        delete_on_termination: bool = False,
+    ) -> AttachPlan:
+        """Say what :meth:`attach` would do with these arguments, and every rule that it would break. Touches nothing.
+
+        Raises:
+            InvalidArgument, VolumeNotFound: There is nothing to plan.
+        """
+        request = self._request(
+            volume_id=volume_id,
+            instance_id=instance_id,
+            mode=mode,
+            host=host,
+            bus=bus,
+            target=target,
+            boot_order=boot_order,
+            cache=cache,
+            delete_on_termination=delete_on_termination,
+        )
+        volume = self.volumes.volume(request.volume_id)
+        with self._database.read() as connection:
+            legs = self._journal.of_volume(connection, volume.id)
+            mine = self._journal.of_instance(connection, request.instance_id)
+        found = self._violations(request, volume, legs, mine, self._denied(request, volume))
+        manual = self.hosts[request.host].connector.describe().manual_scan
+        locked = needs_target_lock(request.settings(volume), manual_scan=manual)
+        return plan(
+            request, volume, found, target_lock=target_lock(request.host, volume.service_uuid) if locked else None
+        )
+
+    # --- detach -------------------------------------------------------------------------------------------------------
+
+    def detach(self, attachment_id: str) -> Attachment:
+        """Take the volume back: out of the guest, off the host if nobody else there uses it, then from the service.
+
+        May be called again at any time, by anybody; what is detached already is success.
+
+        Returns:
+            The attachment: ``absent``; or ``pending`` if the guest was asked and has not let go yet, in which case it
+            goes on with the next :meth:`detach` or :meth:`recover`, also after a restart.
+
+        Raises:
+            AttachmentNotFound: There never was one of this id.
+            WrongHost: Its host is not served here; nothing was touched.
+            DetachFailed: The guest refuses for good; it is attached as before.
+            OutcomeUnknown: Somebody could not be asked; :meth:`recover` goes on.
+            CloudcoreError: What failed; the journal has how far it came, and :meth:`recover` goes on from there.
+        """
+        identifier = normalise_uuid(attachment_id, "attachment_id")
+        leg = self._journal.get(identifier)
+        if leg.state is State.ABSENT:
+            return leg
+        if leg.host is not None:
+            self._driver.host(leg)
+        with self._leases.hold([volume_lock(leg.volume_id)]) as lease:
+            leg = self._journal.get(identifier)
+            if leg.interrupted:
+                leg = self._recovery.salvage(lease, leg).leg
+            if leg.state is State.ABSENT:
+                return leg
+            leg, instruction = self._journal.advance(lease, leg, Event.DETACH)
+            result = self._driver.run(lease, leg, instruction)
+        if result.leg.state is State.ABSENT or (result.leg.pending and result.error is None):
+            _log.info("detached", extra={"attachment": leg.id, "state": str(result.leg.state)})
+            return result.leg
+        raise self._failure(result, "detach")
+
+    def recover(self) -> RecoveryReport:
+        """Finish or undo everything that was interrupted, by looking at the service, the host and the guest.
+
+        Interrupted detaches are finished; interrupted attaches are finished if the guest has the disk and undone if
+        not; guests that had not let go are asked again. What somebody alive is at work on is left alone, and so is what
+        happened on hosts that are not served here, unless the fencer has evidence that they are dead.
+
+        May be called at any time, twice, and by several processes at once.
+
+        Returns:
+            What was settled, what had to be left and why.
+        """
+        return self._recovery.recover()
+
+    # --- looking ------------------------------------------------------------------------------------------------------
+
+    def attachment(self, attachment_id: str) -> Attachment:
+        """The attachment, absent ones included.
+
+        Raises:
+            AttachmentNotFound: There never was one of this id.
+        """
+        return self._journal.get(normalise_uuid(attachment_id, "attachment_id"))
+
+    def attachments(
+        self, *, volume_id: str | None = None, instance_id: str | None = None, host: str | None = None
+    ) -> tuple[Attachment, ...]:
+        """The attachments that are not absent, of this volume, instance and host, oldest first."""
+        return self._journal.select(
+            volume_id=None if volume_id is None else normalise_uuid(volume_id, "volume_id"),
+            instance_id=None if instance_id is None else normalise_uuid(instance_id, "instance_id"),
+            host=host,
+        )
+
+    def story(self, attachment_id: str) -> tuple[StoryLine, ...]:
+        """Everything that happened to the attachment, oldest first."""
+        return self._journal.story(normalise_uuid(attachment_id, "attachment_id"))
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _request(self, *, host: str | None, bus: DiskBus | str, **given: Any) -> AttachRequest:
+        if host is None:
+            if len(self.hosts) != 1:
+                raise InvalidArgument(
+                    f"host: this manager serves {', '.join(sorted(self.hosts))}; say which one the instance is on",
+                    field="host",
+                )
+            host = next(iter(self.hosts))
+        if host not in self.hosts:
+            raise InvalidArgument(
+                f"host: {host!r} is not served here; served: {', '.join(sorted(self.hosts))}", field="host", value=host
+            )
+        try:
+            bus = DiskBus(bus)
+        except ValueError:
+            raise InvalidArgument(f"bus: {bus!r} is none of {', '.join(DiskBus)}", field="bus", value=bus) from None
+        return AttachRequest(host=host, bus=bus, **given)
+
+    def _new_leg(
+        self, request: AttachRequest, volume: Volume, operation_id: str | None, fingerprint: str | None
+    ) -> Attachment:
+        now = self._journal.now()
+        return Attachment(
+            id=self._new_id(),
+            volume_id=volume.id,
+            instance_id=request.instance_id,
+            host=request.host,
+            state=State.RESERVING,
+            mode=request.mode,
+            operation_id=operation_id,
+            fingerprint=fingerprint,
+            settings=request.settings(volume),
+            created_at=now,
+            updated_at=now,
+        )
+
+    def _denied(self, request: AttachRequest, volume: Volume) -> list[str]:
+        """The policy rules that say no. Asked outside of transactions: a hook may do as it likes."""
+        if self._policy is None or not volume.multiattach:
+            return []
+        rules = ["multiattach", "multiattach_bootable"] if volume.bootable else ["multiattach"]
+        return [rule for rule in rules if not self._policy.allows(rule, request, volume)]
+
+    def _permit(
+        self,
+        connection: Connection,
+        request: AttachRequest,
+        volume: Volume,
+        legs: Sequence[Attachment],
+        denied: Sequence[str],
+    ) -> None:
+        mine = self._journal.of_instance(connection, request.instance_id)
+        found = [v for v in self._violations(request, volume, legs, mine, denied) if not v.passing]
+        if found:
+            raise _Denied(found)
+
+    def _violations(
+        self,
+        request: AttachRequest,
+        volume: Volume,
+        legs: Sequence[Attachment],
+        mine: Sequence[Attachment],
+        denied: Sequence[str],
+    ) -> tuple[Violation, ...]:
+        return violations(
+            request,
+            volume,
+            volume_legs=legs,
+            instance_legs=mine,
+            limits=self._limits,
+            features=self.volumes.features(),
+            denied=denied,
+        )
+
+    def _repeated(self, operation_id: str, fingerprint: str) -> Attachment | None:
+        """What an earlier call under this id made, if it stands or stood; None if nothing came of it."""
+        with self._database.read() as connection:
+            found = self._journal.of_operation(connection, operation_id)
+        if found is None:
+            return None
+        if found.fingerprint != fingerprint:
+            raise OperationMismatch(
+                f"operation {operation_id} was used for attachment {found.id} with other arguments; nothing was done. "
+                f"Use a new operation id for a new call",
+                operation_id=operation_id,
+                identifier=found.id,
+            )
+        if found.interrupted:
+            self._recovery.settle(found.volume_id)
+            found = self._journal.get(found.id)
+        if found.state is State.ATTACHED:
+            return found
+        raise Conflict(
+            f"operation {operation_id} made attachment {found.id}, which is {found.state} "
+            f"({found.note or 'no error'}); use a new operation id to attach again",
+            identifier=found.id,
+        )
+
+    def _failure(self, result: Result, verb: str) -> CloudcoreError:
+        """The error to raise for a leg that did not get where it should, with its story as a note."""
+        leg, error = result.leg, result.error
+        story = "; ".join(str(line) for line in self._journal.story(leg.id))
+        if error is None:
+            error = Conflict(f"{verb} of attachment {leg.id} ended as {leg.state}", identifier=leg.id)
+        if leg.state is State.ABSENT and isinstance(error, OutcomeUnknown):
+            known = VolumeServiceUnavailable(f"{error}; attachment {leg.id} was undone")
+            known.__cause__ = error
+            error = known
+        if leg.state.uncertain and not isinstance(error, OutcomeUnknown):
+            unknown = OutcomeUnknown(
+                f"{verb} of volume {leg.volume_id}: attachment {leg.id} is {leg.state} and nobody could be asked "
+                f"({error}); recover() resolves it",
+                operation_id=leg.operation_id,
+            )
+            unknown.__cause__ = error
+            error = unknown
+        if leg.state not in {State.ABSENT, State.ATTACHED}:
+            error.add_note(f"attachment {leg.id} is left {leg.state}; recover() goes on with it")
+        error.add_note(f"story of attachment {leg.id}: {story}")
+        return error
+
+    # --- upkeep -------------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Verify what must always hold of the journal.
+
+        Raises:
+            InvariantViolated: An exclusive volume has two users, or an instance has a volume twice.
+        """
+        legs = self._journal.select()
+        findings = []
+        for leg in legs:
+            others = [o for o in legs if o.volume_id == leg.volume_id and o.id < leg.id]
+            strangers = [o for o in others if o.instance_id != leg.instance_id]
+            if strangers and not leg.settings.shareable:
+                findings.append(f"exclusive volume {leg.volume_id} has attachments {leg.id} and {strangers[0].id}")
+            twins = [o for o in others if o.instance_id == leg.instance_id and o.role == leg.role == "main"]
+            if twins:
+                findings.append(f"instance {leg.instance_id} has volume {leg.volume_id} twice: {leg.id}, {twins[0].id}")
+        if findings:
+            raise InvariantViolated("; ".join(findings), findings=tuple(findings))
+
+    def close(self) -> None:
+        """Stop renewing leases, and close the database if it was opened here. May be called twice."""
+        self._leases.close()
+        if self._owns_database:
+            self._database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Unsettled(Exception):
+    """The volume has interrupted legs."""
+
+
+class _Denied(Exception):
+    """Rules forbid it."""
+
+    def __init__(self, found: Sequence[Violation]) -> None:
+        super().__init__()
+        self.error = found[0].as_error()
+        for violation in found[1:]:
+            self.error.add_note(f"also: {violation.code}: {violation.message}")
+        self.stale = any(violation.code in {"volume-status", "exclusive"} for violation in found)
+
+
+def _hosts(
+    hypervisor: GuestDisks | Iterable[GuestDisks] | None, connectors: Mapping[str, HostConnector]
+) -> dict[str, Host]:
+    if hypervisor is None:
+        several: list[GuestDisks] = [MemoryGuests()]
+    else:
+        several = [hypervisor] if isinstance(hypervisor, GuestDisks) else list(hypervisor)
+    found = {
+        guests.host: Host(guests, connectors.get(guests.host) or PlainConnector(host=guests.host)) for guests in several
+    }
+    if len(found) != len(several):
+        raise InvalidArgument("hypervisor: two of them have the same host name", field="hypervisor")
+    for name, host in found.items():
+        described = host.connector.describe()
+        if described.host != name:
+            raise InvalidArgument(
+                f"connectors: that of host {name} describes host {described.host}",
+                field="connectors",
+                value=described.host,
+            )
+    if unknown := sorted(connectors.keys() - found.keys()):
+        raise InvalidArgument(f"connectors: no hypervisor serves {', '.join(unknown)}", field="connectors")
+    return found

@@ -1,0 +1,219 @@
+"""What the journal knows of an attachment, as values. Pure."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
+
+import attrs
+
+from cloudcore.attach.states import AT_REST, WAITING, State
+from cloudcore.disks import BlockSource, Disk, DiskBus, DiskSource, FileSource
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from cloudcore.attach.volumes import AttachMode
+
+__all__ = ["Attachment", "HostDevice", "Move", "MoveKind", "Role", "Settings", "StoryLine"]
+
+Role = Literal["main", "next", "past"]
+"""``"main"`` is the instance's use of the volume; ``"next"`` is to replace it; ``"past"`` has been replaced."""
+
+MoveKind = Literal["live", "cold", "shelve", "evacuation"]
+"""How an instance leaves its host."""
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """What was asked for and what was true of the volume when it was asked.
+
+    Attributes:
+        shareable: The volume is multi-attach.
+        bus, target, boot_order, cache: As in :class:`~cloudcore.disks.Disk`.
+        delete_on_termination: The volume goes with its instance.
+        size: Of the volume, in bytes.
+        service_uuid: Of the backend, None if the service does not say.
+        shared_targets: See :class:`~cloudcore.attach.volumes.Volume`.
+        held_before: The leg began as a held one, so undoing it must not lose the hold.
+    """
+
+    shareable: bool = False
+    bus: DiskBus = DiskBus.VIRTIO
+    target: str | None = None
+    boot_order: int | None = None
+    cache: str | None = None
+    delete_on_termination: bool = False
+    size: int = 0
+    service_uuid: str | None = None
+    shared_targets: bool | None = False
+    held_before: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """Only what differs from the defaults."""
+        default = Settings()
+        fields = attrs.asdict(self)
+        return {name: value for name, value in fields.items() if value != getattr(default, name)}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Settings:
+        """Read :meth:`as_json`; unknown names of later releases are ignored."""
+        known = {field.name for field in attrs.fields(cls)}
+        fields = {name: value for name, value in stored.items() if name in known}
+        if "bus" in fields:
+            fields["bus"] = DiskBus(fields["bus"])
+        return cls(**fields)
+
+
+@attrs.frozen(kw_only=True)
+class HostDevice:
+    """What a host connector made of a connection.
+
+    Attributes:
+        source: What the guest's disk is made of.
+        size: In bytes, as read from the device; None where nothing on the host can be asked.
+        serial: World-wide name or serial of the device, None where there is none.
+        connected: Something on the host has to be disconnected again.
+        details: What the connector wants back to disconnect. It is written to the journal: never put secrets in it.
+    """
+
+    source: DiskSource
+    size: int | None = None
+    serial: str | None = None
+    connected: bool = False
+    details: Mapping[str, Any] = attrs.field(factory=dict, hash=False)
+
+    def as_json(self) -> dict[str, Any] | None:
+        """What the journal keeps: nothing for a network disk, whose source holds addresses that the service knows."""
+        if not self.connected:
+            return None
+        if not isinstance(self.source, BlockSource | FileSource):
+            raise TypeError(f"a connected device has a path, not {type(self.source).__name__}")
+        kind = "block" if isinstance(self.source, BlockSource) else "file"
+        return {
+            "kind": kind,
+            "path": self.source.path,
+            "format": getattr(self.source, "format", None),
+            "size": self.size,
+            "serial": self.serial,
+            "details": dict(self.details),
+        }
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any] | None) -> HostDevice | None:
+        """Read :meth:`as_json`."""
+        if stored is None:
+            return None
+        source: DiskSource = (
+            BlockSource(stored["path"]) if stored["kind"] == "block" else FileSource(stored["path"], stored["format"])
+        )
+        return cls(
+            source=source,
+            size=stored["size"],
+            serial=stored["serial"],
+            connected=True,
+            details=MappingProxyType(stored["details"]),
+        )
+
+
+@attrs.frozen(kw_only=True)
+class Attachment:
+    """One leg of the journal: that an instance has, had, or is about to have a volume on a host.
+
+    Attributes:
+        id: Ours; :meth:`AttachmentManager.detach` takes it. Known before the volume service is asked.
+        volume_id, instance_id: UUIDs.
+        role: See :data:`Role`.
+        host: Compute host, None for a held volume.
+        state: See :class:`~cloudcore.attach.states.State`.
+        mode: ``"rw"`` or ``"ro"``.
+        service_id: The volume service's id of it, None until it is known.
+        operation_id: Under which it was asked for.
+        version: Counts the steps.
+        settings: See :class:`Settings`.
+        device: What is connected on the host, None for network disks.
+        note: Why it is where it is, if something went wrong. Never holds connection information.
+        created_at, updated_at: By the clock of the process that wrote.
+    """
+
+    id: str
+    volume_id: str
+    instance_id: str
+    role: Role = "main"
+    host: str | None
+    state: State
+    mode: AttachMode = "rw"
+    service_id: str | None = None
+    operation_id: str | None = None
+    fingerprint: str | None = attrs.field(default=None, repr=False)
+    version: int = 0
+    settings: Settings = attrs.field(factory=Settings)
+    device: HostDevice | None = None
+    note: str | None = None
+    created_at: datetime
+    updated_at: datetime
+
+    @property
+    def interrupted(self) -> bool:
+        """Work on it was begun and not finished: somebody is at it, or died over it."""
+        return self.state not in AT_REST and self.state not in WAITING
+
+    @property
+    def pending(self) -> bool:
+        """The guest was asked to let go and has not yet; :meth:`AttachmentManager.recover` asks again."""
+        return self.state in WAITING
+
+    def disk(self, source: DiskSource) -> Disk:
+        """The disk that the guest is to have, with its bytes at *source*."""
+        settings = self.settings
+        return Disk(
+            volume_id=self.volume_id,
+            source=source,
+            read_only=self.mode == "ro",
+            shareable=settings.shareable,
+            bus=settings.bus,
+            target=settings.target,
+            boot_order=settings.boot_order,
+            cache="none" if settings.shareable else settings.cache,
+        )
+
+
+@attrs.frozen(kw_only=True)
+class StoryLine:
+    """One thing that happened to an attachment."""
+
+    version: int
+    event: str
+    state: State
+    note: str | None
+    at: datetime
+
+    def __str__(self) -> str:
+        told = f" ({self.note})" if self.note else ""
+        return f"{self.version}. {self.event} -> {self.state}{told}"
+
+
+@attrs.frozen(kw_only=True)
+class Move:
+    """An instance's volumes on their way to another host.
+
+    Attributes:
+        instance_id: UUID.
+        kind: See :data:`MoveKind`.
+        phase: ``"beginning"``, ``"begun"``, ``"confirming"`` or ``"reverting"``.
+        source: Host that the instance leaves.
+        destination: Host that it goes to; None for a shelved instance.
+        legs: The second legs (live), or the held ones.
+        disks: For a live move: the disks as the destination's definition must have them, in the order of *legs*.
+        note: Evidence under which the source counts as dead, if it does.
+    """
+
+    instance_id: str
+    kind: MoveKind
+    phase: str
+    source: str
+    destination: str | None
+    legs: tuple[Attachment, ...] = ()
+    disks: tuple[Disk, ...] = ()
+    note: str | None = None

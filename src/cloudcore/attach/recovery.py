@@ -1,0 +1,182 @@
+"""Finishing or undoing what a dead process left: probe, then act, whatever the point of death."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+
+from cloudcore._failpoints import failpoint
+from cloudcore.attach.states import UNDO_UNASKED, USES_HOST, WAITING, Event, State, resume
+from cloudcore.errors import CloudcoreError, VolumeBusy, WrongHost
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+
+    from cloudcore.attach.fencing import Fencer
+    from cloudcore.attach.journal import Journal
+    from cloudcore.attach.leases import Lease, Leases
+    from cloudcore.attach.records import Attachment
+    from cloudcore.attach.states import Instruction
+    from cloudcore.attach.steps import Driver, Result
+
+__all__ = ["Recovery", "RecoveryReport", "volume_lock"]
+
+
+def volume_lock(volume_id: str) -> str:
+    """Name of the lease under which anything is done to a volume's legs."""
+    return f"volume/{volume_id}"
+
+
+@attrs.frozen(kw_only=True)
+class RecoveryReport:
+    """What a recovery did.
+
+    Attributes:
+        settled: Legs that were interrupted and are at rest now.
+        waiting: Legs whose guest was asked again and has still not let go.
+        left: What could not be done, as (attachment id, or name of a lease; why).
+    """
+
+    settled: tuple[Attachment, ...]
+    waiting: tuple[Attachment, ...]
+    left: tuple[tuple[str, str], ...]
+
+    @property
+    def complete(self) -> bool:
+        """Nothing is left."""
+        return not self.left and not self.waiting
+
+
+@attrs.define
+class _Tally:
+    settled: list[Attachment] = attrs.field(factory=list)
+    waiting: list[Attachment] = attrs.field(factory=list)
+    left: list[tuple[str, str]] = attrs.field(factory=list)
+
+    def count(self, leg: Attachment, error: CloudcoreError | None) -> None:
+        if leg.pending:
+            self.waiting.append(leg)
+        elif leg.interrupted:
+            self.left.append((leg.id, f"{leg.state}: {error}"))
+        else:
+            self.settled.append(leg)
+
+    def report(self) -> RecoveryReport:
+        return RecoveryReport(settled=tuple(self.settled), waiting=tuple(self.waiting), left=tuple(self.left))
+
+
+class Recovery:
+    """Settles interrupted legs. May be shared between threads, and run by several processes at once."""
+
+    def __init__(self, journal: Journal, driver: Driver, leases: Leases, fencer: Fencer | None) -> None:
+        self._journal = journal
+        self._driver = driver
+        self._leases = leases
+        self._fencer = fencer
+
+    def recover(self) -> RecoveryReport:
+        """See :meth:`AttachmentManager.recover`."""
+        tally = _Tally()
+        for volume_id in self._journal.unsettled_volumes():
+            self._guarded(volume_id, tally, patience=0.0)
+        for leg in self._journal.select():
+            if leg.state in WAITING:
+                self._ask_again(leg, tally)
+        self._journal.database.run(self._leases.sweep)
+        return tally.report()
+
+    def settle(self, volume_id: str) -> None:
+        """Settle one volume before something new is done to it, as far as it goes; what is left, is left."""
+        self._guarded(volume_id, _Tally(), patience=None)
+
+    def _guarded(self, volume_id: str, tally: _Tally, *, patience: float | None) -> None:
+        try:
+            with self._leases.hold([volume_lock(volume_id)], patience=patience) as lease:
+                failpoint("attach.recover.begin")
+                self._settle_legs(lease, volume_id, tally)
+        except VolumeBusy as error:
+            tally.left.append((volume_lock(volume_id), str(error)))
+
+    def _settle_legs(self, lease: Lease, volume_id: str, tally: _Tally) -> None:
+        with self._journal.database.read() as connection:
+            legs = self._journal.of_volume(connection, volume_id)
+        for leg in sorted(legs, key=lambda leg: leg.role):  # main before next before past
+            if not leg.interrupted:
+                continue
+            try:
+                result = self.salvage(lease, leg, forward=self._goes_on(leg, legs))
+            except CloudcoreError as error:
+                tally.left.append((leg.id, f"{leg.state}: {error}"))
+            else:
+                tally.count(result.leg, result.error)
+        self.promote(lease, volume_id)
+
+    @staticmethod
+    def _goes_on(leg: Attachment, legs: list[Attachment]) -> bool:
+        """Whether an interrupted hold is to be finished: the leg that it replaces has begun to go already."""
+        if leg.role != "next" or leg.host is not None:
+            return False
+        mains = [o for o in legs if o.role == "main" and o.instance_id == leg.instance_id]
+        return not any(main.state is State.ATTACHED for main in mains)
+
+    def promote(self, lease: Lease, volume_id: str) -> None:
+        """Let a held leg take the place of one that is gone."""
+        with self._journal.database.read() as connection:
+            legs = self._journal.of_volume(connection, volume_id)
+        taken = {leg.instance_id for leg in legs if leg.role == "main"}
+        for leg in legs:
+            if leg.role == "next" and leg.state is State.HELD and leg.instance_id not in taken:
+                after = attrs.evolve(leg, role="main", version=leg.version + 1, updated_at=self._journal.now())
+
+                def work(connection: Connection, before: Attachment = leg, after: Attachment = after) -> None:
+                    self._journal.replace(connection, lease, before, after, "promoted")
+
+                failpoint("attach.promote.before")
+                self._journal.database.run(work)
+
+    def salvage(self, lease: Lease, leg: Attachment, *, forward: bool = False) -> Result:
+        """Finish or undo one interrupted leg. The lease on its volume is held, so whoever drove it is dead.
+
+        Raises:
+            WrongHost: Its next step belongs to a host that is not served here, and that is not known to be dead.
+        """
+        evidence = self._evidence(leg)
+        leg, instruction = self._lost(lease, leg)
+        if evidence is not None:
+            leg, instruction = self._journal.advance(lease, leg, Event.FENCED, note=evidence)
+        elif leg.state in UNDO_UNASKED and not forward:
+            leg, instruction = self._journal.advance(
+                lease, leg, Event.UNDO, note="interrupted, and nobody waits for it"
+            )
+        return self._driver.run(lease, leg, instruction, undo=not forward, release=False)
+
+    def _lost(self, lease: Lease, leg: Attachment) -> tuple[Attachment, Instruction | None]:
+        if leg.state.uncertain:
+            return leg, resume(leg.state)
+        failpoint("attach.recover.lost")
+        return self._journal.advance(lease, leg, Event.LOST, note="whoever drove it is gone")
+
+    def _evidence(self, leg: Attachment) -> str | None:
+        """None if the leg's host is served here or not needed; else why it counts as dead."""
+        if leg.state not in USES_HOST or leg.host is None or self._driver.serves(leg.host):
+            return None
+        found = None if self._fencer is None else self._fencer.evidence(leg.host)
+        if found is None:
+            self._driver.host(leg)  # raises WrongHost
+        return str(found)
+
+    def _ask_again(self, leg: Attachment, tally: _Tally) -> None:
+        try:
+            with self._leases.hold([volume_lock(leg.volume_id)], patience=0.0) as lease:
+                leg = self._journal.get(leg.id)
+                if leg.state not in WAITING:
+                    return
+                evidence = self._evidence(leg)
+                event = Event.DETACH if evidence is None else Event.FENCED
+                leg, instruction = self._journal.advance(lease, leg, event, note=evidence)
+                result = self._driver.run(lease, leg, instruction)
+        except (VolumeBusy, WrongHost) as error:
+            tally.left.append((leg.id, str(error)))
+        else:
+            tally.count(result.leg, result.error)
