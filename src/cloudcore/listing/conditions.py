@@ -1,0 +1,235 @@
+"""Filters: what a query's ``where`` means, checked against the source's columns before anything is asked. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from datetime import datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from cloudcore._values import normalise_uuid, require_utc
+from cloudcore.errors import InvalidQuery
+from cloudcore.listing.order import Key, Kind, Order
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from cloudcore.listing.values import Query, Sort
+
+__all__ = ["OPERATORS", "Column", "Condition", "conditions_of", "order_of", "prefix_end", "projection_of"]
+
+OPERATORS = frozenset({"eq", "ne", "in", "not_in", "lt", "le", "gt", "ge", "prefix", "contains", "regex", "null"})
+_LISTS = frozenset({"in", "not_in"})
+_TEXT_ONLY = frozenset({"prefix", "contains", "regex"})
+_COMPARED = frozenset({"lt", "le", "gt", "ge"})
+_BIGGEST = 2**63 - 1
+_TYPES: dict[Kind, tuple[type, ...]] = {
+    Kind.TEXT: (str,),
+    Kind.UUID: (str,),
+    Kind.INTEGER: (int,),
+    Kind.BOOLEAN: (bool,),
+    Kind.FLOAT: (float, int),
+    Kind.DECIMAL: (Decimal, int),
+    Kind.INSTANT: (datetime,),
+}
+
+
+@attrs.frozen(kw_only=True)
+class Column:
+    """What a source says of one of its columns.
+
+    Attributes:
+        name: As callers name it.
+        kind: What it holds.
+        nullable: Whether NULL occurs.
+        sortable: Whether a query may order by it.
+        wide: Whether its values are large, so that keys are better fetched first.
+        pinned: Whether the database compares it byte by byte already, so that no collation need be named.
+    """
+
+    name: str
+    kind: Kind
+    nullable: bool = True
+    sortable: bool = True
+    wide: bool = False
+    pinned: bool = False
+
+
+@attrs.frozen
+class Condition:
+    """One test of one column.
+
+    Attributes:
+        column: Its name.
+        operator: One of :data:`OPERATORS`.
+        values: Plain values; several for IN, none for ``null``.
+    """
+
+    column: str
+    operator: str
+    values: tuple[Any, ...]
+
+    @property
+    def shape(self) -> tuple[str, str, int]:
+        """All but the values: conditions of one shape share their SQL."""
+        return self.column, self.operator, len(self.values)
+
+    @property
+    def impossible(self) -> bool:
+        """Whether no record can pass: IN over nothing."""
+        return self.operator == "in" and not self.values
+
+
+def conditions_of(where: Mapping[str, Any], columns: Mapping[str, Column]) -> tuple[Condition, ...]:
+    """The conditions that a mapping stands for, in a fixed order.
+
+    Raises:
+        InvalidQuery: An unknown column or operator, or a value that the column cannot be compared with.
+    """
+    found: list[Condition] = []
+    for name, value in where.items():
+        column = _column(name, columns)
+        for operator, operand in _operations(name, value):
+            found.append(_condition(column, operator, operand))
+    return tuple(sorted(found, key=lambda condition: condition.shape))
+
+
+def _column(name: Any, columns: Mapping[str, Column]) -> Column:
+    column = columns.get(name)
+    if column is None:
+        raise InvalidQuery(f"no column {name!r}; there are {', '.join(sorted(columns))}", field="where", value=name)
+    return column
+
+
+def _operations(name: str, value: Any) -> Iterable[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        unknown = value.keys() - OPERATORS
+        if unknown or not value:
+            raise InvalidQuery(
+                f"{name}: unknown operator {', '.join(map(repr, unknown))}; there are {', '.join(sorted(OPERATORS))}",
+                field=name,
+                value=dict(value),
+            )
+        return value.items()
+    if isinstance(value, list | tuple | AbstractSet):
+        return [("in", value)]
+    return [("null", True)] if value is None else [("eq", value)]
+
+
+def _condition(column: Column, operator: str, operand: Any) -> Condition:
+    if operator == "null":
+        if not isinstance(operand, bool):
+            raise InvalidQuery(f"{column.name}: null is tested with True or False", field=column.name, value=operand)
+        return Condition(column.name, "null" if operand else "not_null", ())
+    if operator in {"eq", "ne"} and operand is None:
+        return Condition(column.name, "null" if operator == "eq" else "not_null", ())
+    if column.kind is Kind.OTHER:
+        raise InvalidQuery(f"{column.name}: only null can be asked of it", field=column.name, value=operand)
+    if operator in _TEXT_ONLY and column.kind not in {Kind.TEXT, Kind.UUID}:
+        raise InvalidQuery(f"{column.name} holds no text: {operator} has no meaning", field=column.name, value=operand)
+    if operator in _LISTS:
+        if not isinstance(operand, list | tuple | AbstractSet):
+            raise InvalidQuery(f"{column.name}: {operator} wants a list", field=column.name, value=operand)
+        values = {_value(column, item) for item in operand}
+        return Condition(column.name, operator, tuple(sorted(values)))
+    if operator in _TEXT_ONLY:
+        return Condition(column.name, operator, (_pattern(column, operator, operand),))
+    return Condition(column.name, operator, (_value(column, operand),))
+
+
+def _value(column: Column, value: Any) -> Any:
+    if not _fits(column.kind, value):
+        raise InvalidQuery(
+            f"{column.name}: expected {column.kind}, got {value!r} ({type(value).__name__})",
+            field=column.name,
+            value=value,
+        )
+    if column.kind is Kind.INSTANT:
+        return require_utc(value, column.name, InvalidQuery)
+    if column.kind is Kind.UUID:
+        return normalise_uuid(value, column.name, InvalidQuery)
+    if column.kind is Kind.INTEGER and abs(value) > _BIGGEST:
+        raise InvalidQuery(f"{column.name}: {value} does not fit 64 bits", field=column.name, value=value)
+    return _text(column, value) if column.kind is Kind.TEXT else value
+
+
+def _fits(kind: Kind, value: Any) -> bool:
+    expected = _TYPES[kind]
+    return isinstance(value, expected) and (bool in expected or not isinstance(value, bool))
+
+
+def _text(column: Column, value: Any) -> str:
+    if not isinstance(value, str) or "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise InvalidQuery(f"{column.name}: {value!r} is no text that databases hold", field=column.name, value=value)
+    return value
+
+
+def _pattern(column: Column, operator: str, value: Any) -> str:
+    text = _text(column, value)
+    if operator == "regex":
+        try:
+            re.compile(text)
+        except re.error as error:
+            raise InvalidQuery(f"{column.name}: {text!r}: {error}", field=column.name, value=value) from error
+    return text
+
+
+def prefix_end(prefix: str) -> str | None:
+    """The smallest text that is larger, by code point, than everything with *prefix*; None when there is none."""
+    stem = prefix.rstrip("\U0010ffff")
+    if not stem:
+        return None
+    following = ord(stem[-1]) + 1
+    return stem[:-1] + chr(0xE000 if following == 0xD800 else following)
+
+
+def order_of(sort: Sequence[Sort], key: str, columns: Mapping[str, Column]) -> Order:
+    """The total order of a query: its sort keys, closed by the key column.
+
+    A column named twice counts once, where it first stands; what follows the key column cannot matter and is dropped.
+
+    Raises:
+        InvalidQuery: An unknown column, or one that cannot be ordered by.
+    """
+    keys: dict[str, Key] = {}
+    for item in sort:
+        column = columns.get(item.column)
+        if column is None or not column.sortable or column.kind is Kind.OTHER:
+            sortable = ", ".join(sorted(name for name, each in columns.items() if each.sortable))
+            raise InvalidQuery(
+                f"cannot order by {item.column!r}; there are {sortable}", field="sort", value=item.column
+            )
+        if item.column not in keys:
+            keys[item.column] = _key(column, descending=item.descending, nulls_first=item.puts_nulls_first)
+        if item.column == key:
+            return Order(tuple(keys.values()))
+    keys[key] = _key(columns[key], descending=False, nulls_first=True)
+    return Order(tuple(keys.values()))
+
+
+def _key(column: Column, *, descending: bool, nulls_first: bool) -> Key:
+    return Key(
+        column=column.name,
+        kind=column.kind,
+        descending=descending,
+        nullable=column.nullable,
+        nulls_first=nulls_first,
+    )
+
+
+def projection_of(query: Query, key: str, columns: Mapping[str, Column]) -> tuple[str, ...]:
+    """The columns to show: those asked for, with the key column in front if it was left out.
+
+    Raises:
+        InvalidQuery: An unknown column.
+    """
+    if query.columns is None:
+        return tuple(columns)
+    for name in query.columns:
+        _column(name, columns)
+    names = tuple(dict.fromkeys(query.columns))
+    return names if key in names else (key, *names)

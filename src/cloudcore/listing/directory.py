@@ -1,0 +1,270 @@
+"""The directory: which cell owns an instance, and which cells may hold a tenant's or a host's.
+
+What must always hold: **the directory knows at least what the cells hold.** So an instance is entered before its record
+is written, and left out after its record is gone; a process killed in between leaves an entry without a record, which
+costs a needless question and is found by :func:`cloudcore.listing.audit.audit`. Never is there a record that the
+directory does not know, which a routed query would miss.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import attrs
+import sqlalchemy as sa
+
+from cloudcore.database import Database, insert_ignoring_duplicates
+from cloudcore.errors import AlreadyExists, Conflict, InstanceNotFound
+from cloudcore.listing.tables import create_directory_tables, directory_instances, directory_routes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from datetime import datetime
+
+    from sqlalchemy.engine import URL, Connection, Engine
+
+__all__ = ["Directory", "Entry", "InstanceDirectory"]
+
+_d, _r = directory_instances.c, directory_routes.c
+_CHUNK = 500
+"""Identifiers per statement."""
+
+
+@attrs.frozen(kw_only=True)
+class Entry:
+    """What the directory is told of a new instance."""
+
+    uuid: str
+    cell: str
+    project_id: str
+    host: str | None
+    created_at: datetime
+
+
+class Directory(Protocol):
+    """What a router asks a directory. All methods may be called from several threads."""
+
+    def cells_of_tenant(self, tenant: str) -> frozenset[str] | None:
+        """Every cell that may hold live records of *tenant*; None when the directory cannot say."""
+
+    def cells_of_host(self, host: str) -> frozenset[str] | None:
+        """Every cell that may hold records on *host*; None when the directory cannot say."""
+
+    def cells_of(self, uuids: Iterable[str]) -> Mapping[str, str]:
+        """The cell that owns each of these; unknown ones are left out."""
+
+    def moving(self) -> Mapping[str, str]:
+        """Records that may be in two cells at present, with the cell that owns each."""
+
+
+class InstanceDirectory:
+    """cloudcore's own directory, in any database.
+
+    May be shared between threads and, through its database, between processes. A context manager: :meth:`close` ends
+    connections that it opened itself.
+
+    Args:
+        source: A URL, an engine or a Database. The tables are created where they are missing.
+    """
+
+    def __init__(self, source: Database | str | URL | Engine) -> None:
+        self.database = Database.of(source)
+        self._owned = self.database is not source
+        create_directory_tables(self.database.engine)
+
+    # ---- questions
+
+    def cells_of_tenant(self, tenant: str) -> frozenset[str]:
+        """Every cell that may hold live records of *tenant*."""
+        return self._route("tenant", tenant)
+
+    def cells_of_host(self, host: str) -> frozenset[str]:
+        """Every cell that may hold records on *host*."""
+        return self._route("host", host)
+
+    def _route(self, kind: str, value: str) -> frozenset[str]:
+        with self.database.read() as connection:
+            return frozenset(connection.scalars(_ROUTE, {"kind": kind, "value": value}))
+
+    def cells_of(self, uuids: Iterable[str]) -> dict[str, str]:
+        """The cell that owns each of these; unknown ones are left out."""
+        wanted = list(uuids)
+        found: dict[str, str] = {}
+        with self.database.read() as connection:
+            for start in range(0, len(wanted), _CHUNK):
+                rows = connection.execute(_CELLS, {"uuids": wanted[start : start + _CHUNK]})
+                found.update((row.uuid, row.cell) for row in rows)
+        return found
+
+    def moving(self) -> dict[str, str]:
+        """Records that may be in two cells at present, with the cell that owns each."""
+        with self.database.read() as connection:
+            return {row.uuid: row.cell for row in connection.execute(_MOVING)}
+
+    def copies(self, uuid: str) -> set[str]:
+        """Every cell in which a record of this instance may be."""
+        with self.database.read() as connection:
+            stored = connection.execute(_ENTRY, {"uuid": uuid}).one_or_none()
+        return set() if stored is None else {stored.cell, stored.moving_to} - {None}
+
+    # ---- changes
+
+    def add(self, entries: Iterable[Entry]) -> None:
+        """Enter live instances, before their records are written. Repeating the same call is harmless.
+
+        Raises:
+            AlreadyExists: One is entered in another cell; none was entered.
+        """
+        rows = [attrs.asdict(entry) for entry in entries]
+        self.database.run(lambda connection: self._add(connection, rows))
+
+    def _add(self, connection: Connection, rows: list[dict[str, Any]]) -> None:
+        insert = insert_ignoring_duplicates(directory_instances, self.database.dialect)
+        fresh = []
+        for row in rows:
+            if connection.execute(insert, {**row, "deleted": False}).rowcount:
+                fresh.append(row)
+                continue
+            stored = connection.execute(_ENTRY, {"uuid": row["uuid"]}).one()
+            if stored.cell != row["cell"]:
+                raise AlreadyExists(f"instance {row['uuid']} is in {stored.cell}", identifier=row["uuid"])
+        for kind, column in (("host", "host"), ("tenant", "project_id")):
+            numbers = Counter((row[column], row["cell"]) for row in fresh if row[column] is not None)
+            for (value, cell), number in sorted(numbers.items()):
+                self._count(connection, kind, value, cell, number)
+
+    def _count(self, connection: Connection, kind: str, value: str | None, cell: str, change: int) -> None:
+        """Change a route's number; the row stays locked until the transaction ends."""
+        if value is None:
+            return
+        key = {"kind": kind, "value": value, "cell": cell}
+        insert = insert_ignoring_duplicates(directory_routes, self.database.dialect)
+        connection.execute(insert.values(**key, instances=0))
+        test = sa.and_(*(directory_routes.c[name] == content for name, content in key.items()))
+        connection.execute(sa.update(directory_routes).where(test).values(instances=_r.instances + change))
+
+    def remove(self, uuid: str) -> None:
+        """Leave an instance out, after its record is gone. Repeating the call is harmless."""
+
+        def work(connection: Connection) -> None:
+            stored = connection.execute(_LOCKED, {"uuid": uuid}).one_or_none()
+            if stored is not None:
+                if not stored.deleted:
+                    self._count_all(connection, stored, -1)
+                connection.execute(sa.delete(directory_instances).where(_d.uuid == uuid))
+
+        self.database.run(work)
+
+    def mark(self, uuid: str, *, deleted: bool) -> None:
+        """Say that the record is deleted (after it was marked so) or lives again (before)."""
+
+        def work(connection: Connection) -> None:
+            stored = self._stored(connection, uuid)
+            if bool(stored.deleted) != deleted:
+                self._count_all(connection, stored, -1 if deleted else 1)
+                connection.execute(sa.update(directory_instances).where(_d.uuid == uuid).values(deleted=deleted))
+
+        self.database.run(work)
+
+    def _count_all(self, connection: Connection, stored: Any, change: int) -> None:
+        """Change the numbers of every route that leads to this instance."""
+        for cell in sorted({stored.cell, stored.moving_to} - {None}):
+            self._count(connection, "host", stored.host, cell, change)
+            self._count(connection, "tenant", stored.project_id, cell, change)
+
+    def expect(self, uuid: str, *, tenant: str | None = None, host: str | None = None) -> None:
+        """Say that the record may soon be of another tenant or on another host: before the record is changed."""
+
+        def work(connection: Connection) -> None:
+            stored = self._stored(connection, uuid)
+            if not stored.deleted:
+                if host != stored.host:
+                    self._count(connection, "host", host, stored.cell, 1)
+                if tenant != stored.project_id:
+                    self._count(connection, "tenant", tenant, stored.cell, 1)
+
+        self.database.run(work)
+
+    def settle(self, uuid: str, *, tenant: str, host: str | None) -> None:
+        """Say that the record is of *tenant* and on *host*: after it was changed, following :meth:`expect`."""
+
+        def work(connection: Connection) -> None:
+            stored = self._stored(connection, uuid)
+            if not stored.deleted:
+                if host != stored.host:
+                    self._count(connection, "host", stored.host, stored.cell, -1)
+                if tenant != stored.project_id:
+                    self._count(connection, "tenant", stored.project_id, stored.cell, -1)
+            values = {"host": host, "project_id": tenant}
+            connection.execute(sa.update(directory_instances).where(_d.uuid == uuid).values(**values))
+
+        self.database.run(work)
+
+    def begin_move(self, uuid: str, target: str) -> None:
+        """Say that a copy of the record will appear in *target*; the present cell goes on owning it.
+
+        Raises:
+            Conflict: It is moving elsewhere already.
+        """
+
+        def work(connection: Connection) -> None:
+            stored = self._stored(connection, uuid)
+            if stored.moving_to == target or stored.cell == target:
+                return
+            if stored.moving_to is not None:
+                raise Conflict(f"instance {uuid} is moving to {stored.moving_to} already", identifier=uuid)
+            if not stored.deleted:
+                self._count(connection, "host", stored.host, target, 1)
+                self._count(connection, "tenant", stored.project_id, target, 1)
+            connection.execute(sa.update(directory_instances).where(_d.uuid == uuid).values(moving_to=target))
+
+        self.database.run(work)
+
+    def switch(self, uuid: str, target: str) -> None:
+        """Make *target* the owner; the copy left behind no longer counts. The cell left is now *moving_to*."""
+
+        def work(connection: Connection) -> None:
+            stored = self._stored(connection, uuid)
+            if stored.moving_to == target:
+                values = {"cell": target, "moving_to": stored.cell}
+                connection.execute(sa.update(directory_instances).where(_d.uuid == uuid).values(**values))
+
+        self.database.run(work)
+
+    def finish_move(self, uuid: str) -> None:
+        """Say that only the owner's record is left."""
+
+        def work(connection: Connection) -> None:
+            stored = self._stored(connection, uuid)
+            if stored.moving_to is not None:
+                if not stored.deleted:
+                    self._count(connection, "host", stored.host, stored.moving_to, -1)
+                    self._count(connection, "tenant", stored.project_id, stored.moving_to, -1)
+                connection.execute(sa.update(directory_instances).where(_d.uuid == uuid).values(moving_to=None))
+
+        self.database.run(work)
+
+    def _stored(self, connection: Connection, uuid: str) -> Any:
+        stored = connection.execute(_LOCKED, {"uuid": uuid}).one_or_none()
+        if stored is None:
+            raise InstanceNotFound(f"the directory knows no instance {uuid}", identifier=uuid)
+        return stored
+
+    def close(self) -> None:
+        """Close the connections, unless the database is the caller's."""
+        if self._owned:
+            self.database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+_ROUTE = sa.select(_r.cell).where(_r.kind == sa.bindparam("kind"), _r.value == sa.bindparam("value"), _r.instances > 0)
+_CELLS = sa.select(_d.uuid, _d.cell).where(_d.uuid.in_(sa.bindparam("uuids", expanding=True)))
+_MOVING = sa.select(_d.uuid, _d.cell).where(_d.moving_to.is_not(None))
+_ENTRY = sa.select(directory_instances).where(_d.uuid == sa.bindparam("uuid"))
+_LOCKED = _ENTRY.with_for_update()

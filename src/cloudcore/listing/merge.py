@@ -1,0 +1,338 @@
+"""The merge of many ordered cells into one order. Pure: it asks for rows, is fed rows, and gives rows out.
+
+The core knows no threads, clocks or databases. :meth:`Merge.fetches` says "fetch so many rows from this cell after this
+position"; whoever drives it answers each with :meth:`Merge.feed` or :meth:`Merge.fail`, in any order, and takes what
+:meth:`Merge.emit` has ready. Rules:
+
+1. A row is given out only when no cell that may still send rows could send a smaller one: up to the *frontier*, the
+   smallest of the last rows received from those cells. All rows up to the frontier are sorted in one go; Python's sort
+   finds the runs that the cells sent and merges them, which is several times faster than a heap in Python.
+2. The first batch is the expected share of the page plus three standard deviations; later ones follow what the cell has
+   contributed so far. A batch that came shorter than asked ends its cell.
+3. A cell that sends a row not strictly after the one before it has failed; its rows up to there are good.
+4. A cell that fails keeps its rows and its position: where to go on later without losing any.
+5. Of records with one key in two cells, the one in the cell that owns it is given out, and only that.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from itertools import repeat
+from math import ceil, sqrt
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from cloudcore.errors import InvariantViolated
+from cloudcore.listing.order import Order, Position, ordered
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+__all__ = ["Fetch", "Merge", "Run", "batch_size"]
+
+Row = tuple[Any, ...]
+Entry = tuple[tuple[Any, ...], int, Row]
+"""Sort key, number of the run, row as the driver returned it."""
+
+
+@attrs.frozen
+class Fetch:
+    """An instruction: ask *cell* for *count* rows that come strictly after *after* (None: from the start)."""
+
+    cell: str
+    after: Position | None
+    count: int
+
+
+def batch_size(expected: float) -> int:
+    """Rows to ask of a cell that is expected to give *expected*: plus three standard deviations and a few."""
+    size = ceil(expected + 3 * sqrt(expected) + 4)
+    return size if size <= 16 else -(-size // 8) * 8  # few distinct sizes: few distinct statements
+
+
+class Run:
+    """What the merge knows of one cell."""
+
+    __slots__ = (
+        "cell", "count", "emitted", "exhausted", "failed", "fetched",
+        "keys", "last", "origin", "rows", "start", "waiting",
+    )  # fmt: skip
+
+    def __init__(self, cell: str, origin: Position | None) -> None:
+        self.cell = cell
+        self.origin = origin
+        self.last: Position | None = origin
+        """Position of the last row received."""
+        self.keys: list[tuple[Any, ...]] = []
+        self.rows: list[Row] = []
+        self.start = 0
+        self.count = 0
+        self.waiting = False
+        self.exhausted = False
+        self.failed = False
+        self.emitted = 0
+        self.fetched = 0
+
+    @property
+    def left(self) -> int:
+        """Rows received and not given out."""
+        return len(self.keys) - self.start
+
+    @property
+    def open(self) -> bool:
+        """Whether the cell may send more."""
+        return not (self.exhausted or self.failed)
+
+
+class Merge:
+    """One merge over cells.
+
+    Not thread-safe: one driver at a time.
+
+    Args:
+        order: The order of every cell and of the result.
+        cells: Each cell with the position to start after, None for the beginning.
+        limit: Rows wanted; None for all.
+        indexes: Where in a row the order's columns are; the last one is the record's key.
+        batch: Rows to ask for at a time when there is no limit.
+        owners: Cells that own records known to be in two cells; copies elsewhere are left out.
+        retain: Keep what was given out, so that a copy can still be replaced by the owner's (:meth:`taken`). False
+            for streams, whose rows are gone once given out.
+    """
+
+    def __init__(
+        self,
+        order: Order,
+        cells: Mapping[str, Position | None],
+        *,
+        limit: int | None,
+        indexes: Sequence[int],
+        batch: int = 500,
+        owners: Mapping[str, str] | None = None,
+        retain: bool = True,
+    ) -> None:
+        self.order = order
+        self.runs = {cell: Run(cell, origin) for cell, origin in cells.items()}
+        self.limit = limit
+        self.disputed: frozenset[str] = frozenset()
+        self._numbered = list(self.runs.values())
+        self._indexes = tuple(indexes)
+        self._key_of = itemgetter(indexes[-1])
+        self._batch = batch
+        self._owners: dict[str, str | None] = dict(owners or {})
+        self._retain = retain
+        self._taken: list[Entry] = []
+        self._seen: set[str] = set()
+        self._count = 0
+        self._end: Entry | None = None
+
+    # ---- instructions
+
+    @property
+    def done(self) -> bool:
+        """Nothing more will be given out: the limit is reached, or every cell has ended."""
+        if self.limit is not None and self._count >= self.limit:
+            return True
+        return not any(run.open or run.left for run in self._numbered)
+
+    @property
+    def more(self) -> bool:
+        """Whether rows may remain beyond what was given out, in cells that did not fail."""
+        return any((run.open or run.left) for run in self._numbered)
+
+    def fetches(self) -> list[Fetch]:
+        """What to ask for now; each instruction is given once."""
+        if self.done:
+            return []
+        wanted = []
+        for run in self._numbered:
+            if run.open and not run.waiting and (count := self._wanted(run)):
+                run.waiting, run.count = True, count
+                wanted.append(Fetch(run.cell, run.last, count))
+        return wanted
+
+    def _wanted(self, run: Run) -> int:
+        if self.limit is None:
+            return self._batch if run.left <= self._batch // 2 else 0
+        remaining = self.limit - self._count
+        if len(self._numbered) == 1:
+            return remaining + 1 - run.left if run.left <= remaining else 0
+        share = (run.emitted + 1) / (self._count + len(self._numbered))
+        expected = remaining * share - run.left
+        if run.left and expected <= 0:
+            return 0
+        return min(batch_size(max(expected, 0.0)), remaining + 1)
+
+    # ---- answers
+
+    def feed(self, cell: str, rows: Sequence[Row]) -> bool:
+        """Take the answer to the fetch of *cell*. Returns False when its rows are out of order: the cell has failed."""
+        run = self.runs[cell]
+        run.waiting = False
+        run.fetched += len(rows)
+        run.exhausted = len(rows) < run.count
+        if not rows:
+            return True
+        keys = self.order.sort_keys([list(map(itemgetter(index), rows)) for index in self._indexes])
+        good = self._check_order(run, keys)
+        if good is not None:
+            rows, keys, run.failed = rows[:good], keys[:good], True
+        run.keys = run.keys[run.start :] + keys
+        run.rows = [*run.rows[run.start :], *rows]
+        run.start = 0
+        if keys:
+            run.last = self._position(rows[-1])
+        return good is None
+
+    def _check_order(self, run: Run, keys: list[tuple[Any, ...]]) -> int | None:
+        """Number of rows that are in order, None when all are."""
+        if run.last is not None and not self.order.sort_key(run.last) < keys[0]:
+            return 0
+        return ordered(keys)
+
+    def fail(self, cell: str) -> None:
+        """*cell* will answer no more: what it has sent is still given out."""
+        run = self.runs[cell]
+        run.waiting, run.failed = False, True
+
+    def decide(self, owners: Mapping[str, str]) -> None:
+        """Settle the *disputed* records: which cell owns each. Without an owner the first copy in the order stays."""
+        for key in self.disputed:
+            self._owners[key] = owners.get(key)
+        self.disputed = frozenset()
+
+    # ---- results
+
+    def emit(self) -> list[Entry]:
+        """Give out all rows that are certain. Empty: more answers are needed, a dispute must be settled, or it is done.
+
+        With *retain* use :meth:`taken` at the end instead of what this returns.
+        """
+        given: list[Entry] = []
+        while not self.done and (block := self._block()):
+            accepted = self._accept(block)
+            if accepted is None:
+                break
+            given += accepted
+        return given
+
+    def _block(self) -> list[Entry]:
+        """All rows up to the frontier, sorted, or nothing if a cell has yet to answer."""
+        open_runs = [run for run in self._numbered if run.open]
+        if not all(run.left for run in open_runs):
+            return []
+        frontier = min(run.keys[-1] for run in open_runs) if open_runs else None
+        block: list[Entry] = []
+        for number, run in enumerate(self._numbered):
+            if run.left:
+                stop = len(run.keys) if frontier is None else bisect_right(run.keys, frontier, run.start)
+                block += zip(run.keys[run.start : stop], repeat(number), run.rows[run.start : stop])
+        block.sort()
+        return block
+
+    def _accept(self, block: list[Entry]) -> list[Entry] | None:
+        """Take rows from the sorted *block* up to the limit; None when a dispute must be settled first."""
+        room = len(block) if self.limit is None else self.limit - self._count
+        accepted, consumed = block[:room], min(room, len(block))
+        keys = self._keys(accepted)
+        if self._owners or len(set(keys)) < len(keys) or not self._seen.isdisjoint(keys):
+            self.disputed = self._disputes(block)
+            if self.disputed:
+                return None
+            accepted, consumed = self._owned(block)
+            keys = self._keys(accepted)
+        if self._retain:
+            self._taken += accepted
+            self._seen.update(keys)
+        self._count += len(accepted)
+        self._consume(block, consumed, accepted)
+        return accepted
+
+    def _keys(self, entries: Iterable[Entry]) -> list[str]:
+        return [str(self._key_of(entry[2])) for entry in entries]
+
+    def _disputes(self, block: list[Entry]) -> frozenset[str]:
+        """Keys that are there twice and of which nobody has said who owns them."""
+        seen = Counter(self._keys(block))
+        return frozenset(
+            key for key, times in seen.items() if key not in self._owners and (times > 1 or key in self._seen)
+        )
+
+    def _owned(self, block: list[Entry]) -> tuple[list[Entry], int]:
+        """The entries to give out and how much of the block that uses up."""
+        accepted: list[Entry] = []
+        given: set[str] = set()
+        for used, entry in enumerate(block):
+            if self.limit is not None and self._count + len(accepted) >= self.limit:
+                return accepted, used
+            key = str(self._key_of(entry[2]))
+            cell, owner = self._numbered[entry[1]].cell, self._owners.get(key)
+            if key in given or (owner is not None and owner != cell and owner in self.runs):
+                continue
+            if key in self._seen:
+                if owner != cell:
+                    continue
+                self._take_back(key)  # the other copy was given out before anybody knew; its place becomes free
+            given.add(key)
+            accepted.append(entry)
+        return accepted, len(block)
+
+    def _take_back(self, key: str) -> None:
+        """Leave out a copy that was given out."""
+        self._taken = [entry for entry in self._taken if str(self._key_of(entry[2])) != key]
+        self._seen.discard(key)
+        self._count -= 1
+
+    def _consume(self, block: list[Entry], consumed: int, accepted: list[Entry]) -> None:
+        for entry in accepted:
+            self._numbered[entry[1]].emitted += 1
+        if not consumed:
+            return
+        end = block[consumed - 1]
+        if self._end is None or self._end[0] < end[0]:
+            self._end = end
+        for run in self._numbered:
+            if run.left:
+                run.start = bisect_right(run.keys, end[0], run.start)
+
+    def taken(self) -> list[Entry]:
+        """Everything given out, in order, after replacements."""
+        return self._taken
+
+    def cell_of(self, entry: Entry) -> str:
+        """The cell that sent a row."""
+        return self._numbered[entry[1]].cell
+
+    def positions(self) -> dict[str, Position | None]:
+        """For each cell, the position up to which all its rows have been given out."""
+        end = None if self._end is None else self._position(self._end[2])
+        return {run.cell: self._reached(run, end) for run in self._numbered}
+
+    def _reached(self, run: Run, end: Position | None) -> Position | None:
+        if run.failed and not run.left:
+            return run.last
+        if end is None or self._end is None:
+            return run.origin
+        if run.origin is not None and not self.order.sort_key(run.origin) < self._end[0]:
+            return run.origin
+        return end
+
+    def _position(self, row: Row) -> Position:
+        return self.order.position(tuple(row[index] for index in self._indexes))
+
+    def check(self) -> None:
+        """Verify what must hold between calls.
+
+        Raises:
+            InvariantViolated: A run is out of order, or counts disagree.
+        """
+        for run in self._numbered:
+            if len(run.keys) != len(run.rows) or ordered(run.keys) is not None:
+                raise InvariantViolated(f"merge: the buffered rows of {run.cell} are not in order")
+        if self._retain and ordered([entry[0] for entry in self._taken]) is not None:
+            raise InvariantViolated("merge: rows were given out out of order")
+        if self._retain and self._count != len(self._taken):
+            raise InvariantViolated(f"merge: {self._count} counted, {len(self._taken)} given out")

@@ -1,0 +1,84 @@
+"""Ports: what the router keeps for each cell while it lives: its connections, its breaker, its latency."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from cloudcore.listing.cells import Cell, Link
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cloudcore.listing.breakers import Breakers, BreakerView
+
+__all__ = ["Guard", "Port"]
+
+
+class Guard:
+    """The breakers of a router behind a lock and a clock. Thread-safe."""
+
+    def __init__(self, breakers: Breakers, clock: Callable[[], float] = time.monotonic) -> None:
+        self._breakers, self._clock = breakers, clock
+        self._lock = threading.Lock()
+
+    def admit(self, cell: str) -> bool:
+        """Whether *cell* may be asked now."""
+        with self._lock:
+            return self._breakers.admit(cell, self._clock())
+
+    def succeed(self, cell: str) -> None:
+        """*cell* has answered."""
+        with self._lock:
+            self._breakers.succeed(cell)
+
+    def fail(self, cell: str, reason: str) -> None:
+        """*cell* has failed or was too slow."""
+        with self._lock:
+            self._breakers.fail(cell, self._clock(), reason)
+
+    def forget(self, cell: str) -> None:
+        """*cell* is gone."""
+        with self._lock:
+            self._breakers.forget(cell)
+
+    def view(self, cell: str) -> BreakerView:
+        """How the breaker stands."""
+        with self._lock:
+            return self._breakers.view(cell)
+
+    def refusal(self, cell: str) -> str:
+        """Why *cell* is not asked at present."""
+        view = self.view(cell)
+        left = max(0.0, (view.opens_at or 0.0) - self._clock())
+        return f"breaker {view.state} after {view.failures} failures, next probe in {left:.1f} s; last: {view.reason}"
+
+    def check(self) -> None:
+        """Verify the breakers. Raises InvariantViolated."""
+        with self._lock:
+            self._breakers.check()
+
+
+class Port:
+    """One cell as the router holds it. Thread-safe."""
+
+    def __init__(self, cell: Cell, deadline: float, guard: Guard, clock: Callable[[], float] = time.monotonic) -> None:
+        self.cell = cell
+        self.deadline = cell.deadline or deadline
+        self.link = Link(
+            cell.database, connections=cell.connections, deadline=self.deadline, options=cell.options, clock=clock
+        )
+        self._guard = guard
+
+    def succeed(self, seconds: float) -> None:
+        """It has answered."""
+        self._guard.succeed(self.cell.name)
+
+    def fail(self, reason: str) -> None:
+        """It has failed."""
+        self._guard.fail(self.cell.name, reason)
+
+    def close(self) -> None:
+        """Close its connections."""
+        self.link.close()

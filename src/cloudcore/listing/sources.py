@@ -1,0 +1,223 @@
+"""Record sources: which table of a cell is listed, what its columns hold, what counts as deleted or hidden."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import mysql, postgresql
+
+from cloudcore.errors import InvalidArgument, InvalidQuery
+from cloudcore.listing.conditions import Column
+from cloudcore.listing.order import Kind
+from cloudcore.listing.tables import instance_metadata, instance_tags, instances
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from sqlalchemy.engine import Engine
+
+    from cloudcore.listing.values import Query
+
+__all__ = ["CLOUDCORE_INSTANCES", "RecordSource"]
+
+Expression = sa.ColumnElement[Any]
+
+
+class RecordSource:
+    """A table that exists in every cell and is listed as if it were one.
+
+    Immutable, and may be shared by routers and threads.
+
+    Args:
+        table: The table, the same in every cell; made by hand or by reflection (:meth:`reflect`).
+        key: Column that no two records share over all cells; it closes every order. Not NULL.
+        tenant, host: Columns of that meaning, which the directory routes by; None if there are none.
+        updated: The column that changes-since and changes-before compare.
+        deleted: A boolean column that marks deleted records; None if they are really gone.
+        hidden: A boolean column that marks records not to be shown.
+        columns: Names to show, None for all.
+        wide: Columns with large values, which are fetched only for the rows of a page.
+        pinned: Columns that every cell's database compares byte by byte, so that no collation need be named.
+        refine: What the types of the table cannot tell: column facts that replace the derived ones.
+        metadata: Table of pairs with its columns for record key, pair key and pair value.
+        tags: Table of tags with its columns for record key and tag.
+    """
+
+    def __init__(
+        self,
+        table: sa.Table,
+        *,
+        key: str = "uuid",
+        tenant: str | None = None,
+        host: str | None = None,
+        updated: str | None = None,
+        deleted: str | None = None,
+        hidden: str | None = None,
+        columns: Iterable[str] | None = None,
+        wide: Iterable[str] = (),
+        pinned: Iterable[str] = (),
+        refine: Mapping[str, Column] | None = None,
+        metadata: tuple[sa.Table, str, str, str] | None = None,
+        tags: tuple[sa.Table, str, str] | None = None,
+    ) -> None:
+        self.table = table
+        self.name = table.name
+        self.key = key
+        self.tenant, self.host, self.updated = tenant, host, updated
+        self.deleted, self.hidden = deleted, hidden
+        self._metadata, self._tags = metadata, tags
+        names = list(columns) if columns is not None else [column.name for column in table.columns]
+        wide, pinned = frozenset(wide), frozenset(pinned)
+        found = {name: _column(self._table_column(name), name in wide, name in pinned) for name in names}
+        found.update(refine or {})
+        self.columns: Mapping[str, Column] = MappingProxyType(found)
+        for name in filter(None, (key, tenant, host, updated, deleted, hidden)):
+            self._table_column(name)
+        if key not in found:
+            raise InvalidArgument(f"{table.name}: the key column {key} must be among the columns shown", field="key")
+
+    def _table_column(self, name: str) -> sa.Column[Any]:
+        if name not in self.table.c:
+            raise InvalidArgument(f"{self.table.name} has no column {name!r}", field="columns", value=name)
+        return self.table.c[name]
+
+    @classmethod
+    def reflect(
+        cls, engine: Engine, table: str, *, key: str, schema: str | None = None, **options: Any
+    ) -> RecordSource:
+        """A source from the table as it is in one cell's database; every other cell must have it with the same columns.
+
+        Raises:
+            InvalidArgument: There is no such table, or it lacks a column that was named.
+        """
+        try:
+            reflected = sa.Table(table, sa.MetaData(), schema=schema, autoload_with=engine)
+        except sa.exc.NoSuchTableError as error:
+            raise InvalidArgument(f"there is no table {table!r} to reflect", field="table", value=table) from error
+        return cls(reflected, key=key, **options)
+
+    # ---- expressions, per dialect
+
+    def value(self, name: str, dialect: str) -> Expression:
+        """What is selected and tested for equality: the column itself unless a database keeps it in a foreign form."""
+        return self.table.c[name]
+
+    def sortable(self, name: str, dialect: str) -> Expression:
+        """What is ordered by and compared: text by code point, whatever collation the column has."""
+        column, expression = self.columns[name], self.value(name, dialect)
+        if column.kind is not Kind.TEXT or column.pinned:
+            return expression
+        return pin(expression, dialect)
+
+    def standing(self, query: Query) -> list[Expression]:
+        """Tests that every query carries: live or deleted, hidden or not."""
+        tests: list[Expression] = []
+        if self.deleted is not None and query.deleted is not None:
+            tests.append(self.table.c[self.deleted] == sa.literal(query.deleted, sa.Boolean()))
+        if self.hidden is not None and not query.hidden:
+            tests.append(self._unhidden(self.table.c[self.hidden]))
+        return tests
+
+    def _unhidden(self, column: sa.Column[Any]) -> Expression:
+        shown: Expression = column == sa.literal(value=False, type_=sa.Boolean())
+        return sa.or_(column.is_(None), shown) if column.nullable else shown
+
+    def has_pair(self, key: sa.BindParameter[Any], value: sa.BindParameter[Any], dialect: str) -> Expression:
+        """The record has this pair of metadata."""
+        if self._metadata is None:
+            raise InvalidQuery(f"{self.name} has no metadata to filter by", field="metadata")
+        table, owner, name, content = self._metadata
+        tests = [table.c[owner] == self.table.c[self.key], *_equal(table.c[name], key, dialect)]
+        return sa.exists().where(*tests, *_equal(table.c[content], value, dialect), *self._live(table))
+
+    def has_tag(self, tags: list[sa.BindParameter[Any]], dialect: str) -> Expression:
+        """The record has at least one of these tags."""
+        if self._tags is None:
+            raise InvalidQuery(f"{self.name} has no tags to filter by", field="tags")
+        table, owner, name = self._tags
+        return sa.exists().where(
+            table.c[owner] == self.table.c[self.key],
+            sa.or_(*(sa.and_(*_equal(table.c[name], tag, dialect)) for tag in tags)),
+        )
+
+    def _live(self, table: sa.Table) -> list[Expression]:
+        """Tests for rows of a side table that count."""
+        return []
+
+    def __repr__(self) -> str:
+        return f"<RecordSource {self.name}>"
+
+
+def pin(expression: Expression, dialect: str) -> Expression:
+    """*expression* compared and ordered by code point, trailing spaces included."""
+    if dialect == "sqlite":
+        return expression.collate("BINARY")
+    if dialect == "postgresql":
+        return sa.cast(expression, sa.Text()).collate("C") if _is_enum(expression) else expression.collate("C")
+    collation = "utf8mb4_nopad_bin" if dialect == "mariadb" else "utf8mb4_0900_bin"
+    return sa.func.convert(expression.op("USING")(sa.literal_column("utf8mb4"))).collate(collation)
+
+
+def _is_enum(expression: Expression) -> bool:
+    return isinstance(expression.type, sa.Enum)
+
+
+def _equal(column: sa.Column[Any], value: sa.BindParameter[Any], dialect: str) -> list[Expression]:
+    """Equality that an index serves, and that is exact where the column's collation is not."""
+    tests: list[Expression] = [column == value]
+    if dialect in {"mysql", "mariadb"} and not column.info.get("exact"):
+        tests.append(pin(column, dialect) == value)
+    return tests
+
+
+_KINDS: tuple[tuple[tuple[type[sa.types.TypeEngine[Any]], ...], Kind], ...] = (
+    ((sa.Boolean,), Kind.BOOLEAN),
+    ((sa.Enum,), Kind.TEXT),
+    ((sa.Uuid,), Kind.UUID),
+    ((sa.String,), Kind.TEXT),
+    ((sa.Integer,), Kind.INTEGER),
+    ((sa.Float,), Kind.FLOAT),
+    ((sa.Numeric,), Kind.DECIMAL),
+    ((sa.DateTime,), Kind.INSTANT),
+)
+
+
+def _column(column: sa.Column[Any], wide: bool, pinned: bool) -> Column:
+    kind = _kind(column.type)
+    return Column(
+        name=column.name,
+        kind=kind,
+        nullable=bool(column.nullable) and not column.primary_key,
+        sortable=kind is not Kind.OTHER and not wide and not isinstance(column.type, mysql.LONGTEXT | mysql.MEDIUMTEXT),
+        wide=wide or kind is Kind.OTHER,
+        pinned=pinned,
+    )
+
+
+def _kind(type_: sa.types.TypeEngine[Any]) -> Kind:
+    if isinstance(type_, sa.types.TypeDecorator):
+        type_ = type_.impl_instance
+    if isinstance(type_, mysql.TINYINT) and type_.display_width == 1:
+        return Kind.BOOLEAN
+    if isinstance(type_, postgresql.UUID):
+        return Kind.UUID
+    for types, kind in _KINDS:
+        if isinstance(type_, types):
+            return kind
+    return Kind.OTHER
+
+
+CLOUDCORE_INSTANCES = RecordSource(
+    instances,
+    tenant="project_id",
+    host="host",
+    updated="updated_at",
+    deleted="deleted",
+    hidden="hidden",
+    pinned=[column.name for column in instances.columns if isinstance(column.type, sa.String)],
+    metadata=(instance_metadata, "instance_uuid", "key", "value"),
+    tags=(instance_tags, "instance_uuid", "tag"),
+)
+"""cloudcore's own ``instances`` table."""

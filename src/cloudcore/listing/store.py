@@ -1,0 +1,215 @@
+"""Writing instances: the record and its directory entry in one operation that a crash cannot tear.
+
+========== =========================================================================
+create     directory entry, then record
+update     routes that the record may need, then record, then routes it no longer needs
+delete     record, then directory entry
+move       entry says "two cells", copy there, entry switches owner, original away, entry says "one cell"
+========== =========================================================================
+
+Killed between two steps, the directory knows too much, never too little; repeating the call finishes the job, and
+:meth:`InstanceStore.audit` finds what nobody repeats.
+"""
+
+from __future__ import annotations
+
+import uuid as uuids
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from cloudcore._failpoints import failpoint
+from cloudcore._values import normalise_uuid
+from cloudcore.database import insert_ignoring_duplicates
+from cloudcore.errors import CellNotFound, InstanceNotFound, InvalidArgument
+from cloudcore.listing.directory import Entry, InstanceDirectory
+from cloudcore.listing.tables import create_cell_tables, instance_metadata, instance_tags, instances
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from sqlalchemy.engine import Connection
+
+    from cloudcore.database import Database
+    from cloudcore.listing.router import CellRouter
+
+__all__ = ["InstanceStore"]
+
+_i = instances.c
+_FIXED = frozenset({"uuid", "created_at", "deleted", "deleted_at"})
+
+
+class InstanceStore:
+    """Creates, changes, moves and deletes instances of a router's cells. May be shared between threads.
+
+    Args:
+        router: Its cells hold cloudcore's own ``instances`` table, its directory is an :class:`InstanceDirectory`.
+        clock: Gives the present instant.
+        id_factory: Gives a new UUID.
+    """
+
+    def __init__(
+        self,
+        router: CellRouter,
+        *,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        id_factory: Callable[[], str] = lambda: str(uuids.uuid4()),
+    ) -> None:
+        if not isinstance(router.directory, InstanceDirectory):
+            raise InvalidArgument("the router has no InstanceDirectory to write to", field="router")
+        self._router, self._directory = router, router.directory
+        self._clock, self._id_factory = clock, id_factory
+
+    def create_tables(self, *cells: str) -> None:
+        """Create the tables of these cells (all, when none is named) where they are missing."""
+        for cell in cells or tuple(self._router.cells):
+            create_cell_tables(self._database(cell).engine)
+
+    def create(self, cell: str, **values: Any) -> str:
+        """Write one instance into *cell*; returns its uuid. See :meth:`create_many`."""
+        return self.create_many(cell, [values])[0]
+
+    def create_many(self, cell: str, rows: Iterable[Mapping[str, Any]]) -> list[str]:
+        """Write instances into *cell*; returns their uuids. Repeating the call with the same uuids is harmless.
+
+        Args:
+            cell: Where.
+            rows: Columns of ``instances``, of which ``project_id`` must be there; also ``tags`` (words) and
+                ``metadata`` (pairs).
+
+        Raises:
+            CellNotFound, InvalidArgument: Nothing was done.
+            AlreadyExists: An instance is in another cell; nothing was done.
+        """
+        database = self._database(cell)
+        prepared = [self._row(row) for row in rows]
+        self._directory.add(
+            Entry(uuid=r["uuid"], cell=cell, project_id=r["project_id"], host=r["host"], created_at=r["created_at"])
+            for r, _, _ in prepared
+        )
+        failpoint("listing.create.entered")
+        database.run(lambda connection: self._insert(connection, database, prepared))
+        return [row["uuid"] for row, _, _ in prepared]
+
+    def _row(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], dict[str, str]]:
+        values = dict(given)
+        tags, pairs = list(values.pop("tags", ())), dict(values.pop("metadata", {}))
+        unknown = values.keys() - set(_i.keys())
+        if unknown or not values.get("project_id"):
+            wrong = f"no column {', '.join(sorted(unknown))}" if unknown else "project_id is missing"
+            raise InvalidArgument(f"instance: {wrong}", field="values")
+        row = dict.fromkeys(_i.keys())
+        row.update(vm_state="active", locked=False, hidden=False, deleted=False, created_at=self._clock())
+        row.update(values)
+        row["uuid"] = normalise_uuid(values["uuid"], "uuid") if "uuid" in values else self._id_factory()
+        return row, tags, pairs
+
+    def _insert(
+        self, connection: Connection, database: Database, rows: list[tuple[dict[str, Any], list[str], dict[str, str]]]
+    ) -> None:
+        tags = [{"instance_uuid": row["uuid"], "tag": tag} for row, words, _ in rows for tag in words]
+        pairs = [
+            {"instance_uuid": row["uuid"], "key": k, "value": v} for row, _, items in rows for k, v in items.items()
+        ]
+        for table, content in (
+            (instances, [row for row, _, _ in rows]),
+            (instance_tags, tags),
+            (instance_metadata, pairs),
+        ):
+            if content:
+                connection.execute(insert_ignoring_duplicates(table, database.dialect), content)
+
+    def update(self, uuid: str, **changes: Any) -> None:
+        """Change columns of one instance; ``updated_at`` follows.
+
+        Raises:
+            InstanceNotFound: Nobody knows it.
+            InvalidArgument: A column that cannot be changed here.
+        """
+        wrong = (changes.keys() & _FIXED) | (changes.keys() - set(_i.keys()))
+        if wrong:
+            raise InvalidArgument(f"these cannot be changed here: {', '.join(sorted(wrong))}", field="changes")
+        cell, stored = self._owner(uuid)
+        tenant, host = changes.get("project_id", stored["project_id"]), changes.get("host", stored["host"])
+        routed = (tenant, host) != (stored["project_id"], stored["host"])
+        if routed:
+            self._directory.expect(stored["uuid"], tenant=tenant, host=host)
+            failpoint("listing.update.expected")
+        values = {"updated_at": self._clock(), **changes}
+        self._change(cell, stored["uuid"], values)
+        if routed:
+            failpoint("listing.update.written")
+            self._directory.settle(stored["uuid"], tenant=tenant, host=host)
+
+    def delete(self, uuid: str, *, purge: bool = False) -> None:
+        """Mark one instance as deleted, or with *purge* remove it for good. Repeating the call is harmless."""
+        try:
+            cell, stored = self._owner(uuid)
+        except InstanceNotFound:
+            if purge:
+                self._directory.remove(normalise_uuid(uuid, "uuid"))
+                return
+            raise
+        if purge:
+            self._remove(cell, stored["uuid"])
+            failpoint("listing.delete.removed")
+            self._directory.remove(stored["uuid"])
+            return
+        now = self._clock()
+        self._change(cell, stored["uuid"], {"deleted": True, "deleted_at": now, "updated_at": now})
+        failpoint("listing.delete.marked")
+        self._directory.mark(stored["uuid"], deleted=True)
+
+    def move(self, uuid: str, target: str) -> None:
+        """Move one instance's record to another cell. Repeating the call finishes what was interrupted."""
+        identifier = normalise_uuid(uuid, "uuid")
+        database = self._database(target)
+        cell = self._router.locate(identifier)
+        if cell != target:
+            self._directory.begin_move(identifier, target)
+            failpoint("listing.move.begun")
+            copy = self._copy(cell, identifier)
+            database.run(lambda connection: self._insert(connection, database, [copy]))
+            failpoint("listing.move.copied")
+            self._directory.switch(identifier, target)
+            failpoint("listing.move.switched")
+        self._leave_behind(identifier, target)
+        self._directory.finish_move(identifier)
+
+    def _leave_behind(self, uuid: str, target: str) -> None:
+        left = self._directory.copies(uuid) - {target}
+        for cell in sorted(left):
+            self._remove(cell, uuid)
+            failpoint("listing.move.removed")
+
+    def _copy(self, cell: str, uuid: str) -> tuple[dict[str, Any], list[str], dict[str, str]]:
+        with self._database(cell).read() as connection:
+            row = connection.execute(sa.select(instances).where(_i.uuid == uuid)).mappings().one()
+            tags = connection.scalars(sa.select(instance_tags.c.tag).where(instance_tags.c.instance_uuid == uuid))
+            words = list(tags)
+            columns = (instance_metadata.c.key, instance_metadata.c.value)
+            pairs = connection.execute(sa.select(*columns).where(instance_metadata.c.instance_uuid == uuid))
+            return dict(row), words, dict(pairs.tuples())
+
+    def _owner(self, uuid: str) -> tuple[str, Mapping[str, Any]]:
+        record = self._router.get(uuid)
+        return record.cell, record
+
+    def _change(self, cell: str, uuid: str, values: Mapping[str, Any]) -> None:
+        statement = sa.update(instances).where(_i.uuid == uuid).values(**values)
+        if self._database(cell).run(lambda connection: connection.execute(statement).rowcount) == 0:
+            raise InstanceNotFound(f"instance {uuid} is not in {cell} any more", identifier=uuid)
+
+    def _remove(self, cell: str, uuid: str) -> None:
+        def work(connection: Connection) -> None:
+            for table in (instance_tags, instance_metadata):
+                connection.execute(sa.delete(table).where(table.c.instance_uuid == uuid))
+            connection.execute(sa.delete(instances).where(_i.uuid == uuid))
+
+        self._database(cell).run(work)
+
+    def _database(self, cell: str) -> Database:
+        if cell not in self._router.cells:
+            raise CellNotFound(f"no cell {cell!r}; there are {', '.join(self._router.cells)}", identifier=cell)
+        return self._router.database(cell)

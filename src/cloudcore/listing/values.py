@@ -1,0 +1,305 @@
+"""What a caller says to the router and hears from it: queries, pages, records. Plain values, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from cloudcore._extras import require_extra
+from cloudcore._values import require_utc
+from cloudcore.errors import InvalidQuery
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+__all__ = [
+    "UNKNOWN",
+    "CellReport",
+    "CellState",
+    "Counts",
+    "Fetching",
+    "Page",
+    "Query",
+    "Record",
+    "Require",
+    "Sort",
+]
+
+UNKNOWN = "UNKNOWN"
+"""``vm_state`` of a record that only the directory vouches for, because its cell does not answer."""
+
+
+@attrs.frozen
+class Sort:
+    """One key of an order.
+
+    Attributes:
+        column: A sortable column of the source.
+        descending: Largest first.
+        nulls_first: Where rows without a value go. None: as if NULL were the smallest value, so last when descending
+            and first when ascending. The answer is the same on every database.
+    """
+
+    column: str
+    descending: bool = attrs.field(default=False, kw_only=True)
+    nulls_first: bool | None = attrs.field(default=None, kw_only=True)
+
+    @property
+    def puts_nulls_first(self) -> bool:
+        """Where NULLs go, with the default filled in."""
+        return not self.descending if self.nulls_first is None else self.nulls_first
+
+
+class Fetching(StrEnum):
+    """How the rows of a page are brought in."""
+
+    AUTO = "auto"
+    """Keys first when the projection has wide columns and several cells are asked, else rows."""
+    ROWS = "rows"
+    """Whole rows at once: one statement per cell."""
+    KEYS = "keys"
+    """Only keys and sort values at first, then the rows of the winners: two statements per cell that contributes."""
+
+
+class Require(StrEnum):
+    """What a caller insists on."""
+
+    ANY = "any"
+    """A partial page is an answer; its ``cells`` say what is missing."""
+    ALL = "all"
+    """Every cell asked must answer, else :class:`~cloudcore.errors.CellUnavailable` is raised and nothing returned."""
+
+
+def _sorts(value: Any) -> tuple[Sort, ...]:
+    items = (value,) if isinstance(value, str | Sort) else tuple(value)
+    return tuple(Sort(item) if isinstance(item, str) else item for item in items)
+
+
+def _names(value: Any) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _words(value: Any) -> frozenset[str]:
+    return frozenset((value,) if isinstance(value, str) else value)
+
+
+def _utc(value: datetime | None, field: attrs.Attribute[Any]) -> datetime | None:
+    return None if value is None else require_utc(value, field.name, InvalidQuery)
+
+
+def _frozen(value: Any) -> Any:
+    return MappingProxyType(dict(value)) if isinstance(value, Mapping) else value
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Query:
+    """Which records, in which order, how many at a time.
+
+    Attributes:
+        where: ``{column: condition}``, all of which must hold, or any SQLAlchemy expression over the source's table.
+            A condition is a value (equality), None (IS NULL), a list, tuple or set (IN; empty means no record at all),
+            or a mapping of operators: ``eq, ne, in, not_in, lt, le, gt, ge, prefix, contains, regex, null``. Prefix
+            and contains are exact, case-sensitive text; regex is the dialect of each cell's database.
+        sort: Keys in order of weight; the source's key column closes every order by itself, ascending.
+        limit: Records per page; None for all there are.
+        columns: Names wanted, None for all that the source shows. The key column always comes along.
+        tenant, host: Shorthands for equality with the source's columns of that meaning.
+        deleted: False: only records that live; True: only deleted ones; None: both.
+        hidden: Also show records that are hidden, such as the unfinished copy of a move between cells.
+        changes_since, changes_before: Bounds on ``updated_at``, both inclusive.
+        tags, tags_any, not_tags, not_tags_any: The record has all of these, at least one, not all, none of these.
+        metadata: Pairs of key and value that the record has, each pair as a pair.
+        unknown: Where a cell does not answer, show what the directory knows of its records, marked ``UNKNOWN``.
+        fetching: See :class:`Fetching`.
+        require: See :class:`Require`.
+    """
+
+    where: Any = attrs.field(default=None, converter=_frozen)
+    sort: tuple[Sort, ...] = attrs.field(default=(Sort("created_at", descending=True),), converter=_sorts)
+    limit: int | None = attrs.field(default=1000)
+    columns: tuple[str, ...] | None = attrs.field(default=None, converter=_names)
+    tenant: str | None = None
+    host: str | None = None
+    deleted: bool | None = False
+    hidden: bool = False
+    changes_since: datetime | None = attrs.field(
+        default=None,
+        converter=attrs.Converter(_utc, takes_field=True),  # type: ignore[misc]  # attrs' stubs lag
+    )
+    changes_before: datetime | None = attrs.field(
+        default=None,
+        converter=attrs.Converter(_utc, takes_field=True),  # type: ignore[misc]  # attrs' stubs lag
+    )
+    tags: frozenset[str] = attrs.field(default=frozenset(), converter=_words)
+    tags_any: frozenset[str] = attrs.field(default=frozenset(), converter=_words)
+    not_tags: frozenset[str] = attrs.field(default=frozenset(), converter=_words)
+    not_tags_any: frozenset[str] = attrs.field(default=frozenset(), converter=_words)
+    metadata: Mapping[str, str] = attrs.field(factory=dict, converter=_frozen)
+    unknown: bool = False
+    fetching: Fetching = attrs.field(default=Fetching.AUTO, converter=Fetching)
+    require: Require = attrs.field(default=Require.ANY, converter=Require)
+
+    @limit.validator
+    def _check_limit(self, _: attrs.Attribute[Any], value: int | None) -> None:
+        if value is not None and (type(value) is not int or value < 0):
+            raise InvalidQuery(f"limit: expected a whole number from 0, or None, got {value!r}", field="limit")
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse what contradicts itself."""
+        since, before = self.changes_since, self.changes_before
+        if since is not None and before is not None and since > before:
+            raise InvalidQuery(f"changes_since {since} is later than changes_before {before}", field="changes_since")
+
+
+class CellState(StrEnum):
+    """What became of one cell in one call."""
+
+    ANSWERED = "answered"
+    SLOW = "slow"
+    """It did not answer before its deadline."""
+    DOWN = "down"
+    """It failed, sent nonsense, or its breaker is open."""
+    SKIPPED = "skipped"
+    """It was not asked: the directory proves that it has nothing, or it is disabled or gone."""
+
+
+@attrs.frozen(kw_only=True)
+class CellReport:
+    """One cell's part in a call.
+
+    Attributes:
+        name: The cell.
+        state: See :class:`CellState`.
+        rows: Records of this cell in the result.
+        fetched: Rows decoded from this cell to make the result.
+        statements: Statements sent to it.
+        seconds: Time it took to answer, summed over its statements; no pause of the caller's counts.
+        error: What went wrong, or why it was not asked; None when it answered.
+        exhausted: It has no further record after this result.
+    """
+
+    name: str
+    state: CellState
+    rows: int = 0
+    fetched: int = 0
+    statements: int = 0
+    seconds: float = 0.0
+    error: str | None = None
+    exhausted: bool = False
+
+
+class Layout:
+    """The names of a record's values, shared by all records of a query."""
+
+    __slots__ = ("index", "names")
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+        self.index = {name: position for position, name in enumerate(names)}
+
+
+class Record(Mapping[str, Any]):
+    """One record: a read-only mapping of column to value whose columns are attributes too.
+
+    Attributes:
+        cell: Name of the cell that it is in.
+        unknown: True when only the directory vouches for it, because that cell does not answer.
+    """
+
+    __slots__ = ("_layout", "_values", "cell", "unknown")
+
+    def __init__(self, layout: Layout, values: tuple[Any, ...], cell: str, unknown: bool = False) -> None:
+        self._layout = layout
+        self._values = values
+        self.cell = cell
+        self.unknown = unknown
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[self._layout.index[name]]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self._values[self._layout.index[name]]
+        except KeyError:
+            raise AttributeError(f"this record has no column {name!r}; it has {', '.join(self)}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layout.names)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Record):
+            return self.cell == other.cell and dict(self) == dict(other)
+        return NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((self.cell, self._values))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _record, (self._layout.names, self._values, self.cell, self.unknown)
+
+    def __repr__(self) -> str:
+        text = ", ".join(f"{name}={value!r}" for name, value in zip(self._layout.names, self._values, strict=True))
+        return f"Record(cell={self.cell!r}, {text})"
+
+
+def _record(names: tuple[str, ...], values: tuple[Any, ...], cell: str, unknown: bool) -> Record:
+    return Record(Layout(names), values, cell, unknown)
+
+
+@attrs.frozen(kw_only=True)
+class Page:
+    """Part of a result, in order.
+
+    Attributes:
+        records: At most ``limit`` of them.
+        next_cursor: Where the next page starts; None when the cells that answer have nothing more.
+        resume_cursor: Where to go on so that nothing is lost: like *next_cursor*, and also there at the end of the
+            result when some cell did not answer, with the place up to which that cell was read.
+        cells: What became of each cell, by name.
+    """
+
+    records: tuple[Record, ...]
+    next_cursor: str | None
+    resume_cursor: str | None
+    cells: Mapping[str, CellReport]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every cell that could contribute did."""
+        return all(report.state in {CellState.ANSWERED, CellState.SKIPPED} for report in self.cells.values())
+
+    def to_records(self) -> list[dict[str, Any]]:
+        """The records as dictionaries, each with its ``cell``."""
+        return [{**record, "cell": record.cell} for record in self.records]
+
+    def to_pandas(self) -> Any:
+        """The records as a ``pandas.DataFrame``.
+
+        Raises:
+            MissingExtra: pandas is not installed.
+        """
+        return require_extra("pandas", "pandas").DataFrame(self.to_records())
+
+
+@attrs.frozen(kw_only=True)
+class Counts:
+    """How many records match.
+
+    Attributes:
+        total: Over the cells that answered.
+        by: Number for each value of the column that was counted by; empty without one.
+        cells: What became of each cell; ``rows`` is its number.
+    """
+
+    total: int
+    by: Mapping[Any, int]
+    cells: Mapping[str, CellReport]
