@@ -528,11 +528,20 @@ class Database:
             OutcomeUnknown: The database stayed away for the whole retry budget after an answer was lost.
             DatabaseUnavailable, DatabaseBusy: Nothing was committed, after the bounded retries.
         """
+        return self.resolve(operation, lambda: self._operate_once(operation, work))
+
+    def resolve(self, operation: Operation, attempt: Callable[[], Outcome[T]]) -> Outcome[T]:
+        """Repeat *attempt* until its outcome is known. It must take *operation*'s id in the transaction of its effect.
+
+        Raises:
+            OutcomeUnknown: The database stayed away for the whole retry budget after an answer was lost.
+            DatabaseUnavailable, DatabaseBusy: Nothing was committed, after the bounded retries.
+        """
         lost = False
-        for attempt in self.retry.retrying():
-            with attempt:
+        for trial in self.retry.retrying():
+            with trial:
                 try:
-                    return self._operate_once(operation, work)
+                    return attempt()
                 except OutcomeUnknown:
                     lost = True
                     raise
