@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cloudcore.hypervisor.facts import HostFacts
     from cloudcore.hypervisor.interface import Hypervisor
     from cloudcore.hypervisor.libvirt_adapter import LibvirtHypervisor
+    from cloudcore.hypervisor.memory import Fault, MemoryHypervisor, Unplug
     from cloudcore.hypervisor.policy import DeviceRule, HostPolicy, VgpuRule
     from cloudcore.hypervisor.tree import build_tree
     from cloudcore.hypervisor.values import CurrentTree, DesiredTree
@@ -24,11 +25,14 @@ _EXPORTS = {
     "CurrentTree": "cloudcore.hypervisor.values",
     "DesiredTree": "cloudcore.hypervisor.values",
     "DeviceRule": "cloudcore.hypervisor.policy",
+    "Fault": "cloudcore.hypervisor.memory",
     "HostFacts": "cloudcore.hypervisor.facts",
     "HostPolicy": "cloudcore.hypervisor.policy",
     "Hypervisor": "cloudcore.hypervisor.interface",
     "LibvirtHypervisor": "cloudcore.hypervisor.libvirt_adapter",
+    "MemoryHypervisor": "cloudcore.hypervisor.memory",
     "Timeouts": "cloudcore.hypervisor.connection",
+    "Unplug": "cloudcore.hypervisor.memory",
     "VgpuRule": "cloudcore.hypervisor.policy",
     "build_tree": "cloudcore.hypervisor.tree",
 }
@@ -39,11 +43,14 @@ __all__ = [
     "CurrentTree",
     "DesiredTree",
     "DeviceRule",
+    "Fault",
     "HostFacts",
     "HostPolicy",
     "Hypervisor",
     "LibvirtHypervisor",
+    "MemoryHypervisor",
     "Timeouts",
+    "Unplug",
     "VgpuRule",
     "build_tree",
 ]
