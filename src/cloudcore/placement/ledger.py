@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import attrs
 
 from cloudcore._values import normalise_uuid, require_integer, require_text
-from cloudcore.database import Database, Operation
+from cloudcore.database import Database, Operation, Outcome
 from cloudcore.errors import InvalidAllocation, InvalidArgument, MoveNotFound
 from cloudcore.placement import ledger_moves, ledger_reads
 from cloudcore.placement.claims import Held, Owner, normalise_allocations
@@ -58,7 +58,7 @@ class AllocationLedger:
     ) -> None:
         self._owned = not isinstance(source, Database)
         self.database = Database.of(source)
-        self._history = history
+        self.history = history
         self._id_factory = id_factory
 
     # ---- claims
@@ -189,7 +189,7 @@ class AllocationLedger:
         consumer = _consumer(consumer)
 
         def work(session: Session, operation: str) -> Any:
-            return settle(session, operation, consumer, history=self._history)
+            return settle(session, operation, consumer, history=self.history)
 
         result, repeated = self._operate("settle", {"consumer": consumer}, work, operation_id)
         return _held(consumer, result, repeated=repeated)
@@ -265,7 +265,7 @@ class AllocationLedger:
             raise InvalidAllocation("the migration needs a uuid of its own", field="migration")
 
         def work(session: Session, operation: str) -> Any:
-            return ledger_moves.begin(session, operation, asked, history=self._history)
+            return ledger_moves.begin(session, operation, asked, history=self.history)
 
         return self._move("begin_move", attrs.asdict(asked), work, operation_id)
 
@@ -393,20 +393,30 @@ class AllocationLedger:
         self, name: str, arguments: Mapping[str, Any], work: Callable[[Session, str], Any], operation_id: str | None
     ) -> tuple[Any, bool]:
         operation = Operation.of(f"ledger.{name}", arguments, operation_id, id_factory=self._id_factory)
+        outcome = self.transact(operation, lambda session: work(session, operation.id))
+        return outcome.result, outcome.repeated
 
-        def inside(connection: Connection) -> Any:
+    def transact(self, operation: Operation, work: Callable[[Session], T]) -> Outcome[T]:
+        """Do *work* in one transaction of the ledger, once for ever under *operation*'s id.
+
+        For what is built on the ledger and must take effect together with its writes. *work* returns JSON.
+
+        Raises:
+            See :meth:`cloudcore.database.Database.operate`, and whatever *work* raises.
+        """
+
+        def inside(connection: Connection) -> T:
             session = Session(connection)
             with session.errors():
-                return work(session, operation.id)
+                return work(session)
 
-        outcome = self.database.operate(operation, inside)
-        return outcome.result, outcome.repeated
+        return self.database.operate(operation, inside)
 
     def _write(
         self, name: str, targets: Mapping[str, Target], operation_id: str | None, *, must_exist: bool = False
     ) -> dict[str, Held]:
         def work(session: Session, operation: str) -> Any:
-            return ledger_moves.write(session, operation, name, targets, history=self._history, must_exist=must_exist)
+            return ledger_moves.write(session, operation, name, targets, history=self.history, must_exist=must_exist)
 
         arguments = {consumer: attrs.asdict(target) for consumer, target in targets.items()}
         result, repeated = self._operate(name, arguments, work, operation_id)
@@ -424,7 +434,7 @@ class AllocationLedger:
             require_text(proof, "proof", maximum=2000)
 
         def work(session: Session, operation: str) -> Any:
-            return ledger_moves.step(session, operation, uuid_, event, proof=proof, history=self._history)
+            return ledger_moves.step(session, operation, uuid_, event, proof=proof, history=self.history)
 
         return self._move(f"{event}_move", {"migration": uuid_, "proof": proof}, work, operation_id)
 
