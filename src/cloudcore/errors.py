@@ -35,6 +35,7 @@
     │   ├── UnitViolation                       min_unit, max_unit or step_size
     │   ├── LimitExceeded                       a number of things that may not grow further
     │   ├── PolicyDenied (PermissionError)
+    │   ├── GroupViolation                      affinity or anti-affinity of a group of instances
     │   ├── FencingRequired                     force without evidence that the host is dead
     │   ├── DetachFailed                        the guest refuses to let a device go
     │   └── NoValidHost                         carries the report: for each host, why
@@ -85,6 +86,7 @@ __all__ = [
     "DeviceNotFound",
     "FencingRequired",
     "GenerationConflict",
+    "GroupViolation",
     "GuestNotFound",
     "HypervisorError",
     "HypervisorUnavailable",
@@ -389,6 +391,13 @@ class LimitExceeded(Refused):
 class PolicyDenied(Refused, PermissionError):
     """A policy hook said no. *rule* names it."""
 
+    rule: str | None
+
+
+class GroupViolation(Refused):
+    """A host may not take this member of a group. *root* is its provider, *rule* the policy."""
+
+    root: str | None
     rule: str | None
 
 

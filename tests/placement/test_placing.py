@@ -22,7 +22,7 @@ from cloudcore.placement.hosts import (
     spread,
     weigh,
 )
-from cloudcore.placement.placing import Host, Option, Placement, Residual, Room, place
+from cloudcore.placement.placing import Contender, Option, Placement, Residual, Room, place
 
 
 def view(name: str, free_cores: int = 8, **facts: object) -> HostView:
@@ -32,7 +32,7 @@ def view(name: str, free_cores: int = 8, **facts: object) -> HostView:
 def plan(free_cores: list[int], count: int, amount: int = 2, **arguments: object) -> Placement:
     """Hosts h0, h1, ... with so many cores free of 8, and a request of *amount* cores."""
     hosts = [
-        Host(view(f"h{number}", cores), [Option(allocations={f"h{number}": {"VCPU": amount}})])
+        Contender(view(f"h{number}", cores), [Option(allocations={f"h{number}": {"VCPU": amount}})])
         for number, cores in enumerate(free_cores)
     ]
     residual = Residual(lambda provider, _: Room(used=8 - free_cores[int(provider[1:])], capacity=8, max_unit=8))
@@ -84,7 +84,7 @@ def test_a_second_candidate_of_a_host_is_tried_before_the_host_is_given_up() -> 
     options = [Option(allocations={"pf0": {"SRIOV_NET_VF": 1}}), Option(allocations={"pf1": {"SRIOV_NET_VF": 1}})]
     rooms = {"pf0": Room(used=4, capacity=4, max_unit=4), "pf1": Room(used=3, capacity=4, max_unit=4)}
     residual = Residual(lambda provider, _: rooms[provider])
-    placement = place([Host(view("h0"), iter(options))], 2, residual)
+    placement = place([Contender(view("h0"), iter(options))], 2, residual)
     assert [dict(pick.option.allocations) for pick in placement.picks] == [{"pf1": {"SRIOV_NET_VF": 1}}]
     assert "pf1: 1 asked, 4 of 4 used" in placement.refused["h0"]
 

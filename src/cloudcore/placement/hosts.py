@@ -18,7 +18,7 @@ from typing import Any
 
 import attrs
 
-from cloudcore._values import require_integer
+from cloudcore._values import normalise_uuid, require_integer
 from cloudcore.errors import InvalidRequest
 
 __all__ = [
@@ -88,17 +88,32 @@ class AffinityPolicy(StrEnum):
     SOFT_ANTI_AFFINITY = "soft-anti-affinity"  # apart where possible
 
 
+def _policy(value: AffinityPolicy | str) -> AffinityPolicy:
+    try:
+        return AffinityPolicy(value)
+    except ValueError as error:
+        known = ", ".join(AffinityPolicy)
+        raise InvalidRequest(f"policy: {value!r} is none of {known}", field="policy", value=value) from error
+
+
+def _optional_uuid(value: str | None) -> str | None:
+    return None if value is None else normalise_uuid(value, "group", InvalidRequest)
+
+
 @attrs.frozen(kw_only=True)
 class HostGroup:
     """The group that the instances of a request belong to.
 
     Attributes:
         policy: How its members are placed relative to each other.
-        members: ``{root provider uuid: members}`` already on each host, instances on their way included.
+        uuid: Identity of the group. With it the database keeps who is a member, and checks hard policies again in the
+            transaction that claims, so that they hold among any number of schedulers.
+        members: ``{root provider uuid: members}`` on each host, for a group without a uuid.
         max_per_host: For :attr:`AffinityPolicy.ANTI_AFFINITY`: members that one host may hold.
     """
 
-    policy: AffinityPolicy = attrs.field(converter=AffinityPolicy)
+    policy: AffinityPolicy = attrs.field(converter=_policy)
+    uuid: str | None = attrs.field(default=None, converter=_optional_uuid)
     members: Mapping[str, int] = attrs.field(factory=dict)
     max_per_host: int = 1
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from cloudcore.placement.hosts import HostGroup, HostView, Weigher
 
-__all__ = ["Host", "Option", "Pick", "Placement", "Residual", "Room", "place"]
+__all__ = ["Contender", "Option", "Pick", "Placement", "Residual", "Room", "place"]
 
 
 @attrs.frozen(kw_only=True)
@@ -28,7 +28,7 @@ class Option:
     mappings: Mapping[str, Sequence[str]] = attrs.field(factory=dict)
 
 
-class Host:
+class Contender:
     """A host that passed search and filters, with its options, the first ones cheap and the rest made on demand."""
 
     def __init__(self, view: HostView, options: Iterable[Option]) -> None:
@@ -112,7 +112,7 @@ class Residual:
 class Pick:
     """One instance's host. *rank* counts the hosts that were liked better, 0 is the best."""
 
-    host: Host
+    host: Contender
     option: Option
     weight: float
     rank: int
@@ -130,7 +130,7 @@ class _Order:
     """The hosts in the order of their weights. What a pick changes is kept here; the hosts stay as they are."""
 
     def __init__(
-        self, hosts: Sequence[Host], weighers: Sequence[tuple[float, Weigher]], group: HostGroup | None
+        self, hosts: Sequence[Contender], weighers: Sequence[tuple[float, Weigher]], group: HostGroup | None
     ) -> None:
         self._group = group
         self._members = Counter(group.members if group else {})
@@ -161,7 +161,7 @@ class _Order:
 
 
 def place(
-    hosts: Sequence[Host],
+    hosts: Sequence[Contender],
     count: int,
     residual: Residual,
     *,
@@ -198,7 +198,7 @@ def place(
 
 
 def _fitting(
-    hosts: Sequence[Host], order: _Order, residual: Residual, refused: dict[str, str], subset: int
+    hosts: Sequence[Contender], order: _Order, residual: Residual, refused: dict[str, str], subset: int
 ) -> list[tuple[int, Option, int]]:
     found: list[tuple[int, Option, int]] = []
     for rank, (_, number) in enumerate(order.ranking):
@@ -214,7 +214,7 @@ def _fitting(
     return found
 
 
-def _first_that_fits(host: Host, residual: Residual) -> tuple[Option, None] | tuple[None, str]:
+def _first_that_fits(host: Contender, residual: Residual) -> tuple[Option, None] | tuple[None, str]:
     """Try more than one candidate before the host is given up."""
     reason = "no candidate is left"
     for option in host.options:

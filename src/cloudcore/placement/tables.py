@@ -17,6 +17,9 @@ __all__ = [
     "allocation_history",
     "allocations",
     "consumers",
+    "host_attempts",
+    "host_group_members",
+    "host_groups",
     "inventories",
     "moves",
     "provider_aggregates",
@@ -152,3 +155,36 @@ allocation_history = sa.Table(
     sqlite_autoincrement=True,
 )
 """What each consumer held after each change; append-only, old rows may be pruned."""
+
+host_groups = sa.Table(
+    "host_groups",
+    metadata,
+    sa.Column("uuid", Uuid(), primary_key=True),
+    sqlite_with_rowid=False,
+)
+"""One row for each group of instances; who places a member locks it first."""
+
+host_group_members = sa.Table(
+    "host_group_members",
+    metadata,
+    sa.Column("group_uuid", Uuid(), sa.ForeignKey("host_groups.uuid"), primary_key=True),
+    sa.Column("instance", Uuid(), primary_key=True),
+    sqlite_with_rowid=False,
+)
+"""Which instances belong to a group. Where they are, their allocations say."""
+
+host_attempts = sa.Table(
+    "host_attempts",
+    metadata,
+    sa.Column("id", _BigId, primary_key=True, autoincrement=True),
+    sa.Column("instance", Uuid(), nullable=False, index=True),
+    sa.Column("selection", Text(64), nullable=False),
+    sa.Column("root", Uuid(), nullable=False),
+    sa.Column("name", Text(200), nullable=False),
+    sa.Column("outcome", Text(32), nullable=False),
+    sa.Column("reason", sa.Text(), nullable=False),
+    sa.Column("operation_id", Text(64), nullable=False),
+    sa.Column("recorded_at", Instant(), nullable=False),
+    sqlite_autoincrement=True,
+)
+"""Which hosts of a selection were tried, and what came of it; old rows may be pruned."""
