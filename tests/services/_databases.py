@@ -121,8 +121,9 @@ class MariaDB:
         server = mariadb_server()
         assert server is not None
         give(self._folder)
-        data = give(self._folder / "data")
-        common = ["--no-defaults", f"--datadir={data}", "--innodb-log-file-size=64M"]
+        data, scratch = give(self._folder / "data"), give(self._folder / "tmp")
+        # A folder of its own for temporary tables: in a shared one, each server that starts removes the others'.
+        common = ["--no-defaults", f"--datadir={data}", f"--tmpdir={scratch}", "--innodb-log-file-size=64M"]
         install = ["mariadb-install-db", *common, "--auth-root-authentication-method=normal", "--skip-test-db"]
         run(unprivileged(install), cwd=self._folder)
         accounts = self._folder / "accounts.sql"
