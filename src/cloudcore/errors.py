@@ -28,6 +28,7 @@
     │   ├── InvalidTransition                   not from this state; carries the story of the object
     │   ├── ConstraintViolated                  a database constraint refused the write
     │   ├── ReshapeNeeded                       inventory must move together with its allocations
+    │   ├── ReshapeFailed                       and they cannot
     │   ├── WatermarkLost                       placement: the change feed no longer reaches back that far
     │   └── WrongHost                           a step that belongs to another host
     ├── Refused (RuntimeError)                understood and denied
@@ -116,6 +117,7 @@ __all__ = [
     "PolicyDenied",
     "ProviderNotFound",
     "Refused",
+    "ReshapeFailed",
     "ReshapeNeeded",
     "SchemaMismatch",
     "Transient",
@@ -344,6 +346,10 @@ class ReshapeNeeded(Conflict):
 
 class WatermarkLost(Conflict):
     """The change feed no longer reaches back to a watermark; load everything again, then follow."""
+
+
+class ReshapeFailed(Conflict):
+    """Allocations cannot move with their inventory: a consumer is in flight, or fits nowhere. Nothing was changed."""
 
 
 class WrongHost(Conflict):
