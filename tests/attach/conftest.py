@@ -1,0 +1,105 @@
+"""Fixtures of the attachment tests: volume services of each kind behind one handle."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+
+import attrs
+import pytest
+
+from cloudcore.attach.embedded import EmbeddedVolumes
+from cloudcore.attach.manager import AttachmentManager
+from cloudcore.attach.volumes import VolumeService
+from cloudcore.schema import create_schema
+
+
+@attrs.define
+class ServiceUnderTest:
+    """A volume service, and how to make volumes in it. What a test leaves behind is removed at its end."""
+
+    kind: str
+    service: VolumeService
+    server: object = None
+    made: list[str] = attrs.field(factory=list)
+
+    def create_volume(self, *, multiattach: bool = False) -> str:
+        """An available volume of 1 GiB."""
+        if self.kind == "embedded":
+            made = self.service.create_volume(multiattach=multiattach).id
+        else:
+            made = self.server.create_volume(multiattach=multiattach)
+        self.made.append(made)
+        return made
+
+    def statuses(self, volume_id: str) -> tuple[str, list[str]]:
+        """Status of the volume and of its attachments."""
+        found = self.service.attachments(volume_id=volume_id)
+        return self.service.volume(volume_id).status, sorted(str(record.status) for record in found)
+
+    def clear(self) -> None:
+        """Remove every attachment and volume."""
+        for volume in self.made:
+            for record in self.service.attachments(volume_id=volume):
+                self.service.delete(record.id)
+            self.service.delete_volume(volume)
+
+
+@pytest.fixture
+def journal_database(sqlite_database):
+    """A database with the attachment tables."""
+    create_schema(sqlite_database, areas=["attach"])
+    return sqlite_database
+
+
+def open_service(kind: str, database: object) -> ServiceUnderTest:
+    if kind == "embedded":
+        return ServiceUnderTest(kind, EmbeddedVolumes(database))
+    from cloudcore.attach.cinder import CinderVolumes
+    from tests import services
+
+    server = services.cinder("rbd" if kind == "cinder-rbd" else "file")
+    return ServiceUnderTest(kind, CinderVolumes.noauth(server.endpoint, project_id=services.PROJECT), server)
+
+
+@pytest.fixture(
+    params=[
+        "embedded",
+        pytest.param("cinder", marks=pytest.mark.services),
+        pytest.param("cinder-rbd", marks=pytest.mark.services),
+    ]
+)
+def volume_service(request, journal_database) -> Iterator[ServiceUnderTest]:
+    """Embedded volumes; a real Cinder with a driver of files; a real Cinder on a real Ceph."""
+    found = open_service(request.param, journal_database)
+    yield found
+    found.clear()
+    found.service.close()
+
+
+@pytest.fixture
+def embedded(journal_database) -> Iterator[EmbeddedVolumes]:
+    """Embedded volumes; statuses and records are checked at the end."""
+    volumes = EmbeddedVolumes(journal_database)
+    yield volumes
+    volumes.check()
+
+
+@pytest.fixture
+def new_manager(journal_database):
+    """Opens managers over the test's journal; each is checked and closed at the end."""
+    opened: list[AttachmentManager] = []
+
+    def make(volumes=None, hypervisor=None, **options) -> AttachmentManager:
+        opened.append(AttachmentManager(journal_database, volumes, hypervisor, **options))
+        return opened[-1]
+
+    yield make
+    for manager in opened:
+        manager.check()
+        manager.close()
+
+
+def instance() -> str:
+    """A new instance's id."""
+    return str(uuid.uuid4())
