@@ -22,7 +22,7 @@ from cloudcore.errors import (
     InvalidProvider,
     ProviderNotFound,
 )
-from cloudcore.placement.names import require_resource_class, require_trait
+from cloudcore.placement.names import SHARES_VIA_AGGREGATE, require_resource_class, require_trait
 from cloudcore.placement.values import FrozenDict, Inventory, Provider
 
 __all__ = ["Edit", "Forest", "read_aggregates", "read_inventories", "read_name", "read_traits"]
@@ -110,6 +110,8 @@ class Forest:
         usage: uuid → resource class → units in use; providers of which nothing is in use are left out.
         touched: Numbers of the roots whose trees were edited since the columns were built.
         reused: uuids of providers whose usage changed since.
+        sharing: The providers that share through an aggregate.
+        sharing_changed: Whether any of them, or where it stands, changed since.
     """
 
     def __init__(self) -> None:
@@ -119,6 +121,8 @@ class Forest:
         self.usage: dict[str, Usage] = {}
         self.touched: set[int] = set()
         self.reused: set[str] = set()
+        self.sharing: dict[str, Provider] = {}
+        self.sharing_changed = False
         self.next_number = 1
         self._children: dict[str, tuple[str, ...]] = {}
 
@@ -131,6 +135,8 @@ class Forest:
         other.usage = self.usage.copy()
         other.touched = self.touched.copy()
         other.reused = self.reused.copy()
+        other.sharing = self.sharing.copy()
+        other.sharing_changed = self.sharing_changed
         other.next_number = self.next_number
         other._children = self._children.copy()
         return other
@@ -335,6 +341,7 @@ class Forest:
             self.by_name.pop(provider.name, None)
             self.usage.pop(provider.uuid, None)
             self.reused.discard(provider.uuid)
+            self._note_sharing(provider, shares=False)
         for provider in edit.put:
             before = self.providers.get(provider.uuid)
             if before is not None:
@@ -343,10 +350,18 @@ class Forest:
                 self._attach(provider)
             self.providers[provider.uuid] = provider
             self.by_name[provider.name] = provider.uuid
+            self._note_sharing(provider, shares=SHARES_VIA_AGGREGATE in provider.traits and bool(provider.aggregates))
             if provider.number >= self.next_number:
                 self.next_number = provider.number + 1
         for provider in edit.put:
             self.touched.add(self.providers[provider.root].number)
+
+    def _note_sharing(self, provider: Provider, *, shares: bool) -> None:
+        if shares:
+            self.sharing[provider.uuid] = provider
+            self.sharing_changed = True
+        elif self.sharing.pop(provider.uuid, None) is not None:
+            self.sharing_changed = True
 
     def _replace(self, before: Provider, after: Provider) -> None:
         if before.name != after.name and self.by_name.get(before.name) == before.uuid:
@@ -391,6 +406,8 @@ class Forest:
         else:
             self.usage.pop(uuid, None)
         self.reused.add(uuid)
+        if uuid in self.sharing:
+            self.sharing_changed = True
 
     # --- what must hold ----------------------------------------------------------------------------------------------
 

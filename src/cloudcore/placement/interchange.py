@@ -1,0 +1,149 @@
+"""A whole forest in Placement's JSON: dump and load. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from cloudcore._values import normalise_uuid
+from cloudcore.errors import InvalidInventory, InvalidProvider
+from cloudcore.placement.forest import Edit, read_aggregates, read_inventories, read_name, read_traits
+from cloudcore.placement.values import Provider
+
+__all__ = ["dump", "load"]
+
+
+def dump(providers: Iterable[Provider], usage: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
+    """Return *providers* and what is in use of them, each part as Placement's API answers for it."""
+    providers = list(providers)
+    return {
+        "resource_providers": [provider.as_placement() for provider in providers],
+        "inventories": {
+            provider.uuid: {
+                "resource_provider_generation": provider.generation,
+                "inventories": {name: inventory.as_placement() for name, inventory in provider.inventories.items()},
+            }
+            for provider in providers
+        },
+        "traits": {
+            provider.uuid: {
+                "resource_provider_generation": provider.generation,
+                "traits": sorted(provider.traits),
+            }
+            for provider in providers
+        },
+        "aggregates": {
+            provider.uuid: {
+                "resource_provider_generation": provider.generation,
+                "aggregates": sorted(provider.aggregates),
+            }
+            for provider in providers
+        },
+        "usages": {
+            provider.uuid: {
+                "resource_provider_generation": provider.generation,
+                "usages": {name: usage.get(provider.uuid, {}).get(name, 0) for name in provider.inventories},
+            }
+            for provider in providers
+        },
+    }
+
+
+def _part(data: Mapping[str, Any], part: str, uuid: str, empty: Any) -> Any:
+    """What *data* says in *part* about the provider: with or without the wrapping of Placement's answers."""
+    of_all = data.get(part, {})
+    if not isinstance(of_all, Mapping):
+        raise InvalidProvider(f"{part}: expected an object by provider uuid, got {of_all!r}", field=part)
+    found = of_all.get(uuid, empty)
+    return found[part] if isinstance(found, Mapping) and part in found else found
+
+
+def load(data: Mapping[str, Any]) -> tuple[Edit, dict[str, Mapping[str, int]]]:
+    """Read what :func:`dump` gives: all providers, numbered as listed, and what is in use of them.
+
+    Raises:
+        InvalidProvider, InvalidInventory: The data is malformed, a parent is missing, or there is a loop.
+    """
+    if not isinstance(data, Mapping) or not isinstance(data.get("resource_providers"), list | tuple):
+        raise InvalidProvider("resource_providers: missing, or no list", field="resource_providers")
+    drafts: dict[str, dict[str, Any]] = {}
+    names: set[str] = set()
+    for entry in data["resource_providers"]:
+        draft = _read_entry(entry, data)
+        if draft["uuid"] in drafts or draft["name"] in names:
+            raise InvalidProvider(f"{draft['name']}: the uuid or the name is listed twice", field="resource_providers")
+        drafts[draft["uuid"]] = draft
+        names.add(draft["name"])
+    numbers = {uuid: number for number, uuid in enumerate(drafts, 1)}
+    roots = _roots({uuid: draft["parent"] for uuid, draft in drafts.items()})
+    providers = {u: Provider(number=numbers[u], root=roots[u], **draft) for u, draft in drafts.items()}
+    usage = {uuid: _read_usage(_part(data, "usages", uuid, {})) for uuid in drafts}
+    return Edit(put=tuple(_parents_first(providers))), {uuid: used for uuid, used in usage.items() if used}
+
+
+def _read_entry(entry: Any, data: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(entry, Mapping) or "uuid" not in entry or "name" not in entry:
+        raise InvalidProvider(f"resource_providers: {entry!r} has no uuid or no name", field="resource_providers")
+    uuid = normalise_uuid(entry["uuid"], "uuid", InvalidProvider)
+    parent = entry.get("parent_provider_uuid")
+    generation = entry.get("generation", 0)
+    if type(generation) is not int or generation < 0:
+        raise InvalidProvider(f"generation: {generation!r} of {uuid} is no whole number", field="generation")
+    inventories = _part(data, "inventories", uuid, {})
+    return {
+        "uuid": uuid,
+        "name": read_name(entry["name"]),
+        "parent": None if parent is None else normalise_uuid(parent, "parent_provider_uuid", InvalidProvider),
+        "generation": generation,
+        "inventories": read_inventories(inventories),
+        "traits": read_traits(_part(data, "traits", uuid, ())),
+        "aggregates": read_aggregates(_part(data, "aggregates", uuid, ())),
+    }
+
+
+def _read_usage(used: Any) -> Mapping[str, int]:
+    if not isinstance(used, Mapping):
+        raise InvalidInventory(f"usages: expected resource class → amount, got {used!r}", field="usages")
+    return {name: amount for name, amount in used.items() if amount}
+
+
+def _roots(parents: Mapping[str, str | None]) -> dict[str, str]:
+    roots: dict[str, str] = {}
+    for uuid in parents:
+        path: list[str] = []
+        seen: set[str] = set()
+        current = uuid
+        while current not in roots:
+            if current in seen:
+                raise InvalidProvider(f"parent_provider_uuid: {current} is above itself", field="parent_provider_uuid")
+            seen.add(current)
+            path.append(current)
+            parent = parents[current]
+            if parent is None:
+                roots[current] = current
+            elif parent not in parents:
+                raise InvalidProvider(
+                    f"parent_provider_uuid: {parent}, the parent of {current}, is not listed",
+                    field="parent_provider_uuid",
+                    value=parent,
+                )
+            else:
+                current = parent
+        for below in path:
+            roots[below] = roots[current]
+    return roots
+
+
+def _parents_first(providers: Mapping[str, Provider]) -> Iterable[Provider]:
+    done: set[str] = set()
+    for uuid in providers:
+        waiting = [uuid]
+        while waiting:
+            current = providers[waiting[-1]]
+            if current.parent is not None and current.parent not in done:
+                waiting.append(current.parent)
+                continue
+            waiting.pop()
+            if current.uuid not in done:
+                done.add(current.uuid)
+                yield current

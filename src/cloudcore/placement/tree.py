@@ -1,0 +1,601 @@
+"""PlacementTree: the forest of resource providers, with its edits, its usage, and the search."""
+
+from __future__ import annotations
+
+import threading
+import uuid as uuids
+from collections import abc
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from cloudcore.errors import (
+    AlreadyExists,
+    CapacityExceeded,
+    ConsumerNotFound,
+    InvalidAllocation,
+    InvalidArgument,
+    InvalidRequest,
+    InvariantViolated,
+    UnitViolation,
+)
+from cloudcore.placement import columns as columnar
+from cloudcore.placement.candidates import Candidate
+from cloudcore.placement.forest import Edit, Forest
+from cloudcore.placement.ordering import read_preferred, read_weighers
+from cloudcore.placement.requests import ResourceRequest
+from cloudcore.placement.search import Search, SearchOptions
+from cloudcore.placement.values import Inventory, Provider
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+
+    import networkx as nx
+    from sqlalchemy.engine import URL, Engine
+
+    from cloudcore.database import Database
+    from cloudcore.placement.columns import Columns
+    from cloudcore.placement.ordering import OrderBy
+
+__all__ = ["PlacementTree"]
+
+
+class PlacementTree:
+    """The forest of resource providers in memory: edit it, search it, ask it why not, look at it.
+
+    ``PlacementTree()`` needs no database. :meth:`open` gives one that is bound to a database: it writes edits through
+    and follows other writers with :meth:`refresh`.
+
+    May be shared between threads. Every edit is checked before it has any effect, and takes effect as a whole: a search
+    works on the state that it began with, and never sees half an edit. Wherever a provider is meant, its uuid or its
+    name is taken.
+
+    Args:
+        uuid_factory: Makes the uuid of a provider that is added without one.
+    """
+
+    def __init__(self, *, uuid_factory: Callable[[], str] = lambda: str(uuids.uuid4())) -> None:
+        self._forest = Forest()
+        self._columns = columnar.Columns()
+        self._consumers: dict[str, dict[str, dict[str, int]]] = {}
+        self._lock = threading.RLock()
+        self._uuid_factory = uuid_factory
+
+    # --- editing -----------------------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        name: str,
+        *,
+        uuid: str | None = None,
+        parent: str | Provider | None = None,
+        inventory: Mapping[str, int | Inventory | Mapping[str, Any]] | None = None,
+        traits: Iterable[str] = (),
+        aggregates: Iterable[str] = (),
+        operation_id: str | None = None,
+    ) -> Provider:
+        """Add a provider and return it.
+
+        Args:
+            name: Unique in the forest, 1 to 200 characters.
+            uuid: Of the new provider; made by the tree when left out.
+            parent: The provider below which it hangs; None makes a root.
+            inventory: Resource class → total, or an :class:`Inventory`, or Placement's JSON of one.
+            traits: What it carries.
+            aggregates: The uuids of the aggregates that it is in.
+            operation_id: In a bound tree: a repeat with the same id adds nothing and returns the provider.
+
+        Raises:
+            InvalidProvider, InvalidInventory: It cannot be as described; the error names the field.
+            ProviderNotFound: There is no such parent.
+            AlreadyExists: The name or the uuid is taken.
+        """
+        with self._editing():
+            edit = self._forest.plan_add(
+                name,
+                uuid=self._uuid_factory() if uuid is None else uuid,
+                parent=_key(parent),
+                inventory={} if inventory is None else inventory,
+                traits=traits,
+                aggregates=aggregates,
+            )
+            return self._put(edit, operation_id)
+
+    def update(
+        self,
+        provider: str | Provider,
+        *,
+        inventory: Mapping[str, int | Inventory | Mapping[str, Any]] | None = None,
+        traits: Iterable[str] | None = None,
+        aggregates: Iterable[str] | None = None,
+        name: str | None = None,
+        generation: int | None = None,
+        operation_id: str | None = None,
+    ) -> Provider:
+        """Replace what is given, leave what is not, in one edit; return the provider as it is then.
+
+        The generation grows by one when anything changes. Shrinking an inventory below what is in use is allowed:
+        what is in use stays, and nothing more is granted.
+
+        Args:
+            provider: Which one.
+            inventory: All its inventories from now on.
+            traits: All its traits from now on.
+            aggregates: All its aggregates from now on.
+            name: Its new name.
+            generation: The generation that the caller has seen; None for whatever it is.
+            operation_id: In a bound tree: a repeat with the same id changes nothing.
+
+        Raises:
+            InvalidProvider, InvalidInventory, ProviderNotFound, AlreadyExists: Nothing was changed.
+            GenerationConflict: It is at another generation than *generation*.
+            InUse: A class of which units are in use would lose its inventory.
+        """
+        given = {"inventories": inventory, "traits": traits, "aggregates": aggregates, "name": name}
+        with self._editing():
+            found = self._forest.find(_key(provider))
+            self._forest.check_generation(found, generation)
+            edit = self._forest.plan_change(found, **{k: v for k, v in given.items() if v is not None})
+            return self._put(edit, operation_id) if edit.put else found
+
+    def set_inventory(
+        self,
+        provider: str | Provider,
+        inventory: Mapping[str, int | Inventory | Mapping[str, Any]],
+        *,
+        generation: int | None = None,
+        operation_id: str | None = None,
+    ) -> Provider:
+        """Replace the inventories: see :meth:`update`."""
+        return self.update(provider, inventory=inventory, generation=generation, operation_id=operation_id)
+
+    def set_traits(
+        self,
+        provider: str | Provider,
+        traits: Iterable[str],
+        *,
+        generation: int | None = None,
+        operation_id: str | None = None,
+    ) -> Provider:
+        """Replace the traits: see :meth:`update`."""
+        return self.update(provider, traits=traits, generation=generation, operation_id=operation_id)
+
+    def set_aggregates(
+        self,
+        provider: str | Provider,
+        aggregates: Iterable[str],
+        *,
+        generation: int | None = None,
+        operation_id: str | None = None,
+    ) -> Provider:
+        """Replace the aggregates: see :meth:`update`."""
+        return self.update(provider, aggregates=aggregates, generation=generation, operation_id=operation_id)
+
+    def rename(
+        self,
+        provider: str | Provider,
+        name: str,
+        *,
+        generation: int | None = None,
+        operation_id: str | None = None,
+    ) -> Provider:
+        """Give it another name: see :meth:`update`."""
+        return self.update(provider, name=name, generation=generation, operation_id=operation_id)
+
+    def move(
+        self,
+        provider: str | Provider,
+        parent: str | Provider | None,
+        *,
+        generation: int | None = None,
+        operation_id: str | None = None,
+    ) -> Provider:
+        """Hang a provider, with all below it, under another parent, or make it a root; return it as it is then.
+
+        Its allocations, aggregates and traits stay. The generation of every provider of the subtree grows by one.
+
+        Raises:
+            ProviderNotFound: There is no such provider or parent.
+            InvalidProvider: The new parent is the provider itself or lies below it.
+            GenerationConflict: It is at another generation than *generation*.
+        """
+        with self._editing():
+            found = self._forest.find(_key(provider))
+            self._forest.check_generation(found, generation)
+            edit = self._forest.plan_move(found, _key(parent))
+            return self._put(edit, operation_id) if edit.put else found
+
+    def remove(
+        self,
+        provider: str | Provider,
+        *,
+        recursive: bool = False,
+        generation: int | None = None,
+        operation_id: str | None = None,
+    ) -> None:
+        """Remove a provider, with *recursive* also all below it.
+
+        Raises:
+            ProviderNotFound: It is not there.
+            GenerationConflict: It is at another generation than *generation*.
+            InUse: It has children, or something of it is in use.
+        """
+        with self._editing():
+            found = self._forest.find(_key(provider))
+            self._forest.check_generation(found, generation)
+            self._write(self._forest.plan_remove(found, recursive=recursive), operation_id)
+
+    def _put(self, edit: Edit, operation_id: str | None) -> Provider:
+        """Give the edit its effect; return the provider that it is about."""
+        return self._write(edit, operation_id).put[0]
+
+    def _write(self, edit: Edit, operation_id: str | None) -> Edit:
+        """Give the edit its effect. A bound tree writes it to its database first."""
+        if operation_id is not None and not isinstance(operation_id, str):
+            raise InvalidArgument(f"operation_id: expected text, got {operation_id!r}", field="operation_id")
+        self._forest.apply(edit)
+        return edit
+
+    @contextmanager
+    def _editing(self) -> Iterator[None]:
+        """One edit at a time."""
+        with self._lock:
+            yield
+
+    # --- looking -----------------------------------------------------------------------------------------------------
+
+    def provider(self, provider: str | Provider) -> Provider:
+        """Return the provider of this uuid or name as it is now.
+
+        Raises:
+            ProviderNotFound: There is none.
+        """
+        with self._lock:
+            return self._forest.find(_key(provider))
+
+    def __getitem__(self, provider: str) -> Provider:
+        return self.provider(provider)
+
+    def __contains__(self, provider: object) -> bool:
+        if not isinstance(provider, str | Provider):
+            return False
+        with self._lock:
+            try:
+                self._forest.find(_key(provider))
+            except LookupError:
+                return False
+            return True
+
+    def __len__(self) -> int:
+        return len(self._forest.providers)
+
+    def __iter__(self) -> Iterator[Provider]:
+        """All providers, tree after tree, each in depth-first order, as they are now."""
+        with self._lock:
+            found = [provider for root in self._forest.roots.values() for provider in self._forest.subtree(root)]
+        return iter(found)
+
+    def roots(self) -> list[Provider]:
+        """The roots, in order."""
+        with self._lock:
+            return [self._forest.providers[uuid] for uuid in self._forest.roots.values()]
+
+    def children(self, provider: str | Provider) -> list[Provider]:
+        """The children, in order.
+
+        Raises:
+            ProviderNotFound: It is not there.
+        """
+        with self._lock:
+            found = self._forest.find(_key(provider))
+            return [self._forest.providers[uuid] for uuid in self._forest.children(found.uuid)]
+
+    def subtree(self, provider: str | Provider) -> list[Provider]:
+        """The provider and all below it, parents first.
+
+        Raises:
+            ProviderNotFound: It is not there.
+        """
+        with self._lock:
+            return list(self._forest.subtree(self._forest.find(_key(provider)).uuid))
+
+    def ancestors(self, provider: str | Provider) -> list[Provider]:
+        """The parent, its parent, and so on up to the root.
+
+        Raises:
+            ProviderNotFound: It is not there.
+        """
+        with self._lock:
+            return list(self._forest.ancestors(self._forest.find(_key(provider)).uuid))
+
+    def usage(self, provider: str | Provider) -> dict[str, int]:
+        """Resource class → units in use, zeros included, for every class that the provider has.
+
+        Raises:
+            ProviderNotFound: It is not there.
+        """
+        with self._lock:
+            found = self._forest.find(_key(provider))
+            used = self._forest.used(found.uuid)
+            return {name: used.get(name, 0) for name in found.inventories}
+
+    # --- searching ---------------------------------------------------------------------------------------------------
+
+    def candidates(
+        self,
+        request: ResourceRequest | str | Mapping[str, Any],
+        *,
+        order_by: OrderBy | Sequence[OrderBy] | None = None,
+        preferred: Mapping[str, float] | Sequence[str] | None = None,
+        within: Collection[str | Provider] | Callable[[Provider], bool] | None = None,
+        distinct: Literal["mappings", "physical"] = "mappings",
+        hosts_first: bool = False,
+        seed: int | None = None,
+    ) -> Search:
+        """Search for what can hold *request*; the result is found while it is iterated over.
+
+        Args:
+            request: A request, or a query in Placement's language, or groups by suffix.
+            order_by: Weighers, one or a list of which the first decides: ``"pack"``, ``"spread"``, resource class →
+                weight of what is free, or a callable that scores a :class:`Host`. Highest first. Without it hosts come
+                in the order of the forest, and the search ends as soon as it has enough.
+            preferred: Traits (→ weight) that a host should have if one does.
+            within: The roots to look at (a cell, say): uuids or names, or a callable that tells of a root.
+            distinct: ``"mappings"``: every candidate that Placement would list. ``"physical"``: of those with the same
+                allocations only the first, so that N equal devices do not give N! answers.
+            hosts_first: One candidate of every host before the second of any.
+            seed: Start elsewhere in the forest, at a place that depends on the seed alone.
+
+        Raises:
+            InvalidRequest: The request or an option is malformed; the error names the field.
+        """
+        if not isinstance(request, ResourceRequest):
+            request = ResourceRequest.from_query(request) if isinstance(request, str) else ResourceRequest(request)
+        if distinct not in ("mappings", "physical"):
+            raise InvalidRequest(f"distinct: expected mappings or physical, got {distinct!r}", field="distinct")
+        if seed is not None and type(seed) is not int:
+            raise InvalidRequest(f"seed: expected a whole number, got {seed!r}", field="seed", value=seed)
+        options = SearchOptions(
+            order_by=read_weighers(order_by),
+            preferred=read_preferred(preferred),
+            within=self._within(within),
+            distinct=distinct,
+            hosts_first=hosts_first,
+            seed=seed,
+        )
+        with self._lock:
+            return Search(self._snapshot(), request, self._trees(request), options)
+
+    def _within(
+        self, within: Collection[str | Provider] | Callable[[Provider], bool] | None
+    ) -> Callable[[Provider], bool] | None:
+        if within is None or callable(within):
+            return within
+        if isinstance(within, str | bytes):
+            raise InvalidRequest(f"within: expected a collection of roots, got {within!r}", field="within")
+        wanted = frozenset(_key(root) for root in within)
+        return lambda root: root.uuid in wanted or root.name in wanted
+
+    def _trees(self, request: ResourceRequest) -> dict[str, int | None]:
+        wanted = {group.in_tree for group in request.groups.values() if group.in_tree is not None}
+        providers = self._forest.providers
+        return {uuid: providers[providers[uuid].root].number if uuid in providers else None for uuid in wanted}
+
+    def _snapshot(self) -> Columns:
+        """The columns of the present state; the lock is held."""
+        self._columns = columnar.refresh(self._columns, self._forest)
+        return self._columns
+
+    # --- usage in memory ---------------------------------------------------------------------------------------------
+
+    def allocate(self, consumer: str, allocations: Candidate | Mapping[str, Mapping[str, int]]) -> None:
+        """Note that *consumer* holds *allocations*, all or nothing: simple books for notebooks and for what-if trees.
+
+        A tree that is bound to a database refuses: there, the ledger keeps the books.
+
+        Raises:
+            AlreadyExists: The consumer holds something already.
+            InvalidAllocation, ProviderNotFound: The allocations are malformed.
+            CapacityExceeded, UnitViolation: A provider cannot give them.
+        """
+        with self._lock:
+            self._require_own_books()
+            if consumer in self._consumers:
+                raise AlreadyExists(
+                    f"consumer {consumer} holds something already; release it first", identifier=consumer
+                )
+            wanted = self._read_allocations(allocations)
+            for uuid, amounts in wanted.items():
+                for name, amount in amounts.items():
+                    self._check_room(self._forest.providers[uuid], name, amount)
+            self._shift(wanted, 1)
+            self._consumers[consumer] = wanted
+
+    def release(self, consumer: str) -> None:
+        """Forget what *consumer* holds.
+
+        Raises:
+            ConsumerNotFound: It holds nothing.
+        """
+        with self._lock:
+            self._require_own_books()
+            held = self._consumers.pop(consumer, None)
+            if held is None:
+                raise ConsumerNotFound(f"consumer {consumer} holds nothing", identifier=consumer)
+            self._shift(held, -1)
+
+    def set_usage(self, provider: str | Provider, used: Mapping[str, int]) -> None:
+        """Say what is in use of a provider, without saying by whom; classes left out are not in use.
+
+        Raises:
+            ProviderNotFound: It is not there.
+            InvalidArgument: An amount is negative, or the provider has no such class.
+        """
+        with self._lock:
+            self._require_own_books()
+            found = self._forest.find(_key(provider))
+            self._forest.set_usage(found.uuid, self._forest.plan_usage(found, used))
+
+    def consumers(self) -> dict[str, dict[str, dict[str, int]]]:
+        """Consumer → provider → resource class → amount, as noted by :meth:`allocate`."""
+        with self._lock:
+            return {
+                consumer: {uuid: dict(amounts) for uuid, amounts in held.items()}
+                for consumer, held in self._consumers.items()
+            }
+
+    def _require_own_books(self) -> None:
+        """A bound tree refuses here."""
+
+    def _read_allocations(self, allocations: Candidate | Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+        given = allocations.allocations if isinstance(allocations, Candidate) else allocations
+        if not isinstance(given, abc.Mapping) or not given:
+            raise InvalidAllocation(
+                f"allocations: expected provider → class → amount, got {given!r}", field="allocations"
+            )
+        wanted: dict[str, dict[str, int]] = {}
+        for key, amounts in given.items():
+            provider = self._forest.find(key)
+            if not isinstance(amounts, abc.Mapping) or not amounts:
+                raise InvalidAllocation(
+                    f"{provider.name}: expected class → amount, got {amounts!r}", field="allocations"
+                )
+            for name, amount in amounts.items():
+                if type(amount) is not int or amount < 1:
+                    raise InvalidAllocation(f"{provider.name} {name}: {amount!r} is no amount", field="allocations")
+            wanted[provider.uuid] = dict(amounts)
+        return wanted
+
+    def _check_room(self, provider: Provider, name: str, amount: int) -> None:
+        inventory = provider.inventories.get(name)
+        used = self._forest.used(provider.uuid).get(name, 0)
+        if inventory is None or used + amount > inventory.capacity:
+            capacity = 0 if inventory is None else inventory.capacity
+            raise CapacityExceeded(
+                f"{provider.name}: {amount} {name} asked, {used} of {capacity} in use",
+                provider=provider.uuid,
+                resource_class=name,
+                asked=amount,
+                used=used,
+                capacity=capacity,
+            )
+        rules = {
+            "min_unit": amount < inventory.min_unit,
+            "max_unit": amount > inventory.max_unit,
+            "step_size": amount % inventory.step_size != 0,
+        }
+        for rule, broken in rules.items():
+            if broken:
+                bound = getattr(inventory, rule)
+                raise UnitViolation(
+                    f"{provider.name}: {amount} {name} asked, {rule} is {bound}",
+                    provider=provider.uuid,
+                    resource_class=name,
+                    asked=amount,
+                    rule=rule,
+                    bound=bound,
+                )
+
+    def _shift(self, allocations: Mapping[str, Mapping[str, int]], sign: int) -> None:
+        for uuid, amounts in allocations.items():
+            if uuid in self._forest.providers:
+                used = dict(self._forest.used(uuid))
+                for name, amount in amounts.items():
+                    used[name] = used.get(name, 0) + sign * amount
+                self._forest.set_usage(uuid, {name: amount for name, amount in used.items() if amount > 0})
+
+    # --- forks, conversions, care ------------------------------------------------------------------------------------
+
+    def what_if(self) -> PlacementTree:
+        """Return a tree of its own that begins as this one is now, usage included: drain it, fill it, throw it away.
+
+        It is not bound to any database. Blocks of columns are shared until one side changes them; the fork itself costs
+        a fraction of a microsecond for each provider.
+        """
+        fork = PlacementTree(uuid_factory=self._uuid_factory)
+        with self._lock:
+            fork._columns = self._snapshot()
+            fork._forest = self._forest.copy()
+            fork._consumers = dict(self._consumers)
+        return fork
+
+    def to_networkx(self) -> nx.DiGraph[str]:
+        """The forest as a graph: an edge from each parent to each child; a node has its ``provider`` and ``usage``."""
+        import networkx as nx
+
+        graph: nx.DiGraph[str] = nx.DiGraph()
+        for provider in self:
+            graph.add_node(provider.uuid, name=provider.name, provider=provider, usage=self.usage(provider))
+            if provider.parent is not None:
+                graph.add_edge(provider.parent, provider.uuid)
+        return graph
+
+    def as_placement(self) -> dict[str, Any]:
+        """The forest in Placement's JSON: the lists of providers, and per uuid inventories, traits, aggregates, usages.
+
+        Each part has the form in which Placement's API answers for it; :meth:`from_placement` reads it back.
+        """
+        from cloudcore.placement.interchange import dump
+
+        with self._lock:
+            return dump(list(self), self._forest.usage)
+
+    @classmethod
+    def from_placement(cls, data: Mapping[str, Any]) -> Self:
+        """Make a tree from what :meth:`as_placement` gives.
+
+        Raises:
+            InvalidProvider, InvalidInventory: The data is malformed, a parent is missing, or there is a loop.
+        """
+        from cloudcore.placement.interchange import load
+
+        tree = cls()
+        edit, usage = load(data)
+        tree._forest.apply(edit)
+        for uuid, used in usage.items():
+            tree._forest.set_usage(uuid, tree._forest.plan_usage(tree._forest.find(uuid), used))
+        return tree
+
+    @classmethod
+    def open(cls, database: Database | str | URL | Engine, **options: Any) -> PlacementTree:
+        """Open the tree that is kept in *database*: see :class:`cloudcore.placement.bound.BoundTree`.
+
+        Raises:
+            SchemaMismatch: The tables are not there.
+            DatabaseUnavailable, DatabaseError: The database does not answer.
+        """
+        from cloudcore.placement.bound import BoundTree
+
+        return BoundTree(database, **options)
+
+    def refresh(self) -> int:
+        """Follow other writers, in a bound tree; return how many providers were read anew. Here: nothing to follow."""
+        return 0
+
+    def check(self) -> None:
+        """Check that the forest, its usage and its columns agree.
+
+        Raises:
+            InvariantViolated: They do not; ``findings`` lists each breach.
+        """
+        from cloudcore.placement.integrity import column_breaches
+
+        with self._lock:
+            findings = [*self._forest.breaches(), *column_breaches(self._snapshot(), self._forest)]
+        if findings:
+            raise InvariantViolated(f"the tree is damaged: {findings[0]}", findings=tuple(findings))
+
+    def close(self) -> None:
+        """Let go of the database, in a bound tree. May be called twice."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {len(self._forest.providers)} providers in {len(self._forest.roots)} trees>"
+
+
+def _key(provider: Any) -> Any:
+    return provider.uuid if isinstance(provider, Provider) else provider
