@@ -12,7 +12,7 @@ from cloudcore._values import normalise_uuid
 from cloudcore.errors import ProviderNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 __all__ = [
     "OWNER_TRAIT",
@@ -157,11 +157,12 @@ class CurrentInventory:
 
 @attrs.frozen(kw_only=True)
 class CurrentProvider:
-    """One provider as it is."""
+    """One provider as it is. *generation* is what its tree said when it was read, None when it has none."""
 
     uuid: str
     name: str
     parent: str | None
+    generation: int | None = attrs.field(default=None, eq=False)
     inventories: tuple[CurrentInventory, ...] = ()
     traits: frozenset[str] = frozenset()
     aggregates: frozenset[str] = frozenset()
@@ -176,6 +177,10 @@ class CurrentProvider:
         return any(one.used for one in self.inventories)
 
 
+def _providers(value: Iterable[CurrentProvider]) -> tuple[CurrentProvider, ...]:
+    return tuple(value)
+
+
 @attrs.frozen
 class CurrentTree:
     """The providers that are there: those of one host, and the sharing providers it may know. Order is of no matter.
@@ -183,7 +188,7 @@ class CurrentTree:
     ``CurrentTree()`` is that of a host that nothing is known of.
     """
 
-    providers: tuple[CurrentProvider, ...] = attrs.field(default=(), converter=tuple)
+    providers: tuple[CurrentProvider, ...] = attrs.field(default=(), converter=_providers)
 
     def named(self, name: str) -> CurrentProvider | None:
         """The provider of this name."""
