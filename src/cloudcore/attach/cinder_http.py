@@ -185,7 +185,7 @@ class Http:
         name = type(error).__name__
         if isinstance(error, self._failures.Unauthorized | self._failures.Forbidden):
             return PolicyDenied(f"{call.name} of {call.subject}: not logged in: {error}", rule=call.name)
-        if isinstance(error, self._failures.ConnectFailure | self._failures.UnknownConnectionError):
+        if isinstance(error, self._failures.ConnectionError):
             if _never_sent(error):
                 return VolumeServiceUnavailable(f"{call.name} of {call.subject}: no connection ({name})")
             return call.unknown(f"the connection broke or no answer came in time ({name})")
