@@ -132,17 +132,19 @@ class CinderService(Pausable):
 
     def _volume_type(self, *, multiattach: bool) -> str:
         """Multi-attach is a property of the type; two workers may create it at once."""
-        from cinderclient import exceptions
+        from cinderclient.exceptions import ClientException
 
         name = "shared" if multiattach else "exclusive"
         client = self.client()
         if all(kind.name != name for kind in client.volume_types.list()):
             try:
-                kind = client.volume_types.create(name)
-                if multiattach:
-                    kind.set_keys({"multiattach": "<is> True"})
-            except exceptions.Conflict:
-                pass
+                client.volume_types.create(name)
+            except ClientException as refusal:
+                if refusal.code != 409:
+                    raise
+        kind = client.volume_types.find(name=name)
+        if multiattach and "multiattach" not in kind.extra_specs:  # the other worker may be between its two calls
+            kind.set_keys({"multiattach": "<is> True"})
         return name
 
     def stop_volume_service(self) -> None:
@@ -177,7 +179,7 @@ class CinderService(Pausable):
         call(self.name, "tell", order=order)
 
     def wait_fault(self, method: str, *, count: int = 1, seconds: float = 60.0) -> None:
-        """Wait until calls of this method have met a fault, `count` times in all since Cinder started."""
+        """Wait until calls of this method have met its fault, `count` times since the fault was set."""
         deadline = time.monotonic() + seconds
         while (call(self.name, "tell", order={"order": "met"}) or {}).get(method, 0) < count:
             assert time.monotonic() < deadline, f"no call of {method} has met its fault in {seconds:g} s"

@@ -153,6 +153,7 @@ class Process:
             if order["method"] not in WATCHED:
                 raise ValueError(f"{order['method']} is not one of {', '.join(WATCHED)}")
             self.faults.orders[order["method"]] = order
+            self.faults.met.pop(order["method"], None)
             return None
         if name == "heal":
             return self.faults.heal()
