@@ -90,6 +90,7 @@ def _read_resources(value: str, field: str) -> dict[str, int]:
     resources: dict[str, int] = {}
     for part in value.split(","):
         name, colon, amount = part.partition(":")
+        amount = amount.strip()  # blanks around a number, but not around a name, are let pass there too
         if not colon or not _AMOUNT.match(amount) or len(amount) > 20:
             raise _refuse(f"expected CLASS:amount with a whole amount of at least 1, got {part!r}", field, value)
         resources[name] = int(amount)
