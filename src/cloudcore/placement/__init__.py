@@ -14,23 +14,35 @@ if TYPE_CHECKING:
     from cloudcore.placement.candidates import Candidate
     from cloudcore.placement.changes import changes_since, prune_changes, record_changes
     from cloudcore.placement.claims import Held
+    from cloudcore.placement.hosts import AffinityPolicy, HostGroup, HostView
     from cloudcore.placement.ledger import AllocationLedger
     from cloudcore.placement.ledger_reads import ConsumerState, Usage
     from cloudcore.placement.moves import Move, MoveKind, MoveState
     from cloudcore.placement.ordering import Host
     from cloudcore.placement.report import Rejection, SearchReport
     from cloudcore.placement.requests import RequestGroup, ResourceRequest
+    from cloudcore.placement.rescheduling import Attempt, Failure, FailureKind, Rescheduled, reschedule
     from cloudcore.placement.search import HostMatch, Search
+    from cloudcore.placement.selection import HostChoice, Selection
+    from cloudcore.placement.selector import HostSelector, SelectionReport
     from cloudcore.placement.tree import PlacementTree
     from cloudcore.placement.values import Inventory, Provider
 
 _EXPORTS = {
+    "AffinityPolicy": "cloudcore.placement.hosts",
     "AllocationLedger": "cloudcore.placement.ledger",
+    "Attempt": "cloudcore.placement.rescheduling",
     "Candidate": "cloudcore.placement.candidates",
     "ConsumerState": "cloudcore.placement.ledger_reads",
+    "Failure": "cloudcore.placement.rescheduling",
+    "FailureKind": "cloudcore.placement.rescheduling",
     "Held": "cloudcore.placement.claims",
     "Host": "cloudcore.placement.ordering",
+    "HostChoice": "cloudcore.placement.selection",
+    "HostGroup": "cloudcore.placement.hosts",
     "HostMatch": "cloudcore.placement.search",
+    "HostSelector": "cloudcore.placement.selector",
+    "HostView": "cloudcore.placement.hosts",
     "Inventory": "cloudcore.placement.values",
     "Move": "cloudcore.placement.moves",
     "MoveKind": "cloudcore.placement.moves",
@@ -39,22 +51,34 @@ _EXPORTS = {
     "Provider": "cloudcore.placement.values",
     "Rejection": "cloudcore.placement.report",
     "RequestGroup": "cloudcore.placement.requests",
+    "Rescheduled": "cloudcore.placement.rescheduling",
     "ResourceRequest": "cloudcore.placement.requests",
     "Search": "cloudcore.placement.search",
     "SearchReport": "cloudcore.placement.report",
+    "Selection": "cloudcore.placement.selection",
+    "SelectionReport": "cloudcore.placement.selector",
     "Usage": "cloudcore.placement.ledger_reads",
     "changes_since": "cloudcore.placement.changes",
     "prune_changes": "cloudcore.placement.changes",
     "record_changes": "cloudcore.placement.changes",
+    "reschedule": "cloudcore.placement.rescheduling",
 }
 
 __all__ = [
+    "AffinityPolicy",
     "AllocationLedger",
+    "Attempt",
     "Candidate",
     "ConsumerState",
+    "Failure",
+    "FailureKind",
     "Held",
     "Host",
+    "HostChoice",
+    "HostGroup",
     "HostMatch",
+    "HostSelector",
+    "HostView",
     "Inventory",
     "Move",
     "MoveKind",
@@ -63,13 +87,17 @@ __all__ = [
     "Provider",
     "Rejection",
     "RequestGroup",
+    "Rescheduled",
     "ResourceRequest",
     "Search",
     "SearchReport",
+    "Selection",
+    "SelectionReport",
     "Usage",
     "changes_since",
     "prune_changes",
     "record_changes",
+    "reschedule",
 ]
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["count_members", "join", "lock_group"]
 
 _HOLDERS = """
-SELECT DISTINCT held.member, provider.root_id FROM (
+SELECT DISTINCT held.member, COALESCE(provider.root_id, provider.id) FROM (
     SELECT member.instance AS member, consumer.id AS consumer_id FROM host_group_members member
     JOIN consumers consumer ON consumer.uuid = member.instance WHERE member.group_uuid = ?
     UNION ALL

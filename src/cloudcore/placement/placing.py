@@ -120,10 +120,17 @@ class Pick:
 
 @attrs.frozen(kw_only=True)
 class Placement:
-    """The picks, in the order of the instances; fewer than asked for when *refused* (host name → reason) says why."""
+    """What :func:`place` decided.
+
+    Attributes:
+        picks: In the order of the instances; fewer than asked for when no host was left.
+        refused: Then: host name → why it took no more.
+        ranking: Every host with its weight after the picks, best first.
+    """
 
     picks: tuple[Pick, ...]
     refused: Mapping[str, str]
+    ranking: tuple[tuple[Contender, float], ...]
 
 
 class _Order:
@@ -194,7 +201,8 @@ def place(
         picks.append(Pick(host=hosts[number], option=option, weight=order.weights[number], rank=rank))
         residual.take(option.allocations)
         order.picked(number, option)
-    return Placement(picks=tuple(picks), refused={} if len(picks) == count else refused)
+    ranking = tuple((hosts[number], -negated) for negated, number in order.ranking)
+    return Placement(picks=tuple(picks), refused={} if len(picks) == count else refused, ranking=ranking)
 
 
 def _fitting(

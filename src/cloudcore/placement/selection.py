@@ -109,7 +109,7 @@ class Selection:
 
     instance: str
     primary: HostChoice
-    alternates: tuple[HostChoice, ...] = attrs.field(default=(), converter=tuple)
+    alternates: tuple[HostChoice, ...] = ()
     project_id: str
     user_id: str
     extra: Mapping[str, Any] = attrs.field(factory=dict, converter=_freeze)

@@ -1,0 +1,316 @@
+"""Reschedule inside the cell: give up the host that failed and take the next alternate, in one transaction.
+
+Needs the ledger's database and the selection, nothing else: no tree, no scheduler, no call to anything above the cell.
+Which hosts were tried, and why each was given up, is kept in the same transaction.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import sqlalchemy as sa
+
+from cloudcore._failpoints import failpoint
+from cloudcore._values import normalise_uuid, require_text
+from cloudcore.database import Operation
+from cloudcore.errors import (
+    CapacityExceeded,
+    GenerationConflict,
+    GroupViolation,
+    InvalidSelection,
+    InventoryNotFound,
+    MaxRetriesExceeded,
+    ProviderNotFound,
+    UnitViolation,
+)
+from cloudcore.placement import ledger_groups, ledger_moves
+from cloudcore.placement.claims import normalise_allocations
+from cloudcore.placement.ledger_writes import Target, in_uuids, missing
+from cloudcore.placement.moves import MoveEvent
+from cloudcore.placement.tables import host_attempts
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+    from cloudcore.placement.hosts import HostGroup
+    from cloudcore.placement.ledger import AllocationLedger
+    from cloudcore.placement.ledger_session import Session
+    from cloudcore.placement.selection import HostChoice, Selection
+
+__all__ = ["Attempt", "Failure", "FailureKind", "Rescheduled", "attempts", "next_choices", "reschedule"]
+
+
+class FailureKind(StrEnum):
+    """Whether another host would do any better."""
+
+    HOST = "host"  # the host could not: another one may
+    POLICY = "policy"  # the group's policy was found broken on arrival: another one may
+    ABORT = "abort"  # the request is at fault (bad image, no addresses left): every host would fail
+
+
+@attrs.frozen
+class Failure:
+    """Why the instance does not run on the host that was claimed for it.
+
+    Attributes:
+        reason: In words, for the story of the instance; up to 2,000 characters.
+        kind: Whether another host is worth a try.
+    """
+
+    reason: str = attrs.field()
+    kind: FailureKind = attrs.field(default=FailureKind.HOST, converter=FailureKind, kw_only=True)
+
+    @reason.validator
+    def _check_reason(self, _: Any, value: str) -> None:
+        require_text(value, "reason", maximum=2000)
+
+
+@attrs.frozen(kw_only=True)
+class Attempt:
+    """One host of a selection that was tried.
+
+    Attributes:
+        root, name: The host's root provider.
+        outcome: ``"failed"`` (claimed, and the instance did not start), ``"refused"`` (the claim was not granted) or
+            ``"claimed"``.
+        reason: In words.
+        at: When, by the database's clock; None in the answer of the call that made it.
+    """
+
+    root: str
+    name: str
+    outcome: str
+    reason: str
+    at: datetime | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Rescheduled:
+    """Where the instance goes next.
+
+    Attributes:
+        choice: The alternate that is claimed now.
+        remaining: Alternates that are left after it.
+        attempts: Every host of the selection that was tried so far, oldest first.
+        repeated: An earlier call with the same operation id had done this already.
+    """
+
+    choice: HostChoice
+    remaining: tuple[HostChoice, ...]
+    attempts: tuple[Attempt, ...]
+    repeated: bool = False
+
+
+_REFUSALS = (CapacityExceeded, UnitViolation, ProviderNotFound, InventoryNotFound, GroupViolation)
+
+
+def next_choices(
+    selection: Selection, held: Mapping[str, Mapping[str, int]], tried: Sequence[str] = ()
+) -> tuple[HostChoice, tuple[HostChoice, ...]]:
+    """The choice whose allocations are *held*, and those after it whose roots are not among *tried*. Pure.
+
+    Raises:
+        GenerationConflict: What is held is no choice of the selection.
+    """
+    for place, choice in enumerate(selection.choices):
+        if choice.allocations == held:
+            later = selection.choices[place + 1 :]
+            return choice, tuple(other for other in later if other.root not in tried)
+    raise GenerationConflict(
+        f"instance {selection.instance} holds {dict(held)}, which is no choice of this selection; "
+        "it was rescheduled or moved by somebody else",
+        identifier=selection.instance,
+    )
+
+
+def reschedule(
+    ledger: AllocationLedger,
+    selection: Selection,
+    instance: str | None = None,
+    *,
+    failed: Failure | str,
+    migration: str | None = None,
+    group: HostGroup | None = None,
+    max_attempts: int | None = None,
+    operation_id: str | None = None,
+) -> Rescheduled:
+    """Give up the host that the instance holds and claim the next alternate of its selection.
+
+    All in one transaction: the failed host's allocation is freed if and only if the next one is granted, or nothing is
+    left to try. Then the instance gives everything back, or with *migration* returns to its source.
+
+    Args:
+        ledger: Where the instance's allocation is. May be shared between threads.
+        selection: As the scheduler gave it, from :meth:`Selection.from_json <.selection.Selection.from_json>` say.
+        instance: Its uuid, to be sure that the selection is the right one.
+        failed: Why the present host is given up; text means that another host may do.
+        migration: Uuid of the migration, when the instance is moving: its hold of the source stays.
+        group: The group of the instance; a hard policy is checked again for each alternate.
+        max_attempts: Hosts that may be tried in all, the primary included; None for all of them.
+        operation_id: To repeat the call safely.
+
+    Raises:
+        MaxRetriesExceeded: No alternate is left, or the failure is not worth another host; ``attempts`` is the whole
+            story. Everything was given back (with *migration*: the source is held again).
+        ConsumerNotFound: The instance holds nothing: it was deleted meanwhile, and stays so.
+        GenerationConflict: It holds something that is no choice of this selection.
+        InvalidSelection: The selection is another instance's.
+        MoveNotFound: No move of *migration* is recorded.
+        InvalidTransition: The move is over.
+    """
+    uuid = selection.instance
+    if instance is not None and normalise_uuid(instance, "instance") != uuid:
+        raise InvalidSelection(f"the selection is that of instance {uuid}, not of {instance}", field="instance")
+    failure = failed if isinstance(failed, Failure) else Failure(failed)
+    moving = None if migration is None else normalise_uuid(migration, "migration")
+    digest = hashlib.sha256(selection.to_json().encode()).hexdigest()
+    work = _Work(ledger, selection, digest, failure, moving, group, max_attempts)
+    arguments = {
+        "selection": digest,
+        "reason": failure.reason,
+        "kind": str(failure.kind),
+        "migration": moving,
+    }
+    operation = Operation.of("ledger.reschedule", arguments, operation_id)
+    outcome = ledger.transact(operation, lambda session: work(session, operation.id))
+    return _answer(selection, outcome.result, repeated=outcome.repeated)
+
+
+def attempts(ledger: AllocationLedger, instance: str) -> tuple[Attempt, ...]:
+    """Every host that was tried for *instance*, over all its selections, oldest first."""
+    uuid = normalise_uuid(instance, "instance")
+    chosen = sa.select(host_attempts).where(host_attempts.c.instance == uuid).order_by(host_attempts.c.id)
+    with ledger.database.read() as connection:
+        return tuple(
+            Attempt(root=row.root, name=row.name, outcome=row.outcome, reason=row.reason, at=row.recorded_at)
+            for row in connection.execute(chosen)
+        )
+
+
+@attrs.frozen
+class _Work:
+    """What one call does in its transaction."""
+
+    ledger: AllocationLedger
+    selection: Selection
+    digest: str
+    failure: Failure
+    migration: str | None
+    group: HostGroup | None
+    max_attempts: int | None
+
+    def __call__(self, session: Session, operation_id: str) -> dict[str, Any]:
+        """Try the alternates that are left, in their order; return the answer as JSON."""
+        if self.group is not None:
+            ledger_groups.lock_group(session, self.group)
+        held = self._held(session)
+        story = self._story(session)
+        present, later = next_choices(self.selection, held, [attempt.root for attempt in story])
+        story.append(self._note(session, operation_id, present, "failed", self.failure.reason))
+        if self.failure.kind is FailureKind.ABORT:
+            later = ()
+        elif self.max_attempts is not None:
+            later = later[: max(0, self.max_attempts - self.selection.choices.index(present) - 1)]
+        for number, choice in enumerate(later):
+            reason = self._try(session, operation_id, choice, held)
+            if reason is None:
+                story.append(self._note(session, operation_id, choice, "claimed", ""))
+                return self._result(choice, later[number + 1 :], story)
+            story.append(self._note(session, operation_id, choice, "refused", reason))
+        self._give_up(session, operation_id)
+        return self._result(None, (), story)
+
+    def _held(self, session: Session) -> Mapping[str, Mapping[str, int]]:
+        uuid = self.selection.instance
+        row = session.lock_consumers([uuid]).get(uuid)
+        if row is None or row.retired:
+            raise missing(uuid)
+        return in_uuids(session, session.holdings([row]))[uuid]
+
+    def _story(self, session: Session) -> list[Attempt]:
+        rows = session.all(
+            "SELECT root, name, outcome, reason FROM host_attempts WHERE instance = ? AND selection = ? ORDER BY id",
+            (self.selection.instance, self.digest),
+        )
+        return [Attempt(root=row[0], name=row[1], outcome=row[2], reason=row[3]) for row in rows]
+
+    def _try(
+        self, session: Session, operation_id: str, choice: HostChoice, held: Mapping[str, Mapping[str, int]]
+    ) -> str | None:
+        """Swap what is held for *choice*; on a refusal undo what the try wrote, and say why."""
+        uuid = self.selection.instance
+        target = Target(allocations=normalise_allocations(choice), expected=held, settle=True)
+        failpoint("ledger.reschedule.try")
+        try:
+            with session.connection.begin_nested():
+                if self.group is not None:
+                    members = ledger_groups.count_members(session, self.group, without=[uuid])
+                    ledger_groups.join(session, self.group, uuid, choice.root, members)
+                ledger_moves.write(
+                    session,
+                    operation_id,
+                    "reschedule",
+                    {uuid: target},
+                    history=self.ledger.history,
+                    must_exist=True,
+                )
+        except _REFUSALS as refusal:
+            return str(refusal)
+        return None
+
+    def _give_up(self, session: Session, operation_id: str) -> None:
+        """Give everything back; an instance that is moving holds its source again."""
+        failpoint("ledger.reschedule.give_up")
+        history = self.ledger.history
+        if self.migration is not None:
+            ledger_moves.step(session, operation_id, self.migration, MoveEvent.REVERT, proof=None, history=history)
+            return
+        targets = {self.selection.instance: Target(allocations={})}
+        ledger_moves.write(session, operation_id, "reschedule", targets, history=history, must_exist=True)
+
+    def _note(self, session: Session, operation_id: str, choice: HostChoice, outcome: str, reason: str) -> Attempt:
+        failpoint("ledger.reschedule.note")
+        session.run(
+            "INSERT INTO host_attempts (instance, selection, root, name, outcome, reason, operation_id, recorded_at) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, {now})",
+            (
+                self.selection.instance,
+                self.digest,
+                choice.root,
+                choice.name,
+                outcome,
+                reason,
+                operation_id,
+            ),
+        )
+        return Attempt(root=choice.root, name=choice.name, outcome=outcome, reason=reason)
+
+    def _result(
+        self, choice: HostChoice | None, remaining: Sequence[HostChoice], story: Sequence[Attempt]
+    ) -> dict[str, Any]:
+        places = {other.root: place for place, other in enumerate(self.selection.choices)}
+        return {
+            "choice": None if choice is None else places[choice.root],
+            "remaining": [places[other.root] for other in remaining],
+            "attempts": [attrs.asdict(attempt, filter=lambda field, _: field.name != "at") for attempt in story],
+        }
+
+
+def _answer(selection: Selection, result: Mapping[str, Any], *, repeated: bool) -> Rescheduled:
+    story = tuple(Attempt(**attempt) for attempt in result["attempts"])
+    place = result["choice"]
+    if place is None:
+        told = "; ".join(f"{attempt.name}: {attempt.reason}" for attempt in story if attempt.reason)
+        raise MaxRetriesExceeded(
+            f"instance {selection.instance}: no alternate is left in cell {selection.cell} ({told})", attempts=story
+        )
+    return Rescheduled(
+        choice=selection.choices[place],
+        remaining=tuple(selection.choices[number] for number in result["remaining"]),
+        attempts=story,
+        repeated=repeated,
+    )

@@ -1,0 +1,544 @@
+"""HostSelector: a claimed primary and unclaimed alternates in its cell, for each instance of a request.
+
+The tree proposes, filters and weighers choose, the ledger decides. All the primaries of a request are claimed in one
+transaction, so there is never a part of a request to clean up; a claim that is lost to somebody else tells what is left
+on that provider, and the plan is made again with it.
+"""
+
+from __future__ import annotations
+
+import random
+import uuid as uuids
+from collections import Counter
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import attrs
+import tenacity
+
+from cloudcore._failpoints import failpoint
+from cloudcore._values import normalise_uuid, require_integer
+from cloudcore.database import Operation
+from cloudcore.errors import (
+    CapacityExceeded,
+    CloudcoreError,
+    GroupViolation,
+    InvalidRequest,
+    InventoryNotFound,
+    NoValidHost,
+    ProviderNotFound,
+    UnitViolation,
+)
+from cloudcore.placement import ledger_groups, ledger_moves
+from cloudcore.placement.claims import Owner, normalise_allocations
+from cloudcore.placement.dealing import Hand, Spare, deal
+from cloudcore.placement.hosts import AffinityPolicy, HostView
+from cloudcore.placement.ledger_session import Session
+from cloudcore.placement.ledger_writes import NEW, Target, missing
+from cloudcore.placement.moves import MoveKind
+from cloudcore.placement.names import SHARES_VIA_AGGREGATE
+from cloudcore.placement.placing import Contender, Option, Placement, Residual, Room, place
+from cloudcore.placement.requests import ResourceRequest
+from cloudcore.placement.selection import HostChoice, Selection
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+
+    from cloudcore.placement.hosts import Filter, HostGroup, Weigher
+    from cloudcore.placement.ledger import AllocationLedger
+    from cloudcore.placement.ledger_reads import ConsumerState
+    from cloudcore.placement.search import HostMatch, Search
+    from cloudcore.placement.tree import PlacementTree
+    from cloudcore.placement.values import Provider
+
+__all__ = ["HostSelector", "SelectionReport"]
+
+T = TypeVar("T")
+
+_LOST = (CapacityExceeded, UnitViolation, ProviderNotFound, InventoryNotFound, GroupViolation)
+
+
+@attrs.frozen(kw_only=True)
+class SelectionReport:
+    """Why no host was selected.
+
+    Attributes:
+        search: The report of the search: for each host that does not fit, why not.
+        filtered: Host name → the reason that a filter, a group policy or the other instances of the request gave.
+        lost: Claims that were not granted, oldest first.
+        placed: Instances of the request that had a host when the rest had none.
+    """
+
+    search: Any
+    filtered: Mapping[str, str]
+    lost: tuple[str, ...] = ()
+    placed: int = 0
+
+    def summary(self) -> str:
+        """One line for people."""
+        parts = [self.search.summary()]
+        parts += [f"{name}: {reason}" for name, reason in sorted(self.filtered.items())[:5]]
+        if len(self.filtered) > 5:
+            parts.append(f"and {len(self.filtered) - 5} more hosts")
+        parts += self.lost[-3:]
+        return "; ".join(part for part in parts if part)
+
+
+@attrs.frozen(kw_only=True)
+class _Asked:
+    """A request for hosts, checked."""
+
+    request: ResourceRequest
+    instances: tuple[str, ...]
+    alternates: int
+    owner: Owner
+    group: HostGroup | None
+    filters: tuple[Filter, ...]
+    partial: bool = False
+    expires_in: float | None = None
+
+
+class HostSelector:
+    """Chooses hosts for instances. May be shared between threads.
+
+    Args:
+        tree: Where to search; a bound tree is refreshed before each search.
+        ledger: Where to claim.
+        cell_of: Root provider → name of its cell: a callable, or a mapping by uuid or name. A host without a cell is
+            not used.
+        filters: Each takes a :class:`HostView` and returns None, or why the host is refused.
+        weighers: (multiplier, weigher) pairs; a weigher takes a HostView and returns a number, higher is better.
+        domain_of: Root provider → failure domain, such as the aggregate of its rack: alternates are spread over them.
+        metadata_of: Root provider → whatever filters want to know of it.
+        max_hosts: Hosts that are weighed for one request; the search ends there.
+        subset: How many of the best hosts each pick is drawn from; more than 1 keeps schedulers that work side by side
+            apart.
+        attempts: Plans that are made, each after a lost claim, before the request is given up.
+        rng: For *subset*.
+        id_factory: Makes uuids of instances.
+    """
+
+    def __init__(
+        self,
+        tree: PlacementTree,
+        ledger: AllocationLedger,
+        *,
+        cell_of: Callable[[Provider], str | None] | Mapping[str, str],
+        filters: Sequence[Filter] = (),
+        weighers: Sequence[tuple[float, Weigher]] = (),
+        domain_of: Callable[[Provider], str | None] = lambda _: None,
+        metadata_of: Callable[[Provider], Mapping[str, Any]] = lambda _: {},
+        max_hosts: int = 1000,
+        subset: int = 1,
+        attempts: int = 10,
+        rng: random.Random | None = None,
+        id_factory: Callable[[], str] = lambda: str(uuids.uuid4()),
+    ) -> None:
+        self.tree = tree
+        self.ledger = ledger
+        self._cell_of = cell_of if callable(cell_of) else _looked_up(cell_of)
+        self._filters = tuple(filters)
+        self._weighers = tuple(weighers)
+        self._domain_of = domain_of
+        self._metadata_of = metadata_of
+        self._max_hosts = require_integer(max_hosts, "max_hosts", minimum=1)
+        self._subset = require_integer(subset, "subset", minimum=1)
+        self._attempts = require_integer(attempts, "attempts", minimum=1)
+        self._rng = rng or random.Random()
+        self._id_factory = id_factory
+
+    # ---- booting
+
+    def select(
+        self,
+        request: ResourceRequest | str,
+        count: int = 1,
+        *,
+        alternates: int = 2,
+        project_id: str,
+        user_id: str,
+        instances: Sequence[str] | None = None,
+        consumer_type: str | None = "INSTANCE",
+        group: HostGroup | None = None,
+        partial: bool = False,
+        filters: Sequence[Filter] = (),
+        expires_in: float | None = None,
+        operation_id: str | None = None,
+    ) -> tuple[Selection, ...]:
+        """Choose and claim a host for each of *count* instances, and deal each up to *alternates* fallbacks.
+
+        Args:
+            request: What each instance needs.
+            count: Number of instances, when *instances* does not name them.
+            alternates: Hosts of the primary's cell to fall back on; unclaimed. Fewer is no error.
+            project_id: Who pays.
+            user_id: Who asked.
+            instances: Uuids of the instances; made when not given.
+            consumer_type: Such as ``INSTANCE``.
+            group: The group that all of them belong to.
+            partial: Take as many as fit (at least one); else all or nothing.
+            filters: Beside those of the selector, for this request alone.
+            expires_in: Seconds after which claims lapse that nobody settled (``ledger.settle(instance)``), by the
+                database's clock: what never becomes an instance is given back.
+            operation_id: To repeat the call safely: a repeat returns the same selections.
+
+        Returns:
+            One selection for each instance that has a host, in their order.
+
+        Raises:
+            NoValidHost: Not enough hosts; ``report`` is a :class:`SelectionReport`. Nothing is claimed.
+            InvalidRequest: An argument is malformed.
+            AlreadyExists: An instance holds something already.
+        """
+        asked = self._asked(
+            request, count, instances, alternates, Owner.of(project_id, user_id, consumer_type), group, filters
+        )
+        asked = attrs.evolve(asked, partial=partial, expires_in=expires_in)
+        arguments = {
+            "request": asked.request.to_query(),
+            "instances": list(asked.instances) if instances is not None else len(asked.instances),
+            "alternates": alternates,
+            "group": None if group is None else group.uuid,
+            "partial": partial,
+        }
+        operation = Operation.of("selector.select", arguments, operation_id)
+        return self._repeated(operation) or self._try(asked, lambda plan: self._claim(operation, asked, plan))
+
+    # ---- moving
+
+    def select_destination(
+        self,
+        instance: str,
+        migration: str,
+        request: ResourceRequest | str,
+        *,
+        kind: MoveKind | str = "cold",
+        alternates: int = 2,
+        group: HostGroup | None = None,
+        stay_in_cell: bool = True,
+        filters: Sequence[Filter] = (),
+        expires_in: float | None = None,
+        operation_id: str | None = None,
+    ) -> Selection:
+        """Choose a destination for an instance and begin its move: the migration holds the source from then on.
+
+        The host that the instance is on is not considered; use :meth:`AllocationLedger.begin_move` to resize in place.
+
+        Args:
+            instance: Uuid of an instance that holds a host.
+            migration: Uuid of the migration.
+            request: What the instance needs at its destination.
+            kind: ``cold``, ``resize``, ``live`` or ``evacuation``.
+            alternates: Hosts of the destination's cell to fall back on, with :func:`reschedule(migration=...)
+                <cloudcore.placement.rescheduling.reschedule>`.
+            group: The group of the instance.
+            stay_in_cell: Look only at hosts of the instance's present cell.
+            filters: Beside those of the selector, for this request alone.
+            expires_in: Seconds after which the move reverts by itself.
+            operation_id: To repeat the call safely.
+
+        Raises:
+            NoValidHost: No destination; ``report`` says why. Nothing has changed.
+            ConsumerNotFound: The instance holds nothing.
+            InUse: The instance is moving already.
+        """
+        state = self.ledger.consumer(instance)
+        if state is None:
+            raise missing(instance)
+        here = self._present(state.allocations)
+        fixed: list[Filter] = [_elsewhere(here)]
+        if stay_in_cell:
+            cells = {self._cell_of(root) for root in here}
+            fixed.append(lambda host: None if host.cell in cells else f"in cell {host.cell}, not in the instance's")
+        owner = Owner.of(state.project_id, state.user_id, state.consumer_type)
+        asked = self._asked(request, 1, [instance], alternates, owner, group, [*fixed, *filters])
+        arguments = {"instance": asked.instances[0], "migration": migration, "request": asked.request.to_query()}
+        operation = Operation.of("selector.select_destination", {**arguments, "kind": str(kind)}, operation_id)
+        asked = attrs.evolve(asked, expires_in=expires_in)
+        found = self._repeated(operation) or self._try(
+            asked, lambda plan: self._begin(operation, asked, plan, migration, MoveKind(kind), state)
+        )
+        return found[0]
+
+    def _present(self, allocations: Mapping[str, Any]) -> list[Provider]:
+        """The hosts of what is held; pools that other hosts share are none."""
+        held = [self.tree.provider(provider) for provider in allocations if provider in self.tree]
+        roots = {provider.root for provider in held if SHARES_VIA_AGGREGATE not in provider.traits}
+        return [self.tree.provider(root) for root in sorted(roots)]
+
+    # ---- planning
+
+    def _asked(
+        self,
+        request: ResourceRequest | str,
+        count: int,
+        instances: Sequence[str] | None,
+        alternates: int,
+        owner: Owner,
+        group: HostGroup | None,
+        filters: Sequence[Filter],
+    ) -> _Asked:
+        require_integer(alternates, "alternates", minimum=0, error=InvalidRequest)
+        if instances is None:
+            names = [
+                self._id_factory() for _ in range(require_integer(count, "count", minimum=1, error=InvalidRequest))
+            ]
+        else:
+            names = [normalise_uuid(name, "instances", InvalidRequest) for name in instances]
+        if not names or len(set(names)) != len(names):
+            raise InvalidRequest("instances: name at least one, and each once", field="instances", value=instances)
+        return _Asked(
+            request=ResourceRequest.from_query(request) if isinstance(request, str) else request,
+            instances=tuple(names),
+            alternates=alternates,
+            owner=owner,
+            group=group,
+            filters=(*self._filters, *filters),
+        )
+
+    def _try(self, asked: _Asked, claim: Callable[[_Plan], T]) -> T:
+        """Plan and claim until a plan holds; what a refusal told counts in the next plan."""
+        lost: list[CloudcoreError] = []
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(_LOST),
+            stop=tenacity.stop_after_attempt(self._attempts),
+            wait=tenacity.wait_random(0, 0.01),
+        )
+        try:
+            for attempt in retrying:
+                with attempt:
+                    plan = self._plan(asked, lost)
+                    try:
+                        return claim(plan)
+                    except _LOST as refusal:
+                        lost.append(refusal)
+                        raise
+        except tenacity.RetryError as error:
+            report = SelectionReport(
+                search=self._search(asked.request).report(), filtered={}, lost=tuple(str(each) for each in lost)
+            )
+            raise NoValidHost(
+                f"no host after {self._attempts} lost claims, the last one: {lost[-1]}", report=report
+            ) from error
+        raise AssertionError("tenacity returns or raises")
+
+    def _search(self, request: ResourceRequest) -> Search:
+        return self.tree.candidates(
+            request, distinct="physical", within=lambda root: self._cell_of(root) is not None, hosts_first=True
+        )
+
+    def _plan(self, asked: _Asked, lost: Sequence[CloudcoreError]) -> _Plan:
+        self.tree.refresh()
+        search = self._search(asked.request)
+        filtered: dict[str, str] = {}
+        contenders = list(islice(self._contenders(search, asked.filters, filtered), self._max_hosts))
+        residual = Residual(self._room)
+        for refusal in lost:
+            if isinstance(refusal, CapacityExceeded) and refusal.provider and refusal.resource_class:
+                residual.learn(
+                    refusal.provider, refusal.resource_class, used=refusal.used or 0, capacity=refusal.capacity or 0
+                )
+        group = self._with_members(asked)
+        placement = place(
+            contenders,
+            len(asked.instances),
+            residual,
+            weighers=self._weighers,
+            group=group,
+            choose=self._rng.randrange,
+            subset=self._subset,
+        )
+        if len(placement.picks) < (1 if asked.partial else len(asked.instances)):
+            report = SelectionReport(
+                search=search.report(),
+                filtered={**filtered, **placement.refused},
+                lost=tuple(str(refusal) for refusal in lost),
+                placed=len(placement.picks),
+            )
+            raise NoValidHost(
+                f"{len(placement.picks)} of {len(asked.instances)} instances have a host: {report.summary()}",
+                report=report,
+            )
+        return _Plan(placement=placement, hands=self._alternates(asked, placement, residual, group))
+
+    def _contenders(self, search: Search, filters: Sequence[Filter], filtered: dict[str, str]) -> Iterator[Contender]:
+        for match in search.hosts():
+            view = self._view(match)
+            reason = next((reason for refuse in filters if (reason := refuse(view)) is not None), None)
+            if reason is None:
+                yield Contender(view, (Option(allocations=c.allocations, mappings=c.mappings) for c in match))
+            else:
+                filtered[view.name] = reason
+
+    def _view(self, match: HostMatch) -> HostView:
+        root = match.root
+        host = next(iter(match)).as_host()
+        return HostView(
+            root=root.uuid,
+            name=root.name,
+            cell=self._cell_of(root) or "",
+            traits=frozenset[str]().union(*(provider.traits for provider in host.providers)),
+            aggregates=root.aggregates,
+            capacity=host.capacity,
+            used=host.used,
+            metadata=self._metadata_of(root),
+            domain=self._domain_of(root),
+        )
+
+    def _room(self, provider: str, resource_class: str) -> Room | None:
+        found = self.tree.provider(provider).inventories.get(resource_class)
+        if found is None:
+            return None
+        used = self.tree.usage(provider).get(resource_class, 0)
+        return Room(used=used, capacity=found.capacity, max_unit=found.max_unit)
+
+    def _with_members(self, asked: _Asked) -> HostGroup | None:
+        """The group with the members that the database knows, those of the request aside."""
+        group = asked.group
+        if group is None or group.uuid is None:
+            return group
+        with self.ledger.database.read() as connection:
+            members = ledger_groups.count_members(Session(connection), group, without=asked.instances)
+        return attrs.evolve(group, members=dict(members))
+
+    # ---- alternates
+
+    def _alternates(
+        self, asked: _Asked, placement: Placement, residual: Residual, group: HostGroup | None
+    ) -> list[tuple[tuple[Contender, Option, float, int], ...]]:
+        """For each pick the hosts to fall back on: in its cell, selected for nobody, and allowed by the group."""
+        picks = placement.picks
+        members = Counter(group.members if group else {})
+        members.update(pick.host.view.root for pick in picks)
+        if group is not None and group.policy is AffinityPolicy.AFFINITY and members.total() > 1:
+            return [() for _ in picks]  # the others are here: no other host will do
+        wanted = Counter(pick.host.view.cell for pick in picks)
+        spares: dict[str, list[Spare]] = {cell: [] for cell in wanted}
+        cards: dict[str, tuple[Contender, Option, float, int]] = {}
+        for rank, (host, weight) in enumerate(placement.ranking):
+            view = host.view
+            enough = asked.alternates * wanted[view.cell]
+            if len(spares.get(view.cell, ())) >= enough or members[view.root]:
+                continue
+            option = next((o for o in host.options if residual.refuses(o.allocations) is None), None)
+            if option is not None:
+                cards[view.root] = (host, option, weight, rank)
+                fits = residual.fits(option.allocations)
+                spares[view.cell].append(Spare(host=view.root, domain=view.domain, fits=fits))
+        hands = [Hand(cell=pick.host.view.cell, domain=pick.host.view.domain) for pick in picks]
+        share = group is None or not group.hard
+        dealt = deal(hands, spares, alternates=asked.alternates, share=share)
+        return [tuple(cards[spare.host] for spare in hand) for hand in dealt]
+
+    # ---- claiming
+
+    def _repeated(self, operation: Operation) -> tuple[Selection, ...] | None:
+        with self.ledger.database.read() as connection:
+            stored = self.ledger.database.stored_operation(connection, operation)
+        return None if stored is None else _read(stored.result)
+
+    def _claim(self, operation: Operation, asked: _Asked, plan: _Plan) -> tuple[Selection, ...]:
+        """Claim every primary in one transaction, and keep the selections as its result."""
+        selections = self._selections(asked, plan)
+
+        def work(session: Session) -> list[str]:
+            self._join(session, asked, selections)
+            targets = {
+                chosen.instance: Target(
+                    allocations=normalise_allocations(chosen.primary),
+                    owner=asked.owner,
+                    generation=NEW,
+                    expires_in=asked.expires_in,
+                )
+                for chosen in selections
+            }
+            failpoint("ledger.select.claim")
+            ledger_moves.write(session, operation.id, "select", targets, history=self.ledger.history)
+            return [chosen.to_json() for chosen in selections]
+
+        return _read(self.ledger.transact(operation, work).result)
+
+    def _begin(
+        self,
+        operation: Operation,
+        asked: _Asked,
+        plan: _Plan,
+        migration: str,
+        kind: MoveKind,
+        state: ConsumerState,
+    ) -> tuple[Selection, ...]:
+        """Begin the move to the pick in one transaction, and keep the selection as its result."""
+        selections = self._selections(asked, plan)
+        destination = normalise_allocations(selections[0].primary)
+        both = state.allocations.keys() & destination.keys()
+        beginning = ledger_moves.Beginning(
+            migration=normalise_uuid(migration, "migration"),
+            instance=asked.instances[0],
+            destination=destination,
+            kind=kind,
+            overlap="sum",
+            shared=tuple(sorted(p for p in both if SHARES_VIA_AGGREGATE in self.tree.provider(p).traits)),
+            expires_in=asked.expires_in,
+            generation=state.generation,
+        )
+
+        def work(session: Session) -> list[str]:
+            self._join(session, asked, selections)
+            failpoint("ledger.select.begin_move")
+            ledger_moves.begin(session, operation.id, beginning, history=self.ledger.history)
+            return [chosen.to_json() for chosen in selections]
+
+        return _read(self.ledger.transact(operation, work).result)
+
+    def _join(self, session: Session, asked: _Asked, selections: Sequence[Selection]) -> None:
+        if asked.group is None:
+            return
+        ledger_groups.lock_group(session, asked.group)
+        members = ledger_groups.count_members(session, asked.group, without=asked.instances)
+        for chosen in selections:
+            ledger_groups.join(session, asked.group, chosen.instance, chosen.primary.root, members)
+
+    def _selections(self, asked: _Asked, plan: _Plan) -> tuple[Selection, ...]:
+        return tuple(
+            Selection(
+                instance=instance,
+                primary=self._choice(pick.host, pick.option, pick.weight, pick.rank),
+                alternates=tuple(self._choice(*card) for card in hand),
+                project_id=asked.owner.project_id,
+                user_id=asked.owner.user_id,
+            )
+            for instance, pick, hand in zip(asked.instances, plan.placement.picks, plan.hands, strict=False)
+        )
+
+    def _choice(self, host: Contender, option: Option, weight: float, rank: int) -> HostChoice:
+        return HostChoice(
+            root=host.view.root,
+            name=host.view.name,
+            cell=host.view.cell,
+            allocations=option.allocations,
+            mappings=option.mappings,
+            generations={provider: self.tree.provider(provider).generation for provider in option.allocations},
+            weight=weight,
+            rank=rank,
+        )
+
+
+@attrs.frozen(kw_only=True)
+class _Plan:
+    """The picks, and for each its alternates as (host, option, weight, rank)."""
+
+    placement: Placement
+    hands: list[tuple[tuple[Contender, Option, float, int], ...]]
+
+
+def _looked_up(cells: Mapping[str, str]) -> Callable[[Provider], str | None]:
+    return lambda root: cells.get(root.uuid) or cells.get(root.name)
+
+
+def _elsewhere(here: Collection[Provider]) -> Filter:
+    roots = {root.uuid for root in here}
+    return lambda host: "the instance is on it" if host.root in roots else None
+
+
+def _read(result: Sequence[str]) -> tuple[Selection, ...]:
+    return tuple(Selection.from_json(text) for text in result)
