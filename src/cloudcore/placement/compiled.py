@@ -5,6 +5,7 @@ A slot is what one provider gives: a suffixed group is one slot, the group witho
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import attrs
@@ -60,6 +61,7 @@ class CompiledRequest:
         return not (self.shared or self.isolated or self.collective or self.request.same_subtree)
 
 
+@lru_cache(maxsize=512)
 def compile_request(request: ResourceRequest) -> CompiledRequest:
     """Work out the slots of *request*."""
     slots: list[Slot] = []

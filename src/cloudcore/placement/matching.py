@@ -208,13 +208,14 @@ class Matcher:
         """Drop trees that have less room for a class, all told, than the slots ask for together."""
         for name, total in self.compiled.shared.items():
             asking = [i for i, slot in enumerate(self.compiled.slots) if any(c == name for c, _ in slot.resources)]
-            union = np.unique(np.concatenate([positions[i] for i in asking]))
             column = block.classes.get(name)
             room: NDArray[Any] = np.zeros(block.trees)
-            if column is not None and len(union):
-                rows = column.rows.searchsorted(union)
-                weights = np.minimum(column.room[rows], total)
-                room = np.bincount(block.tree_of[union], weights=weights, minlength=block.trees)
+            if column is not None:
+                usable = np.zeros(block.size, dtype=np.bool_)
+                for i in asking:
+                    usable[positions[i]] = True
+                weights = np.minimum(column.room, total) * usable[column.rows]
+                room = np.bincount(block.tree_of[column.rows], weights=weights, minlength=block.trees)
             for served in {index: mask for i in asking for index, mask in anchors[i].items()}.values():
                 room += served * total
             trees &= room >= total

@@ -91,7 +91,7 @@ def _optional_uuid(value: Any) -> str | None:
     return None if value is None else normalise_uuid(value, "in_tree", InvalidRequest)
 
 
-@attrs.frozen
+@attrs.frozen(cache_hash=True)
 class RequestGroup:
     """Resources that belong together, with their conditions.
 
@@ -163,7 +163,7 @@ def _subtrees(value: Any) -> tuple[frozenset[str], ...]:
     return tuple(sets)
 
 
-@attrs.frozen
+@attrs.frozen(cache_hash=True)
 class ResourceRequest:
     """A whole request: groups by suffix, and what holds for all of them.
 

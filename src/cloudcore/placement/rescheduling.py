@@ -26,7 +26,7 @@ from cloudcore.errors import (
     ProviderNotFound,
     UnitViolation,
 )
-from cloudcore.placement import ledger_groups, ledger_moves
+from cloudcore.placement import host_groups, ledger_moves
 from cloudcore.placement.claims import normalise_allocations
 from cloudcore.placement.ledger_writes import Target, in_uuids, missing
 from cloudcore.placement.moves import MoveEvent
@@ -206,7 +206,7 @@ class _Work:
     def __call__(self, session: Session, operation_id: str) -> dict[str, Any]:
         """Try the alternates that are left, in their order; return the answer as JSON."""
         if self.group is not None:
-            ledger_groups.lock_group(session, self.group)
+            host_groups.lock_group(session, self.group)
         held = self._held(session)
         story = self._story(session)
         present, later = next_choices(self.selection, held, [attempt.root for attempt in story])
@@ -248,8 +248,8 @@ class _Work:
         try:
             with session.connection.begin_nested():
                 if self.group is not None:
-                    members = ledger_groups.count_members(session, self.group, without=[uuid])
-                    ledger_groups.join(session, self.group, uuid, choice.root, members)
+                    members = host_groups.count_members(session, self.group, without=[uuid])
+                    host_groups.join(session, self.group, uuid, choice.root, members)
                 ledger_moves.write(
                     session,
                     operation_id,

@@ -29,7 +29,7 @@ from cloudcore.errors import (
     ProviderNotFound,
     UnitViolation,
 )
-from cloudcore.placement import ledger_groups, ledger_moves
+from cloudcore.placement import host_groups, ledger_moves
 from cloudcore.placement.claims import Owner, normalise_allocations
 from cloudcore.placement.dealing import Hand, Spare, deal
 from cloudcore.placement.hosts import AffinityPolicy, HostView
@@ -398,7 +398,7 @@ class HostSelector:
         if group is None or group.uuid is None:
             return group
         with self.ledger.database.read() as connection:
-            members = ledger_groups.count_members(Session(connection), group, without=asked.instances)
+            members = host_groups.count_members(Session(connection), group, without=asked.instances)
         return attrs.evolve(group, members=dict(members))
 
     # ---- alternates
@@ -493,10 +493,10 @@ class HostSelector:
     def _join(self, session: Session, asked: _Asked, selections: Sequence[Selection]) -> None:
         if asked.group is None:
             return
-        ledger_groups.lock_group(session, asked.group)
-        members = ledger_groups.count_members(session, asked.group, without=asked.instances)
+        host_groups.lock_group(session, asked.group)
+        members = host_groups.count_members(session, asked.group, without=asked.instances)
         for chosen in selections:
-            ledger_groups.join(session, asked.group, chosen.instance, chosen.primary.root, members)
+            host_groups.join(session, asked.group, chosen.instance, chosen.primary.root, members)
 
     def _selections(self, asked: _Asked, plan: _Plan) -> tuple[Selection, ...]:
         return tuple(

@@ -593,6 +593,36 @@ class PlacementTree:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    # --- views -------------------------------------------------------------------------------------------------------
+
+    def to_svg(self, provider: str | Provider | None = None) -> str:
+        """Draw the forest, or the subtree of one provider, as SVG: the same state, the same text. 200 rows at most."""
+        from cloudcore.placement.views import render_svg
+
+        return render_svg(*self._view(provider))
+
+    def _view(self, provider: str | Provider | None = None) -> tuple[Any, int, str]:
+        from cloudcore.placement.views import ROWS, rows_of
+
+        with self._lock:
+            shown = list(self) if provider is None else self.subtree(provider)
+            rows = rows_of(shown, self._forest.usage)
+        title = f"{len(shown)} providers" if provider is None else f"{shown[0].name}: {len(shown)} providers"
+        return rows, max(0, len(shown) - ROWS), title
+
+    def _repr_html_(self) -> str:
+        from cloudcore.placement.views import render_html
+
+        return render_html(*self._view())
+
+    def _repr_svg_(self) -> str:
+        return self.to_svg()
+
+    def __rich__(self) -> Any:
+        from cloudcore.placement.views import render_rich
+
+        return render_rich(*self._view())
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {len(self._forest.providers)} providers in {len(self._forest.roots)} trees>"
 
