@@ -85,6 +85,10 @@ class Breakers:
         self._set(cell, attrs.evolve(view, state=BreakerState.HALF_OPEN, opens_at=now + self._pause(view.failures)))
         return True
 
+    def troubled(self, cell: str) -> bool:
+        """Whether *cell* has failed since its last success."""
+        return cell in self._views
+
     def succeed(self, cell: str) -> None:
         """*cell* has answered: it is closed again."""
         self._set(cell, None)

@@ -21,7 +21,7 @@ import attrs
 from cloudcore.errors import InvalidCursor
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from cloudcore.listing.order import Position
 
@@ -46,11 +46,19 @@ class Cursor:
         digest: Of the query's filter and order.
         position: All rows up to here were given out, in every cell that does not lag; None: nothing was.
         lagging: Cells that were read less far, with how far (None: not at all).
+        tail: Key of the last placeholder shown after the end of the result.
     """
 
     digest: str
     position: Position | None
     lagging: Mapping[str, Position | None]
+    tail: str | None = None
+
+    def moved(self, position: Position, sort_key: Callable[[Position], Any]) -> Cursor:
+        """This cursor at *position*, if that is further on."""
+        if self.position is not None and not sort_key(self.position) < sort_key(position):
+            return self
+        return attrs.evolve(self, position=position)
 
     def start_of(self, cell: str) -> Position | None:
         """The position after which *cell* goes on."""
@@ -59,7 +67,8 @@ class Cursor:
     def encode(self) -> str:
         """The word."""
         lagging = {cell: _packed(position) for cell, position in self.lagging.items()}
-        text = json.dumps([_VERSION, self.digest, _packed(self.position), lagging], separators=(",", ":"))
+        content = [_VERSION, self.digest, _packed(self.position), lagging, self.tail]
+        text = json.dumps(content, separators=(",", ":"))
         body = text.encode()
         data = _COMPRESSED + zlib.compress(body) if len(body) > 400 else _PLAIN + body
         return base64.urlsafe_b64encode(data + _checksum(data)).rstrip(b"=").decode()
@@ -71,7 +80,7 @@ class Cursor:
         Raises:
             InvalidCursor: It is damaged, of another version, or its query's digest is not *expected*.
         """
-        version, found, position, lagging = _unpack_word(word)
+        version, found, position, lagging, tail = _unpack_word(word)
         if version != _VERSION:
             raise InvalidCursor(f"the cursor is of version {version}, this release reads {_VERSION}", field="cursor")
         if found != expected:
@@ -83,6 +92,7 @@ class Cursor:
             digest=found,
             position=_unpacked(position),
             lagging={cell: _unpacked(values) for cell, values in lagging.items()},
+            tail=tail,
         )
 
 
@@ -90,7 +100,7 @@ def _checksum(data: bytes) -> bytes:
     return blake2b(data, digest_size=6).digest()
 
 
-def _unpack_word(word: str) -> tuple[Any, Any, Any, dict[str, Any]]:
+def _unpack_word(word: str) -> tuple[Any, Any, Any, dict[str, Any], Any]:
     try:
         data = base64.b64decode(word + "=" * (-len(word) % 4), altchars=b"-_", validate=True)
         data, checksum = data[:-6], data[-6:]
@@ -99,11 +109,11 @@ def _unpack_word(word: str) -> tuple[Any, Any, Any, dict[str, Any]]:
         body = zlib.decompress(data[1:]) if data[:1] == _COMPRESSED else data[1:]
         version, *rest = json.loads(body)
         if version != _VERSION:
-            return version, None, None, {}
-        found, position, lagging = rest
+            return version, None, None, {}, None
+        found, position, lagging, tail = rest
     except (ValueError, TypeError, binascii.Error, zlib.error) as error:
         raise InvalidCursor("the cursor is damaged; start again without a cursor", field="cursor") from error
-    return version, found, position, lagging
+    return version, found, position, lagging, tail
 
 
 def _packed(position: Position | None) -> list[Any] | None:

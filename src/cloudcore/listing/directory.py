@@ -16,6 +16,7 @@ import sqlalchemy as sa
 
 from cloudcore.database import Database, insert_ignoring_duplicates
 from cloudcore.errors import AlreadyExists, Conflict, InstanceNotFound
+from cloudcore.listing.sources import RecordSource
 from cloudcore.listing.tables import create_directory_tables, directory_instances, directory_routes
 
 if TYPE_CHECKING:
@@ -57,6 +58,20 @@ class Directory(Protocol):
     def moving(self) -> Mapping[str, str]:
         """Records that may be in two cells at present, with the cell that owns each."""
 
+    @property
+    def entries(self) -> tuple[RecordSource, Database] | None:
+        """What it knows of each record, with a column ``cell``, to stand in for cells that do not answer; or None."""
+
+
+_ENTRIES = RecordSource(
+    directory_instances,
+    tenant="project_id",
+    host="host",
+    deleted="deleted",
+    columns=("uuid", "cell", "project_id", "host", "created_at"),
+    pinned=("uuid", "cell", "project_id", "host"),
+)
+
 
 class InstanceDirectory:
     """cloudcore's own directory, in any database.
@@ -74,6 +89,11 @@ class InstanceDirectory:
         create_directory_tables(self.database.engine)
 
     # ---- questions
+
+    @property
+    def entries(self) -> tuple[RecordSource, Database]:
+        """What it knows of each instance, to be listed in place of cells that do not answer."""
+        return _ENTRIES, self.database
 
     def cells_of_tenant(self, tenant: str) -> frozenset[str]:
         """Every cell that may hold live records of *tenant*."""

@@ -1,102 +1,24 @@
-"""The driver of a merge: sends its fetches to the cells through threads, keeps deadlines, feeds the answers back."""
+"""The driver of a merge: sends its fetches to the cells through threads and feeds the answers back."""
 
 from __future__ import annotations
 
 import time
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-import attrs
-
-from cloudcore.errors import CloudcoreError, DeadlineExceeded
+from cloudcore.listing.asking import Ask, Flights, Part
 from cloudcore.listing.statements import segments
-from cloudcore.listing.values import CellReport, CellState
+from cloudcore.listing.values import CellState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from cloudcore.listing.cells import Lease
-    from cloudcore.listing.merge import Fetch, Merge
+    from cloudcore.listing.merge import Entry, Fetch, Merge
     from cloudcore.listing.ports import Port
     from cloudcore.listing.statements import Plan
 
-__all__ = ["Answer", "Ask", "Gather", "Part"]
+__all__ = ["Gather"]
 
-_log_order = "rows came out of order or twice: its database does not sort as it was told to, or its index is corrupt"
-
-
-@attrs.define(eq=False)
-class Ask:
-    """One job for a worker: run something on one cell and put the answer where it belongs."""
-
-    port: Port
-    work: Callable[[Lease, Ask], Any]
-    limit: float
-    answers: SimpleQueue[Answer]
-    clock: Callable[[], float]
-    lease: Lease | None = None
-    statements: int = 0
-    dropped: bool = False
-
-    def __call__(self) -> None:
-        """Run in a worker. Never raises."""
-        began = self.clock()
-        try:
-            with self.port.link.lease(self.limit) as lease:
-                self.lease = lease
-                try:
-                    result = None if self.dropped else self.work(lease, self)
-                finally:
-                    self.lease = None
-        except CloudcoreError as error:
-            self.answers.put(Answer(self, None, error, self.clock() - began))
-        except Exception as error:
-            self.answers.put(
-                Answer(self, None, CloudcoreError(f"{type(error).__name__}: {error}"), self.clock() - began)
-            )
-        else:
-            self.answers.put(Answer(self, result, None, self.clock() - began))
-
-    def drop(self) -> None:
-        """Nobody waits any more: make the statement under way fail."""
-        self.dropped = True
-        lease = self.lease
-        if lease is not None:
-            lease.abort()
-
-
-@attrs.frozen(eq=False)
-class Answer:
-    """What came of an :class:`Ask`."""
-
-    ask: Ask
-    result: Any
-    error: CloudcoreError | None
-    seconds: float
-
-
-@attrs.define
-class Part:
-    """One cell's part so far."""
-
-    state: CellState = CellState.ANSWERED
-    fetched: int = 0
-    statements: int = 0
-    seconds: float = 0.0
-    error: str | None = None
-
-    def report(self, name: str, rows: int, *, exhausted: bool) -> CellReport:
-        """The part as callers see it."""
-        return CellReport(
-            name=name,
-            state=self.state,
-            rows=rows,
-            fetched=self.fetched,
-            statements=self.statements,
-            seconds=self.seconds,
-            error=self.error,
-            exhausted=exhausted,
-        )
+_DISORDER = "rows came out of order or twice: the database does not sort as told, or an index of it is corrupt"
 
 
 class Gather:
@@ -109,6 +31,7 @@ class Gather:
         start: Starts a job in another thread.
         settle: Says which cells own records that came twice.
         clock: Monotonic seconds.
+        patient: Each fetch has the cell's whole deadline (streams); else all fetches of the merge share it (pages).
     """
 
     def __init__(
@@ -120,15 +43,19 @@ class Gather:
         start: Callable[[Ask], None],
         settle: Callable[[Iterable[str]], Mapping[str, str]],
         clock: Callable[[], float] = time.monotonic,
+        patient: bool = False,
     ) -> None:
-        self.plan, self.merge, self.ports = plan, merge, ports
-        self.parts = {name: Part() for name in ports}
-        self._start, self._settle, self._clock = start, settle, clock
-        self._answers: SimpleQueue[Answer] = SimpleQueue()
-        self._pending: dict[str, Ask] = {}
+        self.plan, self.merge = plan, merge
+        self._flights = Flights(ports, start=start, clock=clock)
+        self._settle, self._patient = settle, patient
         self._starved: set[str] = set()
 
-    def advance(self) -> list[Any]:
+    @property
+    def parts(self) -> dict[str, Part]:
+        """What became of each cell so far."""
+        return self._flights.parts
+
+    def advance(self) -> list[Entry]:
         """The next rows that are certain; empty when the merge is done."""
         merge = self.merge
         while True:
@@ -147,81 +74,53 @@ class Gather:
         """Until the merge is done."""
         while not self.merge.done:
             self.advance()
-        self.stop()
 
     def stop(self) -> None:
         """Nobody wants the fetches still under way. They end by themselves; their cells are not blamed."""
-        self._pending.clear()
+        self._flights.stop()
 
     def _send(self, fetches: list[Fetch]) -> None:
-        now = self._clock()
         for fetch in fetches:
-            port = self.ports[fetch.cell]
-            limit = now + port.deadline
-            ask = Ask(port, _fetcher(self.plan, fetch), limit, self._answers, self._clock)
-            self._pending[fetch.cell] = ask
             if not self.merge.runs[fetch.cell].left:
                 self._starved.add(fetch.cell)
-            self._start(ask)
+            seconds = None
+            part = self.parts[fetch.cell]
+            if part.seconds and not self._patient:
+                deadline = self._flights.ports[fetch.cell].deadline
+                seconds = max(deadline - part.seconds, deadline / 20)
+            self._flights.send(fetch.cell, _fetcher(self.plan, fetch), seconds=seconds)
 
     def _receive(self) -> None:
-        """Wait until no cell that the merge waits for is silent, or its deadline has passed."""
-        while self._starved:
-            now = self._clock()
-            limit = min(ask.limit for cell, ask in self._pending.items() if cell in self._starved)
-            try:
-                answer = self._answers.get(timeout=max(0.0, limit - now))
-            except Empty:
-                self._give_up(self._clock())
-            else:
-                self._take(answer)
-        while not self._answers.empty():
-            self._take(self._answers.get())
+        """Wait until every cell without which nothing is certain has answered or failed."""
+        waited = False
+        while self._starved or not waited:
+            waited = True
+            done = self._flights.wait()
+            if not done:
+                return
+            for cell, rows, error in done:
+                self._starved.discard(cell)
+                if error is not None:
+                    self.merge.fail(cell)
+                else:
+                    self._feed(cell, rows)
 
-    def _give_up(self, now: float) -> None:
-        for cell in [cell for cell, ask in self._pending.items() if ask.limit <= now]:
-            ask = self._pending.pop(cell)
-            ask.drop()
-            port = self.ports[cell]
-            part = self.parts[cell]
-            part.seconds += port.deadline
-            part.statements += ask.statements
-            self._fail(cell, CellState.SLOW, f"no answer within {port.deadline:g} s")
-
-    def _take(self, answer: Answer) -> None:
-        cell = answer.ask.port.cell.name
-        if self._pending.get(cell) is not answer.ask:
-            return  # it was given up; the cell has been blamed already
-        del self._pending[cell]
-        self._starved.discard(cell)
+    def _feed(self, cell: str, rows: list[tuple[Any, ...]]) -> None:
         part = self.parts[cell]
-        part.seconds += answer.seconds
-        part.statements += answer.ask.statements
-        if answer.error is not None:
-            state = CellState.SLOW if isinstance(answer.error, DeadlineExceeded) else CellState.DOWN
-            self._fail(cell, state, str(answer.error))
-            return
-        part.fetched += len(answer.result)
-        self.ports[cell].succeed(answer.seconds)
-        if not self.merge.feed(cell, answer.result):
-            part.state, part.error = CellState.DOWN, _log_order
-
-    def _fail(self, cell: str, state: CellState, error: str) -> None:
-        self._starved.discard(cell)
-        self.parts[cell].state, self.parts[cell].error = state, error
-        self.ports[cell].fail(error)
-        self.merge.fail(cell)
+        part.fetched += len(rows)
+        if not self.merge.feed(cell, rows):
+            part.state, part.error = CellState.DOWN, _DISORDER
+            self._flights.ports[cell].fail(_DISORDER)
 
 
-def _fetcher(plan: Plan, fetch: Fetch) -> Callable[[Lease, Ask], list[tuple[Any, ...]]]:
-    def work(lease: Lease, ask: Ask) -> list[tuple[Any, ...]]:
+def _fetcher(plan: Plan, fetch: Fetch) -> Callable[[Ask], list[tuple[Any, ...]]]:
+    def work(ask: Ask) -> list[tuple[Any, ...]]:
         rows: list[tuple[Any, ...]] = []
-        for segment in segments(plan.order, fetch.after):
-            text, parameters = plan.page(lease.dialect, segment, fetch.count - len(rows))
-            ask.statements += 1
-            rows += lease.run(text, parameters, ask.limit)
-            if len(rows) >= fetch.count:
-                break
+        with ask.leased() as lease:
+            for segment in segments(plan.order, fetch.after):
+                rows += ask.run(lease, *plan.page(lease.dialect, segment, fetch.count - len(rows)))
+                if len(rows) >= fetch.count:
+                    break
         return rows
 
     return work

@@ -252,7 +252,7 @@ class Merge:
         return accepted
 
     def _keys(self, entries: Iterable[Entry]) -> list[str]:
-        return [str(self._key_of(entry[2])) for entry in entries]
+        return list(map(self.key_of, entries))
 
     def _disputes(self, block: list[Entry]) -> frozenset[str]:
         """Keys that are there twice and of which nobody has said who owns them."""
@@ -268,7 +268,7 @@ class Merge:
         for used, entry in enumerate(block):
             if self.limit is not None and self._count + len(accepted) >= self.limit:
                 return accepted, used
-            key = str(self._key_of(entry[2]))
+            key = self.key_of(entry)
             cell, owner = self._numbered[entry[1]].cell, self._owners.get(key)
             if key in given or (owner is not None and owner != cell and owner in self.runs):
                 continue
@@ -282,7 +282,7 @@ class Merge:
 
     def _take_back(self, key: str) -> None:
         """Leave out a copy that was given out."""
-        self._taken = [entry for entry in self._taken if str(self._key_of(entry[2])) != key]
+        self._taken = [entry for entry in self._taken if self.key_of(entry) != key]
         self._seen.discard(key)
         self._count -= 1
 
@@ -302,23 +302,35 @@ class Merge:
         """Everything given out, in order, after replacements."""
         return self._taken
 
+    def key_of(self, entry: Entry) -> str:
+        """The record's key of a row."""
+        return str(self._key_of(entry[2]))
+
     def cell_of(self, entry: Entry) -> str:
         """The cell that sent a row."""
         return self._numbered[entry[1]].cell
 
-    def positions(self) -> dict[str, Position | None]:
-        """For each cell, the position up to which all its rows have been given out."""
-        end = None if self._end is None else self._position(self._end[2])
-        return {run.cell: self._reached(run, end) for run in self._numbered}
+    def positions(self, end: Entry | None = None) -> dict[str, Position | None]:
+        """For each cell, the position up to which all its rows have been given out.
 
-    def _reached(self, run: Run, end: Position | None) -> Position | None:
-        if run.failed and not run.left:
+        Args:
+            end: The last row that counts as given out, when the caller has kept some of them back.
+        """
+        end = end or self._end
+        reached = None if end is None else self._position(end[2])
+        return {run.cell: self._reached(run, end, reached) for run in self._numbered}
+
+    def _reached(self, run: Run, end: Entry | None, reached: Position | None) -> Position | None:
+        if end is None or (run.origin is not None and not self.order.sort_key(run.origin) < end[0]):
+            return run.origin
+        if run.failed and not run.left and (run.last is None or self.order.sort_key(run.last) < end[0]):
             return run.last
-        if end is None or self._end is None:
-            return run.origin
-        if run.origin is not None and not self.order.sort_key(run.origin) < self._end[0]:
-            return run.origin
-        return end
+        return reached
+
+    def extend(self, number: int) -> None:
+        """Give out *number* rows more than the limit said: some of those given out have vanished meanwhile."""
+        if self.limit is not None:
+            self.limit += number
 
     def _position(self, row: Row) -> Position:
         return self.order.position(tuple(row[index] for index in self._indexes))

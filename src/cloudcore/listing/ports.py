@@ -1,4 +1,4 @@
-"""Ports: what the router keeps for each cell while it lives: its connections, its breaker, its latency."""
+"""Ports: what the router keeps for each cell while it lives: connections, breaker, latencies."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from cloudcore.listing.cells import Cell, Link
+from cloudcore.listing.hedging import HedgePolicy, Hedger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +31,8 @@ class Guard:
 
     def succeed(self, cell: str) -> None:
         """*cell* has answered."""
+        if not self._breakers.troubled(cell):  # the common case needs no lock: reading a dictionary is atomic
+            return
         with self._lock:
             self._breakers.succeed(cell)
 
@@ -63,17 +66,49 @@ class Guard:
 class Port:
     """One cell as the router holds it. Thread-safe."""
 
-    def __init__(self, cell: Cell, deadline: float, guard: Guard, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        cell: Cell,
+        deadline: float,
+        guard: Guard,
+        *,
+        hedging: HedgePolicy | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.cell = cell
         self.deadline = cell.deadline or deadline
-        self.link = Link(
-            cell.database, connections=cell.connections, deadline=self.deadline, options=cell.options, clock=clock
-        )
+        self.links = [
+            Link(database, connections=cell.connections, deadline=self.deadline, options=cell.options, clock=clock)
+            for database in (cell.database, *cell.replicas)
+        ]
         self._guard = guard
+        self._hedger = Hedger(hedging) if cell.replicas else None
+        self._lock = threading.Lock()
+
+    @property
+    def link(self) -> Link:
+        """The first of its databases, which is also the one written to."""
+        return self.links[0]
+
+    def patience(self) -> float | None:
+        """Note a request; seconds after which a replica should be asked too, None when there is none."""
+        if self._hedger is None:
+            return None
+        with self._lock:
+            self._hedger.note_request()
+            return self._hedger.patience()
+
+    def may_hedge(self) -> bool:
+        """Whether the budget allows a second request now; takes it."""
+        with self._lock:
+            return self._hedger is not None and self._hedger.spend()
 
     def succeed(self, seconds: float) -> None:
         """It has answered."""
         self._guard.succeed(self.cell.name)
+        if self._hedger is not None:
+            with self._lock:
+                self._hedger.note_answer(seconds)
 
     def fail(self, reason: str) -> None:
         """It has failed."""
@@ -81,4 +116,5 @@ class Port:
 
     def close(self) -> None:
         """Close its connections."""
-        self.link.close()
+        for link in self.links:
+            link.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ from cloudcore.listing.order import Kind
 from cloudcore.listing.values import Layout, Record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from cloudcore.listing.conditions import Column
 
@@ -50,20 +49,18 @@ class Shaper:
             if name in columns and columns[name].kind in _CONVERTERS
         ]
 
-    def record(self, row: tuple[Any, ...], cell: str, *, unknown: bool = False) -> Record:
+    def record(self, row: tuple[Any, ...], cell: str) -> Record:
         """One record."""
         values = list(row) if self._indexes is None else [row[index] for index in self._indexes]
         for number, convert in self._converters:
             value = values[number]
             if value is not None:
                 values[number] = convert(value)
-        return Record(self.layout, tuple(values[: self._width]), cell, unknown)
+        return Record(self.layout, tuple(values if self._exact else values[: self._width]), cell)
 
-    def records(self, rows: Iterable[tuple[str, tuple[Any, ...]]]) -> list[Record]:
-        """Many, from pairs of cell and row."""
-        return [self.record(row, cell) for cell, row in rows]
-
-
-def load_json(value: Any) -> Any:
-    """A JSON document as the three drivers return it."""
-    return json.loads(value) if isinstance(value, str | bytes) else value
+    def from_plain(self, values: list[Any], cell: str) -> Record:
+        """A placeholder, from values in the order of the layout."""
+        for number, convert in self._converters:
+            if values[number] is not None:
+                values[number] = convert(values[number])
+        return Record(self.layout, tuple(values), cell, unknown=True)

@@ -4,32 +4,41 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping as MappingABC
+from collections import Counter
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from cloudcore._values import normalise_uuid
 from cloudcore.errors import AlreadyExists, CellNotFound, CellUnavailable, InstanceNotFound, InvalidQuery
-from cloudcore.listing.breakers import BreakerPolicy, Breakers
-from cloudcore.listing.conditions import Condition, conditions_of, order_of, projection_of
-from cloudcore.listing.cursors import Cursor, digest
-from cloudcore.listing.gather import Gather
-from cloudcore.listing.merge import Merge
+from cloudcore.listing.asked import Asked
+from cloudcore.listing.asking import ask_all
+from cloudcore.listing.breakers import BreakerPolicy, Breakers, BreakerView
+from cloudcore.listing.order import plain
+from cloudcore.listing.paging import Means, Pager, insist, missing
 from cloudcore.listing.ports import Guard, Port
-from cloudcore.listing.records import Shaper
 from cloudcore.listing.sources import CLOUDCORE_INSTANCES, RecordSource
-from cloudcore.listing.statements import Plan, Statement
-from cloudcore.listing.values import CellReport, CellState, Page, Query, Record, Require
+from cloudcore.listing.streaming import Stream
+from cloudcore.listing.values import Answered, CellReport, CellState, Counts, Page, Query, Record
 from cloudcore.listing.workers import Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Mapping
+
+    from sqlalchemy.engine import Connection
 
     from cloudcore.database import Database
+    from cloudcore.listing.asking import Ask
     from cloudcore.listing.cells import Cell
     from cloudcore.listing.directory import Directory
+    from cloudcore.listing.hedging import HedgePolicy
+    from cloudcore.listing.order import Position
+    from cloudcore.listing.statements import Statement
 
 __all__ = ["CellRouter"]
+
+T = TypeVar("T")
+_MOST_STATEMENTS = 2_000
+"""Cached SQL texts; beyond that the cache starts afresh."""
 
 
 class CellRouter:
@@ -43,6 +52,7 @@ class CellRouter:
         source: The table that is listed; cloudcore's own instances by default.
         deadline: Seconds within which a cell must answer, unless the cell has its own.
         breaker: When a failing cell is left alone.
+        hedging: How replicas are used.
         threads: Statements under way at once, at most.
         clock: Monotonic seconds.
     """
@@ -55,15 +65,17 @@ class CellRouter:
         source: RecordSource = CLOUDCORE_INSTANCES,
         deadline: float = 5.0,
         breaker: BreakerPolicy | None = None,
+        hedging: HedgePolicy | None = None,
         threads: int = 128,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.directory = directory
         self.source = source
-        self._deadline = deadline
+        self._deadline, self._hedging = deadline, hedging
         self._clock = clock
         self._guard = Guard(Breakers(breaker), clock)
         self._workers = Workers(threads)
+        self._means = Means(start=self._workers.run, clock=clock, directory=directory)
         self._statements: dict[Any, Statement] = {}
         self._lock = threading.Lock()
         self._ports: dict[str, Port] = {}
@@ -86,7 +98,8 @@ class CellRouter:
         with self._lock:
             if cell.name in self._ports:
                 raise AlreadyExists(f"there is a cell {cell.name} already", identifier=cell.name)
-            self._ports = {**self._ports, cell.name: Port(cell, self._deadline, self._guard, self._clock)}
+            port = Port(cell, self._deadline, self._guard, hedging=self._hedging, clock=self._clock)
+            self._ports = {**self._ports, cell.name: port}
 
     def remove_cell(self, name: str) -> None:
         """Ask the cell no more. Calls under way finish with it.
@@ -95,70 +108,68 @@ class CellRouter:
             CellNotFound: There is none of this name.
         """
         with self._lock:
-            port = self._ports.get(name)
-            if port is None:
-                raise CellNotFound(f"no cell {name!r}; there are {', '.join(self._ports)}", identifier=name)
+            port = self._port(name)
             self._ports = {other: each for other, each in self._ports.items() if other != name}
         self._guard.forget(name)
         port.close()
 
+    def breaker(self, cell: str) -> BreakerView:
+        """How the breaker of a cell stands."""
+        return self._guard.view(cell)
+
     # ---- pages
 
-    def page(self, query: Query | None = None, *, cursor: str | None = None) -> Page:
+    def page(self, query: Query | None = None, *, cursor: str | None = None, marker: str | None = None) -> Page:
         """One page.
 
         Args:
             query: What to list; everything, newest first, by default.
-            cursor: Where to go on: ``next_cursor`` of the page before.
+            cursor: Where to go on: ``next_cursor`` or ``resume_cursor`` of a page of the same query.
+            marker: Where to go on instead: after the record of this uuid, deleted or not. Costs one look-up, and needs
+                the record; cursors need neither.
 
         Raises:
             InvalidQuery, InvalidCursor: Nothing was asked.
-            CellUnavailable: ``require="all"`` and some cell did not answer.
+            InstanceNotFound: There is no record of the *marker*.
+            CellUnavailable: ``require="all"`` and some cell did not answer, or the cell of the *marker* did not.
         """
-        query = query or Query()
         asked = self._prepare(query)
-        start = Cursor(digest=asked.digest, position=None, lagging={})
-        if cursor is not None:
-            start = Cursor.decode(cursor, asked.digest)
+        start = asked.start(cursor, self._position_of(asked, cursor, marker))
         ports, reports = self._choose(asked)
-        if query.limit == 0 or asked.impossible:
+        if asked.impossible:
             return Page(records=(), next_cursor=None, resume_cursor=None, cells=MappingProxyType(reports))
-        merge = Merge(
-            asked.plan.order,
-            {name: start.start_of(name) for name in ports},
-            limit=query.limit,
-            indexes=asked.plan.indexes,
-            owners=self._owners(ports),
-        )
-        gather = Gather(asked.plan, merge, ports, start=self._workers.run, settle=self._settle, clock=self._clock)
-        gather.run()
-        return self._page(asked, merge, gather, reports, start)
+        return Pager(self._means, asked, ports, reports, start).page()
 
-    def _page(self, asked: _Asked, merge: Merge, gather: Gather, reports: dict[str, CellReport], start: Cursor) -> Page:
-        taken = merge.taken()
-        for name, run in merge.runs.items():
-            reports[name] = gather.parts[name].report(name, run.emitted, exhausted=run.exhausted and not run.left)
-        _insist(asked.query, reports)
-        missing = {name for name, report in reports.items() if report.state in {CellState.SLOW, CellState.DOWN}}
-        positions = {**{name: start.start_of(name) for name in missing}, **merge.positions()}
-        cursor = _cursor(asked, positions, start).encode()
-        return Page(
-            records=tuple([asked.shaper.record(entry[2], merge.cell_of(entry)) for entry in taken]),
-            next_cursor=cursor if merge.more else None,
-            resume_cursor=cursor if merge.more or missing else None,
-            cells=MappingProxyType({name: reports[name] for name in sorted(reports)}),
-        )
+    def stream(
+        self,
+        query: Query | None = None,
+        *,
+        cursor: str | None = None,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> Stream:
+        """The whole result, record by record, with bounded memory. The query's ``limit`` does not apply.
 
-    def stream(self, query: Query | None = None) -> Iterator[Record]:
-        """The whole result, record by record."""
-        query = query or Query()
-        cursor = None
-        while True:
-            page = self.page(query, cursor=cursor)
-            yield from page.records
-            cursor = page.next_cursor
-            if cursor is None:
-                return
+        Args:
+            query: What to list.
+            cursor: Where to go on: a cursor of a page or of a stream of the same query.
+            on_progress: Called with the number of records so far, batch by batch.
+
+        Raises:
+            InvalidQuery, InvalidCursor: Nothing was asked.
+        """
+        asked = self._prepare(query)
+        start = asked.start(cursor, None)
+        ports, reports = self._choose(asked)
+        return Stream(self._means, asked, {} if asked.impossible else ports, reports, start, on_progress)
+
+    def _position_of(self, asked: Asked, cursor: str | None, marker: str | None) -> Position | None:
+        if marker is None:
+            return None
+        if cursor is not None:
+            raise InvalidQuery("give a cursor or a marker, not both", field="marker")
+        columns = tuple(key.column for key in asked.order.keys)
+        record = self._find(marker, columns)
+        return tuple(record[column] for column in columns)
 
     # ---- single records
 
@@ -169,7 +180,10 @@ class CellRouter:
             InstanceNotFound: Neither the directory nor any cell that answered knows it.
             CellUnavailable: Nobody knows it, but not every cell could be asked.
         """
-        return self._find(uuid)[0]
+        key = self._key(uuid)
+        if self.directory is not None and (cell := self.directory.cells_of([key]).get(key)) is not None:
+            return cell
+        return self._find(uuid, (self.source.key,)).cell
 
     def get(self, uuid: str) -> Record:
         """One record, live or deleted, hidden or not.
@@ -178,33 +192,111 @@ class CellRouter:
             InstanceNotFound: It is nowhere.
             CellUnavailable: Its cell, or a cell that it may be in, does not answer.
         """
-        return self._find(uuid)[1]
+        return self._find(uuid, None)
 
-    def _find(self, uuid: str) -> tuple[str, Record]:
-        key = normalise_uuid(uuid, "uuid") if self.source.key == "uuid" else uuid
-        known = self.directory.cells_of([key]).get(key) if self.directory is not None else None
-        query = Query(where={self.source.key: key}, sort=(), limit=2, deleted=None, hidden=True)
-        asked = self._prepare(query)
-        wanted = {known} if known is not None and known in self._ports else None
-        page = self._only(asked, wanted)
-        if page.records:
-            return page.records[0].cell, page.records[0]
-        away = {
-            name: report.error
-            for name, report in page.cells.items()
-            if report.state in {CellState.SLOW, CellState.DOWN}
-        }
+    def _key(self, uuid: str) -> str:
+        return normalise_uuid(uuid, self.source.key) if self.source.uuids else uuid
+
+    def _find(self, uuid: str, columns: tuple[str, ...] | None) -> Record:
+        """The record in the cell that the directory names, else in whichever cell has it."""
+        key = self._key(uuid)
+        known = None if self.directory is None else self.directory.cells_of([key]).get(key)
+        where = {self.source.key: {"eq": plain(self.source.columns[self.source.key].kind, key)}}
+        asked = self._prepare(Query(where=where, sort=(), limit=1, deleted=None, hidden=True, columns=columns))
+        away: dict[str, str | None] = {}
+        for names in ([known], [name for name in self._ports if name != known]):
+            ports, reports = self._admit({name: self._ports[name] for name in names if name in self._ports})
+            if ports or reports:
+                page = Pager(self._means, asked, ports, reports, asked.start(None, None)).page()
+                if page.records:
+                    return page.records[0]
+                away.update({name: page.cells[name].error for name in missing(page.cells)})
+            if known in away:
+                break
         if away:
             raise CellUnavailable(f"{key} may be in {', '.join(away)}, which did not answer", cells=away)
-        raise InstanceNotFound(f"no instance {key}", identifier=key)
+        raise InstanceNotFound(f"no record {key} in any cell", identifier=key)
 
-    def _only(self, asked: _Asked, cells: set[str] | None) -> Page:
-        ports = {name: port for name, port in self._ports.items() if cells is None or name in cells}
-        start = Cursor(digest=asked.digest, position=None, lagging={})
-        merge = Merge(asked.plan.order, dict.fromkeys(ports), limit=asked.query.limit, indexes=asked.plan.indexes)
-        gather = Gather(asked.plan, merge, ports, start=self._workers.run, settle=self._settle, clock=self._clock)
-        gather.run()
-        return self._page(asked, merge, gather, {}, start)
+    # ---- other questions
+
+    def count(self, query: Query | None = None, *, by: str | None = None) -> Counts:
+        """How many records match, in all and for each value of a column.
+
+        Args:
+            query: What to count; its sort, limit and columns do not matter.
+            by: A column.
+
+        Raises:
+            InvalidQuery: Nothing was asked.
+            CellUnavailable: ``require="all"`` and some cell did not answer.
+        """
+        asked = self._prepare(query)
+        if by is not None and by not in self.source.columns:
+            raise InvalidQuery(f"no column {by!r} to count by", field="by", value=by)
+        ports, reports = self._choose(asked)
+        owners = self._means.owners(len(ports))
+
+        def work_of(cell: str) -> Callable[[Ask], Any]:
+            copies = [key for key, owner in owners.items() if owner != cell and owner in ports]
+
+            def work(ask: Ask) -> Any:
+                with ask.leased() as lease:
+                    return ask.run(lease, *asked.plan.count(lease.dialect, by, copies))
+
+            return work
+
+        asking = {} if asked.impossible else ports
+        results, parts, _ = ask_all(asking, work_of, start=self._means.start, clock=self._clock)
+        numbers: Counter[Any] = Counter()
+        for name, part in parts.items():
+            rows = results.get(name, ())
+            reports[name] = part.report(name, sum(row[-1] for row in rows))
+            for row in rows:
+                numbers[plain(self.source.columns[by].kind, row[0]) if by else None] += row[-1]
+        insist(asked.query, reports)
+        return Counts(
+            total=numbers.total(),
+            by=MappingProxyType(dict(numbers) if by else {}),
+            cells=MappingProxyType(dict(sorted(reports.items()))),
+        )
+
+    def scatter(
+        self,
+        function: Callable[[Connection], T],
+        *,
+        cells: Iterable[str] | None = None,
+        deadline: float | None = None,
+    ) -> Mapping[str, Answered[T]]:
+        """Call *function* with a connection to each cell, in several threads at once.
+
+        Whatever it returns or raises is that cell's answer.
+
+        Args:
+            function: Reads; what it changes without committing is rolled back.
+            cells: Names; None for all that are enabled.
+            deadline: Seconds for each cell, its own by default. A late call goes on in its thread, unheard.
+
+        Raises:
+            CellNotFound: One of *cells* is not configured.
+        """
+        names = [name for name, port in self._ports.items() if port.cell.enabled] if cells is None else list(cells)
+        for name in names:
+            self._port(name)
+        ports, reports = self._admit({name: self._ports[name] for name in names})
+
+        def work(ask: Ask) -> T:
+            with ask.link.engine.connect() as connection:
+                return function(connection)
+
+        results, parts, errors = ask_all(
+            ports, lambda _: work, start=self._means.start, clock=self._clock, seconds=deadline
+        )
+        answers: dict[str, Answered[T]] = {
+            name: Answered(report=report, value=None, error=None) for name, report in reports.items()
+        }
+        for name, part in parts.items():
+            answers[name] = Answered(report=part.report(name, 0), value=results.get(name), error=errors.get(name))
+        return MappingProxyType(dict(sorted(answers.items())))
 
     def database(self, cell: str) -> Database:
         """The database of a cell, for writing to it.
@@ -212,57 +304,63 @@ class CellRouter:
         Raises:
             CellNotFound: There is none of this name.
         """
+        return self._port(cell).link.database
+
+    def _port(self, cell: str) -> Port:
         port = self._ports.get(cell)
         if port is None:
             raise CellNotFound(f"no cell {cell!r}; there are {', '.join(self._ports)}", identifier=cell)
-        return port.link.database
+        return port
 
     # ---- inside
 
-    def _prepare(self, query: Query) -> _Asked:
-        return _Asked(self.source, query, self._statements)
+    def _prepare(self, query: Query | None) -> Asked:
+        if len(self._statements) > _MOST_STATEMENTS:
+            self._statements = {}
+        return Asked(self.source, query or Query(), self._statements)
 
-    def _choose(self, asked: _Asked) -> tuple[dict[str, Port], dict[str, CellReport]]:
+    def _choose(self, asked: Asked) -> tuple[dict[str, Port], dict[str, CellReport]]:
         """The cells to ask, and reports on the others."""
         routed, why = self._route(asked)
+        if routed is None:
+            return self._admit(self._ports)
+        ports, reports = self._admit({name: port for name, port in self._ports.items() if name in routed})
+        for name in self._ports.keys() - routed:
+            reports[name] = CellReport(name=name, state=CellState.SKIPPED, error=why)
+        return ports, reports
+
+    def _admit(self, wanted: Mapping[str, Port]) -> tuple[dict[str, Port], dict[str, CellReport]]:
+        """Those of the cells that may be asked now, and reports on the others."""
         ports: dict[str, Port] = {}
         reports: dict[str, CellReport] = {}
-        for name, port in self._ports.items():
+        for name, port in wanted.items():
             if not port.cell.enabled:
                 reports[name] = CellReport(name=name, state=CellState.SKIPPED, error="disabled")
-            elif routed is not None and name not in routed:
-                reports[name] = CellReport(name=name, state=CellState.SKIPPED, error=why)
             elif not self._guard.admit(name):
                 reports[name] = CellReport(name=name, state=CellState.DOWN, error=self._guard.refusal(name))
             else:
                 ports[name] = port
         return ports, reports
 
-    def _route(self, asked: _Asked) -> tuple[frozenset[str] | None, str]:
-        """The cells that can contribute, None for all; and the reason for the others."""
-        if self.directory is None:
-            return None, ""
+    def _route(self, asked: Asked) -> tuple[frozenset[str] | None, str]:
+        """The cells that can contribute, None for all; and why the others cannot."""
         routed: frozenset[str] | None = None
-        reasons = []
-        for what, values, question in (
-            ("tenant", asked.equal_to(self.source.tenant), self.directory.cells_of_tenant),
-            ("host", asked.equal_to(self.source.host), self.directory.cells_of_host),
+        reasons: list[str] = []
+        if self.directory is None or asked.impossible or asked.query.deleted is not False:
+            return None, ""
+        for what, column, question in (
+            ("tenant", self.source.tenant, self.directory.cells_of_tenant),
+            ("host", self.source.host, self.directory.cells_of_host),
         ):
-            if values is None or (what == "tenant" and asked.query.deleted is not False):
+            values = asked.equal_to(column)
+            answers = [question(value) for value in values or ()]
+            cells = [answer for answer in answers if answer is not None]
+            if values is None or len(cells) < len(answers):
                 continue
-            answers = [question(value) for value in values]
-            found = [answer for answer in answers if answer is not None]
-            if len(found) == len(answers):
-                cells = frozenset().union(*found)
-                routed = cells if routed is None else routed & cells
-                reasons.append(what)
-        return routed, f"the directory has nothing of this {' and '.join(reasons)} here"
-
-    def _owners(self, ports: Mapping[str, Port]) -> Mapping[str, str]:
-        return {} if self.directory is None or len(ports) < 2 else self.directory.moving()
-
-    def _settle(self, keys: Iterable[str]) -> Mapping[str, str]:
-        return {} if self.directory is None else self.directory.cells_of(keys)
+            union: frozenset[str] = frozenset().union(*cells)
+            routed = union if routed is None else routed & union
+            reasons.append(what)
+        return routed, f"the directory has nothing of this {' and '.join(reasons)} there"
 
     def close(self) -> None:
         """End the threads and close the connections that the router opened. May be called twice."""
@@ -277,68 +375,9 @@ class CellRouter:
         self.close()
 
     def check(self) -> None:
-        """Verify what must hold. Raises InvariantViolated."""
+        """Verify what must hold.
+
+        Raises:
+            InvariantViolated: It does not.
+        """
         self._guard.check()
-
-
-class _Asked:
-    """A query checked and made ready."""
-
-    def __init__(self, source: RecordSource, query: Query, statements: dict[Any, Statement]) -> None:
-        self.query = query
-        where, expression = (query.where, None) if isinstance(query.where, MappingABC) else ({}, query.where)
-        self.conditions = conditions_of({**where, **_shorthands(source, query)}, source.columns)
-        self.impossible = any(condition.impossible for condition in self.conditions)
-        order = order_of(query.sort, source.key, source.columns)
-        shown = projection_of(query, source.key, source.columns)
-        self.plan = Plan(source, query, self.conditions, order, shown, statements, expression)
-        self.shaper = Shaper(source.columns, self.plan.columns, shown)
-        self.digest = digest(
-            source.name, order, self.conditions, query.deleted, query.hidden, self.plan.words,
-            sorted(query.metadata.items()), None if expression is None else _text(expression),
-        )  # fmt: skip
-
-    def equal_to(self, column: str | None) -> tuple[Any, ...] | None:
-        """The values that a column is confined to by equality, None when it is not."""
-        found: list[Condition] = [
-            each for each in self.conditions if each.column == column and each.operator in {"eq", "in"}
-        ]
-        return found[0].values if found else None
-
-
-def _shorthands(source: RecordSource, query: Query) -> dict[str, Any]:
-    where: dict[str, Any] = {}
-    for meaning, column, value in (("tenant", source.tenant, query.tenant), ("host", source.host, query.host)):
-        if value is not None:
-            if column is None:
-                raise InvalidQuery(f"{source.name} has no column for the {meaning}", field=meaning)
-            where[column] = value
-    bounds = {"ge": query.changes_since, "le": query.changes_before}
-    bounds = {operator: value for operator, value in bounds.items() if value is not None}
-    if bounds:
-        if source.updated is None:
-            raise InvalidQuery(f"{source.name} does not say when its records changed", field="changes_since")
-        where[source.updated] = bounds
-    return where
-
-
-def _text(expression: Any) -> str:
-    compiled = expression.compile()
-    return f"{compiled}{sorted((k, repr(v)) for k, v in compiled.params.items())}"
-
-
-def _insist(query: Query, reports: Mapping[str, CellReport]) -> None:
-    if query.require is Require.ALL:
-        away = {name: each.error for name, each in reports.items() if each.state in {CellState.SLOW, CellState.DOWN}}
-        if away:
-            text = "; ".join(f"{name}: {error}" for name, error in away.items())
-            raise CellUnavailable(f"not every cell answered: {text}", cells=away)
-
-
-def _cursor(asked: _Asked, positions: Mapping[str, Any], start: Cursor) -> Cursor:
-    """The cursor after a page: the furthest position, and the cells that lag behind it."""
-    order = asked.plan.order
-    reached = [position for position in (*positions.values(), start.position) if position is not None]
-    furthest = max(reached, key=order.sort_key) if reached else None
-    lagging = {name: position for name, position in positions.items() if position != furthest}
-    return Cursor(digest=asked.digest, position=furthest, lagging=lagging)

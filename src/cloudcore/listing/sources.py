@@ -98,6 +98,22 @@ class RecordSource:
             raise InvalidArgument(f"there is no table {table!r} to reflect", field="table", value=table) from error
         return cls(reflected, key=key, **options)
 
+    def check(self, query: Query) -> None:
+        """Refuse what this source cannot filter by.
+
+        Raises:
+            InvalidQuery: It has no tags, or no metadata.
+        """
+        if query.metadata and self._metadata is None:
+            raise InvalidQuery(f"{self.name} has no metadata to filter by", field="metadata")
+        if self._tags is None and (query.tags or query.tags_any or query.not_tags or query.not_tags_any):
+            raise InvalidQuery(f"{self.name} has no tags to filter by", field="tags")
+
+    @property
+    def uuids(self) -> bool:
+        """Whether keys are UUIDs, which callers may write in any form."""
+        return self.key == "uuid" or self.columns[self.key].kind is Kind.UUID
+
     # ---- expressions, per dialect
 
     def value(self, name: str, dialect: str) -> Expression:
@@ -126,16 +142,14 @@ class RecordSource:
 
     def has_pair(self, key: sa.BindParameter[Any], value: sa.BindParameter[Any], dialect: str) -> Expression:
         """The record has this pair of metadata."""
-        if self._metadata is None:
-            raise InvalidQuery(f"{self.name} has no metadata to filter by", field="metadata")
+        assert self._metadata is not None  # check() has seen to it
         table, owner, name, content = self._metadata
         tests = [table.c[owner] == self.table.c[self.key], *_equal(table.c[name], key, dialect)]
         return sa.exists().where(*tests, *_equal(table.c[content], value, dialect), *self._live(table))
 
     def has_tag(self, tags: list[sa.BindParameter[Any]], dialect: str) -> Expression:
         """The record has at least one of these tags."""
-        if self._tags is None:
-            raise InvalidQuery(f"{self.name} has no tags to filter by", field="tags")
+        assert self._tags is not None  # check() has seen to it
         table, owner, name = self._tags
         return sa.exists().where(
             table.c[owner] == self.table.c[self.key],

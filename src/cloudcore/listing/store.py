@@ -190,7 +190,7 @@ class InstanceStore:
             words = list(tags)
             columns = (instance_metadata.c.key, instance_metadata.c.value)
             pairs = connection.execute(sa.select(*columns).where(instance_metadata.c.instance_uuid == uuid))
-            return dict(row), words, dict(pairs.tuples())
+            return dict(row), words, {key: value for key, value in pairs.tuples()}  # noqa: C416 - a Result has keys()
 
     def _owner(self, uuid: str) -> tuple[str, Mapping[str, Any]]:
         record = self._router.get(uuid)

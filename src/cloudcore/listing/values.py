@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import attrs
 
 from cloudcore._extras import require_extra
 from cloudcore._values import require_utc
-from cloudcore.errors import InvalidQuery
+from cloudcore.errors import CloudcoreError, InvalidQuery
 
 if TYPE_CHECKING:
     from datetime import datetime
 
 __all__ = [
     "UNKNOWN",
+    "Answered",
     "CellReport",
     "CellState",
     "Counts",
@@ -28,6 +29,8 @@ __all__ = [
     "Require",
     "Sort",
 ]
+
+T = TypeVar("T")
 
 UNKNOWN = "UNKNOWN"
 """``vm_state`` of a record that only the directory vouches for, because its cell does not answer."""
@@ -303,3 +306,18 @@ class Counts:
     total: int
     by: Mapping[Any, int]
     cells: Mapping[str, CellReport]
+
+
+@attrs.frozen(kw_only=True)
+class Answered(Generic[T]):
+    """One cell's answer to :meth:`CellRouter.scatter`.
+
+    Attributes:
+        report: What became of the cell.
+        value: What the function returned; None when there is an error.
+        error: What it raised, or why the cell could not be asked.
+    """
+
+    report: CellReport
+    value: T | None
+    error: CloudcoreError | None

@@ -1,0 +1,122 @@
+"""A query checked against its source and made ready to be sent: everything that can be refused is refused here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from cloudcore.errors import InvalidQuery
+from cloudcore.listing.conditions import conditions_of, order_of, projection_of
+from cloudcore.listing.cursors import Cursor, digest
+from cloudcore.listing.records import Shaper
+from cloudcore.listing.statements import Plan, Statement
+from cloudcore.listing.values import Fetching
+
+if TYPE_CHECKING:
+    from cloudcore.listing.order import Position
+    from cloudcore.listing.sources import RecordSource
+    from cloudcore.listing.values import Query
+
+__all__ = ["Asked"]
+
+
+class Asked:
+    """A query made ready.
+
+    Attributes:
+        plan: Fetches whole rows.
+        keys: Fetches only sort columns.
+        shaper: Makes records of whole rows.
+        impossible: No record can match; nothing need be asked.
+        digest: Of everything that a cursor must agree with.
+    """
+
+    def __init__(self, source: RecordSource, query: Query, statements: dict[Any, Statement]) -> None:
+        self.source, self.query = source, query
+        where, expression = _where(query)
+        self.conditions = conditions_of({**where, **_shorthands(source, query)}, source.columns)
+        self.impossible = query.limit == 0 or any(condition.impossible for condition in self.conditions)
+        source.check(query)
+        self.order = order_of(query.sort, source.key, source.columns)
+        shown = projection_of(query, source.key, source.columns)
+        self._parts = (source, query, self.conditions, self.order)
+        self._statements, self._expression = statements, expression
+        self.plan = Plan(*self._parts, shown, statements, expression)
+        self.shaper = Shaper(source.columns, self.plan.columns, shown)
+        self.digest = digest(
+            source.name,
+            self.order,
+            self.conditions,
+            (query.deleted, query.hidden, self.plan.words),
+            sorted(query.metadata.items()),
+            None if expression is None else _text(expression),
+        )
+
+    @property
+    def keys(self) -> Plan:
+        """A plan that fetches only what the merge compares."""
+        return Plan(*self._parts, (), self._statements, self._expression)
+
+    def keys_first(self, cells: int) -> bool:
+        """Whether keys are fetched before rows, when so many cells are asked."""
+        if self.query.fetching is not Fetching.AUTO:
+            return self.query.fetching is Fetching.KEYS
+        return cells > 2 and any(self.source.columns[name].wide for name in self.shaper.layout.names)
+
+    def equal_to(self, column: str | None) -> tuple[Any, ...] | None:
+        """The values that a column is confined to by equality, None when it is not."""
+        found = [each for each in self.conditions if each.column == column and each.operator in {"eq", "in"}]
+        return found[0].values if found else None
+
+    def start(self, cursor: str | None, marker: Position | None) -> Cursor:
+        """Where to begin.
+
+        Raises:
+            InvalidCursor: The cursor is damaged or of another query.
+        """
+        if cursor is None:
+            return Cursor(digest=self.digest, position=marker, lagging={})
+        return Cursor.decode(cursor, self.digest)
+
+
+def _where(query: Query) -> tuple[Mapping[str, Any], Any]:
+    if query.where is None:
+        return {}, None
+    if isinstance(query.where, Mapping):
+        return query.where, None
+    if isinstance(query.where, sa.ColumnElement):
+        return {}, query.where
+    raise InvalidQuery(
+        f"where: expected a mapping of columns or an SQLAlchemy expression, got {type(query.where).__name__}",
+        field="where",
+    )
+
+
+def _shorthands(source: RecordSource, query: Query) -> dict[str, Any]:
+    where: dict[str, Any] = {}
+    for meaning, column, value in (("tenant", source.tenant, query.tenant), ("host", source.host, query.host)):
+        if value is not None:
+            if column is None:
+                raise InvalidQuery(f"{source.name} has no column for the {meaning}", field=meaning)
+            where[column] = _joined(query, column, {"eq": value})
+    bounds = {"ge": query.changes_since, "le": query.changes_before}
+    bounds = {operator: value for operator, value in bounds.items() if value is not None}
+    if bounds:
+        if source.updated is None:
+            raise InvalidQuery(f"{source.name} does not say when its records changed", field="changes_since")
+        where[source.updated] = _joined(query, source.updated, bounds)
+    return where
+
+
+def _joined(query: Query, column: str, operators: dict[str, Any]) -> dict[str, Any]:
+    """A shorthand's test; the same column may not also be in ``where``, so that neither silently wins."""
+    if isinstance(query.where, Mapping) and column in query.where:
+        raise InvalidQuery(f"{column} is tested in where and by a shorthand; use one of them", field=column)
+    return operators
+
+
+def _text(expression: Any) -> str:
+    compiled = expression.compile()
+    return f"{compiled}{sorted((name, repr(value)) for name, value in compiled.params.items())}"

@@ -1,0 +1,136 @@
+"""Streams: the whole result in order, with bounded memory, from one merge that keeps fetching ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Self
+
+from cloudcore.errors import Cancelled
+from cloudcore.listing.gather import Gather
+from cloudcore.listing.merge import Merge
+from cloudcore.listing.paging import cursor_after, insist, missing
+from cloudcore.listing.values import CellReport, Record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from cloudcore.listing.asked import Asked
+    from cloudcore.listing.cursors import Cursor
+    from cloudcore.listing.merge import Entry
+    from cloudcore.listing.paging import Means
+    from cloudcore.listing.ports import Port
+
+__all__ = ["Stream"]
+
+_BUFFERED = 8_000
+"""Rows asked for at once, over all cells: what bounds the memory."""
+
+
+class Stream(Iterator[Record]):
+    """An iterator over a whole result. For one thread, except :meth:`cancel`.
+
+    Memory is bounded by the rows fetched ahead, whatever the total. A cell that fails takes no other with it: its rows
+    up to the failure come, :attr:`cells` blames it, and :attr:`resume_cursor` goes on without losing any.
+    """
+
+    def __init__(
+        self,
+        means: Means,
+        asked: Asked,
+        ports: Mapping[str, Port],
+        reports: Mapping[str, CellReport],
+        start: Cursor,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> None:
+        self._asked, self._start = asked, start
+        self._others = dict(reports)
+        self._progress = on_progress
+        batch = max(32, min(1000, _BUFFERED // max(1, len(ports))))
+        self._merge = Merge(
+            asked.order,
+            {name: start.start_of(name) for name in ports},
+            limit=None,
+            indexes=asked.plan.indexes,
+            batch=batch,
+            owners=means.owners(len(ports)),
+            retain=False,
+        )
+        self._gather = Gather(
+            asked.plan, self._merge, ports, start=means.start, settle=means.settle, clock=means.clock, patient=True
+        )
+        self._names = list(self._merge.runs)
+        self._numbers = [0] * len(self._names)
+        self._block: Iterator[Entry] = iter(())
+        self._last: Entry | None = None
+        self._count = 0
+        self._ended = asked.impossible
+        self._cancelled = False
+
+    def __next__(self) -> Record:
+        """The next record.
+
+        Raises:
+            CellUnavailable: ``require="all"`` and some cell did not answer.
+            Cancelled: :meth:`cancel` was called.
+        """
+        entry = next(self._block, None)
+        if entry is None:
+            entry = self._refill()
+        self._last = entry
+        self._numbers[entry[1]] += 1
+        return self._asked.shaper.record(entry[2], self._names[entry[1]])
+
+    def _refill(self) -> Entry:
+        if self._cancelled:
+            self.close()
+            raise Cancelled(f"the listing was cancelled after {self._count} records")
+        block = [] if self._ended else self._gather.advance()
+        insist(self._asked.query, self.cells)
+        if not block:
+            self._ended = True
+            raise StopIteration
+        self._count += len(block)
+        if self._progress is not None:
+            self._progress(self._count)
+        self._block = iter(block)
+        return next(self._block)
+
+    @property
+    def cells(self) -> Mapping[str, CellReport]:
+        """What became of each cell so far."""
+        reports = dict(self._others)
+        for number, (name, run) in enumerate(self._merge.runs.items()):
+            ended = run.exhausted and not run.left
+            reports[name] = self._gather.parts[name].report(name, self._numbers[number], exhausted=ended)
+        return MappingProxyType(dict(sorted(reports.items())))
+
+    @property
+    def resume_cursor(self) -> str | None:
+        """Where to go on after the last record taken, with this query; None when everything has been had."""
+        reports = self.cells
+        away = missing(reports)
+        if self._ended and not away:
+            return None
+        positions: dict[str, Any] = {name: self._start.start_of(name) for name in away}
+        if self._last is None:
+            positions.update({name: self._start.start_of(name) for name in self._names})
+        else:
+            positions.update(self._merge.positions(self._last))
+        return cursor_after(self._asked, positions, self._start, frozenset(away)).encode()
+
+    def cancel(self) -> None:
+        """From any thread: the iteration raises :class:`~cloudcore.errors.Cancelled` before its next batch."""
+        self._cancelled = True
+
+    def close(self) -> None:
+        """Drop what is under way. The stream gives nothing more."""
+        self._gather.stop()
+        self._block = iter(())
+        self._ended = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

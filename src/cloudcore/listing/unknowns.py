@@ -1,0 +1,89 @@
+"""Placeholders: what the directory knows of the records of a cell that does not answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from cloudcore.listing.conditions import Condition, order_of
+from cloudcore.listing.statements import Plan, segments
+from cloudcore.listing.values import UNKNOWN, Query, Record
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cloudcore.listing.asked import Asked
+    from cloudcore.listing.order import Order, Position
+    from cloudcore.listing.paging import Means
+
+__all__ = ["Filler", "Unknowns"]
+
+_ALL = 10**9
+"""Stands for "no limit" in a statement."""
+
+
+@attrs.frozen
+class Filler:
+    """A placeholder and its sort key in the order asked for."""
+
+    key: tuple[Any, ...]
+    record: Record
+
+
+class Unknowns:
+    """The placeholders of one page.
+
+    Attributes:
+        possible: The directory can tell which of its instances the query means.
+        in_place: It can also tell where in the order each stands; else they come at the end, by key.
+        more: Whether there are further ones after those given.
+    """
+
+    def __init__(self, means: Means, asked: Asked, away: Sequence[str]) -> None:
+        self._asked, self._away = asked, tuple(sorted(away))
+        entries = None if means.directory is None else means.directory.entries
+        self.more = False
+        self.possible = entries is not None and _answerable(asked, entries[0].columns.keys())
+        self.in_place = False
+        if entries is not None and self.possible:
+            self._source, self._database = entries
+            self.in_place = all(key.column in self._source.columns for key in asked.order.keys)
+
+    def after(self, position: Position | None, limit: int | None) -> list[Filler]:
+        """Placeholders in the order asked for, strictly after *position*."""
+        order = order_of(self._asked.query.sort, self._source.key, self._source.columns)
+        return self._fetch(order, position, limit)
+
+    def tail(self, key: str | None, limit: int | None) -> list[Filler]:
+        """Placeholders by key, strictly after *key*."""
+        order = order_of((), self._source.key, self._source.columns)
+        return self._fetch(order, None if key is None else (key,), limit)
+
+    def _fetch(self, order: Order, after: Position | None, limit: int | None) -> list[Filler]:
+        conditions = (*self._asked.conditions, Condition("cell", "in", self._away))
+        plan = Plan(self._source, Query(limit=limit), conditions, order, tuple(self._source.columns), {})
+        count = _ALL if limit is None else limit + 1
+        rows: list[tuple[Any, ...]] = []
+        with self._database.read() as connection:
+            for segment in segments(order, after):
+                text, parameters = plan.page(self._database.engine.dialect, segment, count - len(rows))
+                rows += [tuple(row) for row in connection.exec_driver_sql(text, parameters)]
+                if len(rows) >= count:
+                    break
+        self.more = len(rows) >= count
+        keys = order.sort_keys([[row[index] for row in rows] for index in plan.indexes]) if rows else []
+        fillers = [Filler(key, self._record(plan, row)) for key, row in zip(keys, rows, strict=True)]
+        return fillers if limit is None else fillers[:limit]
+
+    def _record(self, plan: Plan, row: tuple[Any, ...]) -> Record:
+        shaper = self._asked.shaper
+        known = dict(zip(plan.columns, row, strict=True))
+        values = {"vm_state": UNKNOWN, **known}
+        return shaper.from_plain([values.get(name) for name in shaper.layout.names], known["cell"])
+
+
+def _answerable(asked: Asked, columns: Any) -> bool:
+    query = asked.query
+    plain = not (query.metadata or asked.plan.words or asked.plan.expression is not None or query.deleted is True)
+    return plain and all(condition.column in columns for condition in asked.conditions)
