@@ -1,0 +1,226 @@
+"""Pictures of a forest: HTML and SVG for notebooks, a rich tree for terminals. Pure; the same input, the same bytes."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from cloudcore._extras import require_extra
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from cloudcore.placement.values import Provider
+
+__all__ = ["Row", "render_html", "render_rich", "render_svg", "rows_of"]
+
+ROWS = 200
+"""Providers shown at most; the rest is counted in the last line."""
+
+_FREE, _BUSY, _FULL, _RESERVED = "#2e9e6b", "#d99a1c", "#c8443c", "#9aa3ad"
+_LINE, _INK, _FAINT, _GROUND = "#c5ccd3", "#1d2733", "#66717d", "#e8ebee"
+
+
+@attrs.frozen(kw_only=True)
+class Row:
+    """One provider as it is drawn.
+
+    Attributes:
+        provider: The provider.
+        depth: 0 for a root.
+        used: Resource class → units in use.
+        open_levels: For each level above: does a line run on below this row?
+        last: Whether it is the last child of its parent.
+    """
+
+    provider: Provider
+    depth: int
+    used: Mapping[str, int]
+    open_levels: tuple[bool, ...] = ()
+    last: bool = True
+
+
+def rows_of(providers: Sequence[Provider], usage: Mapping[str, Mapping[str, int]]) -> list[Row]:
+    """The rows of *providers*, which are whole trees in depth-first order; no more than are shown."""
+    children: dict[str | None, list[str]] = {}
+    known = {provider.uuid for provider in providers}
+    for provider in providers:
+        parent = provider.parent if provider.parent in known else None
+        children.setdefault(parent, []).append(provider.uuid)
+    lines: dict[str | None, tuple[bool, ...]] = {None: ()}
+    rows: list[Row] = []
+    for provider in providers[:ROWS]:
+        parent = provider.parent if provider.parent in known else None
+        above = lines[parent]
+        last = children[parent][-1] == provider.uuid
+        lines[provider.uuid] = () if parent is None else (*above, not last)
+        rows.append(
+            Row(
+                provider=provider,
+                depth=0 if parent is None else len(above) + 1,
+                used=usage.get(provider.uuid, {}),
+                open_levels=above,
+                last=last,
+            )
+        )
+    return rows
+
+
+def _colour(used: int, capacity: int) -> str:
+    if used >= capacity:
+        return _FULL
+    return _BUSY if used * 4 >= capacity * 3 else _FREE
+
+
+def _bars(row: Row) -> Iterator[tuple[str, int, int, int]]:
+    """Class, in use, capacity, reserved; classes in the order of the inventory."""
+    for name, inventory in row.provider.inventories.items():
+        yield name, row.used.get(name, 0), inventory.capacity, inventory.reserved
+
+
+def _numbers(used: int, capacity: int, reserved: int) -> str:
+    kept = f" ({reserved} reserved)" if reserved else ""
+    return f"{used}/{capacity}{kept}"
+
+
+def _share(used: int, capacity: int) -> float:
+    return min(1.0, used / capacity) if capacity > 0 else 1.0
+
+
+# --- SVG -------------------------------------------------------------------------------------------------------------
+
+_WIDTH, _HEIGHT, _INDENT, _BAR = 920, 24, 22, 74
+_COLUMN = 178
+
+
+def render_svg(rows: Sequence[Row], hidden: int, title: str) -> str:
+    """Draw *rows* as one SVG document: names, a bar for each resource class, traits as a tooltip."""
+    names = max((len(row.provider.name) * 7.4 + row.depth * _INDENT for row in rows), default=0.0)
+    left = round(min(max(names + 34, 120), 420))
+    most = max((len(row.provider.inventories) for row in rows), default=1)
+    width = max(_WIDTH, left + most * _COLUMN + 16) if most > 3 else left + max(most, 1) * _COLUMN + 16
+    height = (len(rows) + 1 + bool(hidden)) * _HEIGHT + 16
+    parts = [
+        (
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+            f'viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}" '
+            f'font-family="ui-sans-serif, system-ui, sans-serif" font-size="12">'
+        ),
+        f"<title>{escape(title)}</title>",
+        f'<rect width="{width}" height="{height}" rx="6" fill="#ffffff"/>',
+        f'<text x="12" y="21" fill="{_FAINT}">{escape(title)}</text>',
+    ]
+    for index, row in enumerate(rows):
+        parts += _svg_row(row, (index + 1) * _HEIGHT + 8, left)
+    if hidden:
+        y = (len(rows) + 1) * _HEIGHT + 24
+        parts.append(f'<text x="12" y="{y}" fill="{_FAINT}">and {hidden} more providers</text>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _svg_row(row: Row, y: int, left: int) -> Iterator[str]:
+    middle = y + _HEIGHT // 2
+    x = 14 + row.depth * _INDENT
+    for level, runs_on in enumerate(row.open_levels):
+        if runs_on:
+            at = 14 + level * _INDENT + 8
+            yield f'<path d="M{at} {y}V{y + _HEIGHT}" stroke="{_LINE}" fill="none"/>'
+    if row.depth:
+        at = x - _INDENT + 8
+        end = middle if row.last else y + _HEIGHT
+        yield f'<path d="M{at} {y}V{end}M{at} {middle}H{x - 2}" stroke="{_LINE}" fill="none"/>'
+    traits = ", ".join(sorted(row.provider.traits)) or "no traits"
+    weight = ' font-weight="600"' if not row.depth else ""
+    yield (
+        f'<text x="{x + 2}" y="{middle + 4}" fill="{_INK}"{weight}>{escape(row.provider.name)}'
+        f"<title>{escape(traits)}</title></text>"
+    )
+    for place, (name, used, capacity, reserved) in enumerate(_bars(row)):
+        yield from _svg_bar(left + place * _COLUMN, middle, name, used, capacity, reserved)
+
+
+def _svg_bar(x: int, middle: int, name: str, used: int, capacity: int, reserved: int) -> Iterator[str]:
+    fill = round(_share(used, capacity) * _BAR, 1)
+    colour = _RESERVED if capacity <= 0 else _colour(used, capacity)
+    label = name.removeprefix("CUSTOM_")
+    short = label if len(label) <= 14 else label[:13] + "…"
+    yield f'<rect x="{x}" y="{middle - 1}" width="{_BAR}" height="7" rx="3" fill="{_GROUND}"/>'
+    if fill:
+        yield f'<rect x="{x}" y="{middle - 1}" width="{fill}" height="7" rx="3" fill="{colour}"/>'
+    yield (
+        f'<text x="{x}" y="{middle - 4}" font-size="9" fill="{_FAINT}">{escape(short)}'
+        f"<title>{escape(name)}: {_numbers(used, capacity, reserved)}</title></text>"
+    )
+    yield f'<text x="{x + _BAR + 6}" y="{middle + 6}" font-size="10" fill="{_INK}">{used}/{capacity}</text>'
+
+
+# --- HTML ------------------------------------------------------------------------------------------------------------
+
+_STYLE = (
+    "<style>.cloudcore-tree{font:13px/1.7 ui-sans-serif,system-ui,sans-serif}.cloudcore-tree details,"
+    ".cloudcore-tree .leaf{margin-left:1.1em}.cloudcore-tree summary{cursor:pointer}"
+    f".cloudcore-tree .bar{{display:inline-block;width:4.5em;height:.55em;border-radius:.3em;background:{_GROUND};"
+    "overflow:hidden;margin:0 .3em 0 .8em}.cloudcore-tree .bar i{display:block;height:100%}"
+    f".cloudcore-tree small{{color:{_FAINT}}}</style>"
+)
+
+
+def render_html(rows: Sequence[Row], hidden: int, title: str) -> str:
+    """Draw *rows* as nested, collapsible HTML; roots are open when there are few."""
+    opened = " open" if sum(1 for row in rows if not row.depth) <= 5 else ""
+    parts = [_STYLE, f'<div class="cloudcore-tree"><small>{escape(title)}</small>']
+    depth_of_open: list[int] = []
+    for index, row in enumerate(rows):
+        while depth_of_open and depth_of_open[-1] >= row.depth:
+            parts.append("</details>")
+            depth_of_open.pop()
+        following = rows[index + 1] if index + 1 < len(rows) else None
+        if following is not None and following.depth > row.depth:
+            parts.append(f"<details{opened}><summary>{_html_line(row)}</summary>")
+            depth_of_open.append(row.depth)
+        else:
+            parts.append(f'<div class="leaf">{_html_line(row)}</div>')
+    parts += ["</details>"] * len(depth_of_open)
+    if hidden:
+        parts.append(f"<small>and {hidden} more providers</small>")
+    return "".join([*parts, "</div>"])
+
+
+def _html_line(row: Row) -> str:
+    traits = escape(", ".join(sorted(row.provider.traits)), quote=True)
+    bars = "".join(
+        f'<span class="bar" title="{escape(name)}: {_numbers(used, capacity, reserved)}">'
+        f'<i style="width:{_share(used, capacity):.0%};background:{_colour(used, capacity)}"></i></span>'
+        f"<small>{escape(name)} {_numbers(used, capacity, reserved)}</small>"
+        for name, used, capacity, reserved in _bars(row)
+    )
+    return f'<span title="{traits}">{escape(row.provider.name)}</span>{bars}'
+
+
+# --- terminals -------------------------------------------------------------------------------------------------------
+
+
+def render_rich(rows: Sequence[Row], hidden: int, title: str) -> Any:
+    """Draw *rows* as a ``rich.tree.Tree``.
+
+    Raises:
+        MissingExtra: rich is not installed.
+    """
+    trees = require_extra("rich.tree", "rich")
+    text = require_extra("rich.text", "rich")
+    top = trees.Tree(text.Text(title, style="dim"))
+    branches: list[Any] = [top]
+    for row in rows:
+        del branches[row.depth + 1 :]
+        line = text.Text(row.provider.name, style="bold" if not row.depth else "")
+        for name, used, capacity, reserved in _bars(row):
+            style = {_FULL: "red", _BUSY: "yellow", _FREE: "green"}[_colour(used, capacity)]
+            full = round(_share(used, capacity) * 8)
+            line.append(f"  {name} ", style="dim").append("━" * full, style=style).append("━" * (8 - full), style="dim")
+            line.append(f" {_numbers(used, capacity, reserved)}")
+        branches.append(branches[-1].add(line))
+    if hidden:
+        top.add(text.Text(f"and {hidden} more providers", style="dim"))
+    return top
