@@ -66,23 +66,23 @@ def givers(world: World, root: Provider, group: Group, name: str, amount: int) -
         and (
             all(any_of & provider.aggregates for any_of in group.member_of)
             or (
-                world.root(provider) == root  # the root's aggregates speak for its own tree, not for a pool elsewhere
+                world.root(provider) is root  # the root's aggregates speak for its own tree, not for a pool elsewhere
                 and all(any_of & root.aggregates for any_of in group.member_of)
             )
         )
         and not group.not_member_of & (provider.aggregates | root.aggregates)
-        and (group.in_tree is None or (world.root(provider) == root and in_tree_of(world, provider, group.in_tree)))
+        and (group.in_tree is None or (world.root(provider) is root and in_tree_of(world, provider, group.in_tree)))
     ]
 
 
 def reachable(world: World, root: Provider) -> list[Provider]:
     """The tree's own providers, and those that share with it: an aggregate in common with any of its members."""
     aggregates = frozenset().union(*(member.aggregates for member in world.tree(root)))
-    return [p for p in world.providers if world.root(p) == root or (p.shares and p.aggregates & aggregates)]
+    return [p for p in world.providers if world.root(p) is root or (p.shares and p.aggregates & aggregates)]
 
 
 def in_tree_of(world: World, provider: Provider, uuid: str) -> bool:
-    return uuid in world.by_uuid and world.root(world.by_uuid[uuid]) == world.root(provider)
+    return uuid in world.by_uuid and world.root(world.by_uuid[uuid]) is world.root(provider)
 
 
 def fits(provider: Provider, name: str, amount: int) -> bool:

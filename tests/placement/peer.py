@@ -42,7 +42,6 @@ class Answer:
     count: int = 0
     code: str | None = None
     detail: str | None = None
-    summaries: dict | None = None
 
 
 class Peer:
@@ -79,8 +78,12 @@ class Peer:
         self.ask("world", providers=world.for_peer())
 
     def search(self, queries: list[str]) -> list[Answer]:
-        """Ask each of *queries*."""
+        """Ask each of *queries* as a client does."""
         return [_answer(raw) for raw in self.ask("search", queries=queries)]
+
+    def find(self, queries: list[str]) -> list[Answer]:
+        """Ask each of *queries* below HTTP, which is faster; names that do not exist end in status 500."""
+        return [_answer(raw) for raw in self.ask("find", queries=queries)]
 
     def close(self) -> None:
         """End the process."""
@@ -104,7 +107,7 @@ def _answer(raw: dict) -> Answer:
     if raw["status"] != 200:
         return Answer(raw["status"], code=raw.get("code"), detail=raw["detail"])
     found = [identity(*pair) for pair in raw["candidates"]]
-    return Answer(200, frozenset(found), len(found), summaries=raw["summaries"])
+    return Answer(200, frozenset(found), len(found))
 
 
 def identity(allocations: dict[str, dict[str, int]], mappings: dict[str, list[str]]) -> oracle.Candidate:

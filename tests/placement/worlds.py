@@ -48,7 +48,7 @@ class Stock:
         return {name: value for name, value in attrs.asdict(self).items() if name != "used"}
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False)
 class Provider:
     """One resource provider of a world."""
 
@@ -65,7 +65,7 @@ class Provider:
         return SHARING in self.traits
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, slots=False)
 class World:
     """A forest, parents before their children."""
 
@@ -79,22 +79,26 @@ class World:
     def by_name(self) -> dict[str, Provider]:
         return {provider.name: provider for provider in self.providers}
 
+    @cached_property
+    def _lines(self) -> dict[str, list[Provider]]:
+        lines: dict[str, list[Provider]] = {}
+        for provider in self.providers:
+            lines[provider.uuid] = [provider, *(lines[provider.parent] if provider.parent else [])]
+        return lines
+
     def lineage(self, provider: Provider) -> list[Provider]:
         """The provider, its parent, and so on to its root."""
-        line = [provider]
-        while line[-1].parent is not None:
-            line.append(self.by_uuid[line[-1].parent])
-        return line
+        return self._lines[provider.uuid]
 
     def root(self, provider: Provider) -> Provider:
-        return self.lineage(provider)[-1]
+        return self._lines[provider.uuid][-1]
 
     @cached_property
     def roots(self) -> list[Provider]:
         return [provider for provider in self.providers if provider.parent is None]
 
     def tree(self, root: Provider) -> list[Provider]:
-        return [provider for provider in self.providers if self.root(provider) == root]
+        return [provider for provider in self.providers if self.root(provider) is root]
 
     def for_peer(self) -> list[dict]:
         """The form that `peer_server` stores."""
