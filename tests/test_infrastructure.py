@@ -79,3 +79,10 @@ def test_refused_and_accepted_again(through_proxy):
         _ids(engine)
     proxy.accept()
     assert _ids(engine) == []
+
+
+@pytest.mark.xdist_group("guard")
+def test_groups_of_tests_stay_together(request):
+    """Tests that share a server of their own rely on `xdist_group`; versions that ignore it do so silently."""
+    if request.config.getoption("dist", "no") == "loadgroup" and hasattr(request.config, "workerinput"):
+        assert request.node.nodeid.endswith("@guard")
