@@ -147,11 +147,15 @@ operations = sa.Table(
     sa.Column("result", sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")),
     sa.Column("created_at", Instant(), nullable=False),
     sa.Index(None, "created_at"),
+    sqlite_with_rowid=False,
 )
 """What was done under which operation id, written in the transaction that did it. Old rows may be pruned."""
 
 
 # --- operations ------------------------------------------------------------------------------------------------------
+
+
+_ORDERED = json.JSONEncoder(sort_keys=True, separators=(",", ":"))  # json.dumps would make one for each call
 
 
 @attrs.frozen(kw_only=True)
@@ -183,7 +187,7 @@ class Operation:
             InvalidArgument: *operation_id* is empty or longer than 64 characters.
         """
         identifier = id_factory() if operation_id is None else require_text(operation_id, "operation_id", maximum=64)
-        text = json.dumps([name, arguments], sort_keys=True, separators=(",", ":"))
+        text = _ORDERED.encode([name, arguments])
         return cls(id=identifier, name=name, fingerprint=hashlib.sha256(text.encode()).hexdigest())
 
     def matches(self, name: str, fingerprint: str) -> None:

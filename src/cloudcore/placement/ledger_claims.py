@@ -26,7 +26,7 @@ from cloudcore.errors import (
     Transient,
 )
 from cloudcore.placement.claims import InventoryRow, Key, Owner, Take, refusal
-from cloudcore.placement.ledger_session import Session
+from cloudcore.placement.ledger_session import Session, to_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, MutableMapping, Sequence
@@ -67,12 +67,12 @@ class NewClaim:
     @property
     def stored_result(self) -> str:
         """The result as the table of operations keeps it."""
-        return json.dumps(self.result, separators=(",", ":"))
+        return to_json(self.result)
 
     @property
     def stored_holdings(self) -> str:
         """What history keeps."""
-        return json.dumps(self.allocations, separators=(",", ":"))
+        return to_json(self.allocations)
 
     def amounts(self) -> Iterator[tuple[str, str, int]]:
         """Provider uuid, class and amount of each row."""

@@ -6,7 +6,6 @@ keeps the migration's half and the record in step with what the instance holds.
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ import attrs
 
 from cloudcore._failpoints import failpoint
 from cloudcore.errors import AlreadyExists, DatabaseBusy, InUse, InvalidTransition, MoveNotFound
+from cloudcore.placement.ledger_session import to_json
 from cloudcore.placement.ledger_writes import NEW, Target, apply_targets, in_uuids, missing
 from cloudcore.placement.moves import (
     Holds,
@@ -252,12 +252,8 @@ def _save(session: Session, move: Move) -> None:
     failpoint("ledger.moves.update")
     session.run(
         "UPDATE moves SET state = ?, destination = ?, story = ?, updated_at = {now} WHERE migration = ?",
-        (str(move.state), _text(move.destination), _text(move.story), move.migration),
+        (str(move.state), to_json(move.destination), to_json(move.story), move.migration),
     )
-
-
-def _text(document: Any) -> str:
-    return json.dumps(document, separators=(",", ":"))
 
 
 # --- the steps of a move ---------------------------------------------------------------------------------------------
@@ -310,10 +306,10 @@ def _insert(session: Session, move: Move, expires_in: float | None) -> Move:
         move.instance,
         str(move.kind),
         str(move.state),
-        _text(move.source),
-        _text(move.destination),
-        _text({"asked": move.asked, "shared": move.shared, "overlap": move.overlap}),
-        _text(move.story),
+        to_json(move.source),
+        to_json(move.destination),
+        to_json({"asked": move.asked, "shared": move.shared, "overlap": move.overlap}),
+        to_json(move.story),
     ]
     sql = (
         "INSERT INTO moves (migration, instance, kind, state, source, destination, options, story, created_at, "

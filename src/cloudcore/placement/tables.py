@@ -31,6 +31,13 @@ __all__ = [
 
 _BigId = sa.BigInteger().with_variant(sa.Integer(), "sqlite")  # SQLite numbers only INTEGER keys by itself
 
+
+def _index_of_the_few(column: str) -> sa.Index:
+    """An index of the rows where *column* is set: most rows have nothing there and cost nothing where that is known."""
+    chosen = sa.text(f"{column} IS NOT NULL")
+    return sa.Index(None, column, sqlite_where=chosen, postgresql_where=chosen)
+
+
 resource_providers = sa.Table(
     "resource_providers",
     metadata,
@@ -84,8 +91,10 @@ consumers = sa.Table(
     sa.Column("consumer_type", Text(255)),
     sa.Column("generation", sa.BigInteger(), nullable=False),
     sa.Column("created_at", Instant(), nullable=False),
-    sa.Column("expires_at", Instant(), index=True),
-    sa.Column("retired_at", Instant(), index=True),
+    sa.Column("expires_at", Instant()),
+    sa.Column("retired_at", Instant()),
+    _index_of_the_few("expires_at"),
+    _index_of_the_few("retired_at"),
 )
 """Who holds something, or (``retired_at`` set) who was released for ever: the unique uuid is what keeps a late claim or
 a late rollback from bringing the dead back. ``expires_at`` is set while a claim is pending."""
