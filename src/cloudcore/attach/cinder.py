@@ -23,13 +23,14 @@ from cloudcore.attach.cinder_rules import (
     read_attachment,
     read_volume,
 )
-from cloudcore.attach.volumes import AttachmentStatus
+from cloudcore.attach.volumes import AttachmentStatus, Connector
 from cloudcore.errors import (
     AttachmentNotFound,
     CloudcoreError,
     Conflict,
     InUse,
     InvalidArgument,
+    InvalidConnector,
     OutcomeUnknown,
     UnsupportedFeature,
     VolumeBusy,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from keystoneauth1.plugin import BaseAuthPlugin
     from keystoneauth1.session import Session
 
-    from cloudcore.attach.volumes import AttachMode, Connector, Volume, VolumeAttachment, VolumeFeatures
+    from cloudcore.attach.volumes import AttachMode, Volume, VolumeAttachment, VolumeFeatures
 
 __all__ = ["CinderVolumes"]
 
@@ -368,7 +369,7 @@ class CinderVolumes:
         self, volume_id: str, instance_id: str, connector: Connector, *, mode: AttachMode = "rw"
     ) -> VolumeAttachment:
         """As :meth:`VolumeService.create <cloudcore.attach.volumes.VolumeService.create>`."""
-        return self._look_again(self._create("create", volume_id, instance_id, connector.as_cinder(), mode))
+        return self._look_again(self._create("create", volume_id, instance_id, _as_cinder(connector), mode))
 
     def _create(
         self, name: str, volume_id: str, instance_id: str, connector: dict[str, Any] | None, mode: AttachMode
@@ -393,9 +394,10 @@ class CinderVolumes:
         meanwhile is the answer, and repeating would be refused where the volume has another record.
         """
         attachment_id = normalise_uuid(attachment_id, "attachment_id")
+        wanted = _as_cinder(connector)
         mapped = self._call(
             Call("update", Effect.SAME, attachment_id=attachment_id),
-            lambda client: client.attachments.update(attachment_id, connector.as_cinder()),
+            lambda client: client.attachments.update(attachment_id, wanted),
             lambda answer: read_attachment(answer.to_dict()),
             probe=lambda: self._mapped(attachment_id),
         )
@@ -482,6 +484,13 @@ class CinderVolumes:
             lambda client: client.client.get(url),
             lambda answer: [read_attachment(row) for row in answer[1]["attachments"]],
         )
+
+
+def _as_cinder(connector: Connector) -> dict[str, Any]:
+    """Cinder takes a connector without a host when it creates, and answers 500 when it updates: let none through."""
+    if not isinstance(connector, Connector):
+        raise InvalidConnector(f"connector: expected a Connector, got {type(connector).__name__}", field="connector")
+    return connector.as_cinder()
 
 
 def _nothing(_: Any) -> None:
