@@ -12,20 +12,82 @@ from typing import TYPE_CHECKING
 from cloudcore._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from cloudcore.attach.cinder import CinderVolumes
+    from cloudcore.attach.embedded import EmbeddedVolumes
+    from cloudcore.attach.manager import AttachmentManager
     from cloudcore.database import Database, open_engine
     from cloudcore.errors import CloudcoreError
+    from cloudcore.hypervisor.libvirt_adapter import LibvirtHypervisor
+    from cloudcore.hypervisor.memory import MemoryHypervisor
+    from cloudcore.listing.cells import Cell
+    from cloudcore.listing.directory import InstanceDirectory
+    from cloudcore.listing.router import CellRouter
+    from cloudcore.listing.store import InstanceStore
+    from cloudcore.listing.values import Query, Sort
+    from cloudcore.placement.ledger import AllocationLedger
+    from cloudcore.placement.requests import RequestGroup, ResourceRequest
+    from cloudcore.placement.rescheduling import reschedule
+    from cloudcore.placement.selection import Selection
+    from cloudcore.placement.selector import HostSelector
+    from cloudcore.placement.tree import PlacementTree
+    from cloudcore.placement.values import Inventory
     from cloudcore.schema import create_schema, upgrade_schema
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "AllocationLedger": "cloudcore.placement.ledger",
+    "AttachmentManager": "cloudcore.attach.manager",
+    "Cell": "cloudcore.listing.cells",
+    "CellRouter": "cloudcore.listing.router",
+    "CinderVolumes": "cloudcore.attach.cinder",
     "CloudcoreError": "cloudcore.errors",
     "Database": "cloudcore.database",
+    "EmbeddedVolumes": "cloudcore.attach.embedded",
+    "HostSelector": "cloudcore.placement.selector",
+    "InstanceDirectory": "cloudcore.listing.directory",
+    "InstanceStore": "cloudcore.listing.store",
+    "Inventory": "cloudcore.placement.values",
+    "LibvirtHypervisor": "cloudcore.hypervisor.libvirt_adapter",
+    "MemoryHypervisor": "cloudcore.hypervisor.memory",
+    "PlacementTree": "cloudcore.placement.tree",
+    "Query": "cloudcore.listing.values",
+    "RequestGroup": "cloudcore.placement.requests",
+    "ResourceRequest": "cloudcore.placement.requests",
+    "Selection": "cloudcore.placement.selection",
+    "Sort": "cloudcore.listing.values",
     "create_schema": "cloudcore.schema",
     "open_engine": "cloudcore.database",
+    "reschedule": "cloudcore.placement.rescheduling",
     "upgrade_schema": "cloudcore.schema",
 }
 
-__all__ = ["CloudcoreError", "Database", "__version__", "create_schema", "open_engine", "upgrade_schema"]
+__all__ = [
+    "AllocationLedger",
+    "AttachmentManager",
+    "Cell",
+    "CellRouter",
+    "CinderVolumes",
+    "CloudcoreError",
+    "Database",
+    "EmbeddedVolumes",
+    "HostSelector",
+    "InstanceDirectory",
+    "InstanceStore",
+    "Inventory",
+    "LibvirtHypervisor",
+    "MemoryHypervisor",
+    "PlacementTree",
+    "Query",
+    "RequestGroup",
+    "ResourceRequest",
+    "Selection",
+    "Sort",
+    "__version__",
+    "create_schema",
+    "open_engine",
+    "reschedule",
+    "upgrade_schema",
+]
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
