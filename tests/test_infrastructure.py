@@ -1,5 +1,11 @@
 """The test infrastructure itself: databases are fresh, proxies do what they say, nothing outlives a run."""
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import sqlalchemy as sa
 
@@ -86,3 +92,51 @@ def test_groups_of_tests_stay_together(request):
     """Tests that share a server of their own rely on `xdist_group`; versions that ignore it do so silently."""
     if request.config.getoption("dist", "no") == "loadgroup" and hasattr(request.config, "workerinput"):
         assert request.node.nodeid.endswith("@guard")
+
+
+SKIPS = """
+import pytest
+from tests import services
+from tests.services import _catalogue
+
+def test_by_a_call():
+    pytest.skip("no such thing")
+
+@pytest.mark.skip(reason="no such thing")
+def test_by_a_mark():
+    pass
+
+@pytest.fixture
+def thing():
+    pytest.skip("no such thing")
+
+def test_by_a_fixture(thing):
+    pass
+
+def test_by_a_service():
+    _catalogue._NEEDS["ceph"] = [(lambda: False, "no such thing")]
+    services.require("ceph")
+"""
+
+
+@pytest.mark.parametrize("required", ["", "all"])
+def test_a_skip_fails_where_everything_is_required(required, tmp_path):
+    """However it is skipped; otherwise the reason is printed."""
+    (tmp_path / "test_four.py").write_text(SKIPS)
+    (tmp_path / "test_module.py").write_text("import pytest\npytest.skip('no such thing', allow_module_level=True)\n")
+    repository = Path(__file__).resolve().parents[1]
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("CLOUDCORE_", "PYTEST_"))}
+    options = ["-q", "-ra", "-p", "no:cacheprovider", "-p", "tests.conftest", "-c", str(repository / "pyproject.toml")]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, "--continue-on-collection-errors", str(tmp_path)],
+        cwd=repository,
+        env=env | {"CLOUDCORE_REQUIRE": required},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    summary = done.stdout.splitlines()[-1]
+    counts = {word: int(number) for number, word in re.findall(r"(\d+) (failed|error|skipped)", summary)}
+    wrong = counts.get("failed", 0) + counts.get("error", 0)
+    assert (wrong, counts.get("skipped", 0)) == ((5, 0) if required else (0, 5)), done.stdout + done.stderr
+    assert done.stdout.count("no such thing") >= 2
