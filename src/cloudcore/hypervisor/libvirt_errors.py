@@ -99,7 +99,9 @@ def unplug_running(failure: Failure) -> bool:
 
 
 def target_taken(failure: Failure) -> bool:
-    """Another disk has this device name by now."""
+    """Another disk has this device name by now, or this alias, which is that of a volume that was plugged twice."""
+    if failure.code == CONFIG_UNSUPPORTED and failure.says("non unique alias"):
+        return True
     return failure.code in {XML_ERROR, OPERATION_INVALID, OPERATION_FAILED} and failure.says(*_TAKEN_WORDS)
 
 

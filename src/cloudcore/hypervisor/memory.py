@@ -119,7 +119,7 @@ class _MemoryDriver:
         def work() -> None:
             guest = self.guest(instance_id)
             disks, target = self._definition(guest, instance_id, scope), disk.target or ""
-            if target in disks:
+            if target in disks or disk.volume_id in {one.volume_id for one in disks.values()}:
                 raise TargetTaken(target)
             if len(disks) >= guest.slots:
                 raise LimitExceeded(

@@ -35,7 +35,6 @@ from cloudcore.errors import (
     GuestNotFound,
     HypervisorError,
     HypervisorUnavailable,
-    InvalidDisk,
     InvariantViolated,
     Transient,
 )
@@ -81,7 +80,8 @@ class DiskOperations:
         return self._patiently(self._attach_once, instance_id, effective(disk), disk)
 
     def _attach_once(self, instance_id: str, wanted: Disk, asked: Disk) -> DiskState:
-        for _ in range(16):  # each time round, somebody else took the device name that was free a moment ago
+        target = None
+        for _ in range(16):  # each time round, somebody else took the name or plugged this very disk a moment ago
             view = self._view(instance_id)
             self._refuse_other(view, asked)
             live, persistent = (view.find(wanted.volume_id, scope) for scope in (Scope.LIVE, Scope.PERSISTENT))
@@ -98,11 +98,9 @@ class DiskOperations:
             try:
                 self._plug_where_missing(view, attrs.evolve(wanted, target=target))
             except TargetTaken:
-                if asked.target is not None or present is not None:
-                    raise InvalidDisk(f"target: {target} is in use in guest {instance_id}", field="target") from None
                 continue
             return self._confirmed(instance_id, asked)
-        raise HypervisorError(f"guest {instance_id}: every device name tried was taken by somebody else meanwhile")
+        raise HypervisorError(f"guest {instance_id}: {target} was free, and taken when it was to be used, 16 times")
 
     def _view(self, instance_id: str) -> GuestView:
         view = self._driver.view(instance_id)
