@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING
 import attrs
 from sortedcontainers import SortedList
 
+from cloudcore.placement.dealing import Hand, Spare, deal
+from cloudcore.placement.hosts import AffinityPolicy
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from cloudcore.placement.hosts import HostGroup, HostView, Weigher
 
-__all__ = ["Contender", "Option", "Pick", "Placement", "Residual", "Room", "place"]
+__all__ = ["Contender", "Option", "Pick", "Placement", "Residual", "Room", "fall_backs", "place"]
 
 
 @attrs.frozen(kw_only=True)
@@ -110,7 +113,7 @@ class Residual:
 
 @attrs.frozen(kw_only=True)
 class Pick:
-    """One instance's host. *rank* counts the hosts that were liked better, 0 is the best."""
+    """A host with one of its options. *rank* counts the hosts that were liked better, 0 is the best."""
 
     host: Contender
     option: Option
@@ -203,6 +206,35 @@ def place(
         order.picked(number, option)
     ranking = tuple((hosts[number], -negated) for negated, number in order.ranking)
     return Placement(picks=tuple(picks), refused={} if len(picks) == count else refused, ranking=ranking)
+
+
+def fall_backs(
+    placement: Placement, residual: Residual, alternates: int, group: HostGroup | None = None
+) -> list[tuple[Pick, ...]]:
+    """Deal each pick of *placement* up to *alternates* hosts to fall back on.
+
+    They are in the cell of the pick, were picked for nobody, can hold the request after all the picks, and are allowed
+    by a hard policy of the group: its members do not share them, and a group that is kept together gets none.
+    """
+    picks = placement.picks
+    members = Counter(group.members if group else {})
+    members.update(pick.host.view.root for pick in picks)
+    if group is not None and group.policy is AffinityPolicy.AFFINITY and members.total() > 1:
+        return [() for _ in picks]
+    wanted = Counter(pick.host.view.cell for pick in picks)
+    spares: dict[str, list[Spare]] = {cell: [] for cell in wanted}
+    found: dict[str, Pick] = {}
+    for rank, (host, weight) in enumerate(placement.ranking):
+        view = host.view
+        if len(spares.get(view.cell, ())) >= alternates * wanted[view.cell] or members[view.root]:
+            continue
+        option, _ = _first_that_fits(host, residual)
+        if option is not None:
+            found[view.root] = Pick(host=host, option=option, weight=weight, rank=rank)
+            spares[view.cell].append(Spare(host=view.root, domain=view.domain, fits=residual.fits(option.allocations)))
+    hands = [Hand(cell=pick.host.view.cell, domain=pick.host.view.domain) for pick in picks]
+    dealt = deal(hands, spares, alternates=alternates, share=group is None or not group.hard)
+    return [tuple(found[spare.host] for spare in hand) for hand in dealt]
 
 
 def _fitting(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 import uuid as uuids
-from collections import Counter
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,13 +30,12 @@ from cloudcore.errors import (
 )
 from cloudcore.placement import host_groups, ledger_moves
 from cloudcore.placement.claims import Owner, normalise_allocations
-from cloudcore.placement.dealing import Hand, Spare, deal
-from cloudcore.placement.hosts import AffinityPolicy, HostView
+from cloudcore.placement.hosts import HostView
 from cloudcore.placement.ledger_session import Session
 from cloudcore.placement.ledger_writes import NEW, Target, missing
 from cloudcore.placement.moves import MoveKind
 from cloudcore.placement.names import SHARES_VIA_AGGREGATE
-from cloudcore.placement.placing import Contender, Option, Placement, Residual, Room, place
+from cloudcore.placement.placing import Contender, Option, Pick, Placement, Residual, Room, fall_backs, place
 from cloudcore.placement.requests import ResourceRequest
 from cloudcore.placement.selection import HostChoice, Selection
 
@@ -359,7 +357,7 @@ class HostSelector:
                 f"{len(placement.picks)} of {len(asked.instances)} instances have a host: {report.summary()}",
                 report=report,
             )
-        return _Plan(placement=placement, hands=self._alternates(asked, placement, residual, group))
+        return _Plan(placement, fall_backs(placement, residual, asked.alternates, group))
 
     def _contenders(self, search: Search, filters: Sequence[Filter], filtered: dict[str, str]) -> Iterator[Contender]:
         for match in search.hosts():
@@ -400,35 +398,6 @@ class HostSelector:
         with self.ledger.database.read() as connection:
             members = host_groups.count_members(Session(connection), group, without=asked.instances)
         return attrs.evolve(group, members=dict(members))
-
-    # ---- alternates
-
-    def _alternates(
-        self, asked: _Asked, placement: Placement, residual: Residual, group: HostGroup | None
-    ) -> list[tuple[tuple[Contender, Option, float, int], ...]]:
-        """For each pick the hosts to fall back on: in its cell, selected for nobody, and allowed by the group."""
-        picks = placement.picks
-        members = Counter(group.members if group else {})
-        members.update(pick.host.view.root for pick in picks)
-        if group is not None and group.policy is AffinityPolicy.AFFINITY and members.total() > 1:
-            return [() for _ in picks]  # the others are here: no other host will do
-        wanted = Counter(pick.host.view.cell for pick in picks)
-        spares: dict[str, list[Spare]] = {cell: [] for cell in wanted}
-        cards: dict[str, tuple[Contender, Option, float, int]] = {}
-        for rank, (host, weight) in enumerate(placement.ranking):
-            view = host.view
-            enough = asked.alternates * wanted[view.cell]
-            if len(spares.get(view.cell, ())) >= enough or members[view.root]:
-                continue
-            option = next((o for o in host.options if residual.refuses(o.allocations) is None), None)
-            if option is not None:
-                cards[view.root] = (host, option, weight, rank)
-                fits = residual.fits(option.allocations)
-                spares[view.cell].append(Spare(host=view.root, domain=view.domain, fits=fits))
-        hands = [Hand(cell=pick.host.view.cell, domain=pick.host.view.domain) for pick in picks]
-        share = group is None or not group.hard
-        dealt = deal(hands, spares, alternates=asked.alternates, share=share)
-        return [tuple(cards[spare.host] for spare in hand) for hand in dealt]
 
     # ---- claiming
 
@@ -502,33 +471,34 @@ class HostSelector:
         return tuple(
             Selection(
                 instance=instance,
-                primary=self._choice(pick.host, pick.option, pick.weight, pick.rank),
-                alternates=tuple(self._choice(*card) for card in hand),
+                primary=self._choice(pick),
+                alternates=tuple(self._choice(card) for card in hand),
                 project_id=asked.owner.project_id,
                 user_id=asked.owner.user_id,
             )
             for instance, pick, hand in zip(asked.instances, plan.placement.picks, plan.hands, strict=False)
         )
 
-    def _choice(self, host: Contender, option: Option, weight: float, rank: int) -> HostChoice:
+    def _choice(self, pick: Pick) -> HostChoice:
+        view = pick.host.view
         return HostChoice(
-            root=host.view.root,
-            name=host.view.name,
-            cell=host.view.cell,
-            allocations=option.allocations,
-            mappings=option.mappings,
-            generations={provider: self.tree.provider(provider).generation for provider in option.allocations},
-            weight=weight,
-            rank=rank,
+            root=view.root,
+            name=view.name,
+            cell=view.cell,
+            allocations=pick.option.allocations,
+            mappings=pick.option.mappings,
+            generations={provider: self.tree.provider(provider).generation for provider in pick.option.allocations},
+            weight=pick.weight,
+            rank=pick.rank,
         )
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen
 class _Plan:
-    """The picks, and for each its alternates as (host, option, weight, rank)."""
+    """The picks, and for each of them the picks to fall back on."""
 
     placement: Placement
-    hands: list[tuple[tuple[Contender, Option, float, int], ...]]
+    hands: Sequence[Sequence[Pick]]
 
 
 def _looked_up(cells: Mapping[str, str]) -> Callable[[Provider], str | None]:
