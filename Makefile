@@ -24,7 +24,7 @@ demo:
 ## make test           linters, types, layers, and every test on real servers; ARGS="..." goes to pytest
 .PHONY: test
 test:
-	@bash scripts/setup apt-test venv-test cinder guest
+	@bash scripts/setup apt-test venv-test cinder guest placement
 	$(MAKE) --no-print-directory check
 	$(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup --durations=15 $(ARGS)
 
@@ -45,7 +45,7 @@ check:
 ## make bench          the benchmarks beside their peers; AREA=listing runs one
 .PHONY: bench
 bench:
-	@bash scripts/setup apt-test venv-test
+	@bash scripts/setup apt-test venv-test placement nova
 	$(PYTHON) -m bench.run $(AREA)
 
 ## make docs           run the code blocks of README and docs, check their links

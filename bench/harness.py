@@ -86,12 +86,13 @@ class PeerFailed(RuntimeError):
 def peer_env(name: str, *requirements: str) -> Path:
     """The Python of a virtual environment that holds these packages; built on the first call, then kept.
 
-    Without requirements they are those of `PEERS`.
+    Without requirements, or with some of those of `PEERS`, it holds all of the latter.
 
     Raises:
         subprocess.CalledProcessError: pip failed; its output is in the error's `stderr`.
     """
-    requirements = requirements or PEERS[name]
+    usual = PEERS.get(name, ())
+    requirements = usual if set(requirements) <= set(usual) else requirements
     folder = CACHE / "peers" / name
     constraints = REPOSITORY / "constraints" / f"peer-{name}.txt"
     pins = constraints.read_text() if constraints.exists() else ""
@@ -284,7 +285,7 @@ class Bench:
     def peer(self, name: str, *requirements: str, script: str, arguments: Sequence[str] = ()) -> Peer:
         """Start a peer's script (a path relative to `bench/`) in the environment of its packages."""
         python = peer_env(name, *requirements)
-        self.versions[name] = " ".join(requirements or PEERS[name])
+        self.versions[name] = (requirements or PEERS[name])[0]
         self._peers.append(Peer(python, HERE / script, *arguments))
         return self._peers[-1]
 
