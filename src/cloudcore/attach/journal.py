@@ -126,6 +126,25 @@ class Journal:
                 for r in connection.execute(query)
             )
 
+    def going_with(self, instance_id: str) -> list[str]:
+        """Volumes that were to be deleted with the instance and have left it."""
+        query = sa.select(_T).where(_T.c.instance_id == instance_id)
+        with self.database.read() as connection:
+            legs = [_attachment(row) for row in connection.execute(query)]
+        staying = {leg.volume_id for leg in legs if leg.state is not State.ABSENT}
+        return sorted({leg.volume_id for leg in legs if leg.settings.delete_on_termination} - staying)
+
+    def gone(self, instance_id: str, volume_id: str) -> None:
+        """The volume was deleted with the instance: nothing is left to be deleted."""
+        mine = sa.and_(_T.c.instance_id == instance_id, _T.c.volume_id == volume_id, _T.c.state == State.ABSENT)
+
+        def work(connection: Connection) -> None:
+            for row in connection.execute(sa.select(_T).where(mine)).all():
+                settings = attrs.evolve(_attachment(row).settings, delete_on_termination=False)
+                connection.execute(sa.update(_T).where(_T.c.id == row.id).values(settings=settings.as_json()))
+
+        self.database.run(work)
+
     # --- writing ------------------------------------------------------------------------------------------------------
 
     def begin(self, connection: Connection, leg: Attachment) -> None:

@@ -264,6 +264,14 @@ class Leases:
             retry_after=1.0,
         )
 
+    def serialise(self, connection: Connection, name: str) -> None:
+        """Let other transactions that call this with *name* wait until this one has ended. SQLite's always do."""
+        if self._database.dialect == "sqlite":
+            return
+        row = {"name": name, "owner": process_identity(), "expires": 0.0}
+        connection.execute(insert_ignoring_duplicates(_L, self._database.dialect), row)
+        connection.execute(sa.delete(_L).where(_L.c.name == name))
+
     def held_by_living(self, connection: Connection) -> set[str]:
         """The names that somebody alive holds."""
         now = _NOW[self._database.dialect]

@@ -10,14 +10,18 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
+import attrs
+
 from cloudcore._failpoints import failpoint
 from cloudcore._values import normalise_uuid, require_text
 from cloudcore.attach.embedded import EmbeddedVolumes
+from cloudcore.attach.fencing import require_evidence
 from cloudcore.attach.guests import MemoryGuests
 from cloudcore.attach.hosts import Host, PlainConnector
 from cloudcore.attach.journal import Journal
 from cloudcore.attach.leases import Leases
-from cloudcore.attach.records import Attachment
+from cloudcore.attach.moves import Moves
+from cloudcore.attach.records import Attachment, Extension, MoveKind
 from cloudcore.attach.recovery import Recovery, RecoveryReport, volume_lock
 from cloudcore.attach.rules import AttachPlan, AttachRequest, Limits, needs_target_lock, plan, violations
 from cloudcore.attach.states import Event, Instruction, State
@@ -31,6 +35,7 @@ from cloudcore.errors import (
     InvariantViolated,
     OperationMismatch,
     OutcomeUnknown,
+    UnsupportedFeature,
     VolumeServiceUnavailable,
 )
 
@@ -42,7 +47,7 @@ if TYPE_CHECKING:
     from cloudcore.attach.fencing import Fencer
     from cloudcore.attach.hosts import HostConnector
     from cloudcore.attach.leases import Lease
-    from cloudcore.attach.records import StoryLine
+    from cloudcore.attach.records import Move, StoryLine
     from cloudcore.attach.rules import Policy, Violation
     from cloudcore.attach.volumes import AttachMode, Volume, VolumeService
 
@@ -101,8 +106,19 @@ class AttachmentManager:
         self._new_id = id_factory
         self._journal = Journal(self._database, clock)
         self._leases = Leases(self._database, seconds=lease, patience=patience)
-        self._driver = Driver(self._journal, self.volumes, self.hosts, self._leases, patience=patience)
+        self._fencer = fencer
+        self._driver = Driver(
+            self._journal, self.volumes, self.hosts, self._leases, patience=patience, id_factory=id_factory
+        )
         self._recovery = Recovery(self._journal, self._driver, self._leases, fencer)
+        self._moves = Moves(
+            self._journal,
+            self._driver,
+            self._leases,
+            self._recovery,
+            fencer=fencer,
+            id_factory=id_factory,
+        )
 
     # --- attach -------------------------------------------------------------------------------------------------------
 
@@ -243,7 +259,8 @@ class AttachmentManager:
         with self._database.read() as connection:
             legs = self._journal.of_volume(connection, volume.id)
             mine = self._journal.of_instance(connection, request.instance_id)
-        found = self._violations(request, volume, legs, mine, self._denied(request, volume))
+            moving = self._moves.in_move(connection, request.instance_id) is not None
+        found = self._violations(request, volume, legs, mine, denied=self._denied(request, volume), moving=moving)
         manual = self.hosts[request.host].connector.describe().manual_scan
         locked = needs_target_lock(request.settings(volume), manual_scan=manual)
         return plan(
@@ -252,10 +269,14 @@ class AttachmentManager:
 
     # --- detach -------------------------------------------------------------------------------------------------------
 
-    def detach(self, attachment_id: str) -> Attachment:
+    def detach(self, attachment_id: str, *, force: bool = False) -> Attachment:
         """Take the volume back: out of the guest, off the host if nobody else there uses it, then from the service.
 
         May be called again at any time, by anybody; what is detached already is success.
+
+        Args:
+            attachment_id: Of :meth:`attach`.
+            force: The host is dead: skip the guest and the host, on the fencer's evidence.
 
         Returns:
             The attachment: ``absent``; or ``pending`` if the guest was asked and has not let go yet, in which case it
@@ -264,6 +285,8 @@ class AttachmentManager:
         Raises:
             AttachmentNotFound: There never was one of this id.
             WrongHost: Its host is not served here; nothing was touched.
+            Conflict: The instance is moving; confirm or revert that first.
+            FencingRequired: *force* without evidence that the host is dead; nothing was touched.
             DetachFailed: The guest refuses for good; it is attached as before.
             OutcomeUnknown: Somebody could not be asked; :meth:`recover` goes on.
             CloudcoreError: What failed; the journal has how far it came, and :meth:`recover` goes on from there.
@@ -272,20 +295,172 @@ class AttachmentManager:
         leg = self._journal.get(identifier)
         if leg.state is State.ABSENT:
             return leg
-        if leg.host is not None:
+        evidence = str(require_evidence(self._fencer, str(leg.host))) if force else None
+        if leg.host is not None and not force:
             self._driver.host(leg)
+        self._require_still(leg)
         with self._leases.hold([volume_lock(leg.volume_id)]) as lease:
             leg = self._journal.get(identifier)
             if leg.interrupted:
                 leg = self._recovery.salvage(lease, leg).leg
             if leg.state is State.ABSENT:
                 return leg
-            leg, instruction = self._journal.advance(lease, leg, Event.DETACH)
-            result = self._driver.run(lease, leg, instruction)
+            result = self._take_back(lease, leg, evidence)
         if result.leg.state is State.ABSENT or (result.leg.pending and result.error is None):
             _log.info("detached", extra={"attachment": leg.id, "state": str(result.leg.state)})
             return result.leg
         raise self._failure(result, "detach")
+
+    def _take_back(self, lease: Lease, leg: Attachment, evidence: str | None) -> Result:
+        event = Event.DETACH if evidence is None or leg.host is None else Event.FENCED
+        settings = attrs.evolve(leg.settings, held_before=False)
+        leg, instruction = self._journal.advance(lease, leg, event, note=evidence, settings=settings)
+        return self._driver.run(lease, leg, instruction)
+
+    def _require_still(self, leg: Attachment) -> None:
+        move = self._moves.find(leg.instance_id)
+        if move is not None:
+            raise Conflict(
+                f"instance {leg.instance_id} is in a {move.kind} move from {move.source}; confirm or revert it first",
+                identifier=leg.instance_id,
+            )
+
+    def terminate(self, instance_id: str) -> tuple[Attachment, ...]:
+        """Detach everything from an instance that ends, and delete the volumes that go with it.
+
+        Its guest should be off. May be repeated until nothing is returned.
+
+        Returns:
+            The attachments whose guest has not let go yet.
+
+        Raises:
+            CloudcoreError: The first failure, once everything else was done; as :meth:`detach`.
+        """
+        identifier = normalise_uuid(instance_id, "instance_id")
+        failures: list[CloudcoreError] = []
+        waiting = []
+        for leg in self._journal.select(instance_id=identifier):
+            try:
+                found = self.detach(leg.id)
+                if found.pending:
+                    waiting.append(found)
+            except CloudcoreError as error:
+                failures.append(error)
+        for volume_id in self._journal.going_with(identifier):
+            try:
+                self.volumes.delete_volume(volume_id)
+                self._journal.gone(identifier, volume_id)
+            except CloudcoreError as error:
+                failures.append(error)
+        if failures:
+            for other in failures[1:]:
+                failures[0].add_note(f"also: {other}")
+            raise failures[0]
+        return tuple(waiting)
+
+    def swap(self, attachment_id: str, new_volume_id: str) -> Attachment:
+        """Refuse to replace the volume under a running guest; *new_volume_id* is only looked up.
+
+        Raises:
+            Conflict: One of the two volumes is multi-attach: its other users would go on with the old bytes.
+            UnsupportedFeature: Copying under a running guest is not part of :class:`~cloudcore.disks.GuestDisks`.
+        """
+        leg = self._journal.get(normalise_uuid(attachment_id, "attachment_id"))
+        new = self.volumes.volume(new_volume_id)
+        if leg.settings.shareable or new.multiattach:
+            raise Conflict(
+                f"attachment {leg.id} cannot swap volume {leg.volume_id} for {new.id}: multi-attach volumes have users "
+                f"who would go on with the old one",
+                identifier=leg.id,
+            )
+        raise UnsupportedFeature(
+            f"attachment {leg.id}: copying under a running guest is not supported; detach, copy, attach",
+            needed="block copy",
+        )
+
+    def extend(self, volume_id: str, size: int) -> Extension:
+        """Make the volume *size* bytes large, and tell every host and guest that has it.
+
+        May be repeated with the same size, to tell those who could not be told before.
+
+        Raises:
+            VolumeNotFound, VolumeBusy, InvalidArgument, Conflict, UnsupportedFeature: Nothing was done.
+            OutcomeUnknown: The service did not answer; repeat.
+        """
+        identifier = normalise_uuid(volume_id, "volume_id")
+        told, left = [], []
+        with self._leases.hold([volume_lock(identifier)]) as lease:
+            volume = self.volumes.extend(identifier, size)
+            for leg in self._journal.select(volume_id=identifier):
+                if leg.state is not State.ATTACHED:
+                    continue
+                try:
+                    told.append(self._driver.extend(lease, leg, volume.size))
+                except CloudcoreError as error:
+                    left.append((leg.id, f"{type(error).__name__}: {error}"))
+        return Extension(volume=volume, told=tuple(told), left=tuple(left))
+
+    # --- moves --------------------------------------------------------------------------------------------------------
+
+    def begin_move(self, instance_id: str, destination: str | None, *, kind: MoveKind = "live") -> Move:
+        """Begin to take the instance's volumes to another host. Compose it with the ledger's ``begin_move``.
+
+        * ``"live"``: the destination is connected too; migrate the guest with ``move.disks``, then confirm or revert.
+        * ``"cold"``: the volumes leave the source and are held for the instance; the guest should be off.
+        * ``"shelve"``: the same with no destination; :meth:`confirm_move` names it when the instance comes back.
+        * ``"evacuation"``: the source is skipped, on the fencer's evidence that it is dead.
+
+        May be repeated until it succeeds. A live move that fails is undone; of the others, a volume is either still on
+        the source or held for the instance, never free for somebody else.
+
+        Raises:
+            Conflict: An attachment is not at rest, or the instance is in another move.
+            FencingRequired: An evacuation without evidence. Nothing was touched.
+            WrongHost: The host to act on is not served here. Nothing was touched.
+            CloudcoreError: What failed.
+        """
+        identifier = normalise_uuid(instance_id, "instance_id")
+        if kind not in {"live", "cold", "shelve", "evacuation"}:
+            raise InvalidArgument(f"kind: {kind!r} is no kind of move", field="kind", value=kind)
+        if (destination is None) != (kind == "shelve"):
+            raise InvalidArgument(f"destination: a {kind} move has {destination!r}", field="destination")
+        return self._moves.begin(identifier, kind, destination)
+
+    def confirm_move(self, instance_id: str, destination: str | None = None) -> tuple[Attachment, ...]:
+        """End a begun move at its destination; for a shelved instance, at the one named here.
+
+        A live move is confirmed once the guest runs at the destination: the source's attachments are removed, by
+        :meth:`recover` of the source's own process if its host is not served here. Otherwise the volumes are given to
+        the guest that is defined at the destination; a failure leaves them held.
+
+        Returns:
+            The instance's attachments.
+
+        Raises:
+            MoveNotFound: It is in none.
+            Conflict: The guest has not arrived, or still runs at the source.
+            WrongHost: The destination is not served here. Nothing was touched.
+            CloudcoreError: What failed; repeat it.
+        """
+        return self._moves.confirm(normalise_uuid(instance_id, "instance_id"), destination)
+
+    def revert_move(self, instance_id: str) -> tuple[Attachment, ...]:
+        """Take a begun move back: the volumes are at the source afterwards, as before.
+
+        Raises:
+            MoveNotFound: It is in none.
+            Conflict: The guest runs at the destination.
+            Refused: An evacuation: the source is dead.
+            WrongHost: The host to act on is not served here. Nothing was touched.
+            CloudcoreError: What failed; repeat it.
+        """
+        return self._moves.revert(normalise_uuid(instance_id, "instance_id"))
+
+    def move(self, instance_id: str) -> Move | None:
+        """The move that the instance is in, None if it is in none."""
+        return self._moves.find(normalise_uuid(instance_id, "instance_id"))
+
+    # --- upkeep -------------------------------------------------------------------------------------------------------
 
     def recover(self) -> RecoveryReport:
         """Finish or undo everything that was interrupted, by looking at the service, the host and the guest.
@@ -299,7 +474,7 @@ class AttachmentManager:
         Returns:
             What was settled, what had to be left and why.
         """
-        return self._recovery.recover()
+        return self._recovery.recover(self._moves)
 
     # --- looking ------------------------------------------------------------------------------------------------------
 
@@ -378,8 +553,11 @@ class AttachmentManager:
         legs: Sequence[Attachment],
         denied: Sequence[str],
     ) -> None:
+        self._leases.serialise(connection, f"places/{request.instance_id}")
         mine = self._journal.of_instance(connection, request.instance_id)
-        found = [v for v in self._violations(request, volume, legs, mine, denied) if not v.passing]
+        moving = self._moves.in_move(connection, request.instance_id) is not None
+        broken = self._violations(request, volume, legs, mine, denied=denied, moving=moving)
+        found = [violation for violation in broken if not violation.passing]
         if found:
             raise _Denied(found)
 
@@ -389,7 +567,9 @@ class AttachmentManager:
         volume: Volume,
         legs: Sequence[Attachment],
         mine: Sequence[Attachment],
+        *,
         denied: Sequence[str],
+        moving: bool,
     ) -> tuple[Violation, ...]:
         return violations(
             request,
@@ -399,6 +579,7 @@ class AttachmentManager:
             limits=self._limits,
             features=self.volumes.features(),
             denied=denied,
+            moving=moving,
         )
 
     def _repeated(self, operation_id: str, fingerprint: str) -> Attachment | None:

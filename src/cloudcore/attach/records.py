@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-    from cloudcore.attach.volumes import AttachMode
+    from cloudcore.attach.volumes import AttachMode, Volume
 
-__all__ = ["Attachment", "HostDevice", "Move", "MoveKind", "Role", "Settings", "StoryLine"]
+__all__ = ["Attachment", "Extension", "HostDevice", "Move", "MoveKind", "Role", "Settings", "StoryLine"]
 
 Role = Literal["main", "next", "past"]
 """``"main"`` is the instance's use of the volume; ``"next"`` is to replace it; ``"past"`` has been replaced."""
@@ -192,6 +192,21 @@ class StoryLine:
     def __str__(self) -> str:
         told = f" ({self.note})" if self.note else ""
         return f"{self.version}. {self.event} -> {self.state}{told}"
+
+
+@attrs.frozen(kw_only=True)
+class Extension:
+    """What came of growing a volume.
+
+    Attributes:
+        volume: As the service describes it now.
+        told: The attachments whose guest knows.
+        left: (attachment id, why) of those whose guest or host could not be told; repeat the call for them.
+    """
+
+    volume: Volume
+    told: tuple[Attachment, ...]
+    left: tuple[tuple[str, str], ...]
 
 
 @attrs.frozen(kw_only=True)

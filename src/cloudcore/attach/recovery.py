@@ -11,11 +11,10 @@ from cloudcore.attach.states import UNDO_UNASKED, USES_HOST, WAITING, Event, Sta
 from cloudcore.errors import CloudcoreError, VolumeBusy, WrongHost
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import Connection
-
     from cloudcore.attach.fencing import Fencer
     from cloudcore.attach.journal import Journal
     from cloudcore.attach.leases import Lease, Leases
+    from cloudcore.attach.moves import Moves
     from cloudcore.attach.records import Attachment
     from cloudcore.attach.states import Instruction
     from cloudcore.attach.steps import Driver, Result
@@ -75,11 +74,16 @@ class Recovery:
         self._leases = leases
         self._fencer = fencer
 
-    def recover(self) -> RecoveryReport:
+    def recover(self, moves: Moves) -> RecoveryReport:
         """See :meth:`AttachmentManager.recover`."""
         tally = _Tally()
         for volume_id in self._journal.unsettled_volumes():
             self._guarded(volume_id, tally, patience=0.0)
+        for instance_id in moves.unfinished():
+            try:
+                moves.recover(instance_id)
+            except CloudcoreError as error:
+                tally.left.append((f"move of {instance_id}", f"{type(error).__name__}: {error}"))
         for leg in self._journal.select():
             if leg.state in WAITING:
                 self._ask_again(leg, tally)
@@ -110,7 +114,7 @@ class Recovery:
                 tally.left.append((leg.id, f"{leg.state}: {error}"))
             else:
                 tally.count(result.leg, result.error)
-        self.promote(lease, volume_id)
+        self._driver.promote(lease, volume_id)
 
     @staticmethod
     def _goes_on(leg: Attachment, legs: list[Attachment]) -> bool:
@@ -119,21 +123,6 @@ class Recovery:
             return False
         mains = [o for o in legs if o.role == "main" and o.instance_id == leg.instance_id]
         return not any(main.state is State.ATTACHED for main in mains)
-
-    def promote(self, lease: Lease, volume_id: str) -> None:
-        """Let a held leg take the place of one that is gone."""
-        with self._journal.database.read() as connection:
-            legs = self._journal.of_volume(connection, volume_id)
-        taken = {leg.instance_id for leg in legs if leg.role == "main"}
-        for leg in legs:
-            if leg.role == "next" and leg.state is State.HELD and leg.instance_id not in taken:
-                after = attrs.evolve(leg, role="main", version=leg.version + 1, updated_at=self._journal.now())
-
-                def work(connection: Connection, before: Attachment = leg, after: Attachment = after) -> None:
-                    self._journal.replace(connection, lease, before, after, "promoted")
-
-                failpoint("attach.promote.before")
-                self._journal.database.run(work)
 
     def salvage(self, lease: Lease, leg: Attachment, *, forward: bool = False) -> Result:
         """Finish or undo one interrupted leg. The lease on its volume is held, so whoever drove it is dead.
@@ -175,7 +164,8 @@ class Recovery:
                 evidence = self._evidence(leg)
                 event = Event.DETACH if evidence is None else Event.FENCED
                 leg, instruction = self._journal.advance(lease, leg, event, note=evidence)
-                result = self._driver.run(lease, leg, instruction)
+                result = self._driver.run(lease, leg, instruction, release=False)
+                self._driver.promote(lease, leg.volume_id)
         except (VolumeBusy, WrongHost) as error:
             tally.left.append((leg.id, str(error)))
         else:

@@ -187,6 +187,7 @@ def violations(
     limits: Limits,
     features: VolumeFeatures,
     denied: Sequence[str] = (),
+    moving: bool = False,
 ) -> tuple[Violation, ...]:
     """Every rule that attaching would break, the most telling first.
 
@@ -198,8 +199,10 @@ def violations(
         limits: Of volumes per instance and bus.
         features: Of the volume service.
         denied: Names of the policy rules that said no.
+        moving: The instance is on its way to another host.
     """
     found = [
+        *_moving(request, moving),
         *_same_volume_twice(request, volume_legs),
         *_exclusive(request, volume, volume_legs),
         *_status(volume, volume_legs),
@@ -207,6 +210,13 @@ def violations(
         *_places(request, instance_legs, limits),
     ]
     return tuple(found)
+
+
+def _moving(request: AttachRequest, moving: bool) -> list[Violation]:
+    if not moving:
+        return []
+    text = f"instance {request.instance_id} is moving; confirm or revert that first"
+    return [Violation("moving", text, facts={"identifier": request.instance_id})]
 
 
 def _same_volume_twice(request: AttachRequest, legs: Sequence[Attachment]) -> list[Violation]:

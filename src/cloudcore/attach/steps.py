@@ -6,7 +6,7 @@ decides what happens next; :mod:`cloudcore.attach.states` does. No transaction i
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -15,7 +15,7 @@ import tenacity
 from cloudcore._failpoints import failpoint
 from cloudcore.attach.hosts import verify_device
 from cloudcore.attach.rules import needs_target_lock
-from cloudcore.attach.states import UNDO_UNASKED, USES_HOST, WAITING, Event, Instruction, State
+from cloudcore.attach.states import UNDO_UNASKED, USES_HOST, WAITING, Event, Instruction, State, resume
 from cloudcore.disks import DetachOutcome
 from cloudcore.errors import (
     AttachmentNotFound,
@@ -35,11 +35,14 @@ from cloudcore.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from sqlalchemy.engine import Connection
+
     from cloudcore.attach.hosts import Host
     from cloudcore.attach.journal import Journal
     from cloudcore.attach.leases import Lease, Leases
     from cloudcore.attach.records import Attachment, HostDevice
     from cloudcore.attach.volumes import ConnectionInfo, VolumeService
+    from cloudcore.disks import Disk
 
 __all__ = ["ATTEMPTS", "Driver", "Result"]
 
@@ -103,7 +106,7 @@ class Driver:
         hosts: The hosts that this process can act on, by name.
         leases: For locks of shared targets.
         patience: Seconds to wait for a volume that somebody else keeps busy.
-        describe: What each host says of itself, for the service.
+        id_factory: For second legs.
     """
 
     def __init__(
@@ -114,12 +117,14 @@ class Driver:
         leases: Leases,
         *,
         patience: float,
+        id_factory: Callable[[], str],
     ) -> None:
         self._journal = journal
         self._volumes = volumes
         self._hosts = hosts
         self._leases = leases
         self._patience = patience
+        self._new_id = id_factory
         self._steps: dict[Instruction, Callable[[_Work], _Outcome]] = {
             Instruction.RESERVE: self._reserve,
             Instruction.CREATE: self._create,
@@ -196,11 +201,15 @@ class Driver:
                 if step is None:
                     break
                 instruction = step
+        if work.leg.state is State.ABSENT and work.leg.settings.held_before:
+            self.promote(lease, work.leg.volume_id)
         return Result(work.leg, work.error)
 
     def _next(self, work: _Work, instruction: Instruction, *, undo: bool, release: bool) -> Instruction | None:
         """Do one instruction and write what came of it; None when there is nothing more to do."""
         work.lease.require()
+        if instruction is Instruction.UNMAP and work.leg.settings.held_before:
+            self._keep_hold(work)
         outcome = self._perform(work, instruction)
         if outcome.error is not None and work.error is None:
             work.error = outcome.error
@@ -228,6 +237,104 @@ class Driver:
             work.repeats = 0
             return Event.UNDO
         return None
+
+    # --- holding ------------------------------------------------------------------------------------------------------
+
+    def hold(self, lease: Lease, leg: Attachment) -> Attachment:
+        """Make sure that a second leg, on no host, holds the volume for the instance of *leg*; return it.
+
+        Raises:
+            CloudcoreError: It could not be had; what was begun for it was undone, or is left to recovery.
+        """
+        with self._journal.database.read() as connection:
+            legs = self._journal.of_volume(connection, leg.volume_id)
+        found = [o for o in legs if o.role == "next" and o.instance_id == leg.instance_id]
+        if not found:
+            result = self._new_hold(lease, leg)
+        elif found[0].interrupted:
+            result = self._resume_hold(lease, found[0])
+        else:
+            result = Result(found[0])
+        if result.leg.state is State.HELD:
+            return result.leg
+        raise result.error or Conflict(
+            f"volume {leg.volume_id}: its second attachment {result.leg.id} is {result.leg.state}, not held",
+            identifier=result.leg.id,
+        )
+
+    def _new_hold(self, lease: Lease, leg: Attachment) -> Result:
+        now = self._journal.now()
+        held = attrs.evolve(
+            leg,
+            id=self._new_id(),
+            role="next",
+            host=None,
+            state=State.HOLDING,
+            service_id=None,
+            operation_id=None,
+            fingerprint=None,
+            version=0,
+            settings=attrs.evolve(leg.settings, held_before=False),
+            device=None,
+            note=None,
+            created_at=now,
+            updated_at=now,
+        )
+        self._journal.database.run(lambda connection: self._journal.begin(connection, held))
+        failpoint("attach.hold.begun")
+        return self.run(lease, held, Instruction.RESERVE, release=False)
+
+    def _resume_hold(self, lease: Lease, held: Attachment) -> Result:
+        instruction = resume(held.state)
+        if not held.state.uncertain:
+            held, instruction = self._journal.advance(lease, held, Event.LOST)
+        return self.run(lease, held, instruction, release=False)
+
+    def _keep_hold(self, work: _Work) -> None:
+        """Before a leg that began as a held one is unmapped: hold the volume again, or it could be lost to others.
+
+        The service reserves for the same instance only while the volume is in use, so the record is completed first.
+        """
+        if work.leg.service_id is not None:
+            with suppress(AttachmentNotFound):
+                self._volumes.complete(work.leg.service_id)
+        self.hold(work.lease, work.leg)
+
+    def promote(self, lease: Lease, volume_id: str) -> None:
+        """Let a held second leg take the place of one that is gone."""
+        with self._journal.database.read() as connection:
+            legs = self._journal.of_volume(connection, volume_id)
+        taken = {leg.instance_id for leg in legs if leg.role == "main"}
+        for leg in legs:
+            if leg.role == "next" and leg.state is State.HELD and leg.instance_id not in taken:
+                after = attrs.evolve(leg, role="main", version=leg.version + 1, updated_at=self._journal.now())
+
+                def work(connection: Connection, before: Attachment = leg, after: Attachment = after) -> None:
+                    self._journal.replace(connection, lease, before, after, "promoted")
+
+                failpoint("attach.promote.before")
+                self._journal.database.run(work)
+
+    def disk(self, lease: Lease, leg: Attachment) -> Disk:
+        """The disk of a connected leg, as a guest's definition on its host must have it."""
+        return leg.disk(self.device(_Work(leg, lease)).source)
+
+    def extend(self, lease: Lease, leg: Attachment, size: int) -> Attachment:
+        """Tell the host and the guest of *leg* that its volume has *size* bytes now, and write it down."""
+        work = _Work(leg, lease)
+        host = self.host(leg)
+        if leg.device is not None:
+            seen = host.connector.extended(self._connection(work), leg.device)
+            if seen is not None and seen < size:
+                raise Conflict(f"host {host.name} sees {seen} bytes of volume {leg.volume_id}, not {size}")
+        failpoint("attach.extend.before")
+        host.guests.resize_disk(leg.instance_id, leg.volume_id, size)
+        settings = attrs.evolve(leg.settings, size=size)
+        after = attrs.evolve(leg, settings=settings, version=leg.version + 1, updated_at=self._journal.now())
+        self._journal.database.run(lambda c: self._journal.replace(c, lease, leg, after, "extended"))
+        return after
+
+    # --- performing ---------------------------------------------------------------------------------------------------
 
     def _perform(self, work: _Work, instruction: Instruction) -> _Outcome:
         if instruction in _ON_HOST:
