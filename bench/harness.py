@@ -63,7 +63,7 @@ CACHE = Path(os.environ.get("CLOUDCORE_CACHE", REPOSITORY / ".cache"))
 RESULTS = HERE / "results"
 
 PEERS = {
-    "nova": ("nova==34.0.0",),
+    "nova": ("nova==34.0.0", "PyMySQL", "psycopg2-binary"),
     "placement": ("openstack-placement==16.0.0", "PyMySQL", "psycopg2-binary"),
 }
 """What the environments of the usual peers hold."""
