@@ -1,7 +1,7 @@
 """What the right answer is, as short as it can be said. Brute force: only for small forests.
 
 The rules are those of Placement's GET /allocation_candidates at microversion 1.39, without its known mistakes.
-`candidates` says which there are, `refusals` why each root that has none was refused.
+`candidates` says which there are, `refusal` at which condition a root that has none fell.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterator
+
+import attrs
 
 from tests.placement.worlds import Group, Provider, Request, World
 
@@ -21,19 +23,39 @@ def candidates(world: World, request: Request) -> set[Candidate]:
     return {found for root in world.roots for found in candidates_of(world, request, root)}
 
 
-def candidates_of(world: World, request: Request, root: Provider) -> Iterator[Candidate]:
-    """The candidates that are anchored at *root*."""
+def candidates_of(world: World, request: Request, root: Provider, *, room: bool = True) -> Iterator[Candidate]:
+    """The candidates that are anchored at *root*; without *room*, the groups need not fit together."""
     if not (request.root_required <= root.traits and request.root_forbidden.isdisjoint(root.traits)):
         return
     for choice in itertools.product(*(options(world, root, *item) for item in request.groups.items())):
         used = dict(zip(request.groups, choice, strict=True))  # suffix -> {class: provider}
         if isolated(request, used) and in_subtrees(world, request, used):
             asked = demand(request, used)
-            if all(fits_together(world.by_uuid[uuid], name, amount) for (uuid, name), amount in asked.items()):
+            if not room or all(fits_together(world.by_uuid[u], name, amount) for (u, name), amount in asked.items()):
                 yield (
                     frozenset((uuid, name, amount) for (uuid, name), amount in asked.items()),
                     frozenset((suffix, frozenset(p.uuid for p in chosen.values())) for suffix, chosen in used.items()),
                 )
+
+
+def refusal(world: World, request: Request, root: Provider) -> str | None:
+    """What refuses *root* first: itself, a group by itself, or what all groups must meet, added one after another."""
+    if not (request.root_required <= root.traits and request.root_forbidden.isdisjoint(root.traits)):
+        return "root"
+    plain = attrs.evolve(request, group_policy=None, same_subtree=(), groups=dict(request.groups))
+    if "" in plain.groups:
+        plain.groups[""] = attrs.evolve(plain.groups[""], required=())
+    steps = {
+        "group": (plain, False),
+        "traits": (attrs.evolve(plain, groups=request.groups), False),
+        "capacity": (attrs.evolve(plain, groups=request.groups), True),
+        "same_subtree": (attrs.evolve(request, group_policy=None), True),
+        "group_policy": (request, True),
+    }
+    for step, (asked, room) in steps.items():
+        if not any(True for _ in candidates_of(world, asked, root, room=room)):
+            return step
+    return None
 
 
 def options(world: World, root: Provider, suffix: str, group: Group) -> list[dict[str, Provider]]:
