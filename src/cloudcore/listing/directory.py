@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import URL, Connection, Engine
 
-__all__ = ["Directory", "Entry", "InstanceDirectory"]
+__all__ = ["Directory", "Entries", "Entry", "InstanceDirectory"]
 
 _d, _r = directory_instances.c, directory_routes.c
 _CHUNK = 500
@@ -43,6 +43,21 @@ class Entry:
     created_at: datetime
 
 
+@attrs.frozen(kw_only=True)
+class Entries:
+    """How to list what a directory knows.
+
+    Attributes:
+        source: Its records, with a column ``cell``.
+        database: Where they are.
+        values: What ``cell`` holds for each cell asked for.
+    """
+
+    source: RecordSource
+    database: Database
+    values: Mapping[str, str]
+
+
 class Directory(Protocol):
     """What a router asks a directory. All methods may be called from several threads."""
 
@@ -58,9 +73,8 @@ class Directory(Protocol):
     def moving(self) -> Mapping[str, str]:
         """Records that may be in two cells at present, with the cell that owns each."""
 
-    @property
-    def entries(self) -> tuple[RecordSource, Database] | None:
-        """What it knows of each record, with a column ``cell``, to stand in for cells that do not answer; or None."""
+    def entries(self, cells: Iterable[str]) -> Entries | None:
+        """What it knows of the records of these cells, to stand in for them; None when it cannot list."""
 
 
 _ENTRIES = RecordSource(
@@ -90,10 +104,9 @@ class InstanceDirectory:
 
     # ---- questions
 
-    @property
-    def entries(self) -> tuple[RecordSource, Database]:
-        """What it knows of each instance, to be listed in place of cells that do not answer."""
-        return _ENTRIES, self.database
+    def entries(self, cells: Iterable[str]) -> Entries:
+        """What it knows of the instances of these cells, to be listed in their place when they do not answer."""
+        return Entries(source=_ENTRIES, database=self.database, values={cell: cell for cell in cells})
 
     def cells_of_tenant(self, tenant: str) -> frozenset[str]:
         """Every cell that may hold live records of *tenant*."""

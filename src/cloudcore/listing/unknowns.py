@@ -41,13 +41,14 @@ class Unknowns:
     """
 
     def __init__(self, means: Means, asked: Asked, away: Sequence[str]) -> None:
-        self._asked, self._away = asked, tuple(sorted(away))
-        entries = None if means.directory is None else means.directory.entries
+        self._asked = asked
+        entries = None if means.directory is None else means.directory.entries(away)
         self.more = False
-        self.possible = entries is not None and _answerable(asked, entries[0].columns.keys())
+        self.possible = entries is not None and _answerable(asked, entries.source.columns.keys())
         self.in_place = False
         if entries is not None and self.possible:
-            self._source, self._database = entries
+            self._source, self._database = entries.source, entries.database
+            self._cells = {value: name for name, value in entries.values.items()}
             self.in_place = all(key.column in self._source.columns for key in asked.order.keys)
 
     def after(self, position: Position | None, limit: int | None) -> list[Filler]:
@@ -61,7 +62,7 @@ class Unknowns:
         return self._fetch(order, None if key is None else (key,), limit)
 
     def _fetch(self, order: Order, after: Position | None, limit: int | None) -> list[Filler]:
-        conditions = (*self._asked.conditions, Condition("cell", "in", self._away))
+        conditions = (*self._asked.conditions, Condition("cell", "in", tuple(sorted(self._cells))))
         plan = Plan(self._source, Query(limit=limit), conditions, order, tuple(self._source.columns), {})
         count = _ALL if limit is None else limit + 1
         rows: list[tuple[Any, ...]] = []
@@ -80,7 +81,8 @@ class Unknowns:
         shaper = self._asked.shaper
         known = dict(zip(plan.columns, row, strict=True))
         values = {"vm_state": UNKNOWN, **known}
-        return shaper.from_plain([values.get(name) for name in shaper.layout.names], known["cell"])
+        cell = self._cells[known["cell"]]
+        return shaper.from_plain([values.get(name) for name in shaper.layout.names], cell)
 
 
 def _answerable(asked: Asked, columns: Any) -> bool:
