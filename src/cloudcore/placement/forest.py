@@ -106,6 +106,7 @@ class Forest:
     Attributes:
         providers: uuid → provider.
         by_name: Name → uuid.
+        by_number: Number → uuid.
         roots: Number → uuid, ordered.
         usage: uuid → resource class → units in use; providers of which nothing is in use are left out.
         touched: Numbers of the roots whose trees were edited since the columns were built.
@@ -117,6 +118,7 @@ class Forest:
     def __init__(self) -> None:
         self.providers: dict[str, Provider] = {}
         self.by_name: dict[str, str] = {}
+        self.by_number: dict[int, str] = {}
         self.roots: SortedDict[int, str] = SortedDict()
         self.usage: dict[str, Usage] = {}
         self.touched: set[int] = set()
@@ -131,6 +133,7 @@ class Forest:
         other = Forest()
         other.providers = self.providers.copy()
         other.by_name = self.by_name.copy()
+        other.by_number = self.by_number.copy()
         other.roots = SortedDict(self.roots)
         other.usage = self.usage.copy()
         other.touched = self.touched.copy()
@@ -339,6 +342,7 @@ class Forest:
             self._detach(provider)
             del self.providers[provider.uuid]
             self.by_name.pop(provider.name, None)
+            self.by_number.pop(provider.number, None)
             self.usage.pop(provider.uuid, None)
             self.reused.discard(provider.uuid)
             self._note_sharing(provider, shares=False)
@@ -350,6 +354,7 @@ class Forest:
                 self._attach(provider)
             self.providers[provider.uuid] = provider
             self.by_name[provider.name] = provider.uuid
+            self.by_number[provider.number] = provider.uuid
             self._note_sharing(provider, shares=SHARES_VIA_AGGREGATE in provider.traits and bool(provider.aggregates))
             if provider.number >= self.next_number:
                 self.next_number = provider.number + 1
@@ -414,8 +419,9 @@ class Forest:
     def breaches(self) -> Iterator[str]:
         """Say what is wrong with the forest; nothing when all is well."""
         for uuid, provider in self.providers.items():
-            if uuid != provider.uuid or self.by_name.get(provider.name) != uuid:
-                yield f"{provider.name}: filed under another uuid or name"
+            filed = (self.by_name.get(provider.name), self.by_number.get(provider.number))
+            if uuid != provider.uuid or filed != (uuid, uuid):
+                yield f"{provider.name}: filed under another uuid, name or number"
             if provider.parent is None:
                 well = provider.root == uuid and self.roots.get(provider.number) == uuid
             else:
@@ -424,8 +430,8 @@ class Forest:
             if not well:
                 yield f"{provider.name}: its parent, root or place among its siblings is wrong"
             yield from (f"{provider.name}: {name} in use without inventory" for name in self._stray(provider))
-        if len(self.by_name) != len(self.providers):
-            yield f"{len(self.by_name)} names for {len(self.providers)} providers"
+        if not len(self.by_name) == len(self.by_number) == len(self.providers):
+            yield f"{len(self.by_name)} names and {len(self.by_number)} numbers for {len(self.providers)} providers"
         reached = sum(1 for root in self.roots.values() for _ in self.subtree(root))
         if reached != len(self.providers):
             yield f"{reached} of {len(self.providers)} providers are reached from the roots"

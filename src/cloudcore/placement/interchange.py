@@ -58,8 +58,8 @@ def _part(data: Mapping[str, Any], part: str, uuid: str, empty: Any) -> Any:
     return found[part] if isinstance(found, Mapping) and part in found else found
 
 
-def load(data: Mapping[str, Any]) -> tuple[Edit, dict[str, Mapping[str, int]]]:
-    """Read what :func:`dump` gives: all providers, numbered as listed, and what is in use of them.
+def load(data: Mapping[str, Any], *, first_number: int = 1) -> tuple[Edit, dict[str, Mapping[str, int]]]:
+    """Read what :func:`dump` gives: all providers, numbered as listed from *first_number*, and what is in use of them.
 
     Raises:
         InvalidProvider, InvalidInventory: The data is malformed, a parent is missing, or there is a loop.
@@ -74,7 +74,7 @@ def load(data: Mapping[str, Any]) -> tuple[Edit, dict[str, Mapping[str, int]]]:
             raise InvalidProvider(f"{draft['name']}: the uuid or the name is listed twice", field="resource_providers")
         drafts[draft["uuid"]] = draft
         names.add(draft["name"])
-    numbers = {uuid: number for number, uuid in enumerate(drafts, 1)}
+    numbers = {uuid: number for number, uuid in enumerate(drafts, first_number)}
     roots = _roots({uuid: draft["parent"] for uuid, draft in drafts.items()})
     providers = {u: Provider(number=numbers[u], root=roots[u], **draft) for u, draft in drafts.items()}
     usage = {uuid: _read_usage(_part(data, "usages", uuid, {})) for uuid in drafts}

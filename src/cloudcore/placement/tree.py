@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import uuid as uuids
 from collections import abc
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from cloudcore.errors import (
@@ -20,7 +19,8 @@ from cloudcore.errors import (
 )
 from cloudcore.placement import columns as columnar
 from cloudcore.placement.candidates import Candidate
-from cloudcore.placement.forest import Edit, Forest
+from cloudcore.placement.editing import plan
+from cloudcore.placement.forest import Forest, read_aggregates, read_inventories, read_name, read_traits
 from cloudcore.placement.ordering import read_preferred, read_weighers
 from cloudcore.placement.requests import ResourceRequest
 from cloudcore.placement.search import Search, SearchOptions
@@ -89,16 +89,13 @@ class PlacementTree:
             ProviderNotFound: There is no such parent.
             AlreadyExists: The name or the uuid is taken.
         """
-        with self._editing():
-            edit = self._forest.plan_add(
-                name,
-                uuid=self._uuid_factory() if uuid is None else uuid,
-                parent=_key(parent),
-                inventory={} if inventory is None else inventory,
-                traits=traits,
-                aggregates=aggregates,
-            )
-            return self._put(edit, operation_id)
+        given = {
+            "name": name,
+            "uuid": uuid,
+            "parent": _key(parent),
+            "inventory": {} if inventory is None else inventory,
+        }
+        return self._edit("placement.add", given | {"traits": traits, "aggregates": aggregates}, operation_id)
 
     def update(
         self,
@@ -130,12 +127,17 @@ class PlacementTree:
             GenerationConflict: It is at another generation than *generation*.
             InUse: A class of which units are in use would lose its inventory.
         """
-        given = {"inventories": inventory, "traits": traits, "aggregates": aggregates, "name": name}
-        with self._editing():
-            found = self._forest.find(_key(provider))
-            self._forest.check_generation(found, generation)
-            edit = self._forest.plan_change(found, **{k: v for k, v in given.items() if v is not None})
-            return self._put(edit, operation_id) if edit.put else found
+        changes: dict[str, Any] = {}
+        if inventory is not None:
+            changes["inventories"] = read_inventories(inventory)
+        if traits is not None:
+            changes["traits"] = read_traits(traits)
+        if aggregates is not None:
+            changes["aggregates"] = read_aggregates(aggregates)
+        if name is not None:
+            changes["name"] = read_name(name)
+        key = {"provider": _key(provider), "generation": generation}
+        return self._edit("placement.update", key | {"changes": changes}, operation_id)
 
     def set_inventory(
         self,
@@ -198,11 +200,8 @@ class PlacementTree:
             InvalidProvider: The new parent is the provider itself or lies below it.
             GenerationConflict: It is at another generation than *generation*.
         """
-        with self._editing():
-            found = self._forest.find(_key(provider))
-            self._forest.check_generation(found, generation)
-            edit = self._forest.plan_move(found, _key(parent))
-            return self._put(edit, operation_id) if edit.put else found
+        key = {"provider": _key(provider), "generation": generation}
+        return self._edit("placement.move", key | {"parent": _key(parent)}, operation_id)
 
     def remove(
         self,
@@ -219,27 +218,34 @@ class PlacementTree:
             GenerationConflict: It is at another generation than *generation*.
             InUse: It has children, or something of it is in use.
         """
-        with self._editing():
-            found = self._forest.find(_key(provider))
-            self._forest.check_generation(found, generation)
-            self._write(self._forest.plan_remove(found, recursive=recursive), operation_id)
+        key = {"provider": _key(provider), "generation": generation}
+        self._edit("placement.remove", key | {"recursive": bool(recursive)}, operation_id)
 
-    def _put(self, edit: Edit, operation_id: str | None) -> Provider:
-        """Give the edit its effect; return the provider that it is about."""
-        return self._write(edit, operation_id).put[0]
+    def load(self, data: Mapping[str, Any], *, operation_id: str | None = None) -> int:
+        """Add all providers of *data* (what :meth:`as_placement` gives) in one edit; return how many.
 
-    def _write(self, edit: Edit, operation_id: str | None) -> Edit:
-        """Give the edit its effect. A bound tree writes it to its database first."""
+        What is in use is taken over by a tree in memory; in a bound tree the ledger's books count.
+
+        Raises:
+            InvalidProvider, InvalidInventory: The data is malformed, a parent is missing, or there is a loop.
+            AlreadyExists: A name or a uuid is taken.
+        """
+        from cloudcore.placement.interchange import load
+
+        edit, usage = load(data, first_number=self._forest.next_number)
+        self._edit("placement.load", {"edit": edit, "usage": usage}, operation_id)
+        return len(edit.put)
+
+    def _edit(self, name: str, arguments: dict[str, Any], operation_id: str | None) -> Provider:
+        """Plan an edit and give it its effect; return the (first) provider that it is about, as it is then."""
         if operation_id is not None and not isinstance(operation_id, str):
             raise InvalidArgument(f"operation_id: expected text, got {operation_id!r}", field="operation_id")
-        self._forest.apply(edit)
-        return edit
-
-    @contextmanager
-    def _editing(self) -> Iterator[None]:
-        """One edit at a time."""
         with self._lock:
-            yield
+            edit, about = plan(self._forest, name, arguments, self._uuid_factory)
+            self._forest.apply(edit)
+            for uuid, used in arguments.get("usage", {}).items():
+                self._forest.set_usage(uuid, self._forest.plan_usage(self._forest.find(uuid), used))
+            return edit.put[0] if edit.put else about
 
     # --- looking -----------------------------------------------------------------------------------------------------
 
@@ -546,17 +552,12 @@ class PlacementTree:
         Raises:
             InvalidProvider, InvalidInventory: The data is malformed, a parent is missing, or there is a loop.
         """
-        from cloudcore.placement.interchange import load
-
         tree = cls()
-        edit, usage = load(data)
-        tree._forest.apply(edit)
-        for uuid, used in usage.items():
-            tree._forest.set_usage(uuid, tree._forest.plan_usage(tree._forest.find(uuid), used))
+        tree.load(data)
         return tree
 
     @classmethod
-    def open(cls, database: Database | str | URL | Engine, **options: Any) -> PlacementTree:
+    def open(cls, database: Database | str | URL | Engine) -> PlacementTree:
         """Open the tree that is kept in *database*: see :class:`cloudcore.placement.bound.BoundTree`.
 
         Raises:
@@ -565,7 +566,7 @@ class PlacementTree:
         """
         from cloudcore.placement.bound import BoundTree
 
-        return BoundTree(database, **options)
+        return BoundTree(database)
 
     def refresh(self) -> int:
         """Follow other writers, in a bound tree; return how many providers were read anew. Here: nothing to follow."""
