@@ -8,31 +8,26 @@ not selected, prefers hosts in other failure domains than those the instance alr
 from __future__ import annotations
 
 from heapq import heapify, heappop, heapreplace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import attrs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 __all__ = ["Hand", "Spare", "deal"]
 
 
-@attrs.frozen(kw_only=True, eq=False)
-class Spare:
+class Spare(NamedTuple):
     """A host that could serve as an alternate.
 
     Attributes:
         host: Identity of the host; unique within its cell.
         domain: Its failure domain (rack, power feed), None where none is known.
-        fits: How many instances of the request it could hold at once, at least 1: it is dealt to no more than that.
-
-    Compared by identity.
     """
 
     host: str
     domain: str | None = None
-    fits: int = 1
 
 
 @attrs.frozen(kw_only=True)
@@ -44,7 +39,11 @@ class Hand:
 
 
 def deal(
-    hands: Sequence[Hand], spares: Mapping[str, Sequence[Spare]], *, alternates: int, share: bool = True
+    hands: Sequence[Hand],
+    spares: Mapping[str, Sequence[Spare]],
+    *,
+    alternates: int,
+    fits: Callable[[Spare], int] | None = None,
 ) -> list[tuple[Spare, ...]]:
     """Give each of *hands* up to *alternates* hosts of its cell.
 
@@ -54,41 +53,48 @@ def deal(
         hands: The instances, in the order in which they were placed.
         spares: For each cell its hosts that were selected for nobody, best first.
         alternates: How many each instance may get.
-        share: Whether a host may be dealt to several instances once every host of the cell has been dealt.
-            Under anti-affinity it may not.
+        fits: How many instances of the request a host could hold at once: once every host of the cell has been dealt,
+            it is dealt again up to that often. None when hosts may not be shared, as under anti-affinity.
 
     Returns:
         For each hand its alternates, in the order in which to try them; fewer where the cell has no more.
     """
-    decks: dict[str, _Deck] = {}
-    dealt: list[list[Spare]] = [[] for _ in hands]
+    dealt: list[tuple[Spare, ...]] = [()] * len(hands)
+    players: dict[str, list[int]] = {}
+    for place, hand in enumerate(hands):
+        players.setdefault(hand.cell, []).append(place)
+    for cell, places in players.items():
+        cards = spares.get(cell, ())
+        if len(cards) >= alternates * len(places) and all(card.domain is None for card in cards):
+            for turn, place in enumerate(places):  # enough for all, and one as good as another: no need to play
+                dealt[place] = tuple(cards[turn :: len(places)][:alternates])
+        else:
+            _play([hands[place] for place in places], places, _Deck(cards, fits), alternates, dealt)
+    return dealt
+
+
+def _play(
+    hands: Sequence[Hand], places: Sequence[int], deck: _Deck, alternates: int, dealt: list[tuple[Spare, ...]]
+) -> None:
     for _ in range(alternates):
-        for hand, cards in zip(hands, dealt, strict=True):
-            deck = decks.get(hand.cell)
-            if deck is None:
-                deck = decks[hand.cell] = _Deck(spares.get(hand.cell, ()), share=share)
-            card = deck.draw(hand.domain, cards)
+        for hand, place in zip(hands, places, strict=True):
+            card = deck.draw(hand.domain, dealt[place])
             if card is not None:
-                cards.append(card)
-    return [tuple(cards) for cards in dealt]
+                dealt[place] = (*dealt[place], card)
 
 
 class _Deck:
     """The spares of one cell: a heap of (times dealt, rank) for each failure domain."""
 
-    def __init__(self, spares: Sequence[Spare], *, share: bool) -> None:
+    def __init__(self, spares: Sequence[Spare], fits: Callable[[Spare], int] | None) -> None:
         self._spares = spares
-        self._share = share
+        self._fits = fits
         self._piles: dict[str | None, list[tuple[int, int]]] = {}
         for rank, spare in enumerate(spares):
             self._piles.setdefault(spare.domain, []).append((0, rank))  # ascending, hence a heap
 
     def draw(self, domain: str | None, cards: Sequence[Spare]) -> Spare | None:
         """Take the host dealt least often, then in a domain that is new to the hand, then of the best rank."""
-        if len(self._piles) == 1:  # no choice of domain: take the head, unless the hand holds it
-            (pile,) = self._piles.values()
-            if pile and self._spares[pile[0][1]] not in cards:
-                return self._take(*pile[0])
         held = {card.host for card in cards}
         avoid = {domain, *(card.domain for card in cards)} - {None}
         best: tuple[int, bool, int] | None = None
@@ -107,7 +113,7 @@ class _Deck:
     def _take(self, times: int, rank: int) -> Spare:
         spare = self._spares[rank]
         pile = self._piles[spare.domain]
-        again = self._share and times + 1 < spare.fits
+        again = self._fits is not None and times + 1 < self._fits(spare)
         if pile[0] != (times, rank):  # it lay behind hosts that this hand already holds
             pile.remove((times, rank))
             if again:

@@ -7,7 +7,7 @@ Nothing is claimed here: a :class:`Placement` is a plan made on a snapshot. What
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import attrs
 from sortedcontainers import SortedList
@@ -68,6 +68,7 @@ class Residual:
         self._room_of = room_of
         self._taken: Counter[tuple[str, str]] = Counter()
         self._told: dict[tuple[str, str], tuple[int, int]] = {}
+        self._touched: set[str] = set()
 
     def used(self, provider: str, resource_class: str) -> tuple[int, int]:
         """(used, capacity) by now; (0, 0) where there is no inventory."""
@@ -79,7 +80,9 @@ class Residual:
         return told[0] + self._taken[key], told[1]
 
     def refuses(self, allocations: Mapping[str, Mapping[str, int]]) -> str | None:
-        """Why these amounts do not fit any more, None if they do."""
+        """Why these amounts, which the search found to fit, do not fit any more; None if they do."""
+        if self._touched.isdisjoint(allocations):
+            return None
         for provider, amounts in allocations.items():
             for resource_class, amount in amounts.items():
                 used, capacity = self.used(provider, resource_class)
@@ -102,17 +105,18 @@ class Residual:
 
     def take(self, allocations: Mapping[str, Mapping[str, int]], times: int = 1) -> None:
         """Count a pick (or with ``times=-1`` its end)."""
+        self._touched.update(allocations)
         for provider, amounts in allocations.items():
             for resource_class, amount in amounts.items():
                 self._taken[provider, resource_class] += times * amount
 
     def learn(self, provider: str, resource_class: str, *, used: int, capacity: int) -> None:
         """Believe what a refusal told of an inventory rather than the snapshot."""
+        self._touched.add(provider)
         self._told[provider, resource_class] = (used, capacity)
 
 
-@attrs.frozen(kw_only=True)
-class Pick:
+class Pick(NamedTuple):
     """A host with one of its options. *rank* counts the hosts that were liked better, 0 is the best."""
 
     host: Contender
@@ -222,18 +226,27 @@ def fall_backs(
     if group is not None and group.policy is AffinityPolicy.AFFINITY and members.total() > 1:
         return [() for _ in picks]
     wanted = Counter(pick.host.view.cell for pick in picks)
+    missing = {cell: alternates * count for cell, count in wanted.items() if alternates}
     spares: dict[str, list[Spare]] = {cell: [] for cell in wanted}
     found: dict[str, Pick] = {}
     for rank, (host, weight) in enumerate(placement.ranking):
         view = host.view
-        if len(spares.get(view.cell, ())) >= alternates * wanted[view.cell] or members[view.root]:
+        cell, root = view.cell, view.root
+        if cell not in missing or root in members:
             continue
         option, _ = _first_that_fits(host, residual)
         if option is not None:
-            found[view.root] = Pick(host=host, option=option, weight=weight, rank=rank)
-            spares[view.cell].append(Spare(host=view.root, domain=view.domain, fits=residual.fits(option.allocations)))
+            found[root] = Pick(host, option, weight, rank)
+            spares[cell].append(Spare(root, view.domain))
+            missing[cell] -= 1
+            if not missing[cell]:
+                del missing[cell]
+                if not missing:
+                    break
     hands = [Hand(cell=pick.host.view.cell, domain=pick.host.view.domain) for pick in picks]
-    dealt = deal(hands, spares, alternates=alternates, share=group is None or not group.hard)
+    shareable = group is None or not group.hard
+    fits = (lambda spare: residual.fits(found[spare.host].option.allocations)) if shareable else None
+    dealt = deal(hands, spares, alternates=alternates, fits=fits)
     return [tuple(found[spare.host] for spare in hand) for hand in dealt]
 
 
