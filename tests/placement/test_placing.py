@@ -22,7 +22,7 @@ from cloudcore.placement.hosts import (
     spread,
     weigh,
 )
-from cloudcore.placement.placing import Contender, Option, Placement, Residual, Room, place
+from cloudcore.placement.placing import Contender, Option, Placement, Residual, Room, fall_backs, place
 
 
 def view(name: str, free_cores: int = 8, **facts: object) -> HostView:
@@ -30,6 +30,11 @@ def view(name: str, free_cores: int = 8, **facts: object) -> HostView:
 
 
 def plan(free_cores: list[int], count: int, amount: int = 2, **arguments: object) -> Placement:
+    """The plan alone: see :func:`prepared`."""
+    return prepared(free_cores, count, amount, **arguments)[0]
+
+
+def prepared(free_cores: list[int], count: int, amount: int = 2, **arguments: object) -> tuple[Placement, Residual]:
     """Hosts h0, h1, ... with so many cores free of 8, and a request of *amount* cores."""
     hosts = [
         Contender(view(f"h{number}", cores), [Option(allocations={f"h{number}": {"VCPU": amount}})])
@@ -37,7 +42,7 @@ def plan(free_cores: list[int], count: int, amount: int = 2, **arguments: object
         if cores >= amount  # the search lets no other pass
     ]
     residual = Residual(lambda provider, _: Room(used=8 - free_cores[int(provider[1:])], capacity=8, max_unit=8))
-    return place(hosts, count, residual, **arguments)
+    return place(hosts, count, residual, **arguments), residual
 
 
 @given(st.lists(st.integers(0, 8), max_size=6), st.integers(0, 20), st.integers(1, 8))
@@ -138,3 +143,18 @@ def test_weights_are_scaled_before_they_are_multiplied() -> None:
 def test_a_group_must_allow_one_member() -> None:
     with pytest.raises(InvalidRequest, match="max_per_host: 0 is not between 1"):
         HostGroup(policy="anti-affinity", max_per_host=0)
+
+
+def test_hosts_of_other_instances_are_the_last_resort() -> None:
+    placement, residual = prepared([8, 8, 2], 2, weighers=[(1.0, spread(["VCPU"]))])
+    assert [pick.host.view.name for pick in placement.picks] == ["h0", "h1"]
+    dealt = [[pick.host.view.name for pick in hand] for hand in fall_backs(placement, residual, 2)]
+    assert dealt == [["h2", "h1"], ["h0"]], "h2 holds one more and no second one"
+
+
+def test_members_of_a_hard_group_share_no_alternate_and_affinity_has_none() -> None:
+    for policy, expected in (("anti-affinity", [["h2"], []]), ("affinity", [[], []])):
+        group = HostGroup(policy=policy)
+        placement, residual = prepared([8, 8, 8], 2, group=group)
+        dealt = fall_backs(placement, residual, 2, group)
+        assert [[pick.host.view.name for pick in hand] for hand in dealt] == expected

@@ -32,9 +32,10 @@ class Spare(NamedTuple):
 
 @attrs.frozen(kw_only=True)
 class Hand:
-    """An instance that is to get alternates: the cell and the failure domain of its primary."""
+    """An instance that is to get alternates: the cell, the host and the failure domain of its primary."""
 
     cell: str
+    host: str | None = None
     domain: str | None = None
 
 
@@ -51,7 +52,7 @@ def deal(
 
     Args:
         hands: The instances, in the order in which they were placed.
-        spares: For each cell its hosts that were selected for nobody, best first.
+        spares: For each cell the hosts that may be dealt, best first; nobody is dealt its own primary.
         alternates: How many each instance may get.
         fits: How many instances of the request a host could hold at once: once every host of the cell has been dealt,
             it is dealt again up to that often. None when hosts may not be shared, as under anti-affinity.
@@ -65,7 +66,9 @@ def deal(
         players.setdefault(hand.cell, []).append(place)
     for cell, places in players.items():
         cards = spares.get(cell, ())
-        if len(cards) >= alternates * len(places) and all(card.domain is None for card in cards):
+        own = {hands[place].host for place in places}
+        plain = all(card.domain is None and card.host not in own for card in cards)
+        if plain and len(cards) >= alternates * len(places):
             for turn, place in enumerate(places):  # enough for all, and one as good as another: no need to play
                 dealt[place] = tuple(cards[turn :: len(places)][:alternates])
         else:
@@ -78,7 +81,7 @@ def _play(
 ) -> None:
     for _ in range(alternates):
         for hand, place in zip(hands, places, strict=True):
-            card = deck.draw(hand.domain, dealt[place])
+            card = deck.draw(hand, dealt[place])
             if card is not None:
                 dealt[place] = (*dealt[place], card)
 
@@ -93,10 +96,10 @@ class _Deck:
         for rank, spare in enumerate(spares):
             self._piles.setdefault(spare.domain, []).append((0, rank))  # ascending, hence a heap
 
-    def draw(self, domain: str | None, cards: Sequence[Spare]) -> Spare | None:
+    def draw(self, hand: Hand, cards: Sequence[Spare]) -> Spare | None:
         """Take the host dealt least often, then in a domain that is new to the hand, then of the best rank."""
-        held = {card.host for card in cards}
-        avoid = {domain, *(card.domain for card in cards)} - {None}
+        held = {hand.host, *(card.host for card in cards)}
+        avoid = {hand.domain, *(card.domain for card in cards)} - {None}
         best: tuple[int, bool, int] | None = None
         for pile_domain, pile in self._piles.items():
             head = self._head(pile, held)
@@ -105,7 +108,7 @@ class _Deck:
                 best = key if best is None or key < best else best
         return None if best is None else self._take(best[0], best[2])
 
-    def _head(self, pile: list[tuple[int, int]], held: set[str]) -> tuple[int, int] | None:
+    def _head(self, pile: list[tuple[int, int]], held: set[str | None]) -> tuple[int, int] | None:
         if not pile or self._spares[pile[0][1]].host not in held:
             return pile[0] if pile else None
         return min((card for card in pile if self._spares[card[1]].host not in held), default=None)

@@ -217,8 +217,9 @@ def fall_backs(
 ) -> list[tuple[Pick, ...]]:
     """Deal each pick of *placement* up to *alternates* hosts to fall back on.
 
-    They are in the cell of the pick, were picked for nobody, can hold the request after all the picks, and are allowed
-    by a hard policy of the group: its members do not share them, and a group that is kept together gets none.
+    They are in the cell of the pick, can hold the request after all the picks, and are allowed by a hard policy of the
+    group: its members do not share them, and a group that is kept together gets none. Hosts that were picked for nobody
+    come first; where a cell has too few of them, those picked for other instances follow.
     """
     picks = placement.picks
     members = Counter(group.members if group else {})
@@ -243,7 +244,14 @@ def fall_backs(
                 del missing[cell]
                 if not missing:
                     break
-    hands = [Hand(cell=pick.host.view.cell, domain=pick.host.view.domain) for pick in picks]
+    for pick in picks:  # the last resort: hosts of the others that would hold one more
+        view = pick.host.view
+        if view.cell in missing and view.root not in found and not (group and group.refuses(view.root, members)):
+            option, _ = _first_that_fits(pick.host, residual)
+            if option is not None:
+                found[view.root] = Pick(pick.host, option, pick.weight, pick.rank)
+                spares[view.cell].append(Spare(view.root, view.domain))
+    hands = [Hand(cell=view.cell, host=view.root, domain=view.domain) for view in (pick.host.view for pick in picks)]
     shareable = group is None or not group.hard
     fits = (lambda spare: residual.fits(found[spare.host].option.allocations)) if shareable else None
     dealt = deal(hands, spares, alternates=alternates, fits=fits)
