@@ -2,7 +2,7 @@
 
 Run it with ``make demo``, ``cloudcore demo``, or::
 
-    python examples/quickstart.py [--database URL] [--folder FOLDER]
+    python examples/quickstart.py [--database URL] [--folder FOLDER] [--picture FILE]
 
 Everything it makes lies in one scratch folder; ``--database`` puts the tables of placement and attachments elsewhere,
 into any empty SQLite, PostgreSQL or MariaDB database. Each function below is one step and can be read by itself.
@@ -63,7 +63,6 @@ class Cloud:
             [Cell(cell, f"sqlite:///{folder / cell / 'instances.db'}") for cell in CELLS],
             directory=InstanceDirectory(f"sqlite:///{folder / 'directory.db'}"),
         )
-        self.router.directory.create_tables()
         self.store = InstanceStore(self.router)
         self.store.create_tables()
         create_schema(database, areas=["placement", "attach"])
@@ -81,7 +80,7 @@ class Cloud:
         """Allocations in words: the providers by name."""
         return ", ".join(
             f"{self.tree.provider(provider).name}: {' '.join(f'{n} {name}' for name, n in amounts.items())}"
-            for provider, amounts in allocations.items()
+            for provider, amounts in sorted(allocations.items(), key=lambda each: self.tree.provider(each[0]).name)
         )
 
 
@@ -154,11 +153,8 @@ def lose_a_host(cloud: Cloud, selection: Selection) -> None:
 
 def ask_for_too_much(cloud: Cloud) -> None:
     """A request that no host can hold is answered with the reasons."""
-    search = cloud.tree.candidates("resources=VCPU:48,MEMORY_MB:65536&required=HW_NUMA_ROOT")
-    report = search.report()
-    console.print(f"  {report.summary()}")
-    for rejection in report.nearest(2):
-        console.print(f"  nearest: {rejection}", soft_wrap=True)
+    report = cloud.tree.candidates("resources=VCPU:2,MEMORY_MB:90000&required=HW_NUMA_ROOT").report()
+    console.print(f"  {report.summary()}", soft_wrap=True)
     try:
         cloud.selector.select("resources=VCPU:48", project_id="blue", user_id="ada")
     except NoValidHost as error:
@@ -202,8 +198,8 @@ def attach_volumes(cloud: Cloud, selections: Sequence[Selection]) -> None:
         console.print(f"  exclusive, a second time: {error}", soft_wrap=True)
     for attachment in (two, one, mine):
         cloud.attachments.detach(attachment.id)
-    console.print(f"  after detach: shared is {volumes.volume(shared.id).status}, audit finds "
-                  f"{len(cloud.attachments.audit())} disagreements")  # fmt: skip
+    found = cloud.attachments.audit().findings
+    console.print(f"  after detach: shared is {volumes.volume(shared.id).status}, the audit found {len(found)} faults")
 
 
 def list_instances(cloud: Cloud) -> None:
@@ -233,17 +229,17 @@ def list_with_a_cell_down(cloud: Cloud) -> None:
     (cloud.folder / "cell2.away").rename(cloud.folder / "cell2")
 
 
-def check(cloud: Cloud) -> None:
+def check(cloud: Cloud, picture: Path) -> None:
     """Every stateful object can be asked whether its invariants hold."""
     cloud.tree.refresh()
     for part in (cloud.tree, cloud.ledger, cloud.attachments):
         part.check()
-    picture = cloud.folder / "host.svg"
+    picture.parent.mkdir(parents=True, exist_ok=True)
     picture.write_text(cloud.tree.to_svg("cell1-host0"))
     console.print(f"  tree, ledger and attachments are sound; a picture of one host: {picture}")
 
 
-def tour(cloud: Cloud) -> None:
+def tour(cloud: Cloud, picture: Path) -> None:
     with step("1. Hosts: real ones through libvirt, and three racks beside them"):
         read_real_hosts(cloud)
         build_racks(cloud)
@@ -261,20 +257,21 @@ def tour(cloud: Cloud) -> None:
         list_instances(cloud)
         list_with_a_cell_down(cloud)
     with step("7. Checked"):
-        check(cloud)
+        check(cloud, picture)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="A tour of cloudcore.")
     parser.add_argument("--database", metavar="URL", help="for placement and attachments; SQLite in the folder")
     parser.add_argument("--folder", type=Path, help="keep everything here; must be empty")
+    parser.add_argument("--picture", type=Path, help="where to draw one host; host.svg in the folder")
     options = parser.parse_args(arguments)
     with ExitStack() as stack:
         folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cloudcore-")))
         folder.mkdir(parents=True, exist_ok=True)
         cloud = Cloud(folder, options.database or f"sqlite:///{folder / 'placement.db'}")
         stack.callback(cloud.close)
-        tour(cloud)
+        tour(cloud, options.picture or folder / "host.svg")
     return 0
 
 
