@@ -172,30 +172,54 @@ def _wait_until_nothing_is_left(folder, pid):
     assert not Path(folder).exists()
 
 
-ONE = ["services.postgresql()", "services.mariadb()", "services.libvirt_hosts(1)[0]", "services.cinder()"]
+ONE = {
+    "postgresql": "services.postgresql()",
+    "mariadb": "services.mariadb()",
+    "qemu": "services.libvirt_hosts(1)[0]",
+    "cinder": "services.cinder()",
+}
 
 
-@pytest.mark.parametrize("server", ONE)
-def test_killed_run_leaves_nothing(server):
+@pytest.mark.parametrize(("kind", "server"), ONE.items(), ids=ONE)
+def test_killed_run_leaves_nothing(kind, server):
     """kill -9 of the test run: its servers end, its scratch folder goes."""
+    services.require(kind)
     process, folder, pid = _run_of_its_own(server, "time.sleep(600)")
     process.kill()
     process.communicate()
     _wait_until_nothing_is_left(folder, pid)
 
 
-def test_killed_supervisor_leaves_nothing():
-    """kill -9 of the supervisor that works: the one that watches cleans up."""
-    process, folder, pid = _run_of_its_own("services.postgresql()", "time.sleep(600)")
-    inner = state_of(pid)[1]
-    os.kill(inner, signal.SIGKILL)
-    _wait_until_nothing_is_left(folder, pid)
+GUEST = """
+import libvirt
+from tests.test_services import DOMAIN
+image, serial = services.guest(), server.folder + "/guest.serial"
+connection = libvirt.open(server.uri)
+connection.createXML(DOMAIN.format(name="guest", kernel=image.kernel, initrd=image.initrd, serial=serial))
+print("booting", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("victim", ["run", "supervisor"])
+def test_guests_end_with_the_run(victim):
+    """QEMU detaches itself from libvirtd; it is found all the same, also when the supervisor that works is killed."""
+    services.require("qemu", "guest")
+    process, folder, pid = _run_of_its_own("services.libvirt_hosts(1)[0]", GUEST)
+    assert process.stdout.readline() == "booting\n"
+    assert any(b"qemu-system" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in _processes_of(folder))
+    if victim == "supervisor":
+        os.kill(state_of(pid)[1], signal.SIGKILL)
+        _wait_until_nothing_is_left(folder, pid)
     process.kill()
     process.communicate()
+    _wait_until_nothing_is_left(folder, pid)
 
 
 def test_a_run_that_ends_leaves_nothing():
     """The ordinary end."""
+    services.require("postgresql")
     process, folder, pid = _run_of_its_own("services.postgresql()", "_client.end_run()")
     assert process.wait(60) == 0
     process.communicate()
