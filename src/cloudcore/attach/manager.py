@@ -14,9 +14,11 @@ import attrs
 
 from cloudcore._failpoints import failpoint
 from cloudcore._values import normalise_uuid, require_text
+from cloudcore.attach.auditing import AuditReport, Finding
 from cloudcore.attach.embedded import EmbeddedVolumes
 from cloudcore.attach.fencing import require_evidence
 from cloudcore.attach.guests import MemoryGuests
+from cloudcore.attach.healing import Auditor, HealReport
 from cloudcore.attach.hosts import Host, PlainConnector
 from cloudcore.attach.journal import Journal
 from cloudcore.attach.leases import Leases
@@ -118,6 +120,9 @@ class AttachmentManager:
             self._recovery,
             fencer=fencer,
             id_factory=id_factory,
+        )
+        self._auditor = Auditor(
+            self._journal, self._driver, self._leases, self._recovery, self._moves, self.volumes, self.hosts
         )
 
     # --- attach -------------------------------------------------------------------------------------------------------
@@ -475,6 +480,34 @@ class AttachmentManager:
             What was settled, what had to be left and why.
         """
         return self._recovery.recover(self._moves)
+
+    def audit(self, volume_id: str | None = None) -> AuditReport:
+        """Compare the journal, the volume service, the guests' definitions and the hosts' connections. Changes nothing.
+
+        Volumes on which somebody is at work are skipped. A store that cannot be asked is named, not guessed at.
+
+        Args:
+            volume_id: Only this volume; None for every volume that the journal or a guest knows.
+        """
+        return self._auditor.audit(None if volume_id is None else normalise_uuid(volume_id, "volume_id"))
+
+    def heal(
+        self, findings: AuditReport | Iterable[Finding] | None = None, *, apply: bool = False, limit: int = 10
+    ) -> HealReport:
+        """Say what would mend the findings; with *apply*, mend them.
+
+        Each is looked at again under the lease on its volume, and mended only if it still holds. Without at least two
+        stores that speak for a remedy there is none, and the finding is left to the operator.
+
+        Args:
+            findings: Of :meth:`audit`, all or some; by default those of a fresh one.
+            apply: Do it.
+            limit: How many at most in one call.
+        """
+        chosen = self.audit() if findings is None else findings
+        if isinstance(chosen, AuditReport):
+            chosen = chosen.findings
+        return self._auditor.heal(chosen, apply=apply, limit=limit)
 
     # --- looking ------------------------------------------------------------------------------------------------------
 

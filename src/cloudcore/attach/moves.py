@@ -10,7 +10,7 @@ The row in ``attachment_moves`` says what was asked for; each volume's legs say 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import sqlalchemy as sa
@@ -34,7 +34,7 @@ from cloudcore.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy.engine import Connection
+    from sqlalchemy.engine import Connection, Row
 
     from cloudcore.attach.fencing import Fencer
     from cloudcore.attach.journal import Journal
@@ -129,19 +129,15 @@ class Moves:
         with self._database.read() as connection:
             return self.in_move(connection, instance_id)
 
+    def all(self) -> list[Move]:
+        """Every move, without legs and disks."""
+        with self._database.read() as connection:
+            return [_move(row) for row in connection.execute(sa.select(_M))]
+
     def in_move(self, connection: Connection, instance_id: str) -> Move | None:
         """As :meth:`find`, within the caller's transaction."""
         row = connection.execute(sa.select(_M).where(_M.c.instance_id == instance_id)).one_or_none()
-        if row is None:
-            return None
-        return Move(
-            instance_id=row.instance_id,
-            kind=row.kind,
-            phase=row.phase,
-            source=row.source,
-            destination=row.destination,
-            note=row.note,
-        )
+        return None if row is None else _move(row)
 
     def recover(self, instance_id: str) -> bool:
         """Go on with a move whose process died in the middle of a verb; a begun one waits for its caller.
@@ -471,3 +467,14 @@ class Moves:
         failpoint("attach.move.end")
         gone = sa.delete(_M).where(_M.c.instance_id == move.instance_id)
         self._database.run(lambda connection: connection.execute(gone))
+
+
+def _move(row: Row[Any]) -> Move:
+    return Move(
+        instance_id=row.instance_id,
+        kind=row.kind,
+        phase=row.phase,
+        source=row.source,
+        destination=row.destination,
+        note=row.note,
+    )

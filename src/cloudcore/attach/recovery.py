@@ -90,6 +90,12 @@ class Recovery:
         self._journal.database.run(self._leases.sweep)
         return tally.report()
 
+    def ask_again(self, volume_id: str) -> None:
+        """Ask the guests that have not let the volume go yet."""
+        for leg in self._journal.select(volume_id=volume_id):
+            if leg.state in WAITING:
+                self._ask_again(leg, _Tally())
+
     def settle(self, volume_id: str) -> None:
         """Settle one volume before something new is done to it, as far as it goes; what is left, is left."""
         self._guarded(volume_id, _Tally(), patience=None)

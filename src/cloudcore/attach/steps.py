@@ -15,7 +15,7 @@ import tenacity
 from cloudcore._failpoints import failpoint
 from cloudcore.attach.hosts import verify_device
 from cloudcore.attach.rules import needs_target_lock
-from cloudcore.attach.states import UNDO_UNASKED, USES_HOST, WAITING, Event, Instruction, State, resume
+from cloudcore.attach.states import TABLE, UNDO_UNASKED, USES_HOST, WAITING, Event, Instruction, State, resume
 from cloudcore.disks import DetachOutcome
 from cloudcore.errors import (
     AttachmentNotFound,
@@ -233,6 +233,8 @@ class Driver:
             work.repeats += 1
         if work.repeats <= 2 * ATTEMPTS:
             return event
+        if event is Event.LOST and TABLE[work.leg.state, event].instruction in _PROBES:
+            return event  # the probe that follows ends it, with an undo where there is one
         if instruction in _PROBES and work.leg.state in _UNDOABLE and event is Event.MISSING:
             work.repeats = 0
             return Event.UNDO
@@ -318,6 +320,11 @@ class Driver:
     def disk(self, lease: Lease, leg: Attachment) -> Disk:
         """The disk of a connected leg, as a guest's definition on its host must have it."""
         return leg.disk(self.device(_Work(leg, lease)).source)
+
+    def replug(self, lease: Lease, leg: Attachment) -> None:
+        """Give the guest again what it should have, in both of its definitions."""
+        work = _Work(leg, lease)
+        self.host(leg).guests.attach_disk(leg.instance_id, leg.disk(self.device(work).source))
 
     def extend(self, lease: Lease, leg: Attachment, size: int) -> Attachment:
         """Tell the host and the guest of *leg* that its volume has *size* bytes now, and write it down."""

@@ -1,0 +1,223 @@
+"""Looking at every store, and mending what does not agree: on request, on fresh evidence, one volume at a time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+import sqlalchemy as sa
+
+from cloudcore._failpoints import failpoint
+from cloudcore.attach.auditing import AuditReport, Finding, Remedy, Snapshot, classify
+from cloudcore.attach.recovery import volume_lock
+from cloudcore.attach.states import Event, State
+from cloudcore.attach.tables import attachment_legs
+from cloudcore.errors import CloudcoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from cloudcore.attach.hosts import Host
+    from cloudcore.attach.journal import Journal
+    from cloudcore.attach.leases import Lease, Leases
+    from cloudcore.attach.moves import Moves
+    from cloudcore.attach.records import Attachment
+    from cloudcore.attach.recovery import Recovery
+    from cloudcore.attach.steps import Driver
+    from cloudcore.attach.volumes import VolumeAttachment, VolumeService
+    from cloudcore.disks import DiskState
+
+__all__ = ["Auditor", "HealReport"]
+
+_T = attachment_legs
+_MANY = 50
+
+
+@attrs.frozen(kw_only=True)
+class HealReport:
+    """What was, or would be, mended.
+
+    Attributes:
+        plan: Findings with a remedy, in the order in which they are applied.
+        operator: Findings without one: somebody has to look.
+        done: Those that were mended.
+        failed: (finding, why) of those that could not be, or that no longer held when they were looked at again.
+    """
+
+    plan: tuple[Finding, ...]
+    operator: tuple[Finding, ...]
+    done: tuple[Finding, ...] = ()
+    failed: tuple[tuple[Finding, str], ...] = ()
+
+
+class Auditor:
+    """Compares the stores and applies remedies. May be shared between threads."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        driver: Driver,
+        leases: Leases,
+        recovery: Recovery,
+        moves: Moves,
+        volumes: VolumeService,
+        hosts: Mapping[str, Host],
+    ) -> None:
+        self._journal = journal
+        self._driver = driver
+        self._leases = leases
+        self._recovery = recovery
+        self._moves = moves
+        self._volumes = volumes
+        self._hosts = hosts
+
+    def audit(self, volume_id: str | None = None, *, mine: bool = False) -> AuditReport:
+        """See :meth:`AttachmentManager.audit`. With *mine*, the lease on the volume is the caller's own."""
+        blind: list[tuple[str, str]] = []
+        before, busy = self._legs(volume_id), self._busy()
+        disks = self._disks(volume_id, blind)
+        connections = self._connections(volume_id)
+        pairs = self._pairs(volume_id)
+        wanted = {volume for volume, _ in pairs}
+        wanted |= {state.volume_id for states in disks.values() for state in states}
+        records = self._records(sorted(wanted), blind)
+        after = self._legs(volume_id)
+        moved = {leg.volume_id for leg in {*before} ^ {*after}}
+        in_motion = frozenset() if mine else frozenset(moved | busy | self._busy())
+        snapshot = Snapshot(
+            legs=after,
+            pairs=frozenset(pairs),
+            service_ids=self._service_ids(volume_id),
+            moves={move.instance_id: move for move in self._moves.all()},
+            records=records,
+            disks=disks,
+            connections=connections,
+            in_motion=in_motion,
+        )
+        skipped = tuple(sorted(in_motion & wanted))
+        return AuditReport(findings=classify(snapshot), skipped=skipped, blind=tuple(blind))
+
+    # --- gathering ----------------------------------------------------------------------------------------------------
+
+    def _legs(self, volume_id: str | None) -> tuple[Attachment, ...]:
+        return self._journal.select(volume_id=volume_id)
+
+    def _busy(self) -> set[str]:
+        with self._journal.database.read() as connection:
+            held = self._leases.held_by_living(connection)
+        return {name.removeprefix("volume/") for name in held if name.startswith("volume/")}
+
+    def _pairs(self, volume_id: str | None) -> set[tuple[str, str]]:
+        query = sa.select(_T.c.volume_id, _T.c.instance_id).distinct()
+        if volume_id is not None:
+            query = query.where(_T.c.volume_id == volume_id)
+        with self._journal.database.read() as connection:
+            return {(row.volume_id, row.instance_id) for row in connection.execute(query)}
+
+    def _service_ids(self, volume_id: str | None) -> frozenset[str]:
+        query = sa.select(_T.c.service_id).where(_T.c.service_id.is_not(None))
+        if volume_id is not None:
+            query = query.where(_T.c.volume_id == volume_id)
+        with self._journal.database.read() as connection:
+            return frozenset(connection.scalars(query))
+
+    def _records(self, volumes: list[str], blind: list[tuple[str, str]]) -> dict[str, VolumeAttachment] | None:
+        try:
+            if len(volumes) > _MANY:
+                chosen = set(volumes)
+                found = [record for record in self._volumes.attachments() if record.volume_id in chosen]
+            else:
+                found = [record for volume in volumes for record in self._volumes.attachments(volume_id=volume)]
+        except CloudcoreError as error:
+            blind.append(("service", f"{type(error).__name__}: {error}"))
+            return None
+        return {record.id: record for record in found}
+
+    def _disks(self, volume_id: str | None, blind: list[tuple[str, str]]) -> dict[str, tuple[DiskState, ...]]:
+        found = {}
+        for name, host in self._hosts.items():
+            try:
+                states = host.guests.disk_states()
+            except CloudcoreError as error:
+                blind.append((f"guests on {name}", f"{type(error).__name__}: {error}"))
+                continue
+            found[name] = tuple(s for s in states if s.present and volume_id in {None, s.volume_id})
+        return found
+
+    def _connections(self, volume_id: str | None) -> dict[str, tuple[str, ...]]:
+        told = {name: host.connector.connections() for name, host in self._hosts.items()}
+        return {
+            name: tuple(one for one in volumes if volume_id in {None, one})
+            for name, volumes in told.items()
+            if volumes is not None
+        }
+
+    # --- mending ------------------------------------------------------------------------------------------------------
+
+    def heal(self, findings: Iterable[Finding], *, apply: bool, limit: int) -> HealReport:
+        """See :meth:`AttachmentManager.heal`."""
+        chosen = list(findings)
+        planned = tuple(finding for finding in chosen if finding.remedy is not None)
+        operator = tuple(finding for finding in chosen if finding.remedy is None)
+        if not apply:
+            return HealReport(plan=planned, operator=operator)
+        done, failed = [], []
+        for number, finding in enumerate(planned):
+            if number >= limit:
+                failed.append((finding, f"the limit of {limit} for one call was reached; call again"))
+                continue
+            try:
+                trouble = self._mend(finding)
+            except CloudcoreError as error:
+                trouble = f"{type(error).__name__}: {error}"
+            if trouble is None:
+                done.append(finding)
+            else:
+                failed.append((finding, trouble))
+        return HealReport(plan=planned, operator=operator, done=tuple(done), failed=tuple(failed))
+
+    def _mend(self, finding: Finding) -> str | None:
+        """Apply one remedy on fresh evidence, under the lease; None on success, else why not."""
+        if finding.remedy is Remedy.RECOVER:
+            return self._recover(finding)
+        with self._leases.hold([volume_lock(finding.volume_id)], patience=5.0) as lease:
+            again = {one.identity: one for one in self.audit(finding.volume_id, mine=True).findings}
+            fresh = again.get(finding.identity)
+            if fresh is None or fresh.remedy is not finding.remedy:
+                return "it no longer holds; nothing was done"
+            failpoint("attach.heal.before")
+            return self._apply(lease, fresh)
+
+    def _recover(self, finding: Finding) -> str | None:
+        self._recovery.settle(finding.volume_id)
+        self._recovery.ask_again(finding.volume_id)
+        again = {one.identity for one in self.audit(finding.volume_id).findings}
+        return "it could not be settled; recover() says why" if finding.identity in again else None
+
+    def _apply(self, lease: Lease, finding: Finding) -> str | None:
+        remedy = finding.remedy
+        if remedy is Remedy.DELETE_RECORD:
+            self._volumes.delete(str(finding.service_id))
+            return None
+        if remedy is Remedy.UNPLUG:
+            host = self._hosts[str(finding.host)]
+            outcome = host.guests.detach_disk(str(finding.instance_id), finding.volume_id)
+            return None if outcome == "detached" else "the guest has not let go yet"
+        leg = self._journal.get(str(finding.attachment_id))
+        if remedy is Remedy.COMPLETE:
+            self._volumes.complete(str(leg.service_id))
+            return None
+        if remedy is Remedy.REPLUG:
+            self._driver.replug(lease, leg)
+            return None
+        return self._lead_away(lease, leg, finding)
+
+    def _lead_away(self, lease: Lease, leg: Attachment, finding: Finding) -> str | None:
+        event = {Remedy.QUARANTINE: Event.VANISHED, Remedy.DROP: Event.UNDO}.get(
+            finding.remedy or Remedy.DETACH, Event.DETACH
+        )
+        leg, instruction = self._journal.advance(lease, leg, event, note=f"healed: {finding.kind}")
+        result = self._driver.run(lease, leg, instruction)
+        if result.leg.state is State.ABSENT:
+            return None
+        return f"attachment {leg.id} is {result.leg.state}: {result.error or result.leg.note}"
