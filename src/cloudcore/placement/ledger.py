@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import attrs
 
-from cloudcore._values import normalise_uuid, require_integer, require_text
+from cloudcore._values import normalise_uuid, require_integer, require_name, require_text, require_utc
 from cloudcore.database import Database, Operation, Outcome
-from cloudcore.errors import InvalidAllocation, InvalidArgument, MoveNotFound
-from cloudcore.placement import ledger_moves, ledger_reads
+from cloudcore.errors import InvalidAllocation, InvalidArgument, InvalidTransition, MoveNotFound
+from cloudcore.placement import history, ledger_moves, ledger_reads
+from cloudcore.placement.audit import plan_repairs
 from cloudcore.placement.claims import Held, Owner, normalise_allocations
+from cloudcore.placement.ledger_audit import Writers, apply_repair, findings
 from cloudcore.placement.ledger_claims import NewClaim, claim_by_statements, claim_in_one_statement, claim_together
 from cloudcore.placement.ledger_group import GroupCommit
+from cloudcore.placement.ledger_reads import snapshot
+from cloudcore.placement.ledger_reshape import Reshape, reshape
 from cloudcore.placement.ledger_session import Session
 from cloudcore.placement.ledger_writes import NEW, Target, settle
-from cloudcore.placement.moves import Move, MoveEvent, MoveKind, Overlap
+from cloudcore.placement.moves import Move, MoveEvent, MoveKind, MoveState, Overlap
+from cloudcore.placement.values import Inventory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from datetime import datetime
 
     from sqlalchemy.engine import URL, Connection, Engine
 
+    from cloudcore.placement.audit import Finding, Repair
     from cloudcore.placement.claims import Allocations, Candidate
+    from cloudcore.placement.history import HistoryEntry
+    from cloudcore.placement.ledger_audit import Known
     from cloudcore.placement.ledger_group import Ticket
     from cloudcore.placement.ledger_reads import ConsumerState, Usage
 
-__all__ = ["AllocationLedger"]
+__all__ = ["AllocationLedger", "Expired"]
 
 T = TypeVar("T")
 
@@ -336,6 +346,79 @@ class AllocationLedger:
             raise MoveNotFound(f"no move of migration {uuid_} is recorded", identifier=uuid_)
         return found
 
+    def expire(self, *, limit: int = 100, operation_id: str | None = None) -> Expired:
+        """Release pending claims and revert moves whose time is over by the database's clock. Call it now and then.
+
+        Each is an operation of its own, so a crash in between loses nothing; what was settled or ended just in time
+        is left alone.
+        """
+        consumers, migrations = self._read(lambda session: ledger_moves.overdue(session, limit))
+        prefix = operation_id or self._id_factory()
+        done = [uuid_ for uuid_ in consumers if self._expire_claim(uuid_, _derived(prefix, uuid_))]
+        moved = [uuid_ for uuid_ in migrations if self._expire_move(uuid_, _derived(prefix, uuid_))]
+        return Expired(consumers=tuple(done), migrations=tuple(moved))
+
+    def _expire_claim(self, consumer: str, operation_id: str) -> bool:
+        def work(session: Session, operation: str) -> Any:
+            return ledger_moves.expire_claim(session, operation, consumer, history=self.history)
+
+        return bool(self._operate("expire", {"consumer": consumer}, work, operation_id)[0])
+
+    def _expire_move(self, migration: str, operation_id: str) -> bool:
+        try:
+            return self._step(MoveEvent.EXPIRE, migration, operation_id, None).state is MoveState.EXPIRED
+        except InvalidTransition:
+            return False  # somebody ended it just in time
+
+    def reshape(
+        self,
+        inventories: Mapping[str, Mapping[str, Inventory | int]],
+        allocations: Mapping[str, Candidate | Allocations],
+        *,
+        provider_generations: Mapping[str, int] | None = None,
+        generations: Mapping[str, int] | None = None,
+        operation_id: str | None = None,
+    ) -> dict[str, int]:
+        """Replace inventories and allocations together, in one transaction.
+
+        Args:
+            inventories: Provider uuid → its whole new set, class → inventory or total.
+            allocations: Consumer uuid → all that it shall hold; consumers not named keep what they hold.
+            provider_generations: Provider uuid → the generation read last; others may be at any.
+            generations: The same for consumers.
+            operation_id: See :meth:`claim`.
+
+        Returns:
+            Provider uuid → its new generation.
+
+        Raises:
+            InUse: A class that goes is held by a consumer that is not named.
+            InvalidInventory: An inventory is malformed.
+            See :meth:`replace` for the others.
+        """
+        given = {
+            normalise_uuid(p, "provider", InvalidAllocation): {
+                require_name(name, "resource class", InvalidAllocation): Inventory(i) if isinstance(i, int) else i
+                for name, i in classes.items()
+            }
+            for p, classes in inventories.items()
+        }
+        read = {normalise_uuid(p, "provider"): n for p, n in (provider_generations or {}).items()}
+        counts = {_consumer(c): n for c, n in (generations or {}).items()}
+        targets = {
+            c: Target(allocations=a, generation=counts.get(c))
+            for c, a in ((_consumer(c), _or_nothing(a)) for c, a in allocations.items())
+        }
+        if not given:
+            raise InvalidAllocation("no provider is named", field="inventories")
+        asked = Reshape(inventories=given, generations=read, targets=targets)
+
+        def work(session: Session, operation: str) -> Any:
+            return reshape(session, operation, asked, history=self.history)
+
+        result, _ = self._operate("reshape", attrs.asdict(asked), work, operation_id)
+        return dict(result["providers"])
+
     # ---- reading
 
     def allocations(self, consumer: str) -> dict[str, dict[str, int]]:
@@ -375,7 +458,68 @@ class AllocationLedger:
         """Amounts in use and number of consumers for each consumer type; ``unknown`` where nobody said."""
         return self._read(lambda session: ledger_reads.usages(session, project_id, user_id, consumer_type))
 
+    def history_of(self, consumer: str, *, limit: int = 100) -> list[HistoryEntry]:
+        """What *consumer* held after each of its newest changes, oldest first."""
+        with self.database.read() as connection:
+            return history.entries_of(connection, _consumer(consumer), limit)
+
+    def held_at(self, consumer: str, instant: datetime) -> dict[str, dict[str, int]]:
+        """What *consumer* held at *instant*, as far back as history reaches; empty if nothing."""
+        with self.database.read() as connection:
+            found = history.held_at(connection, _consumer(consumer), require_utc(instant, "instant"))
+        return {} if found is None else {p: dict(c) for p, c in found.allocations.items()}
+
+    def holders_at(self, provider: str, instant: datetime) -> dict[str, dict[str, int]]:
+        """Who held what of *provider* at *instant*: consumer → class → amount. Reads the whole history."""
+        uuid_ = normalise_uuid(provider, "provider")
+        with self.database.read() as connection:
+            found = history.holders_at(connection, uuid_, require_utc(instant, "instant"))
+        return {entry.consumer: dict(entry.allocations[uuid_]) for entry in found}
+
+    def prune_history(self, older_than: datetime, *, limit: int = 10_000) -> int:
+        """Forget at most *limit* entries recorded before *older_than*; return how many."""
+        instant = require_utc(older_than, "older_than")
+        return self.database.run(lambda connection: history.prune(connection, instant, limit))
+
     # ---- keeping order
+
+    def audit(self, *, known: Known | None = None) -> tuple[Finding, ...]:
+        """Look for what is wrong, in one snapshot, and change nothing.
+
+        Args:
+            known: A directory, or a function that returns those of the uuids given that exist, as instance or as
+                migration in progress. Without it nobody can say whether a consumer should be there.
+
+        Returns:
+            Drifted counters, orphaned and empty rows, consumers that nobody knows, holds of finished moves, what is
+            overdue, and providers over capacity.
+        """
+        with snapshot(self.database) as session:
+            return tuple(findings(session, known))
+
+    def heal(self, found: Iterable[Finding], *, apply: bool = False) -> tuple[Repair, ...]:
+        """Say what would be done about *found*; with *apply* do it, each an operation of its own.
+
+        A repair looks again under the lock, and leaves alone what has changed since the audit. What only the operator
+        can decide stays a plan.
+        """
+        plan = plan_repairs(found)
+        if not apply:
+            return plan
+        writers = Writers(
+            transact=lambda name, arguments, work: self._operate(name, arguments, work, None)[0],
+            release=lambda uuid_, target: self._write("heal", {uuid_: target}, None, must_exist=True),
+            expire=self._expire_either,
+        )
+        return tuple(apply_repair(repair, writers) for repair in plan)
+
+    def _expire_either(self, subject: str) -> bool:
+        if self._expire_claim(subject, self._id_factory()):
+            return True
+        try:
+            return self._expire_move(subject, self._id_factory())
+        except MoveNotFound:
+            return False
 
     def check(self) -> None:
         """Compare every inventory's ``used``, consumer and move with the allocations, in one snapshot.
@@ -489,6 +633,24 @@ class AllocationLedger:
 
 def _held(consumer: str, state: Mapping[str, Any], *, repeated: bool) -> Held:
     return Held(consumer=consumer, generation=state["generation"], allocations=state["allocations"], repeated=repeated)
+
+
+@attrs.frozen(kw_only=True)
+class Expired:
+    """What :meth:`AllocationLedger.expire` ended.
+
+    Attributes:
+        consumers: Whose pending claims were released.
+        migrations: Whose moves were reverted.
+    """
+
+    consumers: tuple[str, ...]
+    migrations: tuple[str, ...]
+
+
+def _derived(operation_id: str, subject: str) -> str:
+    """The id of one part of an operation: the same for the same part, and short enough."""
+    return hashlib.sha256(f"{operation_id}/{subject}".encode()).hexdigest()
 
 
 def _consumer(value: str) -> str:

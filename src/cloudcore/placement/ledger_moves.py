@@ -39,10 +39,13 @@ __all__ = [
     "MIGRATION",
     "Beginning",
     "begin",
+    "expire_claim",
     "find_move",
     "live_moves",
+    "lock",
     "move_as_json",
     "move_from_json",
+    "overdue",
     "step",
     "write",
 ]
@@ -211,6 +214,11 @@ def write(
     return {uuid: result[uuid] for uuid in targets}
 
 
+def lock(session: Session, consumers: Collection[str]) -> dict[str, ConsumerRow]:
+    """Lock *consumers*, the other halves of their moves, and the moves; return the consumers that exist."""
+    return _lock(session, consumers)[0]
+
+
 def _lock(session: Session, consumers: Collection[str]) -> tuple[dict[str, ConsumerRow], dict[str, _Record]]:
     """Lock *consumers*, the other halves of their moves, and the moves."""
     seen = _touching(session, consumers, lock=False)
@@ -254,6 +262,27 @@ def _save(session: Session, move: Move) -> None:
         "UPDATE moves SET state = ?, destination = ?, story = ?, updated_at = {now} WHERE migration = ?",
         (str(move.state), to_json(move.destination), to_json(move.story), move.migration),
     )
+
+
+def expire_claim(session: Session, operation_id: str, consumer: str, *, history: bool) -> bool:
+    """Release a pending claim whose time is over by the database's clock; False if there is none any more."""
+    rows, _ = _lock(session, [consumer])
+    row = rows.get(consumer)
+    if row is None or row.retired or not row.expired:
+        return False
+    write(session, operation_id, "expire", {consumer: Target(allocations={})}, history=history)
+    return True
+
+
+def overdue(session: Session, limit: int) -> tuple[list[str], list[str]]:
+    """Consumers with a pending claim and migrations whose time is over, at most *limit* of each, oldest first."""
+    consumers = session.all(
+        "SELECT uuid FROM consumers WHERE expires_at <= {now} ORDER BY expires_at LIMIT ?", (limit,)
+    )
+    migrations = session.all(
+        "SELECT migration FROM moves WHERE state = 'held' AND expires_at <= {now} ORDER BY expires_at LIMIT ?", (limit,)
+    )
+    return [row[0] for row in consumers], [row[0] for row in migrations]
 
 
 # --- the steps of a move ---------------------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from cloudcore.database import Database
     from cloudcore.placement.claims import Allocations, Key
 
-__all__ = ["ConsumerState", "Usage", "check", "consumer", "provider_usages", "sum_usages", "usages"]
+__all__ = ["ConsumerState", "Usage", "check", "consumer", "provider_usages", "snapshot", "sum_usages", "usages"]
 
 
 @attrs.frozen(kw_only=True)
@@ -144,15 +145,22 @@ def check(database: Database) -> None:
     Raises:
         InvariantViolated: With one line for each breach.
     """
-    level = {} if database.dialect == "sqlite" else {"isolation_level": "REPEATABLE READ"}
+    with snapshot(database) as session:
+        breaches = tuple(breach for part in _CHECKS for breach in part(session))
+    if breaches:
+        raise InvariantViolated(f"{len(breaches)} breaches in the ledger: {'; '.join(breaches[:5])}", findings=breaches)
+
+
+@contextmanager
+def snapshot(database: Database) -> Iterator[Session]:
+    """Give a session all of whose statements see the same state. For reading only."""
+    level: dict[str, Any] = {} if database.dialect == "sqlite" else {"isolation_level": "REPEATABLE READ"}
     with database.engine.connect().execution_options(**level) as connection:
         if database.dialect == "sqlite":
             connection.exec_driver_sql("BEGIN")
         session = Session(connection)
         with session.errors():
-            breaches = tuple(breach for part in _CHECKS for breach in part(session))
-    if breaches:
-        raise InvariantViolated(f"{len(breaches)} breaches in the ledger: {'; '.join(breaches[:5])}", findings=breaches)
+            yield session
 
 
 def _sums(session: Session) -> Iterator[str]:
