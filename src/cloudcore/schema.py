@@ -126,7 +126,8 @@ def _compare(connection: Connection) -> SchemaState:
     names = {table.name for table in tables}
 
     def ours(name: str | None, kind: str, parents: dict[str, str | None]) -> bool:
-        return name in names if kind == "table" else parents.get("table_name", name) in names
+        table = name if kind == "table" else parents.get("table_name")
+        return table is None or table in names  # None: the schema as a whole
 
     context = _context(connection, {"target_metadata": metadata, "include_name": ours, "compare_type": True})
     found = [_describe(difference) for difference in autogenerate.compare_metadata(context, metadata)]
