@@ -1,0 +1,82 @@
+"""Two compute hosts with guests, over one real Cinder on one real Ceph."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import uuid
+from collections.abc import Iterator
+
+import attrs
+
+from cloudcore.attach import AttachmentManager
+from cloudcore.attach.cinder import CinderVolumes
+from cloudcore.hypervisor import LibvirtHypervisor, Timeouts
+from cloudcore.schema import create_schema
+from tests import services
+from tests.hypervisor.domains import Guests
+
+HOSTS = ("host-a", "host-b")
+
+
+@attrs.define
+class Compute:
+    """One host: its daemon, the adapter over it, and the guests that the test made there."""
+
+    name: str
+    server: services.LibvirtHost
+    hypervisor: LibvirtHypervisor
+    guests: Guests
+
+
+@attrs.define
+class Cloud:
+    """Everything that the end-to-end tests use."""
+
+    cinder: services.CinderService
+    ceph: services.CephCluster
+    volumes: CinderVolumes
+    hosts: dict[str, Compute]
+    url: str
+
+    def manager(self) -> AttachmentManager:
+        """A manager over all hosts, as a process that starts now would open it."""
+        return AttachmentManager(self.url, self.volumes, [host.hypervisor for host in self.hosts.values()])
+
+    def volume(self, *, multiattach: bool = False) -> str:
+        """A new volume of 1 GiB."""
+        return self.cinder.create_volume(multiattach=multiattach)
+
+    def status(self, volume_id: str) -> str:
+        """What Cinder says of it."""
+        return self.cinder.client().volumes.get(volume_id).status
+
+    def watchers(self, volume_id: str) -> int:
+        """How many have the image open, as Ceph counts them."""
+        return self.ceph.rbd("status", f"volume-{volume_id}").count("watcher=")
+
+
+@contextlib.contextmanager
+def open_cloud(url: str, *, variant: str = "") -> Iterator[Cloud]:
+    """The services of the run; libvirt daemons of its own for a *variant*."""
+    services.require("qemu", "guest", "ceph", "cinder", "rbd")
+    create_schema(url, areas=["attach"])
+    storage, cinder = services.ceph(), services.cinder("rbd")
+    with contextlib.ExitStack() as stack:
+        hosts = {}
+        for name, server in zip(HOSTS, services.libvirt_hosts(2, variant=variant), strict=True):
+            hypervisor = stack.enter_context(
+                LibvirtHypervisor(server.uri, host=name, timeouts=Timeouts(detach=15, connect=20))
+            )
+            key = base64.b64decode(storage.key)
+            hypervisor.define_secret(cinder.secret_uuid, kind="ceph", name=f"client.{storage.user}", value=key)
+            hosts[name] = Compute(name, server, hypervisor, stack.enter_context(Guests(server)))
+        volumes = stack.enter_context(CinderVolumes(cinder.session()))
+        yield Cloud(cinder, storage, volumes, hosts, url)
+        for host in hosts.values():
+            host.hypervisor.check()
+
+
+def token() -> str:
+    """Bytes that nobody wrote before."""
+    return uuid.uuid4().hex
