@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from cloudcore.database import metadata
 from cloudcore.placement import tables
+from cloudcore.schema import schema_tables
 
 
 def uuid_of(name: str | int) -> str:
@@ -15,13 +16,27 @@ def uuid_of(name: str | int) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_OID, str(name)))
 
 
+def create_tables(database) -> None:
+    """Create the tables of placement."""
+    metadata.create_all(database.engine, tables=schema_tables(["placement"]))
+
+
+def empty(database) -> None:
+    """Delete every row of every table of placement."""
+    with database.write() as connection:
+        connection.execute(sa.update(tables.resource_providers).values(parent_id=None, root_id=None))
+        for table in reversed(schema_tables(["placement"])):
+            connection.execute(sa.delete(table))
+
+
 def create(database, providers: dict[str, dict[str, int | dict[str, int]]]) -> dict[str, str]:
-    """Create tables and providers: name → {class: total or inventory fields}; returns name → uuid."""
-    metadata.create_all(database.engine)
+    """Create tables and providers in a fresh database; see `add_providers`."""
+    create_tables(database)
     return add_providers(database, providers)
 
 
 def add_providers(database, providers) -> dict[str, str]:
+    """Create providers: name → {class: total or inventory fields}; returns name → uuid."""
     names = {name: uuid_of(name) for name in providers}
     with database.write() as connection:
         for name, inventory in providers.items():

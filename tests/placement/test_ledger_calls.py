@@ -27,7 +27,7 @@ from cloudcore.errors import (
 )
 from cloudcore.placement import AllocationLedger, tables
 from cloudcore.placement.audit import FindingKind, RepairAction
-from tests.placement.ledger_worlds import add_providers, create, overdue, resize, used, uuid_of
+from tests.placement.ledger_worlds import add_providers, overdue, resize, used, uuid_of
 
 OWNER = {"project_id": "project", "user_id": "user"}
 A, B, C, M = (uuid_of(name) for name in ("consumer-a", "consumer-b", "consumer-c", "migration"))
@@ -43,11 +43,11 @@ class World:
         return self.ledger.claim(consumer, {host or self.h1: amounts or {"VCPU": 4}}, **OWNER, **options)
 
 
-@pytest.fixture(params=[0, 16], ids=["alone", "grouped"])
-def world(database, request):
+@pytest.fixture
+def world(ledger_database, request):
     inventory = {"VCPU": 8, "MEMORY_MB": {"total": 1024, "min_unit": 64, "max_unit": 512, "step_size": 64}}
-    names = create(database, {"h1": inventory, "h2": inventory})
-    ledger = AllocationLedger(database, group_commit=request.param)
+    names = add_providers(ledger_database, {"h1": inventory, "h2": inventory})
+    ledger = AllocationLedger(ledger_database, group_commit=getattr(request, "param", 0))
     yield World(ledger=ledger, h1=names["h1"], h2=names["h2"])
     ledger.check()
 
@@ -55,6 +55,7 @@ def world(database, request):
 # ---- claims
 
 
+@pytest.mark.parametrize("world", [0, 16], ids=["alone", "grouped"], indirect=True)
 def test_claim_takes_all_it_asks(world):
     held = world.ledger.claim(A, {world.h1: {"VCPU": 4}, world.h2: {"MEMORY_MB": 128}}, **OWNER)
     assert (held.generation, held.repeated) == (1, False)
@@ -73,6 +74,7 @@ def test_claim_takes_anything_that_says_its_allocations(world):
     assert world.ledger.allocations(A) == {world.h1: {"VCPU": 1}}
 
 
+@pytest.mark.parametrize("world", [0, 16], ids=["alone", "grouped"], indirect=True)
 def test_refusal_names_provider_class_and_numbers(world):
     """All or nothing: what fitted elsewhere is not taken either."""
     world.claim(A, {"VCPU": 6})
@@ -95,6 +97,7 @@ def test_unit_rules_are_part_of_the_claim(world, amount, rule, bound):
     assert used(world.ledger.database, world.h1, "VCPU") == 0
 
 
+@pytest.mark.parametrize("world", [0, 16], ids=["alone", "grouped"], indirect=True)
 def test_unknown_provider_and_class_are_told_apart(world):
     with pytest.raises(ProviderNotFound, match=uuid_of("nowhere")):
         world.claim(host=uuid_of("nowhere"))
@@ -103,49 +106,49 @@ def test_unknown_provider_and_class_are_told_apart(world):
     assert (refused.value.provider, refused.value.resource_class) == (world.h1, "PGPU")
 
 
-@pytest.mark.parametrize(
-    "wanted",
-    [
-        {},
-        {"not-a-uuid": {"VCPU": 1}},
-        {uuid_of("h1"): {}},
-        {uuid_of("h1"): {"VCPU": 0}},
-        {uuid_of("h1"): {"VCPU": -1}},
-        {uuid_of("h1"): {"VCPU": True}},
-        {uuid_of("h1"): {"VCPU": 1.5}},
-        {uuid_of("h1"): {"VCPU": 2**31}},
-        {uuid_of("h1"): {"vcpu": 1}},
-        {uuid_of("h1"): {"VCPU": 1}, uuid_of("h1").upper(): {"VCPU": 1}},
-        None,
-        7,
-    ],
-)
-def test_malformed_claims_change_nothing(world, wanted):
-    with pytest.raises(InvalidAllocation):
-        world.ledger.claim(A, wanted, **OWNER)
+MALFORMED = [
+    {},
+    {"not-a-uuid": {"VCPU": 1}},
+    {uuid_of("h1"): {}},
+    {uuid_of("h1"): {"VCPU": 0}},
+    {uuid_of("h1"): {"VCPU": -1}},
+    {uuid_of("h1"): {"VCPU": True}},
+    {uuid_of("h1"): {"VCPU": 1.5}},
+    {uuid_of("h1"): {"VCPU": 2**31}},
+    {uuid_of("h1"): {"vcpu": 1}},
+    {uuid_of("h1"): {"VCPU": 1}, uuid_of("h1").upper(): {"VCPU": 1}},
+    None,
+    7,
+]
+
+
+def test_malformed_claims_change_nothing(world):
+    for wanted in MALFORMED:
+        with pytest.raises(InvalidAllocation):
+            world.ledger.claim(A, wanted, **OWNER)
     assert world.ledger.consumer(A) is None
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"project_id": "", "user_id": "u"},
-        {"project_id": "p" * 256, "user_id": "u"},
-        {"project_id": "p", "user_id": "u", "consumer_type": "small"},
-        {"project_id": "p", "user_id": "u", "generation": -1},
-        {"project_id": "p", "user_id": "u", "expires_in": 0},
-        {"project_id": "p", "user_id": "u", "generation": 1, "expires_in": 5},
-        {"project_id": "p", "user_id": "u", "operation_id": ""},
-    ],
-)
-def test_malformed_arguments_change_nothing(world, options):
-    with pytest.raises(InvalidArgument):
-        world.ledger.claim(A, {world.h1: {"VCPU": 1}}, **options)
-    with pytest.raises(InvalidArgument):
-        world.ledger.claim("", {world.h1: {"VCPU": 1}}, **OWNER)
+def test_malformed_arguments_change_nothing(world):
+    for options in (
+        {"project_id": ""},
+        {"project_id": "p" * 256},
+        {"consumer_type": "small"},
+        {"generation": -1},
+        {"expires_in": 0},
+        {"generation": 1, "expires_in": 5},
+        {"operation_id": ""},
+        {"operation_id": "o" * 65},
+    ):
+        with pytest.raises(InvalidArgument):
+            world.ledger.claim(A, {world.h1: {"VCPU": 1}}, **{**OWNER, **options})
+    for consumer in ("", "not-a-uuid", None):
+        with pytest.raises(InvalidArgument):
+            world.ledger.claim(consumer, {world.h1: {"VCPU": 1}}, **OWNER)
     assert world.ledger.consumer(A) is None
 
 
+@pytest.mark.parametrize("world", [0, 16], ids=["alone", "grouped"], indirect=True)
 def test_claim_of_a_consumer_that_holds_something_is_no_silent_doubling(world):
     world.claim()
     with pytest.raises(AlreadyExists):
@@ -164,6 +167,7 @@ def test_claim_at_a_generation_replaces(world):
         world.claim(B, {"VCPU": 1}, generation=3)
 
 
+@pytest.mark.parametrize("world", [0, 16], ids=["alone", "grouped"], indirect=True)
 def test_repeated_operation_takes_effect_once(world):
     first = world.claim(operation_id="once")
     again = world.claim(operation_id="once")
@@ -182,6 +186,7 @@ def test_repeat_answers_even_when_the_host_is_full_by_now(world):
     assert world.claim(A, {"VCPU": 8}, operation_id="filled").repeated
 
 
+@pytest.mark.parametrize("world", [0, 16], ids=["alone", "grouped"], indirect=True)
 def test_refused_operation_may_be_tried_again(world):
     """A refusal is no effect: the id stays free."""
     world.claim(A, {"VCPU": 8})
@@ -191,6 +196,7 @@ def test_refused_operation_may_be_tried_again(world):
     assert not world.claim(B, operation_id="later").repeated
 
 
+@pytest.mark.parametrize("world", [0, 16], ids=["alone", "grouped"], indirect=True)
 def test_provider_made_anew_under_its_uuid_is_found(world):
     """What the ledger remembers of providers is a hint."""
     world.claim()
@@ -311,6 +317,7 @@ def test_unit_rules_of_today_do_not_bind_what_is_held_already(world):
 # ---- pending claims
 
 
+@pytest.mark.parametrize("world", [0, 16], ids=["alone", "grouped"], indirect=True)
 def test_pending_claim_expires_by_the_clock_of_the_database(world):
     world.claim(expires_in=60)
     assert world.ledger.consumer(A).expires_at - datetime.now(UTC) < timedelta(seconds=61)
@@ -421,9 +428,9 @@ def test_history_says_who_held_what_when(world):
     assert world.ledger.history_of(A)[-1].event == "release"
 
 
-def test_history_can_be_left_out(database):
-    names = create(database, {"h1": {"VCPU": 8}})
-    ledger = AllocationLedger(database, history=False)
+def test_history_can_be_left_out(ledger_database):
+    names = add_providers(ledger_database, {"h1": {"VCPU": 8}})
+    ledger = AllocationLedger(ledger_database, history=False)
     ledger.claim(A, {names["h1"]: {"VCPU": 1}}, **OWNER)
     ledger.release(A)
     assert ledger.history_of(A) == []
@@ -432,10 +439,10 @@ def test_history_can_be_left_out(database):
 # ---- group commit
 
 
-def test_group_gives_each_caller_its_own_verdict(database):
+def test_group_gives_each_caller_its_own_verdict(ledger_database):
     """Sixteen threads, room for ten: ten take one unit each, six are refused, and nobody hears of another's fate."""
-    names = create(database, {"h1": {"VCPU": 10}})
-    ledger = AllocationLedger(database, group_commit=8)
+    names = add_providers(ledger_database, {"h1": {"VCPU": 10}})
+    ledger = AllocationLedger(ledger_database, group_commit=8)
     outcomes: dict[int, object] = {}
     start = threading.Barrier(16)
 
@@ -453,7 +460,7 @@ def test_group_gives_each_caller_its_own_verdict(database):
         thread.join()
     refused = [outcome for outcome in outcomes.values() if isinstance(outcome, CapacityExceeded)]
     assert (len(outcomes), len(refused)) == (16, 6)
-    assert used(database, names["h1"], "VCPU") == 10
+    assert used(ledger_database, names["h1"], "VCPU") == 10
     for number, outcome in outcomes.items():
         assert (ledger.consumer(uuid_of(number)) is None) == isinstance(outcome, CapacityExceeded)
     ledger.check()
@@ -539,12 +546,9 @@ def test_audit_asks_a_directory_and_tells_what_is_overdue_and_over_full(world):
     assert world.ledger.consumer(A) is None
 
 
-def test_ledger_opened_by_url_closes_its_database(database_url):
-    from cloudcore.database import Database
-
-    with Database(database_url) as database:
-        names = create(database, {"h1": {"VCPU": 1}})
-    with AllocationLedger(database_url) as ledger:
+def test_ledger_opened_by_url_closes_its_database(ledger_database):
+    names = add_providers(ledger_database, {"h1": {"VCPU": 1}})
+    with AllocationLedger(ledger_database.engine.url) as ledger:
         ledger.claim(A, {names["h1"]: {"VCPU": 1}}, **OWNER)
         assert "AllocationLedger" in repr(ledger)
     assert ledger.database.engine.pool.checkedout() == 0
