@@ -22,7 +22,28 @@ MIXTURES = {
     "mixed": ("sqlite", "postgresql", "mariadb"),
 }
 
-NAMES = ["", "a", "A", "aa", "a ", "a\t", "b", "B", "z", "Z", "ä", "é", "ß", "ss", "Ω", "a_b", "a%b", "a\\b", "\uffff", "😀"]
+NAMES = [
+    "",
+    "a",
+    "A",
+    "aa",
+    "a ",
+    "a\t",
+    "b",
+    "B",
+    "z",
+    "Z",
+    "ä",
+    "é",
+    "ß",
+    "ss",
+    "Ω",
+    "a_b",
+    "a%b",
+    "a\\b",
+    "\uffff",
+    "😀",
+]
 
 row = st.fixed_dictionaries(
     {
@@ -133,7 +154,10 @@ def test_rows_that_stay_are_seen_once_whatever_others_do(world, data):
 def test_only_ties_and_nulls(world, size):
     """All rows alike but for their key: the key alone orders them."""
     router, engines = world
-    rows = [{"id": str(uuid.UUID(int=n * 7919)), "name": None, "size": 1, "at": None, "flag": None, "kind": "x"} for n in range(20)]
+    rows = [
+        {"id": str(uuid.UUID(int=n * 7919)), "name": None, "size": 1, "at": None, "flag": None, "kind": "x"}
+        for n in range(20)
+    ]
     fill(engines, [rows[number :: len(engines)] for number in range(len(engines))])
     for sort in (["name"], [Sort("at", descending=True), "size"], [Sort("flag", nulls_first=False)]):
         found = walk(router, Query(sort=sort, limit=size))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql, postgresql
 
@@ -72,6 +73,8 @@ class RecordSource:
         wide, pinned = frozenset(wide), frozenset(pinned)
         found = {name: _column(self._table_column(name), name in wide, name in pinned) for name in names}
         found.update(refine or {})
+        if key in found:
+            found[key] = attrs.evolve(found[key], nullable=False)
         self.columns: Mapping[str, Column] = MappingProxyType(found)
         for name in filter(None, (key, tenant, host, updated, deleted, hidden)):
             self._table_column(name)
@@ -203,7 +206,7 @@ def _column(column: sa.Column[Any], wide: bool, pinned: bool) -> Column:
     return Column(
         name=column.name,
         kind=kind,
-        nullable=bool(column.nullable) and not column.primary_key,
+        nullable=bool(getattr(column, "nullable", True)) and not column.primary_key,
         sortable=kind is not Kind.OTHER and not wide and not isinstance(column.type, mysql.LONGTEXT | mysql.MEDIUMTEXT),
         wide=wide or kind is Kind.OTHER,
         pinned=pinned,
