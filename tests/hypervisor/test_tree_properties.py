@@ -155,7 +155,7 @@ FOREIGN = CurrentProvider(
 def with_foreign_parts(current: CurrentTree) -> CurrentTree:
     """What others hang into the tree: a provider below the root, and classes, traits and aggregates on the root."""
     root = next(one for one in current.providers if one.name == "cn")
-    licences = CurrentInventory(resource_class="CUSTOM_LICENCES", total=5, used=1)
+    licences = CurrentInventory(resource_class="CUSTOM_LICENCES", total=5)
     changed = attrs.evolve(
         root,
         inventories=(*root.inventories, licences),
