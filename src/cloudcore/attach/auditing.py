@@ -185,8 +185,14 @@ def _at_rest(snapshot: Snapshot, disks: _Disks, leg: Attachment, said: list[tupl
             told = [*said, ("service", record.status), *guest]
             sure = leg.state is not State.ATTACHED or state is not None
             yield _finding(leg, Kind.INCOMPLETE, told, Remedy.COMPLETE if sure else None)
-    if leg.state is State.ATTACHED and known:
+    if leg.state is State.ATTACHED and known and not _arriving_elsewhere(snapshot, leg):
         yield from _guest_differs(leg, [*said, *guest], state)
+
+
+def _arriving_elsewhere(snapshot: Snapshot, leg: Attachment) -> bool:
+    """The instance may run at the other leg's host already."""
+    staged = (other for other in snapshot.legs if other.role == "next" and other.host is not None)
+    return any((other.volume_id, other.instance_id) == (leg.volume_id, leg.instance_id) for other in staged)
 
 
 def _guest_says(state: DiskState | None) -> list[tuple[str, str]]:

@@ -16,6 +16,7 @@ from cloudcore._failpoints import failpoint
 from cloudcore._values import normalise_uuid, require_text
 from cloudcore.attach.auditing import AuditReport, Finding
 from cloudcore.attach.embedded import EmbeddedVolumes
+from cloudcore.attach.failures import failure
 from cloudcore.attach.fencing import require_evidence
 from cloudcore.attach.guests import MemoryGuests
 from cloudcore.attach.healing import Auditor, HealReport
@@ -36,9 +37,7 @@ from cloudcore.errors import (
     InvalidArgument,
     InvariantViolated,
     OperationMismatch,
-    OutcomeUnknown,
     UnsupportedFeature,
-    VolumeServiceUnavailable,
 )
 
 if TYPE_CHECKING:
@@ -640,27 +639,7 @@ class AttachmentManager:
         )
 
     def _failure(self, result: Result, verb: str) -> CloudcoreError:
-        """The error to raise for a leg that did not get where it should, with its story as a note."""
-        leg, error = result.leg, result.error
-        story = "; ".join(str(line) for line in self._journal.story(leg.id))
-        if error is None:
-            error = Conflict(f"{verb} of attachment {leg.id} ended as {leg.state}", identifier=leg.id)
-        if leg.state is State.ABSENT and isinstance(error, OutcomeUnknown):
-            known = VolumeServiceUnavailable(f"{error}; attachment {leg.id} was undone")
-            known.__cause__ = error
-            error = known
-        if leg.state.uncertain and not isinstance(error, OutcomeUnknown):
-            unknown = OutcomeUnknown(
-                f"{verb} of volume {leg.volume_id}: attachment {leg.id} is {leg.state} and nobody could be asked "
-                f"({error}); recover() resolves it",
-                operation_id=leg.operation_id,
-            )
-            unknown.__cause__ = error
-            error = unknown
-        if leg.state not in {State.ABSENT, State.ATTACHED}:
-            error.add_note(f"attachment {leg.id} is left {leg.state}; recover() goes on with it")
-        error.add_note(f"story of attachment {leg.id}: {story}")
-        return error
+        return failure(result.leg, result.error, verb, self._journal.story(result.leg.id))
 
     # --- upkeep -------------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ import attrs
 import sqlalchemy as sa
 
 from cloudcore._failpoints import failpoint
+from cloudcore.attach.failures import failure
 from cloudcore.attach.fencing import require_evidence
 from cloudcore.attach.records import Attachment, Move, MoveKind
 from cloudcore.attach.recovery import volume_lock
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from cloudcore.attach.journal import Journal
     from cloudcore.attach.leases import Lease, Leases
     from cloudcore.attach.recovery import Recovery
-    from cloudcore.attach.steps import Driver
+    from cloudcore.attach.steps import Driver, Result
     from cloudcore.disks import Disk
 
 __all__ = ["Moves", "instance_lock"]
@@ -120,6 +121,8 @@ class Moves:
             if move.phase == "confirming":
                 raise Conflict(f"the move of instance {instance_id} is being confirmed", identifier=instance_id)
             self._require_served(move.destination if move.kind == "live" else move.source)
+            if move.kind == "live":
+                self._require_not_arrived(move)
             self._settle(instance_id)
             self._write(move, "reverting")
             return self._revert(move)
@@ -252,7 +255,7 @@ class Moves:
         result = self._driver.run(lease, staged, Instruction.CREATE, release=False)
         if result.leg.state is State.STAGED:
             return result.leg
-        raise result.error or Conflict(f"attachment {staged.id} is {result.leg.state}", identifier=staged.id)
+        raise self._failure(result)
 
     def _leave(self, lease: Lease, move: Move, leg: Attachment) -> Attachment:
         """Hold the volume for the instance, then take it off the source."""
@@ -285,7 +288,7 @@ class Moves:
         if result.error is not None and result.leg.state is not State.ABSENT:
             if result.leg.state is State.ATTACHED:  # the guest refused: as it was, so the hold is not wanted
                 self._drop_second_leg(lease, leg)
-            raise result.error
+            raise self._failure(result)
         return result.leg
 
     # --- confirming ---------------------------------------------------------------------------------------------------
@@ -340,8 +343,8 @@ class Moves:
             leg = self._journal.get(main.id)
         if leg.role == "past" and leg.interrupted and self._driver.serves(leg.host):
             result = self._recovery.salvage(lease, leg)
-            if result.leg.interrupted and result.error is not None:
-                raise result.error
+            if result.leg.interrupted:
+                raise self._failure(result)
 
     def _place(self, lease: Lease, leg: Attachment, host: str) -> None:
         if leg.interrupted:
@@ -355,7 +358,7 @@ class Moves:
         leg, instruction = self._journal.advance(lease, leg, Event.PLACE, host=host, settings=settings)
         result = self._driver.run(lease, leg, instruction, release=False)
         if result.leg.state is not State.ATTACHED:
-            raise result.error or Conflict(f"attachment {leg.id} is {result.leg.state}", identifier=leg.id)
+            raise self._failure(result)
 
     # --- reverting ----------------------------------------------------------------------------------------------------
 
@@ -371,13 +374,16 @@ class Moves:
         self._delete(move)
         return self._main_legs(move.instance_id)
 
-    def _unstage(self, lease: Lease, leg: Attachment) -> None:
-        if leg.state is State.STAGED:
+    def _require_not_arrived(self, move: Move) -> None:
+        for leg in self._next_legs(move.instance_id):
             if self._live_at(str(leg.host), leg):
                 raise Conflict(
                     f"instance {leg.instance_id} runs on {leg.host} with volume {leg.volume_id}: confirm the move",
                     identifier=leg.instance_id,
                 )
+
+    def _unstage(self, lease: Lease, leg: Attachment) -> None:
+        if leg.state is State.STAGED:
             leg, instruction = self._journal.advance(lease, leg, Event.UNDO, note="the move is reverted")
             result = self._driver.run(lease, leg, instruction, release=False)
         elif leg.interrupted:
@@ -385,7 +391,7 @@ class Moves:
         else:
             return
         if result.leg.state is not State.ABSENT:
-            raise result.error or Conflict(f"attachment {leg.id} is {result.leg.state}", identifier=leg.id)
+            raise self._failure(result)
 
     def _return(self, lease: Lease, leg: Attachment, source: str) -> None:
         if leg.state is State.ATTACHED:
@@ -408,7 +414,7 @@ class Moves:
             second, instruction = self._journal.advance(lease, second, Event.UNDO, note="the move is reverted")
             result = self._driver.run(lease, second, instruction, release=False)
         if result.leg.state is not State.ABSENT:
-            raise result.error or Conflict(f"attachment {second.id} is {result.leg.state}", identifier=second.id)
+            raise self._failure(result)
 
     def _settle(self, instance_id: str) -> None:
         """Finish or undo, volume by volume, what an earlier attempt left in the middle."""
@@ -417,6 +423,9 @@ class Moves:
         for leg in legs:
             if leg.interrupted or (leg.state is State.HELD and leg.volume_id not in replaced):
                 self._recovery.settle(leg.volume_id)
+
+    def _failure(self, result: Result) -> CloudcoreError:
+        return failure(result.leg, result.error, "move", self._journal.story(result.leg.id))
 
     # --- looking and writing ------------------------------------------------------------------------------------------
 

@@ -1,0 +1,286 @@
+"""Kill a process at every point that it passes, recover in another, and look at what is left.
+
+Run as a program, so that it forks from a process without threads: ``python -m tests.attach.killing FOLDER SCENARIO...``
+prints one JSON line for each kill.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from cloudcore import _failpoints
+from cloudcore.attach.embedded import EmbeddedVolumes
+from cloudcore.attach.fencing import Evidence
+from cloudcore.attach.manager import AttachmentManager
+from cloudcore.database import Database
+from cloudcore.schema import create_schema
+from cloudcore.testing.stored import StoredHost, StoredWorld, WatchedVolumes
+
+ONE = "11111111-1111-4111-8111-111111111111"
+TWO = "22222222-2222-4222-8222-222222222222"
+EXCLUSIVE = "aaaaaaaa-aaaa-4aaa-8aaa-aaaaaaaaaaaa"
+SHARED = "bbbbbbbb-bbbb-4bbb-8bbb-bbbbbbbbbbbb"
+HERE, THERE = "compute-1", "compute-2"
+
+
+class Fencer:
+    def evidence(self, host: str) -> Evidence:
+        import datetime as dt
+
+        at = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+        return Evidence(host=host, kind="power-off", by="the test", at=at)
+
+
+class Cloud:
+    """Everything that one process opens."""
+
+    def __init__(self, folder: Path) -> None:
+        self.database = Database(f"sqlite:///{folder / 'cloud.db'}", durable=False)
+        self.world = StoredWorld(folder / "world.db")
+        self.embedded = EmbeddedVolumes(
+            self.database, service_uuid="33333333-3333-4333-8333-333333333333", shared_targets=True
+        )
+        self.volumes = WatchedVolumes(self.embedded, self.world)
+        hosts = {name: StoredHost(self.world, name) for name in (HERE, THERE)}
+        self.manager = AttachmentManager(
+            self.database, self.volumes, hosts.values(), connectors=hosts, fencer=Fencer(), patience=20
+        )
+
+    def of(self, volume_id: str, instance_id: str = ONE) -> list:
+        return list(self.manager.attachments(volume_id=volume_id, instance_id=instance_id))
+
+    def check(self) -> None:
+        """Nothing is left in the middle, and every store agrees."""
+        assert self.world.breaches() == []
+        report = self.manager.audit()
+        assert report.clean, [str(finding) for finding in report.findings]
+        assert not any(leg.interrupted for leg in self.manager.attachments())
+        self.manager.check()
+        self.embedded.check()
+        with self.database.read() as connection:
+            left = connection.exec_driver_sql("SELECT name, owner FROM attachment_locks").all()
+        assert left == [], left
+
+    def use(self) -> None:
+        """Whatever was there can be finished, taken away, and had anew."""
+        for instance_id in (ONE, TWO):
+            move = self.manager.move(instance_id)
+            if move is not None:
+                self.finish(instance_id, move)
+        for leg in self.manager.attachments():
+            self.manager.detach(leg.id)
+        for volume_id in (EXCLUSIVE, SHARED):
+            assert self.embedded.volume(volume_id).status == "available"
+            self.manager.detach(self.manager.attach(volume_id, ONE, host=HERE).id)
+            assert self.embedded.volume(volume_id).status == "available"
+        self.check()
+
+    def finish(self, instance_id: str, move) -> None:
+        if move.kind == "evacuation":
+            self.manager.confirm_move(instance_id)
+        elif move.kind == "shelve":
+            self.manager.confirm_move(instance_id, THERE)
+        elif move.kind == "live" and any(
+            s.instance_id == instance_id for s in self.manager.hosts[THERE].guests.disk_states()
+        ):
+            self.manager.confirm_move(instance_id)
+        else:
+            self.manager.revert_move(instance_id)
+
+    def close(self) -> None:
+        self.manager.close()
+        self.world.close()
+        self.database.close()
+
+
+# --- scenarios: how the world is before, and what is killed ---------------------------------------------------------
+
+
+def nothing(cloud: Cloud) -> None:
+    create_schema(cloud.database, areas=["attach"])
+    cloud.embedded.create_volume(volume_id=EXCLUSIVE)
+    cloud.embedded.create_volume(volume_id=SHARED, multiattach=True)
+
+
+def attached(cloud: Cloud) -> None:
+    nothing(cloud)
+    cloud.manager.attach(EXCLUSIVE, ONE, host=HERE)
+    cloud.manager.attach(SHARED, ONE, host=HERE)
+    cloud.manager.attach(SHARED, TWO, host=HERE)
+
+
+def begun(kind: str, destination: str | None) -> Callable[[Cloud], None]:
+    def prepare(cloud: Cloud) -> None:
+        attached(cloud)
+        if kind == "evacuation":
+            cloud.world.kill_host(HERE)
+        cloud.manager.begin_move(ONE, destination, kind=kind)
+
+    return prepare
+
+
+def arrived(cloud: Cloud) -> None:
+    begun("live", THERE)(cloud)
+    cloud.world.migrate(ONE, HERE, THERE)
+
+
+def dead(cloud: Cloud) -> None:
+    attached(cloud)
+    cloud.world.kill_host(HERE)
+
+
+def attach(volume_id: str) -> Callable[[Cloud], None]:
+    return lambda cloud: cloud.manager.attach(volume_id, ONE, host=HERE)
+
+
+def detach(volume_id: str) -> Callable[[Cloud], None]:
+    return lambda cloud: cloud.manager.detach(cloud.of(volume_id)[0].id)
+
+
+def move(kind: str, destination: str | None) -> Callable[[Cloud], None]:
+    return lambda cloud: cloud.manager.begin_move(ONE, destination, kind=kind)
+
+
+SCENARIOS: dict[str, tuple[Callable[[Cloud], None], Callable[[Cloud], object]]] = {
+    "attach": (nothing, attach(EXCLUSIVE)),
+    "attach-shared": (lambda cloud: (nothing(cloud), cloud.manager.attach(SHARED, TWO, host=HERE)), attach(SHARED)),
+    "detach": (attached, detach(EXCLUSIVE)),
+    "detach-shared": (attached, detach(SHARED)),
+    "live-begin": (attached, move("live", THERE)),
+    "live-confirm": (arrived, lambda cloud: cloud.manager.confirm_move(ONE)),
+    "live-revert": (begun("live", THERE), lambda cloud: cloud.manager.revert_move(ONE)),
+    "cold-begin": (attached, move("cold", THERE)),
+    "cold-confirm": (begun("cold", THERE), lambda cloud: cloud.manager.confirm_move(ONE)),
+    "cold-revert": (begun("cold", THERE), lambda cloud: cloud.manager.revert_move(ONE)),
+    "shelve": (attached, move("shelve", None)),
+    "unshelve": (begun("shelve", None), lambda cloud: cloud.manager.confirm_move(ONE, THERE)),
+    "evacuate": (dead, move("evacuation", THERE)),
+    "evacuate-confirm": (begun("evacuation", THERE), lambda cloud: cloud.manager.confirm_move(ONE)),
+}
+
+
+# --- processes -------------------------------------------------------------------------------------------------------
+
+
+def forked(work: Callable[[], None]) -> str | None:
+    """Run *work* in a child: None if it ended well, "killed", or the text of what went wrong."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        signal.alarm(60)
+        try:
+            work()
+        except BaseException:
+            os.write(writer, traceback.format_exc()[-6000:].encode())
+            os._exit(1)
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        text = pipe.read()
+    status = os.waitpid(child, 0)[1]
+    if os.WIFSIGNALED(status):
+        return "killed" if os.WTERMSIG(status) == signal.SIGKILL else f"signal {os.WTERMSIG(status)}"
+    return text or None
+
+
+def killing(number: int) -> None:
+    """From here on, die at the *number*-th point."""
+    passed = 0
+
+    def step(_: str) -> None:
+        nonlocal passed
+        passed += 1
+        if passed == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    _failpoints.arm("*", step)
+
+
+def in_cloud(folder: Path, work: Callable[[Cloud], object], kill_at: int | None = None) -> Callable[[], None]:
+    def run() -> None:
+        cloud = Cloud(folder)
+        if kill_at is not None:
+            killing(kill_at)
+        work(cloud)
+        _failpoints.disarm()
+        cloud.close()
+
+    return run
+
+
+def points(folder: Path, work: Callable[[Cloud], object]) -> list[str]:
+    """The names of the points that *work* passes, in order."""
+    names: list[str] = []
+    note = folder / "points.json"
+
+    def run() -> None:
+        cloud = Cloud(folder)
+        _failpoints.arm("*", names.append)
+        work(cloud)
+        _failpoints.disarm()
+        note.write_text(json.dumps(names))
+        cloud.close()
+
+    trouble = forked(run)
+    assert trouble is None, trouble
+    return json.loads(note.read_text())
+
+
+def recover(cloud: Cloud) -> None:
+    cloud.manager.recover()
+
+
+def settle(cloud: Cloud) -> None:
+    cloud.manager.recover()
+    report = cloud.manager.recover()
+    assert report.settled == (), "the second recovery found something left by the first"
+    assert report.complete, report
+    cloud.check()
+
+
+def battery(folder: Path, name: str, *, stride: int) -> None:
+    prepare, work = SCENARIOS[name]
+    template = folder / f"{name}-template"
+    template.mkdir()
+    trouble = forked(in_cloud(template, prepare))
+    assert trouble is None, trouble
+    counted = copy(template, folder / f"{name}-count")
+    names = points(counted, work)
+    for number in range(1, len(names) + 1):
+        place = copy(template, folder / f"{name}-{number}")
+        outcome = forked(in_cloud(place, work, kill_at=number))
+        kills = 1
+        if outcome == "killed" and number % stride == 0:
+            outcome = "killed"
+            for second in range(1 + number % 5, 60, 7):  # recovery dies too, several times, further and further on
+                if forked(in_cloud(place, recover, kill_at=second)) != "killed":
+                    break
+                kills += 1
+        trouble = forked(in_cloud(place, settle)) if outcome == "killed" else f"not killed: {outcome}"
+        trouble = trouble or forked(in_cloud(place, Cloud.use))
+        print(
+            json.dumps(
+                {"scenario": name, "point": names[number - 1], "number": number, "kills": kills, "trouble": trouble}
+            )
+        )
+        sys.stdout.flush()
+        if trouble is None:
+            shutil.rmtree(place)
+
+
+def copy(source: Path, target: Path) -> Path:
+    shutil.copytree(source, target)
+    return target
+
+
+if __name__ == "__main__":
+    for chosen in sys.argv[3:] or SCENARIOS:
+        battery(Path(sys.argv[1]), chosen, stride=int(sys.argv[2]))
