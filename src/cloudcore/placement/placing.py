@@ -7,6 +7,7 @@ Nothing is claimed here: a :class:`Placement` is a plan made on a snapshot. What
 from __future__ import annotations
 
 from collections import Counter
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 import attrs
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from cloudcore.placement.hosts import HostGroup, HostView, Weigher
 
 __all__ = ["Contender", "Option", "Pick", "Placement", "Residual", "Room", "fall_backs", "place"]
+
+
+_MOST_OPTIONS = 16
+"""Options of a host that are looked at when several instances share it as an alternate."""
 
 
 @attrs.frozen(kw_only=True)
@@ -252,10 +257,39 @@ def fall_backs(
                 found[view.root] = Pick(pick.host, option, pick.weight, pick.rank)
                 spares[view.cell].append(Spare(view.root, view.domain))
     hands = [Hand(cell=view.cell, host=view.root, domain=view.domain) for view in (pick.host.view for pick in picks)]
-    shareable = group is None or not group.hard
-    fits = (lambda spare: residual.fits(found[spare.host].option.allocations)) if shareable else None
-    dealt = deal(hands, spares, alternates=alternates, fits=fits)
-    return [tuple(found[spare.host] for spare in hand) for hand in dealt]
+    seats = _Seats(found, residual)
+    dealt = deal(hands, spares, alternates=alternates, fits=None if group and group.hard else seats.count)
+    return [tuple(seats.next(spare) for spare in hand) for hand in dealt]
+
+
+class _Seats:
+    """The options of hosts that are dealt, each as often as it fits: instances that share a host must not collide.
+
+    A host that is dealt once gets its best option, and nothing more is asked of it.
+    """
+
+    def __init__(self, found: Mapping[str, Pick], residual: Residual) -> None:
+        self._found = found
+        self._residual = residual
+        self._options: dict[str, list[Option]] = {}
+        self._given: Counter[str] = Counter()
+
+    def count(self, spare: Spare) -> int:
+        """How many instances the host could hold."""
+        return len(self._of(spare.host))
+
+    def next(self, spare: Spare) -> Pick:
+        """The host with the option that the next instance is to claim there."""
+        pick = self._found[spare.host]
+        given = self._given[spare.host]
+        self._given[spare.host] = given + 1
+        return pick._replace(option=self._of(spare.host)[given]) if given else pick
+
+    def _of(self, root: str) -> list[Option]:
+        if root not in self._options:
+            options = islice(self._found[root].host.options, _MOST_OPTIONS)
+            self._options[root] = [o for o in options for _ in range(self._residual.fits(o.allocations))]
+        return self._options[root]
 
 
 def _fitting(

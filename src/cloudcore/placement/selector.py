@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import uuid as uuids
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -94,6 +95,7 @@ class _Asked:
     filters: tuple[Filter, ...]
     partial: bool = False
     expires_in: float | None = None
+    freed: Mapping[str, Mapping[str, int]] = attrs.field(factory=dict)
 
 
 class HostSelector:
@@ -252,7 +254,7 @@ class HostSelector:
         asked = self._asked(request, 1, [instance], alternates, owner, group, [*fixed, *filters])
         arguments = {"instance": asked.instances[0], "migration": migration, "request": asked.request.to_query()}
         operation = Operation.of("selector.select_destination", {**arguments, "kind": str(kind)}, operation_id)
-        asked = attrs.evolve(asked, expires_in=expires_in)
+        asked = attrs.evolve(asked, expires_in=expires_in, freed=self._pooled(state.allocations))
         found = self._repeated(operation) or self._try(
             asked, lambda plan: self._begin(operation, asked, plan, migration, MoveKind(kind), state)
         )
@@ -263,6 +265,14 @@ class HostSelector:
         held = [self.tree.provider(provider) for provider in allocations if provider in self.tree]
         roots = {provider.root for provider in held if SHARES_VIA_AGGREGATE not in provider.traits}
         return [self.tree.provider(root) for root in sorted(roots)]
+
+    def _pooled(self, allocations: Mapping[str, Mapping[str, int]]) -> dict[str, Mapping[str, int]]:
+        """What is held of pools that hosts share: a destination on the same pool needs no more of it."""
+        return {
+            provider: amounts
+            for provider, amounts in allocations.items()
+            if provider in self.tree and SHARES_VIA_AGGREGATE in self.tree.provider(provider).traits
+        }
 
     # ---- planning
 
@@ -313,24 +323,37 @@ class HostSelector:
                         raise
         except tenacity.RetryError as error:
             report = SelectionReport(
-                search=self._search(asked.request).report(), filtered={}, lost=tuple(str(each) for each in lost)
+                search=self._search(self.tree, asked.request).report(),
+                filtered={},
+                lost=tuple(str(each) for each in lost),
             )
             raise NoValidHost(
                 f"no host after {self._attempts} lost claims, the last one: {lost[-1]}", report=report
             ) from error
         raise AssertionError("tenacity returns or raises")
 
-    def _search(self, request: ResourceRequest) -> Search:
-        return self.tree.candidates(
+    def _view_of_tree(self, asked: _Asked) -> PlacementTree:
+        """The tree to search: as it is, or where something is freed by the move itself, a fork without that."""
+        self.tree.refresh()
+        if not asked.freed:
+            return self.tree
+        fork = self.tree.what_if()
+        for provider, amounts in asked.freed.items():
+            used = fork.usage(provider)
+            fork.set_usage(provider, {name: max(0, n - amounts.get(name, 0)) for name, n in used.items()})
+        return fork
+
+    def _search(self, tree: PlacementTree, request: ResourceRequest) -> Search:
+        return tree.candidates(
             request, distinct="physical", within=lambda root: self._cell_of(root) is not None, hosts_first=True
         )
 
     def _plan(self, asked: _Asked, lost: Sequence[CloudcoreError]) -> _Plan:
-        self.tree.refresh()
-        search = self._search(asked.request)
+        tree = self._view_of_tree(asked)
+        search = self._search(tree, asked.request)
         filtered: dict[str, str] = {}
         contenders = list(islice(self._contenders(search, asked.filters, filtered), self._max_hosts))
-        residual = Residual(self._room)
+        residual = Residual(partial(_room, tree))
         for refusal in lost:
             if isinstance(refusal, CapacityExceeded) and refusal.provider and refusal.resource_class:
                 residual.learn(
@@ -382,13 +405,6 @@ class HostSelector:
             metadata=self._metadata_of(root),
             domain=self._domain_of(root),
         )
-
-    def _room(self, provider: str, resource_class: str) -> Room | None:
-        found = self.tree.provider(provider).inventories.get(resource_class)
-        if found is None:
-            return None
-        used = self.tree.usage(provider).get(resource_class, 0)
-        return Room(used=used, capacity=found.capacity, max_unit=found.max_unit)
 
     def _with_members(self, asked: _Asked) -> HostGroup | None:
         """The group with the members that the database knows, those of the request aside."""
@@ -499,6 +515,14 @@ class _Plan:
 
     placement: Placement
     hands: Sequence[Sequence[Pick]]
+
+
+def _room(tree: PlacementTree, provider: str, resource_class: str) -> Room | None:
+    found = tree.provider(provider).inventories.get(resource_class)
+    if found is None:
+        return None
+    used = tree.usage(provider).get(resource_class, 0)
+    return Room(used=used, capacity=found.capacity, max_unit=found.max_unit)
 
 
 def _looked_up(cells: Mapping[str, str]) -> Callable[[Provider], str | None]:

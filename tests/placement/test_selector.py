@@ -1,0 +1,283 @@
+"""Selections: a claimed primary, alternates in its cell, all or nothing, the same answer to a repeated call."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+
+import pytest
+
+from cloudcore.errors import AlreadyExists, ConsumerNotFound, InvalidRequest, NoValidHost, OperationMismatch
+from cloudcore.placement import HostGroup, Selection, SelectionReport
+from cloudcore.placement.hosts import ignore_hosts
+from tests.placement.ledger_worlds import uuid_of
+from tests.placement.selector_worlds import FLAVOUR, Cloud, rack_of
+
+
+@pytest.fixture
+def cloud(ledger_database):
+    cloud = Cloud(ledger_database)
+    yield cloud
+    cloud.check()
+    cloud.close()
+
+
+only_sqlite = pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+
+
+def test_primaries_are_claimed_and_alternates_are_not(cloud: Cloud) -> None:
+    cloud.add_hosts(2, 4)
+    selections = cloud.select(4)
+    assert len({chosen.instance for chosen in selections}) == 4
+    for chosen in selections:
+        assert cloud.ledger.allocations(chosen.instance) == chosen.primary.allocations
+        assert cloud.host_of(chosen.instance) == chosen.primary.name
+        assert len(chosen.alternates) == 2
+        assert {choice.cell for choice in chosen.choices} == {chosen.cell}
+    assert cloud.ledger.usages(project_id="p") == {"DISK_GB": 40, "MEMORY_MB": 4096, "VCPU": 16}
+    dealt = Counter(choice.root for chosen in selections for choice in chosen.alternates)
+    assert set(dealt.values()) <= {1, 2}
+
+
+def test_a_repeated_call_gives_the_same_selections_and_claims_once(cloud: Cloud) -> None:
+    cloud.add_hosts(1, 4)
+    first = cloud.select(3, operation_id="boot-1")
+    assert cloud.select(3, operation_id="boot-1") == first
+    assert cloud.ledger.usages(project_id="p")["VCPU"] == 12
+    with pytest.raises(OperationMismatch):
+        cloud.select(2, operation_id="boot-1")
+
+
+def test_all_or_nothing_and_the_report_says_why(cloud: Cloud) -> None:
+    cloud.add_hosts(1, 2)
+    with pytest.raises(NoValidHost) as caught:
+        cloud.select(9)
+    report = caught.value.report
+    assert isinstance(report, SelectionReport)
+    assert report.placed == 8
+    assert set(report.filtered) == {"c0-r0-h0", "c0-r1-h1"}
+    assert all("VCPU" in reason for reason in report.filtered.values())
+    assert cloud.ledger.usages(project_id="p") == {}
+    assert len(cloud.select(9, partial=True)) == 8
+    with pytest.raises(NoValidHost):
+        cloud.select(1, partial=True)
+
+
+@only_sqlite
+def test_filters_and_hosts_without_a_cell_are_left_out_with_their_reasons(cloud: Cloud) -> None:
+    cloud.add_hosts(1, 2)
+    cloud.tree.add("stray", inventory={"DISK_GB": 1000, "VCPU": 64, "MEMORY_MB": 65536})
+    (chosen,) = cloud.select(filters=[ignore_hosts({"c0-r0-h0"})])
+    assert chosen.primary.name == "c0-r1-h1"
+    assert chosen.alternates == ()
+    with pytest.raises(NoValidHost) as caught:
+        cloud.select(filters=[ignore_hosts({"c0-r0-h0", "c0-r1-h1"})])
+    assert caught.value.report.filtered == dict.fromkeys(("c0-r0-h0", "c0-r1-h1"), "ignored by the request")
+
+
+@only_sqlite
+def test_alternates_are_in_other_failure_domains_first(cloud: Cloud) -> None:
+    cloud.add_hosts(1, 6, racks=3)
+    (chosen,) = cloud.select()
+    assert len({rack_of(choice.name) for choice in chosen.choices}) == 3
+
+
+@only_sqlite
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"count": 0}, "count: 0"),
+        ({"alternates": -1}, "alternates: -1"),
+        ({"instances": []}, "name at least one"),
+        ({"instances": ["x"]}, "'x' is not a UUID"),
+        ({"instances": [uuid_of(1), uuid_of(1)]}, "each once"),
+    ],
+)
+def test_bad_input_is_refused_before_any_effect(cloud: Cloud, arguments: dict, message: str) -> None:
+    cloud.add_hosts(1, 1)
+    with pytest.raises(InvalidRequest, match=message):
+        cloud.select(**arguments)
+    assert cloud.ledger.usages(project_id="p") == {}
+
+
+def test_an_instance_that_holds_something_is_not_placed_again(cloud: Cloud) -> None:
+    cloud.add_hosts(1, 2)
+    cloud.select(instances=[uuid_of("vm")])
+    with pytest.raises(AlreadyExists):
+        cloud.select(instances=[uuid_of("other"), uuid_of("vm")])
+    assert cloud.host_of(uuid_of("other")) is None
+
+
+def test_what_is_never_settled_expires(cloud: Cloud) -> None:
+    cloud.add_hosts(1, 1)
+    (chosen,) = cloud.select(expires_in=3600)
+    state = cloud.ledger.consumer(chosen.instance)
+    assert state.expires_at is not None
+    cloud.ledger.settle(chosen.instance)
+    assert cloud.ledger.consumer(chosen.instance).expires_at is None
+
+
+def test_a_lost_claim_is_planned_again_with_what_the_refusal_told(cloud: Cloud, monkeypatch) -> None:
+    """Another scheduler takes the best host between our search and our claim."""
+    cloud.add_hosts(1, 2)
+    rival = Cloud(cloud.database)
+    plan = cloud.selector._plan
+    lost_seen: list[int] = []
+
+    def planned(asked, lost):
+        made = plan(asked, lost)
+        lost_seen.append(len(lost))
+        if not lost:
+            target = made.placement.picks[0].host.view.name
+            rival.select(4, filters=[ignore_hosts({"c0-r0-h0", "c0-r1-h1"} - {target})])
+        return made
+
+    monkeypatch.setattr(cloud.selector, "_plan", planned)
+    monkeypatch.setattr(cloud.tree, "refresh", lambda: 0)  # stays blind: only the refusal tells
+    (chosen,) = cloud.select()
+    assert lost_seen[:2] == [0, 1]
+    assert cloud.host_of(chosen.instance) == chosen.primary.name
+    monkeypatch.undo()
+    rival.close()
+
+
+def test_schedulers_side_by_side_fill_the_cloud_and_never_more(cloud: Cloud) -> None:
+    cloud.add_hosts(1, 4)  # room for 16
+    clouds = [Cloud(cloud.database, subset=2) for _ in range(4)]
+    placed: list[Selection] = []
+    refused: list[NoValidHost] = []
+
+    def boot(mine: Cloud) -> None:
+        for _ in range(6):
+            try:
+                placed.extend(mine.select())
+            except NoValidHost as error:
+                refused.append(error)
+
+    threads = [threading.Thread(target=boot, args=[mine]) for mine in clouds]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(placed) == 16
+    assert len(refused) == 8
+    assert Counter(cloud.host_of(chosen.instance) for chosen in placed) == dict.fromkeys(
+        [root.name for root in cloud.tree.roots()], 4
+    )
+    for mine in clouds:
+        mine.close()
+
+
+# --- groups ----------------------------------------------------------------------------------------------------------
+
+
+def test_anti_affinity_holds_between_instances_and_their_alternates(cloud: Cloud) -> None:
+    cloud.add_hosts(1, 6)
+    group = HostGroup(policy="anti-affinity", uuid=uuid_of("group"))
+    selections = cloud.select(2, group=group)
+    choices = [choice.root for chosen in selections for choice in chosen.choices]
+    assert len(choices) == len(set(choices)) == 6
+
+
+def test_anti_affinity_holds_between_requests_and_schedulers(cloud: Cloud) -> None:
+    cloud.add_hosts(1, 4)
+    group = HostGroup(policy="anti-affinity", uuid=uuid_of("group"))
+    clouds = [Cloud(cloud.database) for _ in range(4)]
+    placed: list[str] = []
+
+    def boot(mine: Cloud) -> None:
+        for _ in range(2):
+            try:
+                placed.extend(chosen.instance for chosen in mine.select(group=group))
+            except NoValidHost:
+                continue
+
+    threads = [threading.Thread(target=boot, args=[mine]) for mine in clouds]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    hosts = [cloud.host_of(instance) for instance in placed]
+    assert len(hosts) == len(set(hosts)) == 4
+    for mine in clouds:
+        mine.close()
+
+
+def test_a_member_that_was_deleted_makes_room(cloud: Cloud) -> None:
+    cloud.add_hosts(1, 1)
+    group = HostGroup(policy="anti-affinity", uuid=uuid_of("group"))
+    (first,) = cloud.select(group=group)
+    with pytest.raises(NoValidHost, match="anti-affinity"):
+        cloud.select(group=group)
+    cloud.ledger.release(first.instance, forever=True)
+    assert len(cloud.select(group=group)) == 1
+
+
+def test_affinity_follows_the_first_member(cloud: Cloud) -> None:
+    cloud.add_hosts(2, 2)
+    group = HostGroup(policy="affinity", uuid=uuid_of("group"))
+    (first,) = cloud.select(group=group)
+    rest = cloud.select(3, group=group)
+    assert {chosen.primary.name for chosen in rest} == {first.primary.name}
+    assert all(chosen.alternates == () for chosen in rest)
+    with pytest.raises(NoValidHost, match="affinity: the group is on another host"):
+        cloud.select(group=group)
+
+
+# --- moves -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_destination_is_in_the_cell_elsewhere_and_held_beside_the_source(cloud: Cloud) -> None:
+    cloud.add_hosts(2, 3)
+    (chosen,) = cloud.select()
+    migration = uuid_of("migration")
+    destination = cloud.selector.select_destination(chosen.instance, migration, FLAVOUR, operation_id="move-1")
+    assert destination.primary.name != chosen.primary.name
+    assert {choice.cell for choice in destination.choices} == {chosen.cell}
+    assert chosen.primary.root not in {choice.root for choice in destination.choices}
+    assert cloud.host_of(migration) == chosen.primary.name
+    assert cloud.host_of(chosen.instance) == destination.primary.name
+    again = cloud.selector.select_destination(chosen.instance, migration, FLAVOUR, operation_id="move-1")
+    assert again == destination
+    cloud.ledger.confirm_move(migration)
+    assert cloud.host_of(chosen.instance) == destination.primary.name
+
+
+def test_a_moving_member_counts_on_both_hosts(cloud: Cloud) -> None:
+    cloud.add_hosts(1, 3)
+    group = HostGroup(policy="anti-affinity", uuid=uuid_of("group"))
+    (first,) = cloud.select(group=group)
+    cloud.selector.select_destination(first.instance, uuid_of("migration"), FLAVOUR, group=group)
+    (second,) = cloud.select(group=group)
+    assert cloud.host_of(second.instance) not in {first.primary.name, cloud.host_of(first.instance)}
+    cloud.ledger.revert_move(uuid_of("migration"))
+
+
+def test_no_destination_changes_nothing(cloud: Cloud) -> None:
+    cloud.add_hosts(2, 1)
+    (chosen,) = cloud.select()
+    with pytest.raises(NoValidHost) as caught:
+        cloud.selector.select_destination(chosen.instance, uuid_of("migration"), FLAVOUR)
+    assert set(caught.value.report.filtered.values()) == {
+        "the instance is on it",
+        f"in cell c{1 - int(chosen.cell[1])}, not in the instance's",
+    }
+    assert cloud.host_of(chosen.instance) == chosen.primary.name
+    with pytest.raises(ConsumerNotFound):
+        cloud.selector.select_destination(uuid_of("nobody"), uuid_of("migration"), FLAVOUR)
+
+
+def test_shared_storage_is_counted_once_during_a_move(cloud: Cloud) -> None:
+    pool = uuid_of("pool")
+    rack = uuid_of("rack")
+    cloud.tree.add(
+        "pool", uuid=pool, inventory={"DISK_GB": 15}, traits={"MISC_SHARES_VIA_AGGREGATE"}, aggregates={rack}
+    )
+    for number in range(2):
+        cloud.tree.add(f"c0-r0-h{number}", inventory={"VCPU": 8}, aggregates={rack})
+    (chosen,) = cloud.selector.select("resources=VCPU:2,DISK_GB:10", project_id="p", user_id="u")
+    migration = uuid_of("migration")
+    cloud.selector.select_destination(chosen.instance, migration, "resources=VCPU:2,DISK_GB:10")
+    assert cloud.ledger.usages(provider=pool) == {"DISK_GB": 10}
+    cloud.ledger.confirm_move(migration)
+    assert cloud.ledger.usages(provider=pool) == {"DISK_GB": 10}
