@@ -96,5 +96,7 @@ def overdue(database, consumer_or_migration: str) -> None:
 
     past = datetime(2001, 1, 1, tzinfo=UTC)
     with database.write() as connection:
-        for table, column in ((tables.consumers, "uuid"), (tables.moves, "migration")):
-            connection.execute(sa.update(table).where(table.c[column] == consumer_or_migration).values(expires_at=past))
+        move = sa.update(tables.moves).where(tables.moves.c.migration == consumer_or_migration)
+        if not connection.execute(move.values(expires_at=past)).rowcount:
+            claim = sa.update(tables.consumers).where(tables.consumers.c.uuid == consumer_or_migration)
+            connection.execute(claim.values(expires_at=past))
