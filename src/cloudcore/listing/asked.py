@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from cloudcore.errors import InvalidQuery
 from cloudcore.listing.conditions import conditions_of, order_of, projection_of
 from cloudcore.listing.cursors import Cursor, digest
-from cloudcore.listing.records import Shaper
+from cloudcore.listing.records import layout_of
 from cloudcore.listing.statements import Plan, Statement
 from cloudcore.listing.values import Fetching
 
@@ -28,7 +28,7 @@ class Asked:
     Attributes:
         plan: Fetches whole rows.
         keys: Fetches only sort columns.
-        shaper: Makes records of whole rows.
+        layout: How whole rows are read as records.
         impossible: No record can match; nothing need be asked.
         digest: Of everything that a cursor must agree with.
     """
@@ -44,7 +44,7 @@ class Asked:
         self._parts = (source, query, self.conditions, self.order)
         self._statements, self._expression = statements, expression
         self.plan = Plan(*self._parts, shown, statements, expression)
-        self.shaper = Shaper(source.columns, self.plan.columns, shown)
+        self.layout = layout_of(source.columns, shown)
         self.digest = digest(
             source.name,
             self.order,
@@ -63,7 +63,7 @@ class Asked:
         """Whether keys are fetched before rows, when so many cells are asked."""
         if self.query.fetching is not Fetching.AUTO:
             return self.query.fetching is Fetching.KEYS
-        return cells > 2 and any(self.source.columns[name].wide for name in self.shaper.layout.names)
+        return cells > 2 and any(self.source.columns[name].wide for name in self.layout.names)
 
     def equal_to(self, column: str | None) -> tuple[Any, ...] | None:
         """The values that a column is confined to by equality, None when it is not."""

@@ -105,11 +105,10 @@ class Pager:
         return self._finish(self._records(entries, rows), cursor, reports, more=merge.more)
 
     def _records(self, entries: list[Entry], rows: Mapping[str, Any]) -> list[Record]:
-        record, merge = self._asked.shaper.record, self._merge
+        layout, names = self._asked.layout, list(self._merge.runs)
         if self._keys_first:
-            return [record(rows[merge.key_of(entry)], merge.cell_of(entry)) for entry in entries]
-        names = [run.cell for run in merge.runs.values()]
-        return [record(entry[2], names[entry[1]]) for entry in entries]
+            return [Record(layout, rows[self._merge.key_of(entry)], names[entry[1]]) for entry in entries]
+        return [Record(layout, row, names[number]) for _, number, row in entries]
 
     def _reports(self, entries: list[Entry]) -> dict[str, CellReport]:
         numbers: dict[int, int] = defaultdict(int)

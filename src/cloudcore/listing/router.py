@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
+from weakref import WeakKeyDictionary
 
 from cloudcore._values import normalise_uuid
 from cloudcore.errors import AlreadyExists, CellNotFound, CellUnavailable, InstanceNotFound, InvalidQuery
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["CellRouter"]
 
 T = TypeVar("T")
+_EVERYTHING = Query()
 _MOST_STATEMENTS = 2_000
 """Cached SQL texts; beyond that the cache starts afresh."""
 
@@ -77,6 +79,7 @@ class CellRouter:
         self._workers = Workers(threads)
         self._means = Means(start=self._workers.run, clock=clock, directory=directory)
         self._statements: dict[Any, Statement] = {}
+        self._asked: WeakKeyDictionary[Query, Asked] = WeakKeyDictionary()
         self._lock = threading.Lock()
         self._ports: dict[str, Port] = {}
         for cell in cells:
@@ -316,8 +319,12 @@ class CellRouter:
 
     def _prepare(self, query: Query | None) -> Asked:
         if len(self._statements) > _MOST_STATEMENTS:
-            self._statements = {}
-        return Asked(self.source, query or Query(), self._statements)
+            self._statements, self._asked = {}, WeakKeyDictionary()
+        query = query or _EVERYTHING
+        asked = self._asked.get(query)
+        if asked is None:
+            asked = self._asked[query] = Asked(self.source, query, self._statements)
+        return asked
 
     def _choose(self, asked: Asked) -> tuple[dict[str, Port], dict[str, CellReport]]:
         """The cells to ask, and reports on the others."""

@@ -79,7 +79,7 @@ class Stream(Iterator[Record]):
             entry = self._refill()
         self._last = entry
         self._numbers[entry[1]] += 1
-        return self._asked.shaper.record(entry[2], self._names[entry[1]])
+        return Record(self._asked.layout, entry[2], self._names[entry[1]])
 
     def _refill(self) -> Entry:
         if self._cancelled:

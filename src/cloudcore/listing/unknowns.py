@@ -78,11 +78,11 @@ class Unknowns:
         return fillers if limit is None else fillers[:limit]
 
     def _record(self, plan: Plan, row: tuple[Any, ...]) -> Record:
-        shaper = self._asked.shaper
+        layout = self._asked.layout
         known = dict(zip(plan.columns, row, strict=True))
         values = {"vm_state": UNKNOWN, **known}
         cell = self._cells[known["cell"]]
-        return shaper.from_plain([values.get(name) for name in shaper.layout.names], cell)
+        return Record(layout, tuple([values.get(name) for name in layout.names]), cell, unknown=True)
 
 
 def _answerable(asked: Asked, columns: Any) -> bool:

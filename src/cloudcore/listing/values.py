@@ -14,6 +14,7 @@ from cloudcore._values import require_utc
 from cloudcore.errors import CloudcoreError, InvalidQuery
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import datetime
 
 __all__ = [
@@ -198,37 +199,48 @@ class CellReport:
 
 
 class Layout:
-    """The names of a record's values, shared by all records of a query."""
+    """The names of a record's values and how to read them, shared by all records of a query.
 
-    __slots__ = ("index", "names")
+    Args:
+        names: In order; a row may have further values behind them.
+        readers: For each name what turns the driver's value into Python's, None where they are the same.
+    """
 
-    def __init__(self, names: tuple[str, ...]) -> None:
+    __slots__ = ("index", "names", "readers")
+
+    def __init__(self, names: tuple[str, ...], readers: tuple[Callable[[Any], Any] | None, ...]) -> None:
         self.names = names
+        self.readers = readers
         self.index = {name: position for position, name in enumerate(names)}
 
 
 class Record(Mapping[str, Any]):
     """One record: a read-only mapping of column to value whose columns are attributes too.
 
+    Instants are made of the driver's values when they are read, so that a page of thousands costs nothing for columns
+    that nobody looks at.
+
     Attributes:
         cell: Name of the cell that it is in.
         unknown: True when only the directory vouches for it, because that cell does not answer.
     """
 
-    __slots__ = ("_layout", "_values", "cell", "unknown")
+    __slots__ = ("_layout", "_row", "cell", "unknown")
 
-    def __init__(self, layout: Layout, values: tuple[Any, ...], cell: str, unknown: bool = False) -> None:
+    def __init__(self, layout: Layout, row: tuple[Any, ...], cell: str, unknown: bool = False) -> None:
         self._layout = layout
-        self._values = values
+        self._row = row
         self.cell = cell
         self.unknown = unknown
 
     def __getitem__(self, name: str) -> Any:
-        return self._values[self._layout.index[name]]
+        position = self._layout.index[name]
+        value, read = self._row[position], self._layout.readers[position]
+        return value if read is None or value is None else read(value)
 
     def __getattr__(self, name: str) -> Any:
         try:
-            return self._values[self._layout.index[name]]
+            return self[name]
         except KeyError:
             raise AttributeError(f"this record has no column {name!r}; it has {', '.join(self)}") from None
 
@@ -236,7 +248,7 @@ class Record(Mapping[str, Any]):
         return iter(self._layout.names)
 
     def __len__(self) -> int:
-        return len(self._values)
+        return len(self._layout.names)
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Record):
@@ -244,18 +256,17 @@ class Record(Mapping[str, Any]):
         return NotImplemented
 
     def __hash__(self) -> int:
-        return hash((self.cell, self._values))
+        return hash((self.cell, *self.values()))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _record, (self._layout.names, self._values, self.cell, self.unknown)
+        return _record, (self._layout.names, tuple(self.values()), self.cell, self.unknown)
 
     def __repr__(self) -> str:
-        text = ", ".join(f"{name}={value!r}" for name, value in zip(self._layout.names, self._values, strict=True))
-        return f"Record(cell={self.cell!r}, {text})"
+        return f"Record(cell={self.cell!r}, {', '.join(f'{name}={self[name]!r}' for name in self)})"
 
 
 def _record(names: tuple[str, ...], values: tuple[Any, ...], cell: str, unknown: bool) -> Record:
-    return Record(Layout(names), values, cell, unknown)
+    return Record(Layout(names, (None,) * len(names)), values, cell, unknown)
 
 
 @attrs.frozen(kw_only=True)

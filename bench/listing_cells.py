@@ -1,0 +1,166 @@
+"""Cells for `bench_listing`: the same rows for us and for the peer, in databases of either schema."""
+
+from __future__ import annotations
+
+import datetime as dt
+import random
+import sqlite3
+import time
+import uuid
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from cloudcore.listing import nova
+from cloudcore.listing.tables import create_cell_tables, instances
+
+START = dt.datetime(2026, 1, 1)
+
+
+class SlowConnection(sqlite3.Connection):
+    """A SQLite connection whose every statement first takes a while, as a distant server's would."""
+
+    latency = 0.0
+
+    def cursor(self, *_):
+        return super().cursor(SlowCursor)
+
+
+class SlowCursor(sqlite3.Cursor):
+    def execute(self, *arguments):
+        if SlowConnection.latency:
+            time.sleep(SlowConnection.latency)
+        return super().execute(*arguments)
+
+
+def rows(cell: int, number: int, *, project=None) -> list[dict]:
+    """Instances of one cell: times spread over 180 days at whole seconds, 50 projects."""
+    rng = random.Random(cell)
+    return [
+        {
+            "uuid": str(uuid.UUID(int=rng.getrandbits(128), version=4)),
+            "created_at": START + dt.timedelta(seconds=rng.randrange(180 * 86400)),
+            "project_id": project or f"project-{rng.randrange(50)}",
+            "user_id": f"user-{rng.randrange(200)}",
+            "display_name": f"vm-{cell}-{n}",
+            "hostname": f"vm-{cell}-{n}",
+            "host": f"host-{cell}-{rng.randrange(40)}",
+            "node": f"host-{cell}-{rng.randrange(40)}",
+            "availability_zone": f"az-{cell % 3}",
+            "vm_state": rng.choice(["active"] * 8 + ["stopped", "error"]),
+            "task_state": rng.choice([None] * 9 + ["rebooting"]),
+            "power_state": 1,
+            "image_ref": str(uuid.UUID(int=rng.getrandbits(64), version=4)),
+            "vcpus": rng.choice([1, 2, 4, 8]),
+            "memory_mb": rng.choice([1024, 2048, 8192]),
+            "root_gb": 20,
+        }
+        for n in range(number)
+    ]
+
+
+def own_cell(url: str, content: list[dict]) -> None:
+    """A cell with cloudcore's own table."""
+    engine = sa.create_engine(url)
+    create_cell_tables(engine)
+    utc = dt.UTC
+    records = [
+        {
+            **{name: row[name] for name in row if name not in {"root_gb"}},
+            "disk_gb": row["root_gb"],
+            "flavor": "m1.small",
+            "locked": False,
+            "hidden": False,
+            "deleted": False,
+            "created_at": row["created_at"].replace(tzinfo=utc),
+            "updated_at": row["created_at"].replace(tzinfo=utc),
+            "launched_at": row["created_at"].replace(tzinfo=utc),
+        }
+        for row in content
+    ]
+    with engine.begin() as connection:
+        connection.execute(instances.insert(), records)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("ANALYZE")
+    engine.dispose()
+
+
+def nova_cell(url: str, content: list[dict]) -> None:
+    """Fill a migrated Nova cell: instances, an info cache, an extra and a pair of metadata for each."""
+    engine = sa.create_engine(url)
+    tables = {
+        name: sa.Table(name, sa.MetaData(), autoload_with=engine, resolve_fks=False)
+        for name in ("instance_info_caches", "instance_extra", "instance_metadata")
+    }
+    records = [
+        {
+            **row,
+            "updated_at": row["created_at"],
+            "launched_at": row["created_at"],
+            "deleted": 0,
+            "cleaned": 0,
+            "hidden": False,
+            "locked": False,
+            "ephemeral_gb": 0,
+            "launch_index": 0,
+            "progress": 0,
+            "instance_type_id": 1,
+            "root_device_name": "/dev/vda",
+            "access_ip_v4": None,
+        }
+        for row in content
+    ]
+    with engine.begin() as connection:
+        connection.execute(nova._instances.insert(), records)
+        for name, extra in (
+            ("instance_info_caches", {"network_info": "[]"}),
+            ("instance_extra", {}),
+            ("instance_metadata", {"key": "role", "value": "web"}),
+        ):
+            connection.execute(
+                tables[name].insert(),
+                [{"instance_uuid": row["uuid"], "created_at": row["created_at"], "deleted": 0, **extra} for row in content],
+            )
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("ANALYZE")
+    engine.dispose()
+
+
+def nova_api(url: str, cells: dict[str, tuple[str, list[dict]]]) -> None:
+    """Fill a migrated Nova API database with the mappings."""
+    engine = sa.create_engine(url)
+    with engine.begin() as connection:
+        for number, (name, (database, content)) in enumerate(cells.items(), 1):
+            mapping = {
+                "id": number,
+                "uuid": str(uuid.UUID(int=number)),
+                "name": name,
+                "transport_url": "none:///",
+                "database_connection": database.replace("+psycopg:", "+psycopg2:"),
+                "disabled": False,
+            }
+            table = sa.Table("cell_mappings", sa.MetaData(), autoload_with=engine)
+            connection.execute(table.insert(), [mapping])
+            connection.execute(
+                nova._instance_mappings.insert(),
+                [
+                    {
+                        "instance_uuid": row["uuid"],
+                        "cell_id": number,
+                        "project_id": row["project_id"],
+                        "user_id": row["user_id"],
+                        "queued_for_delete": False,
+                        "created_at": row["created_at"],
+                    }
+                    for row in content
+                ],
+            )
+    engine.dispose()
+
+
+def copies(template: Path, folder: Path, names: list[str]) -> list[Path]:
+    """Copies of a SQLite file."""
+    made = [folder / name for name in names]
+    for path in made:
+        path.write_bytes(template.read_bytes())
+    return made
