@@ -11,6 +11,7 @@ from cloudcore import errors
 from cloudcore.attach.cinder import CinderVolumes
 from cloudcore.attach.volumes import AttachmentStatus, Connector
 from tests import services
+from tests.attach.cinder_pool import pool
 
 GIB = 2**30
 
@@ -41,19 +42,17 @@ def volumes(open_volumes):
 
 
 @pytest.fixture
-def new_volume(cinder, volumes):
-    """Creates volumes; whatever holds them is removed at the end, and they too."""
-    made = []
+def new_volume(cinder):
+    """Lends volumes; they are released at the end."""
+    lent = []
 
-    def create(**options):
-        made.append(cinder.create_volume(**options))
-        return made[-1]
+    def take(**options):
+        lent.append(pool(cinder).take(**options))
+        return lent[-1]
 
-    yield create
-    for volume in made:
-        for row in volumes.attachments(volume_id=volume):
-            volumes.delete(row.id)
-        volumes.delete_volume(volume)
+    yield take
+    for volume in lent:
+        pool(cinder).give_back(volume)
 
 
 def instance():

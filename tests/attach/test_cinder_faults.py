@@ -13,6 +13,7 @@ from cloudcore import errors
 from cloudcore.attach.cinder import CinderVolumes
 from cloudcore.attach.volumes import AttachmentStatus, Connector
 from tests import services
+from tests.attach.cinder_pool import pool
 from tests.faults import Proxy
 
 pytestmark = pytest.mark.xdist_group("cinder-faults")
@@ -44,17 +45,14 @@ def impatient(cinder):
 
 
 @pytest.fixture
-def volume(cinder, volumes):
-    """A fresh volume. At the end faults are taken back; then it must be possible to release and to delete it."""
-    volume = cinder.create_volume()
+def volume(cinder):
+    """A volume. At the end faults are taken back; then it must be possible to release it."""
+    volume = pool(cinder).take()
     yield volume
     cinder.start()
     cinder.start_volume_service()
     cinder.heal()
-    for row in volumes.attachments(volume_id=volume):
-        volumes.delete(row.id)
-    assert volumes.volume(volume).status == "available"
-    volumes.delete_volume(volume)
+    pool(cinder).give_back(volume)
 
 
 @pytest.fixture
@@ -185,10 +183,14 @@ def test_without_a_volume_service_only_reservations_work(cinder, impatient, volu
 def test_cinder_killed_in_the_middle_of_create_leaves_an_orphan_that_can_be_removed(
     cinder, impatient, volumes, volume, owner
 ):
-    """kill -9 while the backend works: no answer ever comes, the reservation survives."""
+    """kill -9 while the backend works: no answer ever comes, the reservation survives; so does what was attached."""
+    other = pool(cinder).take()
+    attached = volumes.create(other, owner, HOST)
+    volumes.complete(attached.id)
     cinder.fault("initialize_connection", delay=None)
-    with ThreadPoolExecutor(1) as pool:
-        call = pool.submit(impatient.create, volume, owner, HOST)
+    impatient.features()
+    with ThreadPoolExecutor(1) as executor:
+        call = executor.submit(impatient.create, volume, owner, HOST)
         cinder.wait_fault("initialize_connection")
         cinder.kill()
         error = call.exception()
@@ -201,15 +203,8 @@ def test_cinder_killed_in_the_middle_of_create_leaves_an_orphan_that_can_be_remo
     with pytest.raises(errors.VolumeBusy):
         volumes.reserve(volume, str(uuid.uuid4()))
     volumes.delete(orphan.id)
-
-
-def test_what_was_attached_survives_the_death_of_cinder(cinder, volumes, volume, owner):
-    made = volumes.create(volume, owner, HOST)
-    volumes.complete(made.id)
-    cinder.kill()
-    cinder.start()
-    assert volumes.attachment(made.id).status is AttachmentStatus.ATTACHED
-    volumes.delete(made.id)
+    assert volumes.attachment(attached.id).status is AttachmentStatus.ATTACHED
+    pool(cinder).give_back(other)
 
 
 # ------------------------------------------------------------------------------------------------------ the way there

@@ -1,0 +1,249 @@
+"""AttachmentManager and a real Cinder: through lost answers, and past the death of either side.
+
+What works the same on every volume service is in test_scenarios.
+"""
+
+import multiprocessing
+import signal
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from cloudcore import errors
+from cloudcore.attach.cinder import CinderVolumes
+from cloudcore.attach.guests import MemoryGuests
+from cloudcore.attach.states import State
+from cloudcore.schema import create_schema
+from tests import services
+from tests.attach.cinder_child import open_manager, run
+from tests.attach.cinder_pool import pool
+from tests.faults import Proxy
+
+
+def instance():
+    return str(uuid.uuid4())
+
+
+class Cloud:
+    """A real Cinder, and what is needed to look at it."""
+
+    def __init__(self, server):
+        self.server = server
+        self.volumes = CinderVolumes.noauth(server.endpoint, project_id=services.PROJECT)
+        self.lent = []
+
+    def create_volume(self, **options):
+        self.lent.append(pool(self.server).take(**options))
+        return self.lent[-1]
+
+    def statuses(self, volume):
+        """Of the volume and of its attachments."""
+        rows = self.volumes.attachments(volume_id=volume)
+        return self.volumes.volume(volume).status, sorted(row.status.value for row in rows)
+
+    def clear(self):
+        for volume in self.lent:
+            pool(self.server).give_back(volume)
+        self.volumes.close()
+
+
+@pytest.fixture
+def cloud():
+    """The run's Cinder with a driver of files."""
+    cloud = Cloud(services.cinder())
+    yield cloud
+    cloud.clear()
+
+
+@pytest.fixture
+def guests():
+    return MemoryGuests("host-0")
+
+
+# --------------------------------------------------------------------------------------------------------- lost answers
+
+
+@pytest.mark.parametrize("arm", ["cut_when", "cut_after"])
+@pytest.mark.parametrize("needle", [b'"volume_uuid"', b"PUT ", b"os-complete"])
+def test_an_attach_goes_on_after_a_lost_answer(cloud, new_manager, guests, arm, needle):
+    """Whichever request or answer is lost: attached, with one record and no orphan."""
+    volume = cloud.create_volume(multiattach=True)
+    with Proxy(cloud.server.port) as proxy:
+        far = CinderVolumes.noauth(cloud.server.url(proxy.port), project_id=services.PROJECT)
+        manager = new_manager(far, guests)
+        far.features()
+        getattr(proxy, arm)(needle)
+        leg = manager.attach(volume, instance())
+        proxy.wait_cut()
+        assert cloud.statuses(volume) == ("in-use", ["attached"])
+        assert manager.audit().clean
+        getattr(proxy, arm)(b"DELETE ")
+        manager.detach(leg.id)
+        proxy.wait_cut()
+    assert cloud.statuses(volume) == ("available", [])
+
+
+# ---------------------------------------------------------------------------------------------------- Cinder that fails
+
+
+@pytest.fixture
+def failing():
+    """A Cinder to break; the server of test_cinder_faults, hence in its group."""
+    cloud = Cloud(services.cinder(variant="attach-faults", rpc_response_timeout=3))
+    yield cloud
+    cloud.server.start()
+    cloud.server.start_volume_service()
+    cloud.server.heal()
+    cloud.clear()
+
+
+@pytest.fixture
+def impatient(new_manager, failing, guests):
+    """A manager whose Cinder client does not repeat by itself."""
+    once = CinderVolumes.noauth(failing.server.endpoint, project_id=services.PROJECT, attempts=1)
+    once.features()
+    return new_manager(once, guests)
+
+
+@pytest.mark.xdist_group("cinder-faults")
+def test_cinder_killed_in_the_middle_of_an_attach(failing, impatient):
+    """Nobody can be asked: uncertain. When Cinder is back, recover finds the orphan and removes it."""
+    volume = failing.create_volume()
+    failing.server.fault("initialize_connection", delay=None)
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(impatient.attach, volume, instance())
+        failing.server.wait_fault("initialize_connection")
+        failing.server.kill()
+        assert isinstance(call.exception(), errors.OutcomeUnknown)
+    assert [leg.state.uncertain for leg in impatient.attachments()] == [True]
+    failing.server.start()
+    assert failing.statuses(volume)[1] == ["reserved"]
+    assert impatient.recover().complete
+    assert failing.statuses(volume) == ("available", [])
+    assert impatient.audit().clean
+    assert impatient.attach(volume, instance()).state is State.ATTACHED
+
+
+@pytest.mark.xdist_group("cinder-faults")
+def test_an_attach_without_a_volume_service_is_undone(failing, impatient):
+    """Reservations work, mapping does not; the reservation is given back."""
+    volume = failing.create_volume()
+    failing.server.stop_volume_service()
+    with pytest.raises(errors.CloudcoreError):
+        impatient.attach(volume, instance())
+    failing.server.start_volume_service()
+    impatient.recover()
+    assert failing.statuses(volume) == ("available", [])
+    assert impatient.audit().clean
+
+
+@pytest.mark.xdist_group("cinder-faults")
+def test_a_backend_that_fails_for_good_leaves_no_reservation(failing, impatient):
+    volume = failing.create_volume()
+    failing.server.fault("initialize_connection", error="no", times=None)
+    with pytest.raises(errors.CloudcoreError):
+        impatient.attach(volume, instance())
+    assert failing.statuses(volume) == ("available", [])
+    assert impatient.attachments() == ()
+
+
+@pytest.mark.xdist_group("cinder-faults")
+def test_a_detach_is_finished_when_the_backend_works_again(failing, impatient, guests):
+    volume = failing.create_volume()
+    leg = impatient.attach(volume, instance())
+    failing.server.fault("terminate_connection", error="no", times=None)
+    with pytest.raises(errors.CloudcoreError):
+        impatient.detach(leg.id)
+    assert guests.disk_states() == ()
+    assert failing.statuses(volume)[1] == ["attached"]
+    failing.server.heal()
+    assert impatient.recover().complete
+    assert failing.statuses(volume) == ("available", [])
+
+
+# ----------------------------------------------------------------------------------------------- our own death, kill -9
+
+
+@pytest.fixture(scope="module")
+def children():
+    """Starts processes that have imported everything before they are forked."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.attach.cinder_child", "cinderclient.v3.client", "keystoneauth1.session"])
+    return context
+
+
+class Life:
+    """One volume, one instance, one journal: kill at a point, then recover."""
+
+    def __init__(self, cloud, tmp_path, children):
+        self.cloud, self._children = cloud, children
+        self._place = (f"sqlite:///{tmp_path / 'journal.db'}", cloud.server.endpoint, str(tmp_path / "guests"))
+        self.manager = open_manager(*self._place, patience=30.0)
+        create_schema(self.manager._database, areas=["attach"])
+        self.volume, self.instance = cloud.create_volume(multiattach=True), instance()
+
+    def killed(self, point, count, action, *arguments):
+        """Whether the process died at the point (False: it finished before)."""
+        child = self._children.Process(target=run, args=(point, count, action, arguments, *self._place))
+        child.start()
+        child.join(120)
+        assert child.exitcode in (-signal.SIGKILL, 0)
+        return child.exitcode != 0
+
+    def settle(self):
+        """Recover twice; then everybody agrees."""
+        assert self.manager.recover().complete
+        assert self.manager.recover().settled == ()
+        legs = self.manager.attachments()
+        assert {leg.state for leg in legs} <= {State.ATTACHED, State.HELD}
+        status, records = self.cloud.statuses(self.volume)
+        assert records == ["attached"] * len(legs)
+        assert status == ("in-use" if legs else "available")
+        assert self.manager.audit().clean
+        self.manager.check()
+        return legs
+
+
+ATTACH = [
+    "attach.begin.after", "attach.reserve.before", "attach.reserve.after", "attach.map.before", "attach.map.after",
+    "attach.connect.after", "attach.plug.before", "attach.plug.after", "attach.complete.before",
+    "attach.complete.after",
+]  # fmt: skip
+DETACH = [
+    "attach.unplug.before", "attach.unplug.after", "attach.disconnect.before", "attach.unmap.before",
+    "attach.unmap.after",
+]  # fmt: skip
+
+
+@pytest.fixture
+def life(tmp_path, children, cloud):
+    life = Life(cloud, tmp_path, children)
+    yield life
+    life.manager.close()
+
+
+@pytest.mark.parametrize("points", [ATTACH[:5], ATTACH[5:]], ids=["early", "late"])
+def test_killed_while_attaching(life, points):
+    """At each point: attached or cleanly absent, and nothing left over in Cinder."""
+    for point in points:
+        assert life.killed(point, 1, "attach", life.volume, life.instance), point
+        for leg in life.settle():
+            life.manager.detach(leg.id)
+
+
+def test_killed_while_detaching(life):
+    for point in DETACH:
+        leg = life.manager.attach(life.volume, life.instance, host="a")
+        assert life.killed(point, 1, "detach", leg.id), point
+        assert life.settle() == ()
+
+
+def test_killed_while_recovering(life):
+    """Recovery dies too, at each of its steps in turn, until one gets through."""
+    points = ["attach.recover.begin", "attach.recover.lost", "attach.look.before", "attach.unmap.after"]
+    for point in points:
+        assert life.killed("attach.map.after", 1, "attach", life.volume, life.instance)
+        life.killed(point, 1, "recover")
+        for leg in life.settle():
+            life.manager.detach(leg.id)
