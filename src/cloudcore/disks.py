@@ -124,12 +124,15 @@ class DiskState:
         volume_id: UUID of the volume.
         live: The disk of the running guest, None if it has none (or does not run).
         persistent: The disk in the definition used at the next start, None if it has none.
+        half: One definition of the guest has it and the other has not: an attach or a detach is on its way, or was
+            interrupted. Both can be asked for again.
     """
 
     instance_id: str
     volume_id: str
     live: Disk | None = None
     persistent: Disk | None = None
+    half: bool = False
 
     @property
     def present(self) -> bool:

@@ -68,6 +68,7 @@ class GuestView:
             volume_id=volume_id,
             live=live.disk if live else None,
             persistent=persistent.disk if persistent else None,
+            half=(self.live is not None and self.persistent is not None and (live is None) != (persistent is None)),
         )
 
 
