@@ -494,7 +494,10 @@ class Driver:
     def _look_at_guest(self, work: _Work) -> _Outcome:
         failpoint("attach.look.before")
         state = self.host(work.leg).guests.disk_state(work.leg.instance_id, work.leg.volume_id)
-        return _Outcome(Event.FOUND if state.present else Event.MISSING)
+        found = state.present
+        if work.leg.state is State.PLUG_UNCERTAIN and state.half:  # plugging again completes it
+            found = False
+        return _Outcome(Event.FOUND if found else Event.MISSING)
 
     def _unplug(self, work: _Work) -> _Outcome:
         leg = work.leg
