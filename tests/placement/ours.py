@@ -11,6 +11,12 @@ from tests.placement.worlds import World
 def build(world: World) -> PlacementTree:
     """The world as a forest in memory."""
     tree = PlacementTree()
+    fill(tree, world)
+    return tree
+
+
+def fill(tree: PlacementTree, world: World) -> None:
+    """Add the world to a tree."""
     for provider in world.providers:
         tree.add(
             provider.name,
@@ -23,7 +29,6 @@ def build(world: World) -> PlacementTree:
         used = {name: stock.used for name, stock in provider.stock.items() if stock.used}
         if used:
             tree.set_usage(provider.uuid, used)
-    return tree
 
 
 def listed(tree: PlacementTree, query: str) -> list[Candidate]:

@@ -284,27 +284,27 @@ def seeded(seed: int) -> Chooser:
 # --------------------------------------------------------------------------------------------------------------- worlds
 
 
+def choose_stock(choose: Chooser, total: int) -> Stock:
+    """Mostly plain, sometimes with every limit that an inventory can have; sometimes used, even too much."""
+    if not choose.chance(25):
+        return Stock(total=total, used=choose.integer(0, total) if choose.chance(20) else 0)
+    reserved = choose.integer(0, total)
+    ratio = choose.one((1.0, 1.0, 1.5, 2.0, 0.5, 0.29, 16.0, 0.0))
+    return Stock(
+        total=total,
+        reserved=reserved if choose.chance(40) else 0,
+        min_unit=choose.one((1, 1, 2, 3)),
+        max_unit=choose.one((NO_LIMIT, NO_LIMIT, 1, 2, 4)),
+        step_size=choose.one((1, 1, 2, 3)),
+        allocation_ratio=ratio,
+        used=choose.integer(0, total + 2) if choose.chance(40) else 0,
+    )
+
+
 class _Builder:
     def __init__(self, choose: Chooser) -> None:
         self.choose = choose
         self.providers: list[Provider] = []
-
-    def stock(self, total: int) -> Stock:
-        """Mostly plain, sometimes with every limit that an inventory can have; sometimes used, even too much."""
-        choose = self.choose
-        if not choose.chance(25):
-            return Stock(total=total, used=choose.integer(0, total) if choose.chance(20) else 0)
-        reserved = choose.integer(0, total)
-        ratio = choose.one((1.0, 1.0, 1.5, 2.0, 0.5, 0.29, 16.0, 0.0))
-        return Stock(
-            total=total,
-            reserved=reserved if choose.chance(40) else 0,
-            min_unit=choose.one((1, 1, 2, 3)),
-            max_unit=choose.one((NO_LIMIT, NO_LIMIT, 1, 2, 4)),
-            step_size=choose.one((1, 1, 2, 3)),
-            allocation_ratio=ratio,
-            used=choose.integer(0, total + 2) if choose.chance(40) else 0,
-        )
 
     def add(self, kind: str, parent: Provider | None, classes: Sequence[str], traits: Sequence[str] = ()) -> Provider:
         choose = self.choose
@@ -317,7 +317,7 @@ class _Builder:
             name=f"{kind}{number}",
             uuid=uuid,
             parent=parent.uuid if parent else None,
-            stock={name: self.stock(choose.one((4, 8, 1, 2, 3, 6))) for name in classes},
+            stock={name: choose_stock(choose, choose.one((4, 8, 1, 2, 3, 6))) for name in classes},
             traits=frozenset([*traits, *extra]),
             aggregates=frozenset(choose.some(AGGREGATES[:3], 1, 2) if choose.chance(often) else []),
         )
