@@ -26,15 +26,17 @@ class Cloud:
         )
 
     def add_hosts(self, cells: int, hosts: int, *, racks: int = 2, cores: int = 8) -> None:
+        drawn = PlacementTree()
         for cell in range(cells):
             for number in range(hosts):
                 name = f"c{cell}-r{number % racks}-h{number}"
-                root = self.tree.add(
+                root = drawn.add(
                     name, uuid=uuid_of(name), inventory={"DISK_GB": 1000}, aggregates={uuid_of(rack_of(name))}
                 )
                 for node in range(2):
                     inventory = {"VCPU": Inventory(cores), "MEMORY_MB": 65536}
-                    self.tree.add(f"{name}-n{node}", uuid=uuid_of(f"{name}-n{node}"), parent=root, inventory=inventory)
+                    drawn.add(f"{name}-n{node}", uuid=uuid_of(f"{name}-n{node}"), parent=root, inventory=inventory)
+        self.tree.load(drawn.as_placement())
 
     def select(self, count: int = 1, **arguments: object):
         return self.selector.select(FLAVOUR, count, project_id="p", user_id="u", **arguments)
