@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 from cloudcore._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from cloudcore.attach.auditing import AuditReport, Finding
+    from cloudcore.attach.brick import BrickConnector
     from cloudcore.attach.embedded import EmbeddedVolumes
     from cloudcore.attach.fencing import Evidence, Fencer
     from cloudcore.attach.guests import MemoryGuests
+    from cloudcore.attach.healing import HealReport
     from cloudcore.attach.hosts import HostConnector, PlainConnector
     from cloudcore.attach.manager import AttachmentManager
-    from cloudcore.attach.records import Attachment, HostDevice, StoryLine
+    from cloudcore.attach.records import Attachment, Extension, HostDevice, Move, StoryLine
     from cloudcore.attach.recovery import RecoveryReport
     from cloudcore.attach.rules import AttachPlan, AttachRequest, Limits, Policy, Violation
     from cloudcore.attach.states import State
@@ -34,15 +37,21 @@ _EXPORTS = {
     "Attachment": "cloudcore.attach.records",
     "AttachmentManager": "cloudcore.attach.manager",
     "AttachmentStatus": "cloudcore.attach.volumes",
+    "AuditReport": "cloudcore.attach.auditing",
+    "BrickConnector": "cloudcore.attach.brick",
     "ConnectionInfo": "cloudcore.attach.volumes",
     "Connector": "cloudcore.attach.volumes",
     "EmbeddedVolumes": "cloudcore.attach.embedded",
     "Evidence": "cloudcore.attach.fencing",
+    "Extension": "cloudcore.attach.records",
     "Fencer": "cloudcore.attach.fencing",
+    "Finding": "cloudcore.attach.auditing",
+    "HealReport": "cloudcore.attach.healing",
     "HostConnector": "cloudcore.attach.hosts",
     "HostDevice": "cloudcore.attach.records",
     "Limits": "cloudcore.attach.rules",
     "MemoryGuests": "cloudcore.attach.guests",
+    "Move": "cloudcore.attach.records",
     "PlainConnector": "cloudcore.attach.hosts",
     "Policy": "cloudcore.attach.rules",
     "RecoveryReport": "cloudcore.attach.recovery",
@@ -62,15 +71,21 @@ __all__ = [
     "Attachment",
     "AttachmentManager",
     "AttachmentStatus",
+    "AuditReport",
+    "BrickConnector",
     "ConnectionInfo",
     "Connector",
     "EmbeddedVolumes",
     "Evidence",
+    "Extension",
     "Fencer",
+    "Finding",
+    "HealReport",
     "HostConnector",
     "HostDevice",
     "Limits",
     "MemoryGuests",
+    "Move",
     "PlainConnector",
     "Policy",
     "RecoveryReport",

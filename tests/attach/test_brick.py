@@ -1,0 +1,140 @@
+"""The adapter for os-brick, against a stand-in with its interface: iSCSI and its kin need kernel parts."""
+
+import pytest
+
+from cloudcore import errors
+from cloudcore.attach.brick import BrickConnector
+from cloudcore.attach.hosts import HostConnector
+from cloudcore.attach.volumes import ConnectionInfo
+from cloudcore.disks import BlockSource, RbdSource
+
+ISCSI = ConnectionInfo("iscsi", {"target_iqn": "iqn.x", "auth_password": "s3cret", "volume_id": "v"})
+RBD = ConnectionInfo("rbd", {"name": "pool/image", "hosts": ["10.0.0.1"], "ports": ["6789"]})
+
+
+class VolumeDeviceNotFound(Exception):
+    pass
+
+
+class StandIn:
+    """os_brick.initiator.connector, as far as the adapter uses it."""
+
+    def __init__(self):
+        self.calls = []
+        self.error = None
+        self.size = 2**30
+        self.InitiatorConnector = self
+
+    def get_connector_properties(self, root_helper, my_ip, multipath, enforce_multipath, host=None, execute=None):
+        return {
+            "host": host,
+            "ip": my_ip,
+            "initiator": "iqn.here",
+            "multipath": multipath,
+            "nqn": "nqn.here",
+            "do_local_attach": False,
+        }
+
+    def factory(self, protocol, root_helper, driver=None, use_multipath=False, device_scan_attempts=3, **_):
+        self.calls.append(("factory", protocol, use_multipath))
+        return self
+
+    def connect_volume(self, properties):
+        self._act("connect", properties)
+        return {
+            "type": "block",
+            "path": "/dev/sdq",
+            "scsi_wwn": "36000",
+            "multipath_id": "mpatha",
+            "password": "s3cret",
+        }
+
+    def disconnect_volume(self, properties, device_info, force=False, ignore_errors=False):
+        self._act("disconnect", device_info, force)
+
+    def extend_volume(self, properties):
+        self._act("extend")
+        return self.size
+
+    def _act(self, *what):
+        self.calls.append(what)
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.fixture
+def module():
+    return StandIn()
+
+
+@pytest.fixture
+def connector(module):
+    return BrickConnector("compute-1", lock_path="/var/lock/brick", multipath=True, module=module)
+
+
+def test_it_is_a_host_connector(connector):
+    assert isinstance(connector, HostConnector)
+
+
+def test_the_host_is_described_once(connector):
+    found = connector.describe()
+    assert (found.host, found.initiator, found.multipath) == ("compute-1", "iqn.here", True)
+    assert found.properties == {"nqn": "nqn.here"}
+    assert connector.describe() is found
+
+
+def test_what_qemu_opens_is_not_connected(connector, module):
+    assert isinstance(connector.connect(RBD).source, RbdSource)
+    assert not connector.connect(RBD).connected
+    assert module.calls == []
+
+
+def test_a_device_is_made_and_removed(connector, module):
+    """What disconnecting needs is kept, and no more: a driver's secrets are not written down."""
+    device = connector.connect(ISCSI)
+    assert (device.source, device.serial, device.connected) == (BlockSource("/dev/sdq"), "36000", True)
+    assert set(device.details) == {"type", "path", "scsi_wwn", "multipath_id"}
+    assert "s3cret" not in str(device.as_json())
+    connector.disconnect(ISCSI, device, force=True)
+    assert module.calls[-1] == ("disconnect", dict(device.details), True)
+    assert connector.extended(ISCSI, device) == 2**30
+
+
+def test_without_its_connection_nothing_is_guessed(connector, module):
+    """Disconnecting by a stale or foreign description removes another volume's device."""
+    device = connector.connect(ISCSI)
+    with pytest.raises(errors.Conflict, match="by hand"):
+        connector.disconnect(None, device)
+    assert not any(call[0] == "disconnect" for call in module.calls)
+
+
+def test_errors_quote_nothing(connector, module):
+    module.error = VolumeDeviceNotFound("target with s3cret")
+    with pytest.raises(errors.DeviceNotFound) as caught:
+        connector.connect(ISCSI)
+    assert "s3cret" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    module.error = RuntimeError("iscsiadm ... s3cret")
+    with pytest.raises(errors.OutcomeUnknown) as caught:
+        connector.connect(ISCSI)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_an_unknown_size_is_a_failure(connector, module):
+    device = connector.connect(ISCSI)
+    module.size = None
+    with pytest.raises(errors.OutcomeUnknown):
+        connector.extended(ISCSI, device)
+
+
+def test_misuse():
+    with pytest.raises(errors.InvalidArgument, match="lock_path"):
+        BrickConnector("compute-1", lock_path="")
+    with pytest.raises(errors.InvalidArgument, match="by_qemu"):
+        BrickConnector("compute-1", lock_path="/x", by_qemu=frozenset({"nfs"}))
+
+
+def test_the_package_is_optional():
+    connector = BrickConnector("compute-1", lock_path="/x")
+    with pytest.raises(errors.MissingExtra, match=r"cloudcore\[brick\]"):
+        connector.describe()
