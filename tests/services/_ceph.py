@@ -143,7 +143,7 @@ class Ceph:
 
     def _wait(self, name: str, ready: Callable[[], bool]) -> None:
         """The daemon runs already; wait until the cluster says so."""
-        self._daemons[name].wait(ready, 60)
+        self._daemons[name].wait(ready, 150)
 
     def _lists_pool(self) -> bool:
         pools = json.loads(self.command("df", "-f", "json"))["pools"]

@@ -46,7 +46,7 @@ class Cinder:
         if not self._daemon.running():
             self._control.unlink(missing_ok=True)
             self._write_configuration()
-            self._daemon.start(self._healthy, 90)
+            self._daemon.start(self._healthy)
 
     def _prepare(self) -> Daemon:
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -208,6 +208,14 @@ class MariaDBServer(_DatabaseServer):
     _create = "CREATE DATABASE `{}` CHARACTER SET utf8mb4"
     _drop = "DROP DATABASE IF EXISTS `{}`"
 
+    def drop_database(self, url: str) -> None:
+        """Drop it, ending the sessions that are still in it: otherwise a forgotten transaction would hold this up."""
+        name = url.rsplit("/", 1)[1].split("?")[0]
+        for (session,) in self.execute(f"SELECT id FROM information_schema.processlist WHERE db = '{name}'"):
+            with contextlib.suppress(Exception):  # it may have ended by itself
+                self.execute(f"KILL {session}")
+        super().drop_database(url)
+
     def execute(self, statement: str) -> list[tuple[Any, ...]]:
         import pymysql
 

@@ -145,6 +145,7 @@ class MariaDB:
             "--innodb-buffer-pool-size=96M",
             f"--innodb-flush-log-at-trx-commit={1 if self._durable else 2}",
             "--innodb-lock-wait-timeout=20",
+            "--lock-wait-timeout=60",
             "--max-connections=200",
             "--performance-schema=OFF",
             "--default-time-zone=+00:00",

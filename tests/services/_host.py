@@ -143,7 +143,7 @@ class Daemon:
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def start(self, ready: Callable[[], bool], seconds: float = 60.0) -> None:
+    def start(self, ready: Callable[[], bool], seconds: float = 150.0) -> None:
         """Start it and wait until `ready()`.
 
         Raises:
