@@ -270,7 +270,8 @@ class Chooser:
 
     def some(self, alternatives: Sequence, minimum: int = 0, maximum: int | None = None) -> list:
         """Distinct ones, in the order given."""
-        count = self.integer(minimum, min(len(alternatives), maximum or len(alternatives)))
+        most = min(len(alternatives), maximum or len(alternatives))
+        count = self.integer(min(minimum, most), most)
         left = list(range(len(alternatives)))
         picked = [left.pop(self.integer(0, len(left) - 1)) for _ in range(count)]
         return [alternatives[index] for index in sorted(picked)]
