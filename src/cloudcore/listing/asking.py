@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
@@ -14,12 +13,14 @@ from cloudcore.errors import CloudcoreError, DeadlineExceeded
 from cloudcore.listing.values import CellReport, CellState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     from cloudcore.listing.cells import Lease, Link
     from cloudcore.listing.ports import Port
 
 __all__ = ["Answer", "Ask", "Flight", "Flights", "Part", "ask_all"]
+
+T = TypeVar("T")
 
 
 @attrs.define(eq=False)
@@ -55,15 +56,18 @@ class Ask:
         self.statements += 1
         return lease.run(text, parameters, self.limit)
 
-    @contextlib.contextmanager
-    def leased(self) -> Iterator[Lease]:
-        """A connection that :meth:`drop` can break."""
-        with self.link.lease(self.limit) as lease:
-            self.lease = lease
-            try:
-                yield lease
-            finally:
-                self.lease = None
+    def with_lease(self, use: Callable[[Lease], T]) -> T:
+        """Call *use* with a connection that :meth:`drop` can break."""
+        lease = self.link.acquire(self.limit)
+        self.lease = lease
+        try:
+            result = use(lease)
+        except Exception as error:
+            self.lease = None
+            raise self.link.blame(lease, error) from error
+        self.lease = None
+        self.link.release(lease)
+        return result
 
     def drop(self) -> None:
         """Nobody waits any more: make the statement under way fail."""

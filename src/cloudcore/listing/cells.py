@@ -173,6 +173,8 @@ class Link:
     @property
     def engine(self) -> Engine:
         """The engine, opened on first use."""
+        if self._engine is not None:
+            return self._engine
         with self._free:
             if self._engine is None:
                 self._engine = _reading_engine(self._source, self._deadline, self._options)
@@ -186,28 +188,30 @@ class Link:
                 self._database = Database(self._source, pool_size=2) if self.mine else Database(self._source)
             return self._database
 
-    @contextlib.contextmanager
-    def lease(self, limit: float) -> Any:
-        """A connection for the time of the block; waits for a free one until the monotonic instant *limit*.
+    def acquire(self, limit: float) -> Lease:
+        """A connection; give it to :meth:`release` or :meth:`blame`. Waits for a free one until the instant *limit*.
 
         Raises:
             DeadlineExceeded: None became free.
-            DatabaseUnavailable, DatabaseError: The database cannot be reached, or the block's statement failed.
+            DatabaseUnavailable, DatabaseError: The database cannot be reached.
         """
         engine = self.engine
-        lease: Lease | None = None
         self._enter(limit)
         try:
-            lease = self._take(engine)
-            yield lease
-        except CloudcoreError:
-            self._leave(lease, broken=True)
-            raise
+            return self._take(engine)
         except Exception as error:
-            self._leave(lease, broken=True)
+            self._leave(None)
             raise _typed(error, engine) from error
-        else:
-            self._leave(lease, broken=False)
+
+    def release(self, lease: Lease) -> None:
+        """Take a connection back after a statement that went well."""
+        self._leave(lease)
+
+    def blame(self, lease: Lease, error: Exception) -> CloudcoreError:
+        """Take a connection back after *error*, for good; returns the error to raise."""
+        lease.discard()
+        self._leave(None)
+        return error if isinstance(error, CloudcoreError) else _typed(error, self.engine)
 
     def _enter(self, limit: float) -> None:
         with self._free:
@@ -230,17 +234,18 @@ class Link:
             raise
         return lease
 
-    def _leave(self, lease: Lease | None, *, broken: bool) -> None:
-        if lease is not None and broken:
-            lease.discard()
-        elif lease is not None and (self._closed or not self.mine):
+    def _leave(self, lease: Lease | None) -> None:
+        if lease is not None and not self.mine:
             lease.release()
             lease = None
         with self._free:
-            if lease is not None and not broken:
+            if lease is not None and not self._closed:
                 self._idle.append(lease)
+                lease = None
             self._room += 1
             self._free.notify()
+        if lease is not None:
+            lease.release()
 
     def close(self) -> None:
         """Close what is idle now and what is in use as soon as it is free. May be called twice."""

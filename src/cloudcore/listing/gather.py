@@ -12,6 +12,7 @@ from cloudcore.listing.values import CellState
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from cloudcore.listing.cells import Lease
     from cloudcore.listing.merge import Entry, Fetch, Merge
     from cloudcore.listing.ports import Port
     from cloudcore.listing.statements import Plan
@@ -114,13 +115,16 @@ class Gather:
 
 
 def _fetcher(plan: Plan, fetch: Fetch) -> Callable[[Ask], list[tuple[Any, ...]]]:
-    def work(ask: Ask) -> list[tuple[Any, ...]]:
+    def read(ask: Ask, lease: Lease) -> list[tuple[Any, ...]]:
         rows: list[tuple[Any, ...]] = []
-        with ask.leased() as lease:
-            for segment in segments(plan.order, fetch.after):
-                rows += ask.run(lease, *plan.page(lease.dialect, segment, fetch.count - len(rows)))
-                if len(rows) >= fetch.count:
-                    break
+        for segment in segments(plan.order, fetch.after):
+            found = ask.run(lease, *plan.page(lease.dialect, segment, fetch.count - len(rows)))
+            rows = rows + found if rows else found
+            if len(rows) >= fetch.count:
+                break
         return rows
+
+    def work(ask: Ask) -> list[tuple[Any, ...]]:
+        return ask.with_lease(lambda lease: read(ask, lease))
 
     return work

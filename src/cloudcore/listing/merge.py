@@ -101,6 +101,8 @@ class Merge:
         owners: Cells that own records known to be in two cells; copies elsewhere are left out.
         retain: Keep what was given out, so that a copy can still be replaced by the owner's (:meth:`taken`). False
             for streams, whose rows are gone once given out.
+        alone: With a single cell, number its rows instead of working out sort keys; the keys of entries then mean
+            nothing beyond this merge.
     """
 
     def __init__(
@@ -113,12 +115,14 @@ class Merge:
         batch: int = 500,
         owners: Mapping[str, str] | None = None,
         retain: bool = True,
+        alone: bool = True,
     ) -> None:
         self.order = order
         self.runs = {cell: Run(cell, origin) for cell, origin in cells.items()}
         self.limit = limit
         self.disputed: frozenset[str] = frozenset()
         self._numbered = list(self.runs.values())
+        self._alone = alone and len(self.runs) == 1
         self._indexes = tuple(indexes)
         self._key_of = itemgetter(indexes[-1])
         self._batch = batch
@@ -176,8 +180,15 @@ class Merge:
         run.exhausted = len(rows) < run.count
         if not rows:
             return True
-        keys = self.order.sort_keys([list(map(itemgetter(index), rows)) for index in self._indexes])
-        good = self._check_order(run, keys)
+        columns = [list(map(itemgetter(index), rows)) for index in self._indexes]
+        keys: list[Any]
+        if self._alone and self._follows(run, columns) and self.order.plainly_ordered(columns):
+            keys, good = list(range(run.fetched - len(rows), run.fetched)), None
+        else:
+            keys = self.order.sort_keys(columns)
+            good = self._check_order(run, keys)
+            if self._alone:
+                keys = list(range(run.fetched - len(rows), run.fetched))
         if good is not None:
             rows, keys, run.failed = rows[:good], keys[:good], True
         run.keys = run.keys[run.start :] + keys
@@ -186,6 +197,13 @@ class Merge:
         if keys:
             run.last = self._position(rows[-1])
         return good is None
+
+    def _follows(self, run: Run, columns: list[list[Any]]) -> bool:
+        """Whether the first new row comes after the last old one."""
+        if run.last is None:
+            return True
+        first = self.order.position(tuple(values[0] for values in columns))
+        return self.order.sort_key(run.last) < self.order.sort_key(first)
 
     def _check_order(self, run: Run, keys: list[tuple[Any, ...]]) -> int | None:
         """Number of rows that are in order, None when all are."""
@@ -237,7 +255,7 @@ class Merge:
         """Take rows from the sorted *block* up to the limit; None when a dispute must be settled first."""
         room = len(block) if self.limit is None else self.limit - self._count
         accepted, consumed = block[:room], min(room, len(block))
-        keys = self._keys(accepted)
+        keys = [] if self._alone else self._keys(accepted)
         if self._owners or len(set(keys)) < len(keys) or not self._seen.isdisjoint(keys):
             self.disputed = self._disputes(block)
             if self.disputed:
@@ -321,6 +339,8 @@ class Merge:
         return {run.cell: self._reached(run, end, reached) for run in self._numbered}
 
     def _reached(self, run: Run, end: Entry | None, reached: Position | None) -> Position | None:
+        if self._alone and end is not None:
+            return run.last if run.failed and not run.left else reached
         if end is None or (run.origin is not None and not self.order.sort_key(run.origin) < end[0]):
             return run.origin
         if run.failed and not run.left and (run.last is None or self.order.sort_key(run.last) < end[0]):
@@ -342,9 +362,9 @@ class Merge:
             InvariantViolated: A run is out of order, or counts disagree.
         """
         for run in self._numbered:
-            if len(run.keys) != len(run.rows) or ordered(run.keys) is not None:
+            if len(run.keys) != len(run.rows) or (not self._alone and ordered(run.keys) is not None):
                 raise InvariantViolated(f"merge: the buffered rows of {run.cell} are not in order")
-        if self._retain and ordered([entry[0] for entry in self._taken]) is not None:
+        if self._retain and not self._alone and ordered([entry[0] for entry in self._taken]) is not None:
             raise InvariantViolated("merge: rows were given out out of order")
         if self._retain and self._count != len(self._taken):
             raise InvariantViolated(f"merge: {self._count} counted, {len(self._taken)} given out")

@@ -80,6 +80,7 @@ class Pager:
             limit=asked.query.limit,
             indexes=self._plan.indexes,
             owners=means.owners(len(ports)),
+            alone=not asked.query.unknown,
         )
         self._gather = Gather(self._plan, self._merge, ports, start=means.start, settle=means.settle, clock=means.clock)
 
@@ -182,8 +183,7 @@ class Pager:
 
     def _row_fetcher(self, keys: list[str]) -> Callable[[Ask], Any]:
         def work(ask: Ask) -> Any:
-            with ask.leased() as lease:
-                return ask.run(lease, *self._asked.plan.winners(lease.dialect, keys))
+            return ask.with_lease(lambda lease: ask.run(lease, *self._asked.plan.winners(lease.dialect, keys)))
 
         return work
 
