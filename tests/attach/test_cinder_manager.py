@@ -5,12 +5,14 @@ What works the same on every volume service is in test_scenarios.
 
 import multiprocessing
 import signal
+import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cloudcore import errors
+from cloudcore import _failpoints, errors
+from cloudcore.attach.auditing import Kind
 from cloudcore.attach.cinder import CinderVolumes
 from cloudcore.attach.guests import MemoryGuests
 from cloudcore.attach.states import State
@@ -81,6 +83,37 @@ def test_an_attach_goes_on_after_a_lost_answer(cloud, new_manager, guests, arm, 
         getattr(proxy, arm)(b"DELETE ")
         manager.detach(leg.id)
         proxy.wait_cut()
+    assert cloud.statuses(volume) == ("available", [])
+
+
+def eventually(look, wanted):
+    """What comes without an event to wait for."""
+    deadline = time.monotonic() + 60
+    while (found := look()) != wanted:
+        assert time.monotonic() < deadline, f"still {found}, not {wanted}"
+        time.sleep(0.05)
+
+
+def test_a_reservation_that_arrives_after_recovery_is_found_by_audit(cloud, new_manager, guests):
+    """The request hangs in the network; recovery looks and finds nothing; then the request arrives."""
+    volume, owner = cloud.create_volume(), instance()
+    with Proxy(cloud.server.port) as proxy:
+        far = CinderVolumes.noauth(cloud.server.url(proxy.port), project_id=services.PROJECT, timeout=1.0, attempts=1)
+        far.features()
+        _failpoints.arm("attach.reserve.before", lambda _: proxy.hang())
+        try:
+            with pytest.raises(errors.OutcomeUnknown):
+                new_manager(far, guests).attach(volume, owner)
+        finally:
+            _failpoints.disarm()
+        near = new_manager(cloud.volumes, guests)
+        assert near.recover().complete
+        assert (near.attachments(), cloud.statuses(volume)) == ((), ("available", []))
+        proxy.heal()
+        eventually(lambda: cloud.statuses(volume), ("reserved", ["reserved"]))
+    report = near.audit(volume)
+    assert [finding.kind for finding in report.findings] == [Kind.UNKNOWN_RECORD]
+    near.heal(report, apply=True)
     assert cloud.statuses(volume) == ("available", [])
 
 
@@ -160,6 +193,25 @@ def test_a_detach_is_finished_when_the_backend_works_again(failing, impatient, g
     failing.server.heal()
     assert impatient.recover().complete
     assert failing.statuses(volume) == ("available", [])
+
+
+@pytest.mark.xdist_group("cinder-faults")
+def test_a_mapping_that_ends_after_the_attach_is_found_by_audit(failing, impatient):
+    """Cinder gives up on a slow backend, the repeat succeeds; then the first request ends and undoes "attached".
+
+    The volume would refuse every other instance until it is completed again.
+    """
+    volume = failing.create_volume(multiattach=True)
+    failing.server.fault("initialize_connection", delay=None)
+    impatient.attach(volume, instance())
+    assert failing.statuses(volume) == ("in-use", ["attached"])
+    failing.server.heal()
+    eventually(lambda: failing.statuses(volume), ("attaching", ["attaching"]))
+    report = impatient.audit()
+    assert [finding.kind for finding in report.findings] == [Kind.INCOMPLETE]
+    impatient.heal(report, apply=True)
+    assert failing.statuses(volume) == ("in-use", ["attached"])
+    assert impatient.audit().clean
 
 
 # ----------------------------------------------------------------------------------------------- our own death, kill -9
