@@ -9,6 +9,7 @@ from cloudcore._lazy import lazy_exports
 if TYPE_CHECKING:
     from cloudcore.attach.auditing import AuditReport, Finding
     from cloudcore.attach.brick import BrickConnector
+    from cloudcore.attach.cinder import CinderVolumes
     from cloudcore.attach.embedded import EmbeddedVolumes
     from cloudcore.attach.fencing import Evidence, Fencer
     from cloudcore.attach.guests import MemoryGuests
@@ -39,6 +40,7 @@ _EXPORTS = {
     "AttachmentStatus": "cloudcore.attach.volumes",
     "AuditReport": "cloudcore.attach.auditing",
     "BrickConnector": "cloudcore.attach.brick",
+    "CinderVolumes": "cloudcore.attach.cinder",
     "ConnectionInfo": "cloudcore.attach.volumes",
     "Connector": "cloudcore.attach.volumes",
     "EmbeddedVolumes": "cloudcore.attach.embedded",
@@ -73,6 +75,7 @@ __all__ = [
     "AttachmentStatus",
     "AuditReport",
     "BrickConnector",
+    "CinderVolumes",
     "ConnectionInfo",
     "Connector",
     "EmbeddedVolumes",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import sqlalchemy as sa
 
+from cloudcore.attach.leases import STILL_HELD
 from cloudcore.attach.records import Attachment, HostDevice, Settings, StoryLine
 from cloudcore.attach.states import AT_REST, TABLE, WAITING, Event, State, transition
 from cloudcore.attach.tables import attachment_events, attachment_legs
@@ -37,6 +38,16 @@ _BY_VOLUME = sa.select(_T).where(_T.c.volume_id == sa.bindparam("volume"), _T.c.
 _BY_INSTANCE = sa.select(_T).where(_T.c.instance_id == sa.bindparam("instance"), _T.c.state != State.ABSENT)
 _BY_OPERATION = sa.select(_T).where(_T.c.operation_id == sa.bindparam("operation"))
 _EVENT = sa.insert(_E)
+_BEGIN = sa.insert(_T)
+_CHANGING = (
+    "role", "host", "state", "service_id", "consumer_key", "exclusive_key", "version", "settings", "device", "note",
+    "updated_at",
+)  # fmt: skip
+_REPLACE = (
+    sa.update(_T)
+    .where(_T.c.id == sa.bindparam("the_id"), _T.c.version == sa.bindparam("before"), STILL_HELD)
+    .values({name: sa.bindparam(f"new_{name}", type_=_T.c[name].type) for name in _CHANGING})
+)  # one statement for every step: built once, compiled once
 
 
 class Journal:
@@ -149,7 +160,7 @@ class Journal:
 
     def begin(self, connection: Connection, leg: Attachment) -> None:
         """Write a new leg and the first line of its story, in the caller's transaction."""
-        connection.execute(sa.insert(_T), _row(leg))
+        connection.execute(_BEGIN, _row(leg))
         connection.execute(_EVENT, self._line(leg, "begin", None))
 
     def now(self) -> datetime:
@@ -207,8 +218,9 @@ class Journal:
         Raises:
             GenerationConflict: *before* is not what is there, or the lease was lost.
         """
-        guard = sa.update(_T).where(_T.c.id == before.id, _T.c.version == before.version, lease.still_held())
-        if not connection.execute(guard.values(**_changes(before, after))).rowcount:
+        values = {f"new_{name}": value for name, value in _row(after).items() if name in _CHANGING}
+        guard = {"the_id": before.id, "before": before.version, **lease.proof()}
+        if not connection.execute(_REPLACE, {**values, **guard}).rowcount:
             raise GenerationConflict(
                 f"attachment {before.id}: somebody else went on with it, or the lease was lost; nothing was written. "
                 f"recover() settles it",
@@ -270,12 +282,6 @@ def _row(leg: Attachment) -> dict[str, Any]:
         "updated_at": leg.updated_at,
         **_keys(leg),
     }
-
-
-def _changes(before: Attachment, after: Attachment) -> dict[str, Any]:
-    """The columns that differ: short statements, and SQLAlchemy caches each kind once."""
-    old, new = _row(before), _row(after)
-    return {name: value for name, value in new.items() if value != old[name]}
 
 
 def _attachment(row: Row[Any]) -> Attachment:

@@ -15,7 +15,7 @@ import time
 import uuid
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import sqlalchemy as sa
 import tenacity
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from cloudcore.database import Database
 
-__all__ = ["Lease", "Leases", "owner_is_dead", "process_identity"]
+__all__ = ["STILL_HELD", "Lease", "Leases", "owner_is_dead", "process_identity"]
 
 _L = attachment_locks
 _NOW: dict[str, sa.ColumnElement[float]] = {
@@ -39,6 +39,18 @@ _NOW: dict[str, sa.ColumnElement[float]] = {
     "postgresql": sa.literal_column("extract(epoch from clock_timestamp())", sa.Double()),
     "mysql": sa.literal_column("unix_timestamp(now(6))", sa.Double()),
 }
+STILL_HELD = sa.exists(
+    sa.select(_L.c.name).where(_L.c.name == sa.bindparam("held_name"), _L.c.owner == sa.bindparam("held_owner"))
+)
+"""A condition for the journal's writes: the lease is still its owner's."""
+
+_TAKE: dict[str, sa.Insert] = {}
+_HELD: dict[str, sa.Select[Any]] = {}
+for _dialect, _now in _NOW.items():
+    _TAKE[_dialect] = insert_ignoring_duplicates(_L, cast("Any", _dialect)).values(
+        name=sa.bindparam("the_name"), owner=sa.bindparam("the_owner"), expires=_now + sa.bindparam("seconds")
+    )
+    _HELD[_dialect] = sa.select(_L.c.owner, _L.c.expires < _now).where(_L.c.name == sa.bindparam("the_name"))
 _RELEASE = sa.delete(_L).where(_L.c.owner == sa.bindparam("the_owner"))
 _identities: dict[int, str] = {}
 
@@ -110,10 +122,9 @@ class Lease:
         """The names have been given back."""
         self.names.clear()
 
-    def still_held(self) -> sa.ColumnElement[bool]:
-        """A condition for the journal's writes: the first name is still this owner's."""
-        held = sa.select(_L.c.name).where(_L.c.name == self.names[0], _L.c.owner == self.owner)
-        return sa.exists(held)
+    def proof(self) -> dict[str, str]:
+        """The parameters of :data:`STILL_HELD` for the first name."""
+        return {"held_name": self.names[0], "held_owner": self.owner}
 
 
 class Leases:
@@ -240,21 +251,18 @@ class Leases:
 
     def _try(self, connection: Connection, name: str, owner: str) -> str | None:
         """Take *name* within this transaction; return the owner who has it instead, None on success."""
-        now = _NOW[self._database.dialect]
-        row = {"name": name, "owner": owner}
-        taken = connection.execute(
-            insert_ignoring_duplicates(_L, self._database.dialect).values(expires=now + self._seconds, **row)
-        )
+        dialect = self._database.dialect
+        taken = connection.execute(_TAKE[dialect], {"the_name": name, "the_owner": owner, "seconds": self._seconds})
         if taken.rowcount:
             return None
-        found = connection.execute(sa.select(_L.c.owner, _L.c.expires < now).where(_L.c.name == name)).one_or_none()
+        found = connection.execute(_HELD[dialect], {"the_name": name}).one_or_none()
         if found is None:
             return "one who just left"
         holder, expired = found
         if holder != owner and not expired and not owner_is_dead(holder):
             return str(holder)
         takeover = sa.update(_L).where(_L.c.name == name, _L.c.owner == holder)
-        changed = connection.execute(takeover.values(owner=owner, expires=now + self._seconds))
+        changed = connection.execute(takeover.values(owner=owner, expires=_NOW[dialect] + self._seconds))
         return None if changed.rowcount else str(holder)
 
     def _busy(self, name: str, owner: str, patience: float) -> VolumeBusy:

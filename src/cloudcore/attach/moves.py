@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 __all__ = ["Moves", "instance_lock"]
 
 _M = attachment_moves
+_FIND = sa.select(_M).where(_M.c.instance_id == sa.bindparam("instance"))
 
 
 def instance_lock(instance_id: str) -> str:
@@ -139,7 +140,7 @@ class Moves:
 
     def in_move(self, connection: Connection, instance_id: str) -> Move | None:
         """As :meth:`find`, within the caller's transaction."""
-        row = connection.execute(sa.select(_M).where(_M.c.instance_id == instance_id)).one_or_none()
+        row = connection.execute(_FIND, {"instance": instance_id}).one_or_none()
         return None if row is None else _move(row)
 
     def recover(self, instance_id: str) -> bool:
