@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from cloudcore._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from cloudcore.listing.audit import Discrepancy, Finding
     from cloudcore.listing.breakers import BreakerPolicy, BreakerState, BreakerView
     from cloudcore.listing.cells import Cell
     from cloudcore.listing.directory import Directory, InstanceDirectory
@@ -42,7 +43,9 @@ _EXPORTS = {
     "CellState": "cloudcore.listing.values",
     "Counts": "cloudcore.listing.values",
     "Directory": "cloudcore.listing.directory",
+    "Discrepancy": "cloudcore.listing.audit",
     "Fetching": "cloudcore.listing.values",
+    "Finding": "cloudcore.listing.audit",
     "HedgePolicy": "cloudcore.listing.hedging",
     "InstanceDirectory": "cloudcore.listing.directory",
     "InstanceStore": "cloudcore.listing.store",
@@ -75,7 +78,9 @@ __all__ = [
     "CellState",
     "Counts",
     "Directory",
+    "Discrepancy",
     "Fetching",
+    "Finding",
     "HedgePolicy",
     "InstanceDirectory",
     "InstanceStore",

@@ -278,6 +278,10 @@ class InstanceDirectory:
 
         self.database.run(work)
 
+    def correct(self, kind: str, value: str, cell: str, change: int) -> None:
+        """Change the number of a route by a difference that an audit has found."""
+        self.database.run(lambda connection: self._count(connection, kind, value, cell, change))
+
     def _stored(self, connection: Connection, uuid: str) -> Any:
         stored = connection.execute(_LOCKED, {"uuid": uuid}).one_or_none()
         if stored is None:

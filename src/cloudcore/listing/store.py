@@ -14,7 +14,7 @@ Killed between two steps, the directory knows too much, never too little; repeat
 from __future__ import annotations
 
 import uuid as uuids
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -23,6 +23,7 @@ from cloudcore._failpoints import failpoint
 from cloudcore._values import normalise_uuid
 from cloudcore.database import insert_ignoring_duplicates
 from cloudcore.errors import CellNotFound, InstanceNotFound, InvalidArgument
+from cloudcore.listing.audit import Auditor, Discrepancy, Finding
 from cloudcore.listing.directory import Entry, InstanceDirectory
 from cloudcore.listing.tables import create_cell_tables, instance_metadata, instance_tags, instances
 
@@ -176,6 +177,33 @@ class InstanceStore:
             failpoint("listing.move.switched")
         self._leave_behind(identifier, target)
         self._directory.finish_move(identifier)
+
+    def audit(self, *, grace: timedelta = timedelta(minutes=10)) -> list[Finding]:
+        """Compare the directory with every cell. Reads everything once, in batches; changes nothing.
+
+        Args:
+            grace: Entries younger than this may lack their record: somebody may be between two steps of a create.
+        """
+        return list(self._auditor(grace).findings())
+
+    def heal(self, findings: Iterable[Finding]) -> list[Finding]:
+        """Put findings right, a move by finishing it; returns those that a person must look at."""
+        auditor = self._auditor(timedelta())
+        left = []
+        for finding in findings:
+            if finding.what is Discrepancy.UNFINISHED_MOVE:
+                self._finish(finding.identifier, finding.cell)
+            elif not auditor.mend(finding):
+                left.append(finding)
+        return left
+
+    def _finish(self, uuid: str, owner: str) -> None:
+        """End an interrupted move where it stands: the owner keeps the record, the other copy goes."""
+        self._leave_behind(uuid, owner)
+        self._directory.finish_move(uuid)
+
+    def _auditor(self, grace: timedelta) -> Auditor:
+        return Auditor(self._directory, self._database, self._router.cells, clock=self._clock, grace=grace)
 
     def _leave_behind(self, uuid: str, target: str) -> None:
         left = self._directory.copies(uuid) - {target}
