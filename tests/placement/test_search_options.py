@@ -182,3 +182,34 @@ def test_ten_of_a_million_million_cost_ten() -> None:
     found = [known(candidate) for candidate in tree.candidates(f"{groups(12)}&limit=10")]
     assert len(set(found)) == 10
     assert len(list(tree.candidates(f"{groups(12)}&limit=10", distinct="physical"))) == 10
+
+
+def unlike(count: int, policy: str) -> str:
+    """Groups that differ, so that none stands for another."""
+    each = (f"resources{n}=SRIOV_NET_VF:1&required{n}=in:CUSTOM_A,CUSTOM_T{n}" for n in range(count))
+    return "&".join(each) + f"&group_policy={policy}"
+
+
+@pytest.mark.parametrize(("policy", "units"), [("none", 1), ("isolate", 8)])
+def test_groups_that_cannot_be_served_together_end_at_once(policy: str, units: int) -> None:
+    """Thirteen different groups on twelve devices: trying all ways would take longer than this test may run."""
+    devices = (provider(2 + n, f"pf{n}", 1, "CUSTOM_A", SRIOV_NET_VF=units) for n in range(12))
+    tree = ours.build(World((provider(1, "cn"), *devices)))
+    search = tree.candidates(unlike(13, policy))
+    assert list(search) == []
+    (reason,) = search.report().counts
+    assert reason == ("group_policy" if policy == "isolate" else "capacity_together SRIOV_NET_VF")
+    fitting = tree.candidates(f"{unlike(12, policy)}&limit=20")
+    assert len({known(candidate) for candidate in fitting}) == 20
+
+
+def test_late_group_keeps_the_only_device_that_serves_it() -> None:
+    """The first eleven groups could take any of twelve; the last two need the first two, and get them."""
+    devices = (
+        provider(2 + n, f"pf{n}", 1, "CUSTOM_A CUSTOM_B" if n < 2 else "CUSTOM_A", SRIOV_NET_VF=8) for n in range(13)
+    )
+    tree = ours.build(World((provider(1, "cn"), *devices)))
+    rare = "&".join(f"resources_b{n}=SRIOV_NET_VF:{n + 1}&required_b{n}=CUSTOM_B" for n in range(2))
+    first = next(iter(tree.candidates(f"{unlike(11, 'isolate')}&{rare}")))
+    served = {tree.provider(first.mappings[suffix][0]).name for suffix in ("_b0", "_b1")}
+    assert served == {"pf0", "pf1"}

@@ -96,11 +96,20 @@ class Condition(Protocol):
 
 
 class Isolation:
-    """``group_policy=isolate``: no two suffixed groups on one provider."""
+    """``group_policy=isolate``: no two suffixed groups on one provider.
+
+    A matching gives every group a provider of its own, those to come included, and is mended whenever a provider is
+    taken; where it cannot be mended the way is a dead end. So isolation by itself never leads into one, however the
+    groups overlap.
+    """
 
     def __init__(self, compiled: CompiledRequest, tree: OneTree) -> None:
         self._slots = frozenset(compiled.isolated)
+        self._options = tree.options
         self._taken: set[int] = set()
+        self._giver: dict[int, int] = {}
+        self._holder: dict[int, int] = {}
+        self._hopeless = not all(self._find_giver(slot) for slot in compiled.isolated)
 
     @staticmethod
     def applies(compiled: CompiledRequest) -> bool:
@@ -108,18 +117,54 @@ class Isolation:
         return bool(compiled.isolated)
 
     def enter(self, slot: int, handle: int) -> bool:
-        """Refuse a provider that is taken."""
+        """Refuse a provider that is taken, or that a later group cannot do without."""
         if slot not in self._slots:
             return True
-        if handle in self._taken:
+        if handle in self._taken or self._hopeless:
             return False
+        before = self._giver[slot]
         self._taken.add(handle)
+        if before != handle:
+            other = self._holder.get(handle)
+            del self._holder[before]
+            self._giver[slot], self._holder[handle] = handle, slot
+            if other is not None and not self._find_giver(other):
+                self._giver[slot], self._holder[before], self._holder[handle] = before, slot, other
+                self._taken.discard(handle)
+                return False
         return True
 
     def leave(self, slot: int, handle: int) -> None:
-        """Free the provider."""
+        """Free the provider; the matching stays as it is, which is as good as any."""
         if slot in self._slots:
             self._taken.discard(handle)
+
+    def _find_giver(self, slot: int) -> bool:
+        """Match *slot*, moving others where that helps: a breadth-first search for an augmenting path."""
+        came_from: dict[int, int] = {}
+        waiting = [slot]
+        for seeker in waiting:
+            for handle in self._options[seeker]:
+                if handle in self._taken or handle in came_from:
+                    continue
+                came_from[handle] = seeker
+                holder = self._holder.get(handle)
+                if holder is None:
+                    self._hand_over(slot, handle, came_from)
+                    return True
+                waiting.append(holder)
+        return False
+
+    def _hand_over(self, slot: int, handle: int, came_from: dict[int, int]) -> None:
+        """Give *handle*, which is free, to the slot that sought it, that one's to the slot before, up to *slot*."""
+        while True:
+            seeker = came_from[handle]
+            given_up = self._giver.get(seeker)
+            self._giver[seeker], self._holder[handle] = handle, seeker
+            if seeker == slot:
+                return
+            assert given_up is not None
+            handle = given_up
 
 
 class Room:

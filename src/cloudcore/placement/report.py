@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import numpy as np
 
-from cloudcore.placement.combining import CONDITIONS, OneTree, combinations
+from cloudcore.placement.combining import CONDITIONS, OneTree, Room, combinations
 from cloudcore.placement.funnel import Reason, Stage, stages
 
 if TYPE_CHECKING:
@@ -336,8 +336,7 @@ class SearchReport:
         anchors = self._matcher.anchors(block)
         options = []
         for slot, served in zip(self._compiled.slots, anchors, strict=True):
-            found = self._matcher.positions(block, slot)
-            own = found[(found >= begin) & (found < end)].tolist()
+            own = self._matcher.positions(block, slot, begin, end).tolist()
             options.append(own + [-1 - index for index in sorted(served) if served[index][tree]])
         return OneTree(block, tree, options, self._columns.sharing)
 
@@ -358,10 +357,24 @@ class SearchReport:
         for count, condition in enumerate(CONDITIONS, 1):
             if not condition.applies(self._compiled):
                 continue
-            if next(combinations(self._compiled, one, fold=True, conditions=CONDITIONS[:count]), None) is None:
+            hopeless = condition is Room and self._too_little(one)
+            if hopeless or next(self._ways(one, count), None) is None:
                 reason = _TOGETHER[condition.__name__]
                 return [Rejection(root=one.root.uuid, host=one.root.name, reason=reason, names=self._about(reason))]
         return []
+
+    def _ways(self, one: OneTree, count: int) -> Iterator[tuple[int, ...]]:
+        """Combinations that meet the first *count* conditions."""
+        return combinations(self._compiled, one, fold=True, conditions=CONDITIONS[:count])
+
+    def _too_little(self, one: OneTree) -> bool:
+        """Whether all usable providers together have less of a class than all slots together ask for."""
+        for name, asked in self._compiled.shared.items():
+            asking = zip(self._compiled.slots, one.options, strict=True)
+            handles = {h for slot, options in asking if name in dict(slot.resources) for h in options}
+            if sum(one.room(handle, name) for handle in handles) < asked:
+                return True
+        return False
 
     def _about(self, reason: Reason) -> tuple[str, ...]:
         if reason == "capacity_together":
