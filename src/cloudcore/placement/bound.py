@@ -7,17 +7,19 @@ import uuid as uuids
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import numpy as np
 
 from cloudcore.database import Database, Operation
 from cloudcore.errors import ProviderNotFound, UnsupportedFeature, WatermarkLost
 from cloudcore.placement import store
 from cloudcore.placement.changes import changes_since
+from cloudcore.placement.columns import NumberIndex, set_used
 from cloudcore.placement.editing import describe, plan
 from cloudcore.placement.forest import Edit, Forest
 from cloudcore.placement.tree import PlacementTree
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection
 
     from sqlalchemy.engine import URL, Connection, Engine
 
@@ -25,6 +27,34 @@ if TYPE_CHECKING:
     from cloudcore.placement.values import Provider
 
 __all__ = ["BoundTree"]
+
+
+@attrs.frozen(kw_only=True)
+class _News:
+    """What a refresh read.
+
+    Attributes:
+        rows: (number, generation, class, in use) of providers of which nothing else changed.
+        places: Their places in the index of numbers.
+        edit: Providers that were added, edited or removed.
+        usage: What is in use of those.
+    """
+
+    rows: list[tuple[Any, ...]]
+    places: Any
+    edit: Edit
+    usage: dict[str, Usage]
+
+    def amounts(self) -> dict[int, dict[str, int]]:
+        """Number → class → units in use, without the zeros."""
+        found: dict[int, dict[str, int]] = {}
+        for number, _, name, used in self.rows:
+            amounts = found.get(number)
+            if amounts is None:
+                amounts = found[number] = {}
+            if used:
+                amounts[name] = int(used)
+        return found
 
 
 class BoundTree(PlacementTree):
@@ -56,6 +86,7 @@ class BoundTree(PlacementTree):
         self._owned = self._database is not database
         self._writing = threading.RLock()  # edits and refreshes, with their I/O; the other lock guards the state
         self._watermark = ""
+        self._index = NumberIndex.of(self._columns)
         self.reload()
 
     # --- following ---------------------------------------------------------------------------------------------------
@@ -96,51 +127,48 @@ class BoundTree(PlacementTree):
                 return len(self)
             with self._lock:
                 if news is not None:
-                    self._take(*news)
-                    self._snapshot()
+                    self._take(news)
                 self._watermark = watermark
             return len(changed)
 
-    def _read_news(
-        self, connection: Connection, changed: Iterable[int]
-    ) -> tuple[list[tuple[str, Usage]], Edit, dict[str, Usage]]:
-        """Read the changed providers: mostly only what is in use changed, and a provider's generation tells."""
-        forest = self._forest
-        by_number, providers = forest.by_number, forest.providers
-        used: dict[int, dict[str, int]] = {}
-        stale: set[int] = set()
-        for number, generation, name, amount in store.read_usage(connection, changed):
-            uuid = by_number.get(number)
-            if uuid is None or providers[uuid].generation != generation:
-                stale.add(number)
-                continue
-            amounts = used.setdefault(number, {})
-            if amount and name is not None:
-                amounts[name] = int(amount)
-        gone = [providers[by_number[n]] for n in changed if n not in used and n not in stale and n in by_number]
-        edit, usage = self._read_stale(connection, stale, gone)
-        return [(by_number[number], amounts) for number, amounts in used.items()], edit, usage
-
-    def _read_stale(
-        self, connection: Connection, stale: set[int], gone: Iterable[Provider]
-    ) -> tuple[Edit, dict[str, Usage]]:
-        removed = tuple(sorted(gone, key=self._depth, reverse=True))
-        if not stale:
-            return Edit(gone=removed), {}
-        found, usage = store.read_some(connection, stale, self._forest.by_number)
-        return Edit(put=tuple(found), gone=removed), usage
+    def _read_news(self, connection: Connection, changed: Collection[int]) -> _News:
+        """Read the changed providers: mostly only what is in use changed, and the generation tells."""
+        rows = store.read_usage(connection, changed)
+        numbers = np.fromiter((row[0] for row in rows), dtype=np.int64, count=len(rows))
+        generations = np.fromiter((row[1] for row in rows), dtype=np.int64, count=len(rows))
+        if not self._index.fits(self._columns):
+            self._index = NumberIndex.of(self._columns)
+        places, known = self._index.find(numbers, generations)
+        stale = set(numbers[~known].tolist())
+        edit = Edit()
+        usage: dict[str, Usage] = {}
+        if stale or len(changed) > len(rows):
+            by_number = self._forest.by_number
+            missing = set(changed).difference(numbers.tolist()).intersection(by_number)
+            gone = sorted((self._forest.providers[by_number[n]] for n in missing), key=self._depth, reverse=True)
+            found, usage = store.read_some(connection, stale, by_number) if stale else ([], {})
+            edit = Edit(put=tuple(found), gone=tuple(gone))
+        kept = [i for i, row in enumerate(rows) if row[2] is not None and (not stale or known[i])]
+        if len(kept) < len(rows):
+            rows, places = [rows[i] for i in kept], places[kept]
+        return _News(rows=rows, places=places, edit=edit, usage=usage)
 
     def _depth(self, provider: Provider) -> int:
         return sum(1 for _ in self._forest.ancestors(provider.uuid))
 
-    def _take(self, used: Iterable[tuple[str, Usage]], edit: Edit, usage: dict[str, Usage]) -> None:
+    def _take(self, news: _News) -> None:
         forest = self._forest
-        if edit.put or edit.gone:
-            forest.apply(edit)
-            for provider in edit.put:
-                forest.set_usage(provider.uuid, usage.get(provider.uuid, {}))
-        for uuid, amounts in used:
-            forest.set_usage(uuid, amounts)
+        if news.rows:
+            used = np.fromiter((row[3] for row in news.rows), dtype=np.int64, count=len(news.rows))
+            self._columns = set_used(self._columns, self._index, news.places, [row[2] for row in news.rows], used)
+            by_number = forest.by_number
+            for number, amounts in news.amounts().items():
+                forest.note_usage(by_number[number], amounts)
+        if news.edit.put or news.edit.gone:
+            forest.apply(news.edit)
+            for provider in news.edit.put:
+                forest.set_usage(provider.uuid, news.usage.get(provider.uuid, {}))
+        self._snapshot()
 
     # --- writing -----------------------------------------------------------------------------------------------------
 

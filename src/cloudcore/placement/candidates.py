@@ -44,20 +44,29 @@ class Candidate:
     def allocations(self) -> dict[str, dict[str, int]]:
         """Provider uuid → resource class → amount, summed over the groups."""
         allocations: dict[str, dict[str, int]] = {}
+        provider = self._tree.provider
         for slot, handle in zip(self._compiled.slots, self._handles, strict=True):
-            for name, amount in slot.resources:
-                amounts = allocations.setdefault(self._tree.provider(handle).uuid, {})
-                amounts[name] = amounts.get(name, 0) + amount
+            if slot.resources:
+                uuid = provider(handle).uuid
+                amounts = allocations.get(uuid)
+                if amounts is None:
+                    allocations[uuid] = dict(slot.resources)
+                else:
+                    for name, amount in slot.resources:
+                        amounts[name] = amounts.get(name, 0) + amount
         return allocations
 
     @property
     def mappings(self) -> dict[str, tuple[str, ...]]:
         """Suffix → uuids of the providers that give something to that group; one for every suffixed group."""
         mappings: dict[str, tuple[str, ...]] = {}
+        provider = self._tree.provider
         for slot, handle in zip(self._compiled.slots, self._handles, strict=True):
-            uuid = self._tree.provider(handle).uuid
-            before = mappings.get(slot.suffix, ())
-            if uuid not in before:
+            uuid = provider(handle).uuid
+            before = mappings.get(slot.suffix)
+            if before is None:
+                mappings[slot.suffix] = (uuid,)
+            elif uuid not in before:
                 mappings[slot.suffix] = (*before, uuid)
         return mappings
 

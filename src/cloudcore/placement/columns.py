@@ -22,9 +22,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from cloudcore.placement.forest import Forest
-    from cloudcore.placement.values import FrozenDict, Inventory, Provider
+    from cloudcore.placement.values import Inventory, Provider
 
-__all__ = ["Block", "Column", "Columns", "Members", "Sharing", "mask_of", "members_of"]
+__all__ = [
+    "Block",
+    "Column",
+    "Columns",
+    "Members",
+    "NumberIndex",
+    "Sharing",
+    "mask_of",
+    "members_of",
+    "refresh",
+    "set_used",
+]
 
 Positions = NDArray[np.intp]
 Mask = NDArray[np.bool_]
@@ -71,6 +82,7 @@ class Column:
         max_unit: The most that one allocation may take.
         room: ``min(capacity - used, max_unit)``: what one more allocation may take.
         min_unit, step_size: None where all of them are 1.
+        peak: The largest *room*; -1 without rows.
     """
 
     rows: Positions
@@ -80,6 +92,7 @@ class Column:
     room: Amounts
     min_unit: NDArray[np.int32] | None
     step_size: NDArray[np.int32] | None
+    peak: int
 
     @classmethod
     def of(
@@ -93,16 +106,22 @@ class Column:
     ) -> Column:
         """Make a column; *room* follows from the others."""
         room = np.minimum(capacity - used, max_unit)
-        return cls(rows, capacity, used, max_unit, room, _unless_one(min_unit), _unless_one(step_size))
+        peak = int(room.max(initial=-1))
+        return cls(rows, capacity, used, max_unit, room, _unless_one(min_unit), _unless_one(step_size), peak)
 
-    def fits(self, amount: int) -> Mask:
-        """For each row: would *amount* more be granted?"""
-        fits: Mask = self.room >= amount
+    def fits(self, amount: int, rows: slice) -> Mask:
+        """For each of *rows*: would *amount* more be granted?"""
+        fits: Mask = self.room[rows] >= amount
         if self.min_unit is not None:
-            fits &= self.min_unit <= amount
+            fits &= self.min_unit[rows] <= amount
         if self.step_size is not None:
-            fits &= amount % self.step_size == 0
+            fits &= amount % self.step_size[rows] == 0
         return fits
+
+    def between(self, begin: int, end: int) -> slice:
+        """The rows of the positions from *begin* to *end* (exclusive)."""
+        first, last = self.rows.searchsorted((begin, end)).tolist()
+        return slice(first, last)
 
     def with_used(self, positions: Positions, used: Amounts) -> Column:
         """The same column with other use at *positions*, which all have this class."""
@@ -132,6 +151,7 @@ class Block:
     Attributes:
         providers: In depth-first order.
         numbers: Their numbers.
+        generations: Their generations.
         up: How many positions before it the parent stands; 0 for a root.
         starts: Where each tree begins, and at the end the size of the block.
         tree_of: The tree of each position, counted within the block.
@@ -139,10 +159,12 @@ class Block:
         classes: Resource class → column.
         traits: Trait → positions that carry it.
         aggregates: Aggregate → positions that are in it.
+        remembered: What the search worked out about conditions that only an edit of the block could change; bounded.
     """
 
     providers: list[Provider]
     numbers: Amounts
+    generations: Amounts
     up: NDArray[np.int32]
     starts: Positions
     tree_of: NDArray[np.int32]
@@ -150,6 +172,7 @@ class Block:
     classes: dict[str, Column]
     traits: dict[str, Members]
     aggregates: dict[str, Members]
+    remembered: dict[Any, Mask] = attrs.field(factory=dict)
 
     @property
     def size(self) -> int:
@@ -180,10 +203,17 @@ class Block:
         tree = int(self.root_numbers.searchsorted(root_number))
         return tree if tree < self.trees and self.root_numbers[tree] == root_number else None
 
+    def positions_numbered(self, numbers: Amounts) -> Positions:
+        """The positions of the providers of these numbers, which are all here."""
+        if bool((self.numbers[1:] > self.numbers[:-1]).all()):
+            return self.numbers.searchsorted(numbers)
+        order = np.argsort(self.numbers, kind="stable")
+        return order[np.searchsorted(self.numbers, numbers, sorter=order)]
+
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays and of the list of providers; not of the providers themselves."""
-        own = (self.numbers, self.up, self.starts, self.tree_of, self.root_numbers)
+        own = (self.numbers, self.generations, self.up, self.starts, self.tree_of, self.root_numbers)
         columns: dict[int, int] = {}
         for column in self.classes.values():
             columns[id(column.rows)] = column.rows.nbytes
@@ -192,7 +222,7 @@ class Block:
         sets = sum(array.nbytes for array in members)
         return sum(array.nbytes for array in own) + sum(columns.values()) + sets + 8 * self.size
 
-    def with_used(self, changes: Mapping[str, tuple[Sequence[int], Sequence[int]]]) -> Block:
+    def with_used(self, changes: Mapping[str, tuple[Sequence[int] | Positions, Sequence[int] | Amounts]]) -> Block:
         """The same block with other use: resource class → (positions, amounts in use)."""
         classes = dict(self.classes)
         for name, (positions, used) in changes.items():
@@ -204,16 +234,7 @@ class Block:
 # --- making blocks ---------------------------------------------------------------------------------------------------
 
 
-@attrs.define
-class _Draft:
-    """A column while its rows are being collected."""
-
-    rows: list[int] = attrs.field(factory=list)
-    capacity: list[int] = attrs.field(factory=list)
-    max_unit: list[int] = attrs.field(factory=list)
-    min_unit: list[int] = attrs.field(factory=list)
-    step_size: list[int] = attrs.field(factory=list)
-    used: list[int] = attrs.field(factory=list)
+_UNUSED: Mapping[str, int] = {}
 
 
 def build_block(trees: Sequence[Sequence[Provider]], usage: Mapping[str, Mapping[str, int]]) -> Block:
@@ -228,6 +249,7 @@ def build_block(trees: Sequence[Sequence[Provider]], usage: Mapping[str, Mapping
     return Block(
         providers=providers,
         numbers=np.fromiter((provider.number for provider in providers), dtype=np.int64, count=len(providers)),
+        generations=np.fromiter((provider.generation for provider in providers), dtype=np.int64, count=len(providers)),
         up=np.asarray(up, dtype=np.int32),
         starts=np.concatenate((np.zeros(1, dtype=np.intp), np.cumsum(sizes, dtype=np.intp))),
         tree_of=np.repeat(np.arange(len(trees), dtype=np.int32), sizes),
@@ -239,41 +261,44 @@ def build_block(trees: Sequence[Sequence[Provider]], usage: Mapping[str, Mapping
 
 
 def _build_columns(providers: Sequence[Provider], usage: Mapping[str, Mapping[str, int]]) -> dict[str, Column]:
-    drafts: dict[str, _Draft] = {}
-    numbers_of: dict[int, list[tuple[_Draft, str, int, Inventory]]] = {}
+    alike: dict[int, list[int]] = {}  # hosts alike share one mapping; it lives as long as its provider
     for position, provider in enumerate(providers):
-        inventories = provider.inventories
-        known = numbers_of.get(id(inventories))  # hosts alike share one mapping; it lives as long as its provider
-        if known is None:
-            known = numbers_of[id(inventories)] = _numbers(inventories, drafts)
-        used = usage.get(provider.uuid)
-        for draft, name, capacity, inventory in known:
-            draft.rows.append(position)
-            draft.capacity.append(capacity)
-            draft.max_unit.append(inventory.max_unit)
-            draft.min_unit.append(inventory.min_unit)
-            draft.step_size.append(inventory.step_size)
-            draft.used.append(used.get(name, 0) if used else 0)
-    return _share_rows({name: _finish(draft) for name, draft in drafts.items()})
+        key = id(provider.inventories)
+        if key in alike:
+            alike[key].append(position)
+        else:
+            alike[key] = [position]
+    parts: dict[str, list[tuple[Inventory, list[int]]]] = {}
+    for positions in alike.values():
+        for name, inventory in providers[positions[0]].inventories.items():
+            parts.setdefault(name, []).append((inventory, positions))
+    used: dict[str, list[tuple[int, int]]] = {}
+    for position, provider in enumerate(providers):
+        for name, amount in usage.get(provider.uuid, _UNUSED).items():
+            used.setdefault(name, []).append((position, amount))
+    return _share_rows({name: _build_column(groups, used.get(name, ())) for name, groups in parts.items()})
 
 
-def _numbers(
-    inventories: FrozenDict[str, Inventory], drafts: dict[str, _Draft]
-) -> list[tuple[_Draft, str, int, Inventory]]:
-    return [
-        (drafts.setdefault(name, _Draft()), name, inventory.capacity, inventory)
-        for name, inventory in inventories.items()
-    ]
+def _build_column(groups: Sequence[tuple[Inventory, list[int]]], used: Sequence[tuple[int, int]]) -> Column:
+    rows = np.concatenate([np.asarray(positions, dtype=np.intp) for _, positions in groups])
+    order = rows.argsort(kind="stable")
+    rows = rows[order]
+    counts = [len(positions) for _, positions in groups]
 
+    def spread(values: list[int], dtype: type[np.signedinteger[Any]]) -> NDArray[Any]:
+        return np.repeat(np.asarray(values, dtype=dtype), counts)[order]
 
-def _finish(draft: _Draft) -> Column:
+    in_use = np.zeros(len(rows), dtype=np.int64)
+    if used:
+        pairs = np.asarray(used, dtype=np.int64)
+        in_use[rows.searchsorted(pairs[:, 0])] = pairs[:, 1]
     return Column.of(
-        rows=np.asarray(draft.rows, dtype=np.intp),
-        capacity=np.asarray(draft.capacity, dtype=np.int64),
-        used=np.asarray(draft.used, dtype=np.int64),
-        max_unit=np.asarray(draft.max_unit, dtype=np.int32),
-        min_unit=np.asarray(draft.min_unit, dtype=np.int32),
-        step_size=np.asarray(draft.step_size, dtype=np.int32),
+        rows=rows,
+        capacity=spread([inventory.capacity for inventory, _ in groups], np.int64),
+        used=in_use,
+        max_unit=spread([inventory.max_unit for inventory, _ in groups], np.int32),
+        min_unit=spread([inventory.min_unit for inventory, _ in groups], np.int32),
+        step_size=spread([inventory.step_size for inventory, _ in groups], np.int32),
     )
 
 
@@ -336,6 +361,7 @@ def join_blocks(parts: Iterable[tuple[Block, int, int]]) -> Block:
     return Block(
         providers=providers,
         numbers=_joined([piece.block.numbers[piece.begin : piece.end] for piece in pieces], np.int64),
+        generations=_joined([piece.block.generations[piece.begin : piece.end] for piece in pieces], np.int64),
         up=_joined([piece.block.up[piece.begin : piece.end] for piece in pieces], np.int32),
         starts=bounds,
         tree_of=np.repeat(np.arange(len(bounds) - 1, dtype=np.int32), np.diff(bounds)),
@@ -477,13 +503,13 @@ def refresh(columns: Columns, forest: Forest) -> Columns:
 
     O(what changed), with a floor of the blocks that it lies in.
     """
-    if not forest.touched and not forest.reused:
+    if not forest.touched and not forest.reused and not forest.sharing_changed:
         return columns
     sharing = _gather_sharing(forest) if forest.sharing_changed else columns.sharing
     if 2 * len(forest.touched) > len(forest.roots) or not columns.blocks:
         blocks = _build_all(forest)
     else:
-        blocks = _patch_use(_patch_trees(columns, forest), forest)
+        blocks = _patch_use(_patch_trees(columns, forest) if forest.touched else list(columns.blocks), forest)
     forest.touched.clear()
     forest.reused.clear()
     forest.sharing_changed = False
@@ -544,29 +570,99 @@ def _cut(block: Block) -> list[Block]:
 
 
 def _patch_use(blocks: list[Block], forest: Forest) -> list[Block]:
-    providers = [forest.providers[uuid] for uuid in forest.reused if uuid in forest.providers]
-    if not providers:
+    providers = forest.providers
+    changed = [providers[uuid] for uuid in forest.reused if uuid in providers]
+    if not changed:
         return blocks
-    firsts = [int(block.root_numbers[0]) if block.trees else -1 for block in blocks]
-    by_block: dict[int, list[Provider]] = {}
-    for provider in providers:
-        number = forest.providers[provider.root].number
-        by_block.setdefault(max(0, bisect_right(firsts, number) - 1), []).append(provider)
+    count = len(changed)
+    firsts = np.asarray([int(block.root_numbers[0]) if block.trees else -1 for block in blocks], dtype=np.int64)
+    roots = np.fromiter((providers[provider.root].number for provider in changed), dtype=np.int64, count=count)
+    numbers = np.fromiter((provider.number for provider in changed), dtype=np.int64, count=count)
+    owners = np.maximum(firsts.searchsorted(roots, side="right") - 1, 0)
+    order = owners.argsort(kind="stable")
+    edges = np.flatnonzero(np.diff(owners[order])) + 1
     patched = list(blocks)
-    for place, changed in by_block.items():
-        patched[place] = _patch_block_use(blocks[place], changed, forest)
+    for chosen in np.split(order, edges):
+        place = int(owners[chosen[0]])
+        positions = blocks[place].positions_numbered(numbers[chosen]).tolist()
+        patched[place] = _patch_block_use(blocks[place], [changed[i] for i in chosen.tolist()], positions, forest)
     return patched
 
 
-def _patch_block_use(block: Block, providers: Sequence[Provider], forest: Forest) -> Block:
-    order = np.argsort(block.numbers, kind="stable")
-    wanted = np.fromiter((provider.number for provider in providers), dtype=np.int64, count=len(providers))
-    positions = order[np.searchsorted(block.numbers, wanted, sorter=order)].tolist()
-    changes: dict[str, tuple[list[int], list[int]]] = {}
+def _patch_block_use(block: Block, providers: Sequence[Provider], positions: Sequence[int], forest: Forest) -> Block:
+    changes: dict[str, tuple[list[int], list[int]]] = {name: ([], []) for name in block.classes}
+    usage = forest.usage
     for provider, position in zip(providers, positions, strict=True):
-        used = forest.used(provider.uuid)
+        used = usage.get(provider.uuid)
         for name in provider.inventories:
-            rows, amounts = changes.setdefault(name, ([], []))
+            rows, amounts = changes[name]
             rows.append(position)
-            amounts.append(used.get(name, 0))
-    return block.with_used(changes)
+            amounts.append(used.get(name, 0) if used else 0)
+    return block.with_used({name: change for name, change in changes.items() if change[0]})
+
+
+# --- following by number ---------------------------------------------------------------------------------------------
+
+
+@attrs.frozen(eq=False)
+class NumberIndex:
+    """Where the provider of a number stands, for many at once. Good as long as no tree was edited.
+
+    Attributes:
+        sources: The arrays of numbers that it was made of, block by block.
+        numbers: All numbers, ascending.
+        owners: The block of each.
+        positions: Its position there.
+        generations: Its generation.
+    """
+
+    sources: tuple[Amounts, ...]
+    numbers: Amounts
+    owners: Positions
+    positions: Positions
+    generations: Amounts
+
+    @classmethod
+    def of(cls, columns: Columns) -> NumberIndex:
+        """Index all providers of *columns*."""
+        blocks = columns.blocks
+        numbers = _joined([block.numbers for block in blocks], np.int64)
+        order = numbers.argsort(kind="stable")
+        sizes = [block.size for block in blocks]
+        return cls(
+            sources=tuple(block.numbers for block in blocks),
+            numbers=numbers[order],
+            owners=np.repeat(np.arange(len(blocks)), sizes)[order],
+            positions=_joined([np.arange(size) for size in sizes], np.intp)[order],
+            generations=_joined([block.generations for block in blocks], np.int64)[order],
+        )
+
+    def fits(self, columns: Columns) -> bool:
+        """Whether *columns* hold the same providers at the same places."""
+        if len(self.sources) != len(columns.blocks):
+            return False
+        return all(source is block.numbers for source, block in zip(self.sources, columns.blocks, strict=True))
+
+    def find(self, numbers: Amounts, generations: Amounts) -> tuple[Positions, Mask]:
+        """For each number its place in the index, and whether it is there at this generation."""
+        if not len(self.numbers):
+            return np.zeros(len(numbers), dtype=np.intp), np.zeros(len(numbers), dtype=np.bool_)
+        places = np.minimum(self.numbers.searchsorted(numbers), len(self.numbers) - 1)
+        return places, (self.numbers[places] == numbers) & (self.generations[places] == generations)
+
+
+def set_used(columns: Columns, index: NumberIndex, places: Positions, classes: Sequence[str], used: Amounts) -> Columns:
+    """The same columns with other use: of *classes* at *places* in *index*, row by row."""
+    changes: dict[int, dict[str, tuple[Positions, Amounts]]] = {}
+    named = np.asarray(classes, dtype=object)
+    for name in sorted(set(classes)):
+        chosen = np.flatnonzero(named == name)
+        owners = index.owners[places[chosen]]
+        order = owners.argsort(kind="stable")
+        for part in np.split(order, np.flatnonzero(np.diff(owners[order])) + 1):
+            rows = chosen[part]
+            changes.setdefault(int(owners[part[0]]), {})[name] = (index.positions[places[rows]], used[rows])
+    blocks = list(columns.blocks)
+    for owner, change in changes.items():
+        blocks[owner] = blocks[owner].with_used(change)
+    return attrs.evolve(columns, blocks=tuple(blocks))

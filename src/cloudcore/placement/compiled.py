@@ -6,7 +6,7 @@ A slot is what one provider gives: a suffixed group is one slot, the group witho
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -28,6 +28,8 @@ class Slot:
         resources: Classes and amounts that this one provider gives.
         subtrees: The sets of ``same_subtree`` that the group is in, by index.
         twin: The last slot before this one that asks for exactly the same, None when there is none.
+        conditions: What it asks of a provider besides amounts and ``in_tree``: equal for slots that ask the same; None
+            when it asks nothing.
     """
 
     suffix: str
@@ -35,6 +37,14 @@ class Slot:
     resources: tuple[tuple[str, int], ...]
     subtrees: tuple[int, ...] = ()
     twin: int | None = None
+    conditions: tuple[Any, ...] | None = attrs.field(init=False)
+
+    @conditions.default
+    def _conditions(self) -> tuple[Any, ...] | None:
+        group = self.group
+        required = group.required if self.suffix else ()
+        asked = (required, group.forbidden, group.member_of, group.not_member_of)
+        return (bool(self.suffix), *asked) if any(asked) else None
 
 
 @attrs.frozen(kw_only=True)

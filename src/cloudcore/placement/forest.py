@@ -406,11 +406,15 @@ class Forest:
 
     def set_usage(self, uuid: str, used: Usage) -> None:
         """Note what is in use of one provider; *used* is kept as it is and must not change later."""
+        self.note_usage(uuid, used)
+        self.reused.add(uuid)
+
+    def note_usage(self, uuid: str, used: Usage) -> None:
+        """Do as :meth:`set_usage` where the columns show it already."""
         if used:
             self.usage[uuid] = used
         else:
             self.usage.pop(uuid, None)
-        self.reused.add(uuid)
         if uuid in self.sharing:
             self.sharing_changed = True
 

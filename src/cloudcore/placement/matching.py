@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
     from cloudcore.placement.columns import Block, Columns, Mask, Positions, Sharing
     from cloudcore.placement.compiled import CompiledRequest, Slot
-    from cloudcore.placement.requests import RequestGroup
 
-__all__ = ["BlockMatch", "Matcher", "any_member", "fit_positions"]
+__all__ = ["BlockMatch", "Matcher", "any_member", "slot_positions"]
 
 _NOBODY: Mapping[int, Mask] = {}
+_NOWHERE: Positions = np.empty(0, dtype=np.intp)
 
 
 @attrs.frozen(eq=False)
@@ -45,25 +45,74 @@ class BlockMatch:
     anchors: Sequence[Mapping[int, Mask]]
 
 
-def fit_positions(block: Block, resources: Sequence[tuple[str, int]]) -> Positions | None:
-    """Positions that could give every amount of *resources*; None when none are asked for, which all could."""
-    found: Positions | None = None
-    rows: Positions | None = None
-    fits: Mask | None = None
-    for name, amount in resources:
-        column = block.classes.get(name)
-        if column is None:
-            return np.empty(0, dtype=np.intp)
-        if rows is None or fits is None:
-            rows, fits = column.rows, column.fits(amount)
-        elif rows is column.rows:
-            fits = fits & column.fits(amount)
+_REMEMBERED = 64  # condition masks a block keeps; a byte for each row
+
+
+def slot_positions(block: Block, slot: Slot, begin: int, end: int, *, shared: bool = False) -> Positions:
+    """Positions from *begin* to *end* that could give *slot*, ``in_tree`` apart.
+
+    *shared*: they would give it to other trees, so that their own root does not count.
+    """
+    if not slot.resources:
+        mask = _condition_mask(block, slot, "", np.arange(block.size, dtype=np.intp), shared=shared)
+        return np.arange(begin, end, dtype=np.intp) if mask is None else np.flatnonzero(mask[begin:end]) + begin
+    name, amount = slot.resources[0]
+    column = block.classes.get(name)
+    if column is None or column.peak < amount:
+        return _NOWHERE
+    whole = end - begin == block.size
+    rows = slice(None) if whole else column.between(begin, end)
+    fits = column.fits(amount, rows)
+    for other_name, other_amount in slot.resources[1:]:
+        other = block.classes.get(other_name)
+        if other is None or other.peak < other_amount:
+            return _NOWHERE
+        if other.rows is column.rows:
+            fits &= other.fits(other_amount, rows)
         else:
-            other = np.zeros(block.size, dtype=np.bool_)
-            other[column.rows[column.fits(amount)]] = True
-            found = rows[fits]
-            rows, fits = found, other[found]
-    return None if rows is None or fits is None else rows[fits]
+            there = np.zeros(block.size, dtype=np.bool_)
+            others = slice(None) if whole else other.between(begin, end)
+            there[other.rows[others][other.fits(other_amount, others)]] = True
+            fits &= there[column.rows[rows]]
+    mask = _condition_mask(block, slot, name, column.rows, shared=shared)
+    if mask is not None:
+        fits &= mask[rows]
+    return column.rows[rows][fits]
+
+
+def _condition_mask(block: Block, slot: Slot, name: str, rows: Positions, *, shared: bool) -> Mask | None:
+    """Which of *rows* meet the slot's conditions; None when there are none. Remembered: only edits change it."""
+    if slot.conditions is None:
+        return None
+    key = (name, shared, slot.conditions)
+    mask = block.remembered.get(key)
+    if mask is None:
+        mask = _conditions(block, slot, rows, shared=shared)
+        if len(block.remembered) >= _REMEMBERED:
+            block.remembered.clear()
+        block.remembered[key] = mask
+    return mask
+
+
+def _conditions(block: Block, slot: Slot, rows: Positions, *, shared: bool) -> Mask:
+    group = slot.group
+    good = np.ones(len(rows), dtype=np.bool_)
+    if slot.suffix:
+        for alternatives in group.required:
+            good &= any_member(block.traits, alternatives, block.size)[rows]
+    if group.forbidden:
+        good &= ~any_member(block.traits, group.forbidden, block.size)[rows]
+    by_root = not slot.suffix and not shared  # the spread group: the provider itself or the root of its tree
+    root_of = block.starts[block.tree_of[rows]] if by_root else rows
+    if group.member_of:
+        member = np.ones(block.size, dtype=np.bool_)
+        for alternatives in group.member_of:
+            member &= any_member(block.aggregates, alternatives, block.size)
+        good &= member[rows] | member[root_of]
+    if group.not_member_of:
+        wrong = any_member(block.aggregates, group.not_member_of, block.size)
+        good &= ~(wrong[rows] | wrong[root_of])
+    return good
 
 
 class Matcher:
@@ -82,48 +131,54 @@ class Matcher:
         self._shared = [self._sharing_for(slot) for slot in compiled.slots]
         self._relevant = {i for indices in self._shared for i in indices}
 
-    def match(self, block: Block) -> BlockMatch | None:
-        """Find what *block* has; None when no tree of it has something for every slot."""
-        trees = self.roots(block)
-        if trees is not None and not trees.any():
+    def match(self, block: Block, first: int = 0, last: int | None = None) -> BlockMatch | None:
+        """Find what the trees *first* to *last* (exclusive) of *block* have; None when none has something for all."""
+        last = block.trees if last is None else last
+        if self._hopeless(block):
             return None
+        trees = self.roots(block)
         anchors = self.anchors(block)
+        begin, end = int(block.starts[first]), int(block.starts[last])
         positions: list[Positions] = []
         for slot, served in zip(self.compiled.slots, anchors, strict=True):
-            found = self.positions(block, slot)
+            found = self.positions(block, slot, begin, end)
             there = block.trees_with(found)
             for mask in served.values():
                 there |= mask
-            trees = there if trees is None else trees & there
+            if trees is not None:
+                there &= trees
+            trees = there
             if not trees.any():
                 return None
             positions.append(found)
         if trees is None:
             return None
-        self._narrow_by_sums(block, trees, positions, anchors)
-        self._narrow_by_traits(block, trees, positions, anchors)
-        found = np.flatnonzero(trees)
+        if self.compiled.shared:
+            self._narrow_by_sums(block, trees, positions, anchors)
+        if self.compiled.collective:
+            self._narrow_by_traits(block, trees, positions, anchors)
+        found = np.flatnonzero(trees[first:last]) + first
         return BlockMatch(block, found, positions, anchors) if len(found) else None
+
+    def _hopeless(self, block: Block) -> bool:
+        """Whether a glance tells that nothing in the block can give some slot, and no sharing provider can either."""
+        for slot, able in zip(self.compiled.slots, self._shared, strict=True):
+            if able:
+                continue
+            for name, amount in slot.resources:
+                column = block.classes.get(name)
+                if column is None or column.peak < amount:
+                    return True
+            if slot.suffix and any(names.isdisjoint(block.traits) for names in slot.group.required):
+                return True
+        return False
 
     # --- one slot ----------------------------------------------------------------------------------------------------
 
-    def positions(self, block: Block, slot: Slot) -> Positions:
-        """Positions of *block* that could give *slot* to their own tree."""
-        group = slot.group
-        found = fit_positions(block, slot.resources)
-        if found is None:
-            found = np.arange(block.size, dtype=np.intp)
-        if not len(found):
-            return found
-        if slot.suffix:
-            found = _with_traits(block, found, group)
-            found = _in_aggregates(block, found, group)
-        else:
-            found = _without_traits(block, found, group)
-            found = _in_aggregates_or_root(block, found, group)
-        if group.in_tree is not None:
-            found = self._in_tree(block, found, group.in_tree)
-        return found
+    def positions(self, block: Block, slot: Slot, begin: int, end: int) -> Positions:
+        """Positions of *block*, from *begin* to *end*, that could give *slot* to their own tree."""
+        found = slot_positions(block, slot, begin, end)
+        return found if slot.group.in_tree is None else self._in_tree(block, found, slot.group.in_tree)
 
     def _in_tree(self, block: Block, found: Positions, uuid: str) -> Positions:
         number = self.trees[uuid]
@@ -152,11 +207,7 @@ class Matcher:
         if sharing is None or (not slot.suffix and group.in_tree is not None):
             return []
         block = sharing.block
-        found = fit_positions(block, slot.resources)
-        if found is None:
-            found = np.arange(block.size, dtype=np.intp)
-        found = _with_traits(block, found, group) if slot.suffix else _without_traits(block, found, group)
-        found = _in_aggregates(block, found, group)
+        found = slot_positions(block, slot, 0, block.size, shared=True)
         indices: list[int] = found.tolist()
         if group.in_tree is not None:
             number = self.trees[group.in_tree]
@@ -214,8 +265,9 @@ class Matcher:
                 usable = np.zeros(block.size, dtype=np.bool_)
                 for i in asking:
                     usable[positions[i]] = True
-                weights = np.minimum(column.room, total) * usable[column.rows]
-                room = np.bincount(block.tree_of[column.rows], weights=weights, minlength=block.trees)
+                places = np.flatnonzero(usable)
+                weights = np.minimum(column.room[column.rows.searchsorted(places)], total)
+                room = np.bincount(block.tree_of[places], weights=weights, minlength=block.trees)
             for served in {index: mask for i in asking for index, mask in anchors[i].items()}.values():
                 room += served * total
             trees &= room >= total
@@ -230,7 +282,7 @@ class Matcher:
         group = self.compiled.slots[collective[0]].group
         sharing = self.columns.sharing
         for alternatives in group.required:
-            carries = _any_trait(block, alternatives)
+            carries = any_member(block.traits, alternatives, block.size)
             there = np.zeros(block.trees, dtype=np.bool_)
             for i in collective:
                 there[block.tree_of[positions[i][carries[positions[i]]]]] = True
@@ -243,10 +295,6 @@ class Matcher:
 # --- conditions on positions -----------------------------------------------------------------------------------------
 
 
-def _any_trait(block: Block, names: frozenset[str]) -> Mask:
-    return any_member(block.traits, names, block.size)
-
-
 def any_member(sets: Mapping[str, NDArray[Any]], names: frozenset[str], size: int) -> Mask:
     """Which positions are in one of the sets of these *names*."""
     found: Mask | None = None
@@ -256,41 +304,3 @@ def any_member(sets: Mapping[str, NDArray[Any]], names: frozenset[str], size: in
             mask = mask_of(members, size)
             found = mask if found is None else found | mask
     return np.zeros(size, dtype=np.bool_) if found is None else found
-
-
-def _with_traits(block: Block, found: Positions, group: RequestGroup) -> Positions:
-    for alternatives in group.required:
-        if not len(found):
-            return found
-        found = found[_any_trait(block, alternatives)[found]]
-    return _without_traits(block, found, group)
-
-
-def _without_traits(block: Block, found: Positions, group: RequestGroup) -> Positions:
-    present = group.forbidden & block.traits.keys() if group.forbidden else group.forbidden
-    return found[~_any_trait(block, present)[found]] if present and len(found) else found
-
-
-def _in_aggregates(block: Block, found: Positions, group: RequestGroup) -> Positions:
-    for alternatives in group.member_of:
-        found = found[any_member(block.aggregates, alternatives, block.size)[found]]
-    if group.not_member_of:
-        found = found[~any_member(block.aggregates, group.not_member_of, block.size)[found]]
-    return found
-
-
-def _in_aggregates_or_root(block: Block, found: Positions, group: RequestGroup) -> Positions:
-    """For the spread group a condition on aggregates is met by the provider itself, or by the root of the tree."""
-    if not group.member_of and not group.not_member_of:
-        return found
-    root_of = block.starts[block.tree_of[found]]
-    if group.member_of:
-        member = np.ones(block.size, dtype=np.bool_)
-        for alternatives in group.member_of:
-            member &= any_member(block.aggregates, alternatives, block.size)
-        good = member[found] | member[root_of]
-        found, root_of = found[good], root_of[good]
-    if group.not_member_of:
-        wrong = any_member(block.aggregates, group.not_member_of, block.size)
-        found = found[~(wrong[found] | wrong[root_of])]
-    return found

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["HostMatch", "Search", "SearchOptions"]
 
 _FIRST_BATCH = 16
+_FIRST_WINDOW = 48
 
 
 @attrs.frozen(kw_only=True)
@@ -220,27 +221,33 @@ class Search:
                 yield found, tree
 
     def _in_order(self) -> Iterator[tuple[_Found, int]]:
-        for block, first, last in self._slices():
-            match = self._matcher.match(block)
+        for block, first, last in self._windows():
+            match = self._matcher.match(block, first, last)
             if match is not None:
                 found = _Found(match, ())
                 for tree in match.trees.tolist():
-                    if first <= tree < last:
-                        yield found, tree
+                    yield found, tree
+
+    def _windows(self) -> Iterator[tuple[Block, int, int]]:
+        """Small slices first, in case they have all that is wanted; then whole blocks."""
+        width = _FIRST_WINDOW
+        for block, first, last in self._slices():
+            while last - first > width:
+                yield block, first, first + width
+                first += width
+                width *= 8
+            yield block, first, last
+            width *= 8
 
     def _best_first(self) -> Iterator[tuple[_Found, int]]:
         founds: list[_Found] = []
         owners: list[Any] = []
         trees: list[Any] = []
         for block, first, last in self._slices():
-            match = self._matcher.match(block)
-            if match is None:
-                continue
-            kept = match.trees[(match.trees >= first) & (match.trees < last)]
-            if len(kept):
-                match = attrs.evolve(match, trees=kept)
-                owners.append(np.full(len(kept), len(founds)))
-                trees.append(kept)
+            match = self._matcher.match(block, first, last)
+            if match is not None:
+                owners.append(np.full(len(match.trees), len(founds)))
+                trees.append(match.trees)
                 criteria = scores(match, self._compiled, self.options.order_by, self.options.preferred)
                 founds.append(_Found(match, tuple(criteria)))
         if not founds:

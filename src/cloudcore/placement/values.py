@@ -6,7 +6,7 @@ Source of the rules: Placement's data model (microversion 1.39).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
 from typing import Any, TypeVar
 
 import attrs
@@ -45,6 +45,23 @@ class FrozenDict(Mapping[K, V]):
 
     def __contains__(self, key: object) -> bool:
         return key in self._data
+
+    def items(self) -> ItemsView[K, V]:
+        """The pairs."""
+        return self._data.items()
+
+    def keys(self) -> KeysView[K]:
+        """The keys."""
+        return self._data.keys()
+
+    def values(self) -> ValuesView[V]:
+        """The values."""
+        return self._data.values()
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, FrozenDict):
+            return self is other or self._data == other._data
+        return self._data == dict(other) if isinstance(other, Mapping) else NotImplemented
 
     def __hash__(self) -> int:
         if self._hash is None:
