@@ -158,6 +158,10 @@ class Link:
         options: Mapping[str, Any],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._memory = False
+        if not isinstance(source, sa.Engine) and _in_memory(sa.make_url(source)):
+            self._memory = True  # reading and writing must share the one connection that is the database
+            source = open_engine(source, **options)
         self._source = source
         self.mine = not isinstance(source, sa.Engine)
         self._deadline = deadline
@@ -256,7 +260,7 @@ class Link:
             lease.release()
         if self._database is not None:
             self._database.close()
-        if self.mine and self._engine is not None:
+        if (self.mine or self._memory) and self._engine is not None:
             self._engine.dispose()
 
 
@@ -280,11 +284,15 @@ def _typed(error: Exception, engine: Engine) -> CloudcoreError:
     return translate(wrapped, engine)
 
 
+def _in_memory(url: URL) -> bool:
+    return url.get_backend_name() == "sqlite" and url.database in {None, "", ":memory:"}
+
+
 def _reading_engine(source: Any, deadline: float, options: Mapping[str, Any]) -> Engine:
     """An engine for reading a cell: it changes nothing in the database, not even a SQLite file's journal mode."""
     url = sa.make_url(source)
     arguments = {**options}
-    if url.get_backend_name() == "sqlite" and url.database not in {None, "", ":memory:"}:
+    if url.get_backend_name() == "sqlite":
         connect = {"check_same_thread": False, "timeout": deadline, "isolation_level": None, "cached_statements": 512}
         arguments["connect_args"] = {**connect, **arguments.pop("connect_args", {})}
         return sa.create_engine(url, **{"poolclass": NullPool, **arguments})
