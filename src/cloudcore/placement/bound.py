@@ -87,6 +87,8 @@ class BoundTree(PlacementTree):
         self._writing = threading.RLock()  # edits and refreshes, with their I/O; the other lock guards the state
         self._watermark = ""
         self._index = NumberIndex.of(self._columns)
+        self._watch = store.Watch.of(self._database)
+        self._seen: int | None = None
         self.reload()
 
     # --- following ---------------------------------------------------------------------------------------------------
@@ -118,6 +120,9 @@ class BoundTree(PlacementTree):
             DatabaseUnavailable, DatabaseBusy, DatabaseError: The tree stays as it was.
         """
         with self._writing:
+            version = self._watch.version()
+            if version is not None and version == self._seen:
+                return 0
             try:
                 with store.read_snapshot(self._database) as connection:
                     changed, watermark = changes_since(connection, self._watermark)
@@ -129,6 +134,7 @@ class BoundTree(PlacementTree):
                 if news is not None:
                     self._take(news)
                 self._watermark = watermark
+            self._seen = version
             return len(changed)
 
     def _read_news(self, connection: Connection, changed: Collection[int]) -> _News:
@@ -215,6 +221,7 @@ class BoundTree(PlacementTree):
 
     def close(self) -> None:
         """Close the connections, unless the engine or Database is the caller's. May be called twice."""
+        self._watch.close()
         if self._owned:
             self._database.close()
 

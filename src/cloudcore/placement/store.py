@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from cloudcore.database import Database
     from cloudcore.placement.forest import Edit, Forest, Usage
 
-__all__ = ["read_all", "read_snapshot", "read_some", "read_usage", "write_edit"]
+__all__ = ["Watch", "read_all", "read_snapshot", "read_some", "read_usage", "write_edit"]
 
 _CHUNK = 10_000
 
@@ -49,6 +51,47 @@ def read_snapshot(database: Database) -> Iterator[Connection]:
         if database.dialect != "sqlite":  # there, a read transaction is a snapshot by itself
             connection.execution_options(isolation_level="REPEATABLE READ")
         yield connection
+
+
+class Watch:
+    """Tells without a transaction whether anybody may have written to the database since the last look.
+
+    SQLite counts commits, and a connection of one's own reads the count in microseconds. For other databases, and for
+    one in memory, it tells nothing: :meth:`version` is None. Not for several threads at once.
+    """
+
+    def __init__(self, connection: sqlite3.Connection | None) -> None:
+        self._connection = connection
+
+    @classmethod
+    def of(cls, database: Database) -> Watch:
+        """Watch *database*."""
+        url = database.engine.url
+        path = Path(url.database or "")
+        if database.dialect != "sqlite" or url.query or not path.is_file():
+            return cls(None)
+        try:
+            connection = sqlite3.connect(
+                f"{path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False, isolation_level=None
+            )
+        except sqlite3.Error:
+            return cls(None)
+        return cls(connection)
+
+    def version(self) -> int | None:
+        """A number that differs when somebody committed in between; None when that cannot be told."""
+        if self._connection is None:
+            return None
+        try:
+            return int(self._connection.execute("PRAGMA data_version").fetchone()[0])
+        except sqlite3.Error:
+            return None
+
+    def close(self) -> None:
+        """Let go of the database. May be called twice."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
 
 def _fetch(connection: Connection, statement: str) -> list[tuple[Any, ...]]:
