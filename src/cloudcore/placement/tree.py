@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from cloudcore.database import Database
     from cloudcore.placement.columns import Columns
+    from cloudcore.placement.deployed import Session
     from cloudcore.placement.ordering import OrderBy
 
 __all__ = ["PlacementTree"]
@@ -555,6 +556,31 @@ class PlacementTree:
         tree = cls()
         tree.load(data)
         return tree
+
+    @classmethod
+    def from_service(cls, session: Session, **options: Any) -> Self:
+        """Make a tree in memory from a running Placement service.
+
+        *session* is a keystoneauth1 session; see :func:`cloudcore.placement.deployed.read_placement_service`.
+
+        Raises:
+            Unavailable: The service answers with an error.
+        """
+        from cloudcore.placement.deployed import read_placement_service
+
+        return cls.from_placement(read_placement_service(session, **options))
+
+    @classmethod
+    def from_placement_database(cls, database: Database | str | URL | Engine) -> Self:
+        """Make a tree in memory from the database of a Placement service (not cloudcore's own: see :meth:`open`).
+
+        Raises:
+            SchemaMismatch: It is no database of Placement.
+            DatabaseUnavailable, DatabaseError: It does not answer.
+        """
+        from cloudcore.placement.deployed import read_placement_database
+
+        return cls.from_placement(read_placement_database(database))
 
     @classmethod
     def open(cls, database: Database | str | URL | Engine) -> PlacementTree:
