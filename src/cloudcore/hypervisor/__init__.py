@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from cloudcore._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from cloudcore.hypervisor.applying import ProviderTree, apply, read_current, sync
+    from cloudcore.hypervisor.applying import ProviderTree, apply, carry_out, read_current, sync
     from cloudcore.hypervisor.comparison import TreeDiff, diff
     from cloudcore.hypervisor.connection import Timeouts
     from cloudcore.hypervisor.explanation import explain
@@ -53,6 +53,7 @@ _EXPORTS = {
     "Unplug": "cloudcore.hypervisor.memory",
     "VgpuRule": "cloudcore.hypervisor.policy",
     "apply": "cloudcore.hypervisor.applying",
+    "carry_out": "cloudcore.hypervisor.applying",
     "build_tree": "cloudcore.hypervisor.tree",
     "diff": "cloudcore.hypervisor.comparison",
     "explain": "cloudcore.hypervisor.explanation",
@@ -85,6 +86,7 @@ __all__ = [
     "VgpuRule",
     "apply",
     "build_tree",
+    "carry_out",
     "diff",
     "explain",
     "plan_reshape",

@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Any, Protocol
 import tenacity
 
 from cloudcore._failpoints import failpoint
-from cloudcore.errors import GenerationConflict, ProviderNotFound, ReshapeNeeded
+from cloudcore.errors import AlreadyExists, GenerationConflict, ProviderNotFound, ReshapeNeeded
 from cloudcore.hypervisor.comparison import Action, ProviderEdit, TreeDiff, diff
 from cloudcore.hypervisor.policy import HostPolicy
 from cloudcore.hypervisor.tree import build_tree
 from cloudcore.hypervisor.values import CurrentInventory, CurrentProvider, CurrentTree, DesiredTree
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from cloudcore.hypervisor.facts import HostFacts
+    from cloudcore.hypervisor.reshape import Reshape
 
-__all__ = ["ProviderTree", "apply", "read_current", "sync"]
+__all__ = ["ProviderTree", "Reshaper", "apply", "carry_out", "read_current", "sync"]
 
 
 class ProviderTree(Protocol):
@@ -62,6 +63,23 @@ class ProviderTree(Protocol):
 
     def usage(self, provider: Any) -> Mapping[str, int]:
         """Resource class → units in use."""
+
+    def refresh(self) -> Any:
+        """Follow what others wrote."""
+
+
+class Reshaper(Protocol):
+    """What is needed of a ledger; :class:`cloudcore.AllocationLedger` fulfils it."""
+
+    def reshape(
+        self,
+        inventories: Any,
+        allocations: Any,
+        *,
+        generations: Any = None,
+        operation_id: str | None = None,
+    ) -> Any:
+        """Replace inventories and allocations together, in one transaction."""
 
 
 def read_current(tree: ProviderTree, name: str) -> CurrentTree:
@@ -159,6 +177,7 @@ def sync(tree: ProviderTree, facts: HostFacts, policy: HostPolicy | None = None)
     )
 
     def once() -> tuple[DesiredTree, TreeDiff]:
+        tree.refresh()
         current = read_current(tree, policy.uuid or policy.name or facts.host_name)
         desired = build_tree(facts, policy, current)
         change = diff(current, desired)
@@ -166,3 +185,48 @@ def sync(tree: ProviderTree, facts: HostFacts, policy: HostPolicy | None = None)
         return desired, change
 
     return retrying(once)
+
+
+def carry_out(
+    tree: ProviderTree,
+    ledger: Reshaper,
+    plan: Reshape,
+    *,
+    inventory: Callable[[dict[str, object]], Any],
+    generations: Mapping[str, int] | None = None,
+    operation_id: str | None = None,
+) -> None:
+    """Do what :func:`~cloudcore.hypervisor.plan_reshape` planned. Traits and removals are left to :func:`sync`.
+
+    New providers are added empty; then inventories and allocations change in the ledger's one transaction: whatever
+    happens in between, every allocation is on an inventory. May be repeated.
+
+    Args:
+        tree: The tree, which must be bound to the ledger's database.
+        ledger: What moves inventories and allocations together, such as :class:`cloudcore.AllocationLedger`.
+        plan: The plan.
+        inventory: Makes the ledger's inventory of Placement's JSON: ``Inventory.from_placement``.
+        generations: Consumer → the generation at which its allocations were read, so that none that changed since is
+            overwritten.
+        operation_id: Chosen by the caller: a repeat takes effect once.
+
+    Raises:
+        InUse: A consumer that the plan does not know holds some of what goes: read again, plan again.
+        GenerationConflict: A consumer changed since: likewise.
+    """
+    for edit in plan.diff.edits:
+        if edit.action is Action.ADD:
+            with contextlib.suppress(AlreadyExists):  # by an earlier attempt
+                tree.add(edit.name, uuid=edit.uuid, parent=edit.parent, traits=edit.traits, aggregates=edit.aggregates)
+    failpoint("hypervisor.carry_out.before")
+    ledger.reshape(
+        {
+            provider: {name: inventory(numbers) for name, numbers in classes.items()}
+            for provider, classes in plan.inventories.items()
+        },
+        plan.allocations,
+        generations=generations,
+        operation_id=operation_id,
+    )
+    failpoint("hypervisor.carry_out.after")
+    tree.refresh()

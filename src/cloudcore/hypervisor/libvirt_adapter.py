@@ -6,16 +6,19 @@ from typing import TYPE_CHECKING, Any, Self
 
 from cloudcore._extras import require_extra
 from cloudcore._values import normalise_uuid, require_text
-from cloudcore.errors import InvalidArgument
+from cloudcore.errors import DeadlineExceeded, HypervisorError, InvalidArgument
 from cloudcore.hypervisor.connection import Connection, Timeouts
 from cloudcore.hypervisor.disk_xml import secret_xml
 from cloudcore.hypervisor.facts_xml import read_documents
 from cloudcore.hypervisor.guests import Hint, Watches
 from cloudcore.hypervisor.libvirt_driver import LibvirtDriver
+from cloudcore.hypervisor.migration import Migration, cancel
 from cloudcore.hypervisor.operations import DiskOperations
 from cloudcore.hypervisor.snapshot import read_host
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from cloudcore.disks import DetachOutcome, Disk, DiskState
     from cloudcore.hypervisor.facts import HostFacts
 
@@ -110,6 +113,58 @@ class LibvirtHypervisor:
     def resize_disk(self, instance_id: str, volume_id: str, size: int) -> None:
         """See :meth:`cloudcore.disks.GuestDisks.resize_disk`."""
         self._disks.resize(instance_id, volume_id, size)
+
+    # --- moving ------------------------------------------------------------------------------------------------------
+
+    def migrate(
+        self,
+        instance_id: str,
+        destination: LibvirtHypervisor,
+        *,
+        uri: str | None = None,
+        listen_address: str | None = None,
+        disks: Iterable[Disk] = (),
+        edit: Callable[[str], str] | None = None,
+        seconds: float = 600.0,
+    ) -> None:
+        """Move a running guest, with its persistent definition, to another host, live.
+
+        Shared disks only: nothing is copied. The volumes must be reachable at the destination beforehand. Afterwards
+        the guest runs there and is gone here, as read back.
+
+        Args:
+            instance_id: UUID of the guest.
+            destination: The host that it goes to.
+            uri: Where QEMU sends it, such as ``"tcp://10.0.0.2"``; None lets libvirt choose.
+            listen_address: On which the destination's QEMU listens.
+            disks: How the destination reaches volumes that it reaches in another way.
+            edit: Changes the definition further, such as paths of serial ports.
+            seconds: Its deadline; then the migration is cancelled.
+
+        Raises:
+            GuestNotFound: It is not here. If it is at the destination already, nothing is raised.
+            DeviceNotFound: It has no disk of one of the volumes.
+            DeadlineExceeded: Cancelled after *seconds*; the guest runs on here, unless it had just arrived.
+            HypervisorError: libvirt refused; the guest runs on here.
+        """
+        identifier = normalise_uuid(instance_id, "instance_id")
+        plan = Migration(uri=uri, listen_address=listen_address, disks=tuple(disks), edit=edit)
+        if self._driver.view(identifier) is None and destination._driver.view(identifier) is not None:
+            return  # a repeat after a lost answer
+        try:
+            self._connection.call(
+                f"migrate guest {identifier}",
+                lambda here: destination._connection.call(
+                    f"receive guest {identifier}", lambda there: plan.run(here, there, identifier), seconds=seconds
+                ),
+                seconds=seconds,
+                identifier=identifier,
+            )
+        except DeadlineExceeded:
+            self._connection.call(f"cancel migration of {identifier}", lambda here: cancel(here, identifier))
+            raise
+        if destination._driver.view(identifier) is None:
+            raise HypervisorError(f"guest {identifier} was moved to {destination.host}, and is not there")
 
     # --- the rest ----------------------------------------------------------------------------------------------------
 
