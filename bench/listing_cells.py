@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from cloudcore.listing import nova
 from cloudcore.listing.tables import create_cell_tables, instances
 
+UTC = dt.UTC
 START = dt.datetime(2026, 1, 1)
 
 
@@ -63,7 +64,6 @@ def own_cell(url: str, content: list[dict]) -> None:
     """A cell with cloudcore's own table."""
     engine = sa.create_engine(url)
     create_cell_tables(engine)
-    utc = dt.UTC
     records = [
         {
             **{name: row[name] for name in row if name not in {"root_gb"}},
@@ -72,9 +72,9 @@ def own_cell(url: str, content: list[dict]) -> None:
             "locked": False,
             "hidden": False,
             "deleted": False,
-            "created_at": row["created_at"].replace(tzinfo=utc),
-            "updated_at": row["created_at"].replace(tzinfo=utc),
-            "launched_at": row["created_at"].replace(tzinfo=utc),
+            "created_at": row["created_at"].replace(tzinfo=UTC),
+            "updated_at": row["created_at"].replace(tzinfo=UTC),
+            "launched_at": row["created_at"].replace(tzinfo=UTC),
         }
         for row in content
     ]
