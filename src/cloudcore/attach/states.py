@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AT_REST",
+    "GROUPS",
     "TABLE",
     "UNDO_UNASKED",
     "USES_HOST",
@@ -269,6 +270,25 @@ UNDO_UNASKED = frozenset(
 """States that recovery undoes without a probe: no guest can have the disk yet, and undoing absent things succeeds."""
 
 _GUEST_MAY_HAVE_IT = USES_HOST - {S.CONNECTING, S.JOINING, S.SETTLING, S.SETTLE_UNCERTAIN, S.STAGED, S.DISCONNECTING}
+
+
+GROUPS: dict[str, tuple[State, ...]] = {
+    "Attach": (
+        S.RESERVING, S.RESERVE_UNCERTAIN, S.MAPPING, S.MAP_UNCERTAIN, S.CONNECTING, S.PLUGGING, S.PLUG_UNCERTAIN,
+        S.COMPLETING, S.COMPLETE_UNCERTAIN,
+    ),
+    "Detach": (
+        S.ATTACHED, S.UNPLUGGING, S.UNPLUG_UNCERTAIN, S.PENDING, S.QUARANTINED, S.DISCONNECTING, S.UNMAPPING,
+        S.UNMAP_UNCERTAIN,
+    ),
+    "The second leg of a live move": (
+        S.CREATING, S.CREATE_UNCERTAIN, S.JOINING, S.SETTLING, S.SETTLE_UNCERTAIN, S.STAGED,
+    ),
+    "Held for an instance that is on no host": (
+        S.HOLDING, S.HOLD_UNCERTAIN, S.PARKING, S.PARK_UNCERTAIN, S.HELD,
+    ),
+}  # fmt: skip
+"""The states in groups that fit into one diagram each; every state that anything leads out of is in one."""
 
 
 def transition(state: State, event: Event, story: Sequence[str] = (), *, identifier: str | None = None) -> Transition:
