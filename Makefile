@@ -24,7 +24,7 @@ demo:
 ## make test           linters, types, layers, and every test on real servers; ARGS="..." goes to pytest
 .PHONY: test
 test:
-	@bash scripts/setup apt-test venv-test plain cinder guest placement
+	@bash scripts/setup apt-test venv-test plain cinder guest placement nova
 	$(MAKE) --no-print-directory check
 	$(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup --durations=15 $(ARGS)
 
