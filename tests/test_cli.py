@@ -9,6 +9,7 @@ import pytest
 from cloudcore import _extras, doctor
 from cloudcore.cli import main
 from cloudcore.errors import MissingExtra
+from tests import services
 
 
 def test_doctor_names_every_extra_and_succeeds(capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,3 +54,21 @@ def test_schema_commands_upgrade_and_check(tmp_path: object, capsys: pytest.Capt
 def test_an_error_is_one_line_and_exit_code_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["schema", "upgrade", "--database", "oracle://somewhere"]) == 1
     assert capsys.readouterr().err.startswith("cloudcore: oracle: cloudcore knows sqlite")
+
+
+def test_doctor_asks_a_cinder_for_its_versions(capsys: pytest.CaptureFixture[str]) -> None:
+    services.require("cinder")
+    address = services.cinder().endpoint.rsplit("/v3", 1)[0]
+    assert main(["doctor", "--cinder", address]) == 0
+    assert "volume API, microversions 3.0 to 3." in capsys.readouterr().out
+
+
+def test_doctor_fails_for_a_cinder_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--cinder", "http://127.0.0.1:1"]) == 1
+    assert "unreachable" in capsys.readouterr().out
+
+
+def test_doctor_tells_of_the_hypervisor(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("libvirt")
+    main(["doctor"])
+    assert "test:///default" in capsys.readouterr().out

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from cloudcore.errors import CloudcoreError
+from cloudcore._extras import require_extra
+from cloudcore.errors import CloudcoreError, VolumeServiceError, VolumeServiceUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -132,7 +133,15 @@ def _database(url: str) -> str:
 
 
 def _cinder(address: str) -> str:
-    from cloudcore.attach.cinder import read_versions
-
-    low, high = read_versions(address)
-    return f"volume API, microversions {low} to {high}"
+    """Ask an API for its versions, which needs no login."""
+    sessions = require_extra("keystoneauth1.session", "cinder")
+    failures = require_extra("keystoneauth1.exceptions", "cinder")
+    try:
+        answer = sessions.Session().get(f"{address.rstrip('/')}/", authenticated=False, connect_retries=0, timeout=10)
+        offered = answer.json()["versions"]
+    except failures.ClientException as error:
+        raise VolumeServiceUnavailable(f"{address}: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise VolumeServiceError(f"{address}: this is no volume API ({error})") from error
+    known = [f"{each['min_version']} to {each['version']}" for each in offered if each.get("version")]
+    return f"volume API, microversions {', '.join(known)}"
