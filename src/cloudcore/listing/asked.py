@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from cloudcore.errors import InvalidQuery
 from cloudcore.listing.conditions import conditions_of, order_of, projection_of
 from cloudcore.listing.cursors import Cursor, digest
+from cloudcore.listing.merge import batch_size
 from cloudcore.listing.records import layout_of
 from cloudcore.listing.statements import Plan, Statement
 from cloudcore.listing.values import Fetching
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from cloudcore.listing.values import Query
 
 __all__ = ["Asked"]
+
+_WASTEFUL = 8
+"""Rows fetched for each row shown, beyond which wide rows are better fetched by their keys afterwards."""
 
 
 class Asked:
@@ -63,7 +67,10 @@ class Asked:
         """Whether keys are fetched before rows, when so many cells are asked."""
         if self.query.fetching is not Fetching.AUTO:
             return self.query.fetching is Fetching.KEYS
-        return cells > 2 and any(self.source.columns[name].wide for name in self.layout.names)
+        if self.query.limit is None or not any(self.source.columns[name].wide for name in self.layout.names):
+            return False
+        fetched = cells * batch_size(self.query.limit / max(1, cells))
+        return fetched > _WASTEFUL * self.query.limit
 
     def equal_to(self, column: str | None) -> tuple[Any, ...] | None:
         """The values that a column is confined to by equality, None when it is not."""

@@ -92,8 +92,9 @@ class Lease:
         self.cursor = self.connection.cursor()
         if self.mine:
             self._bound(deadline)
-        if kind == "sqlite":
+        if kind == "sqlite" and "cloudcore.regexp" not in self._proxied.info:
             self.connection.create_function("regexp", 2, _regexp, deterministic=True)
+            self._proxied.info["cloudcore.regexp"] = True
 
     def _bound(self, deadline: float) -> None:
         kind = dialect_name(self.dialect)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cloudcore.listing.sources import RecordSource
     from cloudcore.listing.values import Query
 
-__all__ = ["Plan", "Segment", "Statement", "dialect_name", "segments"]
+__all__ = ["Plan", "Prepared", "Segment", "Statement", "dialect_name", "segments"]
 
 Expression = sa.ColumnElement[Any]
 _LIMIT = "987654321"
@@ -322,6 +322,28 @@ class Plan:
             }
         )
         return {name: kind for name, kind in kinds.items() if name in binds}
+
+
+class Prepared:
+    """One fixed statement as text for the driver, compiled at its first use. Thread-safe.
+
+    Args:
+        statement: Parameters are plain text or lists of text.
+    """
+
+    def __init__(self, statement: sa.Select[Any]) -> None:
+        self._statement = statement
+        self._texts: dict[Any, tuple[str, tuple[str, ...] | None]] = {}
+
+    def text(self, dialect: Dialect, values: dict[str, Any]) -> tuple[str, Any]:
+        """Text and parameters."""
+        key = (dialect_name(dialect), dialect.driver)
+        cached = self._texts.get(key)
+        if cached is None:
+            compiled = self._statement.compile(dialect=dialect)
+            names = tuple(compiled.positiontup or ()) if compiled.positional else None
+            cached = self._texts[key] = (str(compiled), names)
+        return cached[0], values if cached[1] is None else tuple([values[name] for name in cached[1]])
 
 
 def _words(query: Query) -> dict[str, tuple[str, ...]]:

@@ -62,7 +62,7 @@ class Fetching(StrEnum):
     """How the rows of a page are brought in."""
 
     AUTO = "auto"
-    """Keys first when the projection has wide columns and several cells are asked, else rows."""
+    """Keys first where the projection has wide columns and most rows fetched would not be shown, else rows."""
     ROWS = "rows"
     """Whole rows at once: one statement per cell."""
     KEYS = "keys"
