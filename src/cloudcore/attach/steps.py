@@ -25,6 +25,7 @@ from cloudcore.errors import (
     GuestNotFound,
     HypervisorError,
     HypervisorUnavailable,
+    InUse,
     OutcomeUnknown,
     Transient,
     VolumeBusy,
@@ -553,8 +554,24 @@ class Driver:
         users = {o.instance_id for o in legs if o.id != leg.id and (o.state in USES_HOST or o.state in WAITING)}
         for state in host.guests.disk_states():
             if state.volume_id == leg.volume_id and state.instance_id != leg.instance_id and state.present:
+                self._require_mapping_of_its_own(leg, host, state.instance_id, users)
                 users.add(state.instance_id)
         return sorted(users)
+
+    def _require_mapping_of_its_own(self, leg: Attachment, host: Host, instance_id: str, known: set[str]) -> None:
+        """Check that a guest that only the hypervisor knows does not live on this leg's mapping.
+
+        Raises:
+            InUse: It does: unmapping would pull the volume from under it.
+        """
+        if instance_id in known or self._volumes.attachments(volume_id=leg.volume_id, instance_id=instance_id):
+            return
+        raise InUse(
+            f"guest {instance_id} on {host.name} has volume {leg.volume_id}, and neither the journal nor the volume "
+            f"service knows why; attachment {leg.id} keeps the mapping. audit() shows it; recover() goes on afterwards",
+            identifier=leg.volume_id,
+            users=[instance_id],
+        )
 
 
 def target_lock(host: str, service_uuid: str | None) -> str:
