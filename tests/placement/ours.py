@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from cloudcore.placement import Inventory, PlacementTree, ResourceRequest
 from tests.placement.oracle import Candidate
 from tests.placement.peer import identity
@@ -31,9 +33,9 @@ def fill(tree: PlacementTree, world: World) -> None:
             tree.set_usage(provider.uuid, used)
 
 
-def listed(tree: PlacementTree, query: str) -> list[Candidate]:
+def listed(tree: PlacementTree, query: str, **options: Any) -> list[Candidate]:
     """Every candidate, in the order of the search."""
-    found = tree.candidates(ResourceRequest.from_query(query))
+    found = tree.candidates(ResourceRequest.from_query(query), **options)
     return [
         identity(
             {uuid: dict(held) for uuid, held in candidate.allocations.items()},

@@ -189,12 +189,7 @@ def test_bound_tree_and_its_followers(bound: Database, seed: int) -> None:
     choose = seeded(seed)
     world = choose_world(choose)
     with PlacementTree.open(bound) as writer, PlacementTree.open(bound) as follower:
-        empty = World(
-            tuple(
-                attrs.evolve(each, stock={name: attrs.evolve(stock, used=0) for name, stock in each.stock.items()})
-                for each in world.providers
-            )
-        )
+        empty = world.unused()
         ours.fill(writer, empty)
         edited = Edited(writer, empty, bound)
         for _ in range(10):

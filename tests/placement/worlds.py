@@ -100,6 +100,14 @@ class World:
     def tree(self, root: Provider) -> list[Provider]:
         return [provider for provider in self.providers if self.root(provider) is root]
 
+    def unused(self) -> World:
+        """The same forest with nothing in use."""
+
+        def freed(each: Provider) -> Provider:
+            return attrs.evolve(each, stock={name: attrs.evolve(stock, used=0) for name, stock in each.stock.items()})
+
+        return World(tuple(freed(each) for each in self.providers))
+
     def for_peer(self) -> list[dict]:
         """The form that `peer_server` stores."""
         return [
@@ -363,14 +371,14 @@ class _Builder:
             own.append(self.add("any", choose.one(own), choose.some(CLASSES, 0, 2)))
 
 
-def choose_world(choose: Chooser) -> World:
-    """A forest of one to four trees of up to 14 providers, partly used."""
+def choose_world(choose: Chooser, most: int = 10) -> World:
+    """A forest of one to four trees of up to 14 providers, partly used; or as many trees as make *most* providers."""
     builder = _Builder(choose)
     kinds = (builder.host, builder.numa, builder.agents, builder.anything, builder.pool)
     favourite = choose.one(kinds[:4])
-    for _ in range(choose.integer(1, 3)):
+    for _ in range(choose.integer(1, 3) if most == 10 else most):
         (favourite if choose.chance(60) else choose.one(kinds))()
-        if len(builder.providers) > 10:
+        if len(builder.providers) > most:
             break
     if choose.chance(45):
         builder.pool()

@@ -539,7 +539,7 @@ def _patch_trees(columns: Columns, forest: Forest) -> list[Block]:
     for place, block in enumerate(columns.blocks):
         numbers = by_block.get(place)
         blocks.extend([block] if numbers is None else _cut(_patch_block(block, numbers, forest)))
-    return blocks
+    return [block for block in blocks if block.trees]  # blocks are found by their first tree: each must have one
 
 
 def _patch_block(block: Block, numbers: Sequence[int], forest: Forest) -> Block:
