@@ -346,15 +346,17 @@ class MemoryHypervisor:
                 del self._driver.guests[normalise_uuid(instance_id, "instance_id")]
 
     def pause(self, instance_id: str) -> None:
-        """Pause a guest: it answers nothing any more."""
+        """Pause a guest: it answers nothing any more. One that is off stays off."""
         with self._guest(instance_id) as guest:
-            guest.state = GuestState.PAUSED
+            if guest.state is not GuestState.OFF:
+                guest.state = GuestState.PAUSED
 
     def resume(self, instance_id: str) -> None:
         """Let it go on; it lets go what it was asked for meanwhile."""
         with self._guest(instance_id) as guest:
-            guest.state = GuestState.RUNNING
-            if guest.unplug is Unplug.WILLING:
+            if guest.state is GuestState.PAUSED:
+                guest.state = GuestState.RUNNING
+            if guest.state is GuestState.RUNNING and guest.unplug is Unplug.WILLING:
                 self._driver.let_go(normalise_uuid(instance_id, "instance_id"))
 
     def set_unplug(self, instance_id: str, unplug: Unplug | str) -> None:

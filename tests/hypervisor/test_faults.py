@@ -1,0 +1,325 @@
+"""Whatever goes wrong with a call, asking again gets there, and no definition is left half-way for good."""
+
+from __future__ import annotations
+
+import itertools
+import uuid
+from collections.abc import Iterator
+
+import attrs
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from cloudcore import _failpoints
+from cloudcore.disks import DetachOutcome, Disk, FileSource
+from cloudcore.errors import (
+    CloudcoreError,
+    Conflict,
+    DeadlineExceeded,
+    DetachFailed,
+    HypervisorError,
+    HypervisorUnavailable,
+    InvariantViolated,
+)
+from cloudcore.hypervisor import Fault, MemoryHypervisor, Timeouts, Unplug
+
+QUICK = Timeouts(detach=0.02, paused=0.02)
+
+
+class Crash(Exception):
+    """Our process dies here."""
+
+
+@pytest.fixture
+def hypervisor() -> Iterator[MemoryHypervisor]:
+    with MemoryHypervisor(timeouts=QUICK) as hypervisor:
+        yield hypervisor
+        _failpoints.disarm()
+        hypervisor.check()
+
+
+@pytest.fixture
+def instance_id(hypervisor: MemoryHypervisor) -> str:
+    instance_id = str(uuid.uuid4())
+    hypervisor.add_guest(instance_id)
+    return instance_id
+
+
+@pytest.fixture
+def disk() -> Disk:
+    return Disk(volume_id=str(uuid.uuid4()), source=FileSource("/images/a.img"))
+
+
+PRIMITIVES = ("view", "plug", "unplug")
+
+
+@pytest.mark.parametrize(("primitive", "fault", "number"), list(itertools.product(PRIMITIVES, Fault, range(4))))
+def test_any_fault_of_any_call_is_got_over(hypervisor, instance_id, disk, primitive, fault, number):
+    """The nth call of a primitive fails, before or after its work. Then the same request is made again, as anyone
+    would: it ends well, and both definitions agree."""
+    hypervisor.faults.plan(primitive, *[None] * number, fault)
+    for _ in range(2):
+        try:
+            hypervisor.attach_disk(instance_id, disk)
+        except (HypervisorError, HypervisorUnavailable, DeadlineExceeded):
+            continue
+    state = hypervisor.attach_disk(instance_id, disk)
+    assert state.live == state.persistent
+    assert not state.half
+    for _ in range(3):
+        try:
+            if hypervisor.detach_disk(instance_id, disk.volume_id) is DetachOutcome.DETACHED:
+                break
+        except (HypervisorError, HypervisorUnavailable, DeadlineExceeded, DetachFailed):
+            continue
+    hypervisor.faults.planned.clear()
+    assert hypervisor.detach_disk(instance_id, disk.volume_id) is DetachOutcome.DETACHED
+    assert not hypervisor.disk_state(instance_id, disk.volume_id).present
+
+
+@pytest.mark.parametrize("fault", [Fault.LOST_BEFORE, Fault.LOST_AFTER])
+@pytest.mark.parametrize("primitive", PRIMITIVES)
+def test_one_lost_connection_goes_unnoticed(hypervisor, instance_id, disk, primitive, fault):
+    hypervisor.faults.plan(primitive, fault)
+    assert hypervisor.attach_disk(instance_id, disk).present
+    hypervisor.faults.planned.clear()
+    hypervisor.faults.plan(primitive, fault)
+    assert hypervisor.detach_disk(instance_id, disk.volume_id) is DetachOutcome.DETACHED
+
+
+def test_without_a_connection_nothing_is_guessed(hypervisor, instance_id, disk):
+    hypervisor.attach_disk(instance_id, disk)
+    hypervisor.faults.away = True
+    for ask in (
+        lambda: hypervisor.attach_disk(instance_id, disk),
+        lambda: hypervisor.detach_disk(instance_id, disk.volume_id),
+        lambda: hypervisor.disk_state(instance_id, disk.volume_id),
+        hypervisor.disk_states,
+        hypervisor.facts,
+    ):
+        with pytest.raises(HypervisorUnavailable):
+            ask()
+    hypervisor.faults.away = False
+    assert hypervisor.disk_state(instance_id, disk.volume_id).present
+
+
+def test_a_live_half_that_is_refused_takes_the_persistent_half_back(hypervisor, instance_id, disk):
+    """Else the guest would get the disk at its next start, without anybody knowing."""
+    hypervisor.faults.plan("plug", None, Fault.ERROR_BEFORE)
+    with pytest.raises(HypervisorError) as caught:
+        hypervisor.attach_disk(instance_id, disk)
+    assert caught.value.code == 1
+    assert not hypervisor.disk_state(instance_id, disk.volume_id).present
+
+
+def test_a_live_half_of_unknown_outcome_keeps_the_reservation(hypervisor, instance_id, disk):
+    hypervisor.faults.plan("plug", None, Fault.TIMEOUT_AFTER)
+    with pytest.raises(DeadlineExceeded):
+        hypervisor.attach_disk(instance_id, disk)
+    assert not hypervisor.attach_disk(instance_id, disk).half
+
+
+def test_lost_events_only_cost_time(hypervisor, instance_id, disk):
+    """Gone is what the definition does not have; nobody needs to be told."""
+    hypervisor.faults.lose_events = True
+    hypervisor.attach_disk(instance_id, disk)
+    assert hypervisor.detach_disk(instance_id, disk.volume_id) is DetachOutcome.DETACHED
+
+
+def test_a_guest_that_ignores_the_request_keeps_the_disk(hypervisor, instance_id, disk):
+    """Pending: also for a new adapter, also when asked again; the guest may let go much later."""
+    hypervisor.set_unplug(instance_id, Unplug.IGNORES)
+    hypervisor.attach_disk(instance_id, disk)
+    for _ in range(2):
+        assert hypervisor.detach_disk(instance_id, disk.volume_id) is DetachOutcome.PENDING
+    state = hypervisor.disk_state(instance_id, disk.volume_id)
+    assert state.half
+    assert state.live is not None
+    with pytest.raises(Conflict, match="being detached"):
+        hypervisor.attach_disk(instance_id, disk)
+    hypervisor.release(instance_id)
+    assert hypervisor.detach_disk(instance_id, disk.volume_id) is DetachOutcome.DETACHED
+
+
+@pytest.mark.parametrize("lose_events", [False, True])
+def test_a_guest_that_refuses_keeps_it_for_good_in_both(hypervisor, instance_id, disk, lose_events):
+    """The persistent definition gets it back, also when an earlier, pending request took it out."""
+    hypervisor.attach_disk(instance_id, disk)
+    before = hypervisor.disk_state(instance_id, disk.volume_id)
+    hypervisor.set_unplug(instance_id, Unplug.IGNORES)
+    assert hypervisor.detach_disk(instance_id, disk.volume_id) is DetachOutcome.PENDING
+    hypervisor.set_unplug(instance_id, Unplug.REFUSES)
+    hypervisor.faults.lose_events = lose_events
+    if lose_events:  # a refusal is told by an event alone: without it, nobody knows more than "not yet"
+        assert hypervisor.detach_disk(instance_id, disk.volume_id) is DetachOutcome.PENDING
+        return
+    with pytest.raises(DetachFailed) as caught:
+        hypervisor.detach_disk(instance_id, disk.volume_id)
+    assert caught.value.identifier == disk.volume_id
+    assert hypervisor.disk_state(instance_id, disk.volume_id) == before
+
+
+def test_an_error_of_the_request_is_a_refusal(hypervisor, instance_id, disk):
+    hypervisor.attach_disk(instance_id, disk)
+    hypervisor.faults.plan("unplug", None, Fault.ERROR_BEFORE)
+    with pytest.raises(DetachFailed, match="refused by memory"):
+        hypervisor.detach_disk(instance_id, disk.volume_id)
+    assert not hypervisor.disk_state(instance_id, disk.volume_id).half
+
+
+def test_a_guest_that_stops_has_let_go(hypervisor, instance_id, disk):
+    hypervisor.set_unplug(instance_id, Unplug.IGNORES)
+    hypervisor.attach_disk(instance_id, disk)
+    assert hypervisor.detach_disk(instance_id, disk.volume_id) is DetachOutcome.PENDING
+    hypervisor.stop(instance_id)
+    assert hypervisor.detach_disk(instance_id, disk.volume_id) is DetachOutcome.DETACHED
+    hypervisor.start(instance_id)
+    assert not hypervisor.disk_state(instance_id, disk.volume_id).present
+
+
+def test_a_guest_destroyed_while_it_is_waited_for(disk):
+    """Wakes the waiter at once."""
+    with MemoryHypervisor(timeouts=Timeouts(detach=60)) as hypervisor:
+        instance_id = str(uuid.uuid4())
+        hypervisor.add_guest(instance_id, unplug=Unplug.IGNORES)
+        hypervisor.attach_disk(instance_id, disk)
+        _failpoints.arm("hypervisor.detach.after_request", lambda _: hypervisor.remove_guest(instance_id))
+        try:
+            assert hypervisor.detach_disk(instance_id, disk.volume_id) is DetachOutcome.DETACHED
+        finally:
+            _failpoints.disarm()
+
+
+POINTS = [
+    "hypervisor.attach.after_persistent",
+    "hypervisor.attach.after_live",
+    "hypervisor.detach.after_persistent",
+    "hypervisor.detach.after_request",
+]
+
+
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("state", ["running", "paused", "off"])
+def test_dying_anywhere_loses_nothing(hypervisor, disk, point, state):
+    """Our process dies at any step; the next one asks for the opposite or the same, and gets it."""
+    for again in ("attach", "detach"):
+        instance_id = str(uuid.uuid4())
+        hypervisor.add_guest(instance_id, state=state)
+        if "detach" in point:
+            hypervisor.attach_disk(instance_id, disk)
+
+        def die(_: str) -> None:
+            _failpoints.disarm()
+            raise Crash
+
+        _failpoints.arm(point, die)
+        try:
+            if "detach" in point:
+                hypervisor.detach_disk(instance_id, disk.volume_id)
+            else:
+                hypervisor.attach_disk(instance_id, disk)
+        except Crash:
+            pass
+        _failpoints.disarm()
+        if state == "paused":
+            hypervisor.resume(instance_id)
+        if again == "detach" or hypervisor.disk_state(instance_id, disk.volume_id).half:
+            if again == "attach" and "attach" in point:
+                assert not hypervisor.attach_disk(instance_id, disk).half
+            assert hypervisor.detach_disk(instance_id, disk.volume_id) is DetachOutcome.DETACHED
+            assert not hypervisor.disk_state(instance_id, disk.volume_id).present
+        else:
+            assert not hypervisor.attach_disk(instance_id, disk).half
+
+
+def test_check_finds_what_must_never_be(hypervisor, instance_id, disk):
+    """A volume twice in one guest, or in two different ways."""
+    hypervisor.attach_disk(instance_id, disk)
+    guest = hypervisor._driver.guests[instance_id]
+    guest.live["vdz"] = attrs.evolve(guest.live["vda"], target="vdz")
+    guest.persistent["vda"] = attrs.evolve(guest.persistent["vda"], read_only=True)
+    with pytest.raises(InvariantViolated) as caught:
+        hypervisor.check()
+    assert len(caught.value.findings) == 2
+    del guest.live["vdz"]
+    guest.persistent["vda"] = guest.live["vda"]
+
+
+class Disks(RuleBasedStateMachine):
+    """One host, two guests, three volumes, calls and faults in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hypervisor = MemoryHypervisor(timeouts=Timeouts(detach=0.005, paused=0.005))
+        self.guests = [str(uuid.UUID(int=n)) for n in (1, 2)]
+        for guest in self.guests:
+            self.hypervisor.add_guest(guest, slots=2)
+        self.disks = [Disk(volume_id=str(uuid.UUID(int=n)), source=FileSource(f"/{n}")) for n in (7, 8, 9)]
+        self.attached: set[tuple[int, int]] = set()  # what was acknowledged and not asked back since
+
+    @rule(guest=st.integers(0, 1), disk=st.integers(0, 2))
+    def attach(self, guest, disk):
+        """An acknowledged attach holds until a detach is asked for."""
+        try:
+            state = self.hypervisor.attach_disk(self.guests[guest], self.disks[disk])
+        except CloudcoreError:
+            return
+        assert state.present
+        self.attached.add((guest, disk))
+
+    @rule(guest=st.integers(0, 1), disk=st.integers(0, 2))
+    def detach(self, guest, disk):
+        """An acknowledged detach has taken it out of both; a refused one of neither."""
+        before = self.hypervisor._driver.guests[self.guests[guest]]
+        was = (guest, disk) in self.attached
+        self.attached.discard((guest, disk))
+        try:
+            outcome = self.hypervisor.detach_disk(self.guests[guest], self.disks[disk].volume_id)
+        except DetachFailed as failure:
+            if was and not getattr(failure, "__notes__", ()):
+                self.attached.add((guest, disk))
+            return
+        except CloudcoreError:
+            return
+        volumes = {one.volume_id for one in (*before.live.values(), *before.persistent.values())}
+        if outcome is DetachOutcome.DETACHED:
+            assert self.disks[disk].volume_id not in volumes
+
+    @rule(guest=st.integers(0, 1), what=st.sampled_from(["pause", "resume", "stop", "start", "release"]))
+    def drive(self, guest, what):
+        getattr(self.hypervisor, what)(self.guests[guest])
+
+    @rule(guest=st.integers(0, 1), unplug=st.sampled_from(Unplug))
+    def change_mood(self, guest, unplug):
+        self.hypervisor.set_unplug(self.guests[guest], unplug)
+
+    @rule(primitive=st.sampled_from(PRIMITIVES), fault=st.sampled_from(Fault))
+    def plan_fault(self, primitive, fault):
+        self.hypervisor.faults.plan(primitive, fault)
+
+    @rule(lose=st.booleans())
+    def lose_events(self, lose):
+        self.hypervisor.faults.lose_events = lose
+
+    @invariant()
+    def acknowledged_disks_are_there(self):
+        for guest, disk in self.attached:
+            found = self.hypervisor._driver.guests[self.guests[guest]]
+            volume_id = self.disks[disk].volume_id
+            assert volume_id in {one.volume_id for one in found.persistent.values()}
+            if found.state != "off":
+                assert volume_id in {one.volume_id for one in found.live.values()}
+
+    @invariant()
+    def definitions_are_sound(self):
+        planned, self.hypervisor.faults.planned = self.hypervisor.faults.planned, {}
+        try:
+            self.hypervisor.check()
+        finally:
+            self.hypervisor.faults.planned = planned
+
+
+TestDisks = Disks.TestCase
+TestDisks.settings = settings(max_examples=40, stateful_step_count=30)
