@@ -64,25 +64,26 @@ def open_manager(database: str, endpoint: str, folder: str, **options: object) -
 
 
 def run(
-    point: str, count: int, action: str, arguments: tuple[object, ...], database: str, endpoint: str, folder: str
+    point: str, action: str, arguments: tuple[object, ...], options: dict[str, object], place: tuple[str, str, str]
 ) -> None:
-    """Carry out *action* and die by kill -9 when *point* is passed for the *count*-th time. Ends with 0 if it never is.
+    """Call this method of a manager and die by kill -9 when *point* is passed. Ends with 0 if it never is.
 
-    Actions: "attach" (volume, instance), "detach" (attachment), "recover" (), and any other method of the manager.
+    Args:
+        point: Of the failpoints.
+        action: Name of the method.
+        arguments: For it.
+        options: For it, by keyword.
+        place: For `open_manager`.
     """
-    passed = 0
 
     def die(name: str) -> None:
-        nonlocal passed
         if name == point:
-            passed += 1
-            if passed == count:
-                os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGKILL)
 
-    manager = open_manager(database, endpoint, folder)
+    manager = open_manager(*place)
     _failpoints.arm("*", die)
     method: Callable[..., object] = getattr(manager, action)
     try:
-        method(*arguments, **({"host": "a"} if action == "attach" else {}))
+        method(*arguments, **options)
     finally:
         os._exit(0)

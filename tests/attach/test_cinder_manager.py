@@ -4,6 +4,7 @@ What works the same on every volume service is in test_scenarios.
 """
 
 import multiprocessing
+import os
 import signal
 import time
 import uuid
@@ -235,10 +236,15 @@ class Life:
         create_schema(self.manager._database, areas=["attach"])
         self.volume, self.instance = cloud.create_volume(multiattach=True), instance()
 
-    def killed(self, point, count, action, *arguments):
-        """Whether the process died at the point (False: it finished before)."""
-        child = self._children.Process(target=run, args=(point, count, action, arguments, *self._place))
+    def started(self, point, action, *arguments, **options):
+        """A process that does it."""
+        child = self._children.Process(target=run, args=(point, action, arguments, options, self._place))
         child.start()
+        return child
+
+    def killed(self, point, action, *arguments, **options):
+        """Whether the process died at the point (False: it finished before)."""
+        child = self.started(point, action, *arguments, **options)
         child.join(120)
         assert child.exitcode in (-signal.SIGKILL, 0)
         return child.exitcode != 0
@@ -279,7 +285,7 @@ def life(tmp_path, children, cloud):
 def test_killed_while_attaching(life, points):
     """At each point: attached or cleanly absent, and nothing left over in Cinder."""
     for point in points:
-        assert life.killed(point, 1, "attach", life.volume, life.instance), point
+        assert life.killed(point, "attach", life.volume, life.instance, host="a"), point
         for leg in life.settle():
             life.manager.detach(leg.id)
 
@@ -287,7 +293,7 @@ def test_killed_while_attaching(life, points):
 def test_killed_while_detaching(life):
     for point in DETACH:
         leg = life.manager.attach(life.volume, life.instance, host="a")
-        assert life.killed(point, 1, "detach", leg.id), point
+        assert life.killed(point, "detach", leg.id), point
         assert life.settle() == ()
 
 
@@ -295,7 +301,54 @@ def test_killed_while_recovering(life):
     """Recovery dies too, at each of its steps in turn, until one gets through."""
     points = ["attach.recover.begin", "attach.recover.lost", "attach.look.before", "attach.unmap.after"]
     for point in points:
-        assert life.killed("attach.map.after", 1, "attach", life.volume, life.instance)
-        life.killed(point, 1, "recover")
+        assert life.killed("attach.map.after", "attach", life.volume, life.instance, host="a")
+        life.killed(point, "recover")
         for leg in life.settle():
             life.manager.detach(leg.id)
+
+
+def test_killed_while_moving_live(life):
+    """Before the guest has gone: back at the source. After: at the destination."""
+    life.manager.attach(life.volume, life.instance, host="a")
+    for point in ("attach.create.before", "attach.create.after", "attach.complete.after"):
+        assert life.killed(point, "begin_move", life.instance, "b"), point
+        assert [leg.host for leg in life.settle()] == ["a"]
+    for point in ("attach.unmap.before", "attach.unmap.after"):
+        source, destination = ("a", "b") if point.endswith("before") else ("b", "a")
+        move = life.manager.begin_move(life.instance, destination)
+        life.manager.hosts[destination].guests.attach_disk(life.instance, move.disks[0])
+        life.manager.hosts[source].guests.detach_disk(life.instance, life.volume)
+        assert life.killed(point, "confirm_move", life.instance), point
+        assert [leg.host for leg in life.settle()] == [destination]
+
+
+def test_killed_while_shelving(life):
+    """The volume stays with the instance, on its host or on none."""
+    life.manager.attach(life.volume, life.instance, host="a")
+    for point in ("attach.reserve.after", "attach.unplug.after", "attach.unmap.after"):
+        assert life.killed(point, "begin_move", life.instance, None, kind="shelve"), point
+        (leg,) = life.settle()
+        assert leg.instance_id == life.instance
+        if life.manager.move(life.instance) is not None:
+            life.manager.revert_move(life.instance)
+        assert [leg.host for leg in life.settle()] == ["a"]
+
+
+@pytest.mark.xdist_group("cinder-faults")
+@pytest.mark.parametrize("method", ["initialize_connection", "terminate_connection"])
+def test_killed_while_cinder_is_at_work(tmp_path, children, failing, method):
+    """No failpoint: the request is on its way when we die, and ends after recovery has looked."""
+    life = Life(failing, tmp_path, children)
+    if method == "initialize_connection":
+        action, arguments, options = "attach", (life.volume, life.instance), {"host": "a"}
+    else:
+        action, arguments, options = "detach", (life.manager.attach(life.volume, life.instance, host="a").id,), {}
+    failing.server.fault(method, delay=None)
+    child = life.started("", action, *arguments, **options)
+    failing.server.wait_fault(method)
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    assert life.settle() == ()
+    failing.server.heal()
+    assert life.settle() == ()
+    life.manager.close()
