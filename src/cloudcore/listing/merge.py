@@ -50,7 +50,7 @@ class Fetch:
 def batch_size(expected: float) -> int:
     """Rows to ask of a cell that is expected to give *expected*: plus three standard deviations and a few."""
     size = ceil(expected + 3 * sqrt(expected) + 4)
-    return size if size <= 16 else -(-size // 8) * 8  # few distinct sizes: few distinct statements
+    return size if size <= 16 else -(-size // 4) * 4  # few distinct sizes: few distinct statements
 
 
 class Run:

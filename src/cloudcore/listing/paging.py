@@ -130,13 +130,13 @@ class Pager:
     def _cursor(self, positions: Mapping[str, Position | None], reports: Mapping[str, CellReport]) -> Cursor:
         return cursor_after(self._asked, positions, self._start, frozenset(missing(reports)))
 
-    def _finish(self, records: list[Record], cursor: Cursor, reports: Mapping[str, CellReport], *, more: bool) -> Page:
+    def _finish(self, records: list[Record], cursor: Cursor, reports: dict[str, CellReport], *, more: bool) -> Page:
         word = cursor.encode()
         return Page(
             records=tuple(records),
             next_cursor=word if more else None,
             resume_cursor=word if more or missing(reports) else None,
-            cells=MappingProxyType(dict(sorted(reports.items()))),
+            cells=MappingProxyType(reports),
         )
 
     # ---- keys first

@@ -39,6 +39,8 @@ __all__ = ["CellRouter"]
 
 T = TypeVar("T")
 _EVERYTHING = Query()
+_UNTOLD = CellReport(name="", state=CellState.SKIPPED)
+"""Keeps the place of a cell that is being asked."""
 _MOST_STATEMENTS = 2_000
 """Cached SQL texts; beyond that the cache starts afresh."""
 
@@ -80,6 +82,7 @@ class CellRouter:
         self._means = Means(start=self._workers.run, clock=clock, directory=directory)
         self._statements: dict[Any, Statement] = {}
         self._asked: WeakKeyDictionary[Query, Asked] = WeakKeyDictionary()
+        self._skips: dict[str, tuple[dict[str, Port], dict[str, CellReport]]] = {}
         self._lock = threading.Lock()
         self._ports: dict[str, Port] = {}
         for cell in cells:
@@ -140,7 +143,12 @@ class CellRouter:
         start = asked.start(cursor, self._position_of(asked, cursor, marker))
         ports, reports = self._choose(asked)
         if asked.impossible:
-            return Page(records=(), next_cursor=None, resume_cursor=None, cells=MappingProxyType(reports))
+            skipped = {
+                name: CellReport(name=name, state=CellState.SKIPPED, error="nothing can match") for name in ports
+            }
+            return Page(
+                records=(), next_cursor=None, resume_cursor=None, cells=MappingProxyType({**reports, **skipped})
+            )
         return Pager(self._means, asked, ports, reports, start).page()
 
     def stream(
@@ -259,7 +267,7 @@ class CellRouter:
         return Counts(
             total=numbers.total(),
             by=MappingProxyType(dict(numbers) if by else {}),
-            cells=MappingProxyType(dict(sorted(reports.items()))),
+            cells=MappingProxyType(reports),
         )
 
     def scatter(
@@ -298,7 +306,7 @@ class CellRouter:
         }
         for name, part in parts.items():
             answers[name] = Answered(report=part.report(name, 0), value=results.get(name), error=errors.get(name))
-        return MappingProxyType(dict(sorted(answers.items())))
+        return MappingProxyType(answers)
 
     def database(self, cell: str) -> Database:
         """The database of a cell, for writing to it.
@@ -330,10 +338,17 @@ class CellRouter:
         routed, why = self._route(asked)
         if routed is None:
             return self._admit(self._ports)
-        ports, reports = self._admit({name: port for name, port in self._ports.items() if name in routed})
-        for name in self._ports.keys() - routed:
-            reports[name] = CellReport(name=name, state=CellState.SKIPPED, error=why)
-        return ports, reports
+        all_ports = self._ports
+        ports, reports = self._admit({name: all_ports[name] for name in all_ports if name in routed})
+        return ports, {**self._skipped(all_ports, why), **dict.fromkeys(ports, _UNTOLD), **reports}
+
+    def _skipped(self, ports: dict[str, Port], why: str) -> dict[str, CellReport]:
+        """Reports that say of every cell that it was skipped; kept, for they are most of a routed page's work."""
+        kept = self._skips.get(why)
+        if kept is None or kept[0] is not ports:
+            reports = {name: CellReport(name=name, state=CellState.SKIPPED, error=why) for name in ports}
+            kept = self._skips[why] = (ports, reports)
+        return kept[1]
 
     def _admit(self, wanted: Mapping[str, Port]) -> tuple[dict[str, Port], dict[str, CellReport]]:
         """Those of the cells that may be asked now, and reports on the others."""

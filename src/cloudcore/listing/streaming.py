@@ -103,7 +103,7 @@ class Stream(Iterator[Record]):
         for number, (name, run) in enumerate(self._merge.runs.items()):
             ended = run.exhausted and not run.left
             reports[name] = self._gather.parts[name].report(name, self._numbers[number], exhausted=ended)
-        return MappingProxyType(dict(sorted(reports.items())))
+        return MappingProxyType(reports)
 
     @property
     def resume_cursor(self) -> str | None:
