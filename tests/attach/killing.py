@@ -1,7 +1,8 @@
 """Kill a process at every point that it passes, recover in another, and look at what is left.
 
-Run as a program, so that it forks from a process without threads: ``python -m tests.attach.killing FOLDER SCENARIO...``
-prints one JSON line for each kill.
+Run as a program, so that it forks from a process without threads: ``python -m tests.attach.killing FOLDER POINTS
+SCENARIO...`` prints one JSON line for each point at which it killed. POINTS is how many of a scenario's points are
+chosen, evenly; 0 chooses all.
 """
 
 from __future__ import annotations
@@ -118,9 +119,7 @@ def attached(cloud: Cloud) -> None:
 
 def begun(kind: str, destination: str | None) -> Callable[[Cloud], None]:
     def prepare(cloud: Cloud) -> None:
-        attached(cloud)
-        if kind == "evacuation":
-            cloud.world.kill_host(HERE)
+        (dead if kind == "evacuation" else attached)(cloud)
         cloud.manager.begin_move(ONE, destination, kind=kind)
 
     return prepare
@@ -132,7 +131,9 @@ def arrived(cloud: Cloud) -> None:
 
 
 def dead(cloud: Cloud) -> None:
-    attached(cloud)
+    nothing(cloud)
+    cloud.manager.attach(EXCLUSIVE, ONE, host=HERE)
+    cloud.manager.attach(SHARED, ONE, host=HERE)
     cloud.world.kill_host(HERE)
 
 
@@ -238,40 +239,44 @@ def recover(cloud: Cloud) -> None:
     cloud.manager.recover()
 
 
-def settle(cloud: Cloud) -> None:
-    cloud.manager.recover()
-    report = cloud.manager.recover()
-    assert report.settled == (), "the second recovery found something left by the first"
-    assert report.complete, report
-    cloud.check()
+def settle(name: str, *, use: bool) -> Callable[[Cloud], None]:
+    def work(cloud: Cloud) -> None:
+        cloud.manager.recover()
+        report = cloud.manager.recover()
+        assert report.settled == (), "the second recovery found something left by the first"
+        assert report.complete, report
+        if name == "evacuate" and cloud.manager.move(ONE) is None:
+            move("evacuation", THERE)(cloud)  # it had not begun; until it does, an audit names what died with the host
+        cloud.check()
+        if use:
+            cloud.use()
+
+    return work
 
 
-def battery(folder: Path, name: str, *, stride: int) -> None:
+def battery(folder: Path, name: str, *, chosen: int) -> None:
     prepare, work = SCENARIOS[name]
     template = folder / f"{name}-template"
     template.mkdir()
     trouble = forked(in_cloud(template, prepare))
     assert trouble is None, trouble
-    counted = copy(template, folder / f"{name}-count")
-    names = points(counted, work)
-    for number in range(1, len(names) + 1):
+    names = points(copy(template, folder / f"{name}-count"), work)
+    step = max(1.0, len(names) / chosen) if chosen else 1.0
+    numbers = sorted({int(index * step) + 1 for index in range(int(len(names) / step))})
+    for turn, number in enumerate(numbers):
         place = copy(template, folder / f"{name}-{number}")
         outcome = forked(in_cloud(place, work, kill_at=number))
         kills = 1
-        if outcome == "killed" and number % stride == 0:
-            outcome = "killed"
-            for second in range(1 + number % 5, 60, 7):  # recovery dies too, several times, further and further on
+        if outcome == "killed" and turn % 5 == 3:
+            for second in range(1 + number % 5, 60, 11):  # recovery dies too, several times, further and further on
                 if forked(in_cloud(place, recover, kill_at=second)) != "killed":
                     break
                 kills += 1
-        trouble = forked(in_cloud(place, settle)) if outcome == "killed" else f"not killed: {outcome}"
-        trouble = trouble or forked(in_cloud(place, Cloud.use))
-        print(
-            json.dumps(
-                {"scenario": name, "point": names[number - 1], "number": number, "kills": kills, "trouble": trouble}
-            )
-        )
-        sys.stdout.flush()
+        trouble = f"not killed: {outcome}"
+        if outcome == "killed":
+            trouble = forked(in_cloud(place, settle(name, use=turn % 3 == 0)))
+        line = {"scenario": name, "point": names[number - 1], "number": number, "kills": kills, "trouble": trouble}
+        print(json.dumps(line), flush=True)
         if trouble is None:
             shutil.rmtree(place)
 
@@ -282,5 +287,5 @@ def copy(source: Path, target: Path) -> Path:
 
 
 if __name__ == "__main__":
-    for chosen in sys.argv[3:] or SCENARIOS:
-        battery(Path(sys.argv[1]), chosen, stride=int(sys.argv[2]))
+    for scenario in sys.argv[3:] or SCENARIOS:
+        battery(Path(sys.argv[1]), scenario, chosen=int(sys.argv[2]))
