@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import threading
 import uuid as uuids
-from collections import abc
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from cloudcore._values import normalise_uuid, require_text
 from cloudcore.errors import (
     AlreadyExists,
-    CapacityExceeded,
     ConsumerNotFound,
     InvalidAllocation,
     InvalidArgument,
+    InvalidProvider,
     InvalidRequest,
     InvariantViolated,
-    UnitViolation,
 )
 from cloudcore.placement import columns as columnar
+from cloudcore.placement.books import read_allocations
 from cloudcore.placement.candidates import Candidate
 from cloudcore.placement.editing import plan
 from cloudcore.placement.forest import Forest, read_aggregates, read_inventories, read_name, read_traits
@@ -90,13 +90,15 @@ class PlacementTree:
             ProviderNotFound: There is no such parent.
             AlreadyExists: The name or the uuid is taken.
         """
-        given = {
+        arguments = {
             "name": name,
-            "uuid": uuid,
+            "uuid": None if uuid is None else normalise_uuid(uuid, "uuid", InvalidProvider),
             "parent": _key(parent),
-            "inventory": {} if inventory is None else inventory,
+            "inventory": read_inventories({} if inventory is None else inventory),
+            "traits": read_traits(traits),
+            "aggregates": read_aggregates(aggregates),
         }
-        return self._edit("placement.add", given | {"traits": traits, "aggregates": aggregates}, operation_id)
+        return self._edit("placement.add", arguments, operation_id)
 
     def update(
         self,
@@ -406,14 +408,13 @@ class PlacementTree:
         """
         with self._lock:
             self._require_own_books()
+            require_text(consumer, "consumer", error=InvalidAllocation)
             if consumer in self._consumers:
                 raise AlreadyExists(
                     f"consumer {consumer} holds something already; release it first", identifier=consumer
                 )
-            wanted = self._read_allocations(allocations)
-            for uuid, amounts in wanted.items():
-                for name, amount in amounts.items():
-                    self._check_room(self._forest.providers[uuid], name, amount)
+            given = allocations.allocations if isinstance(allocations, Candidate) else allocations
+            wanted = read_allocations(self._forest, given)
             self._shift(wanted, 1)
             self._consumers[consumer] = wanted
 
@@ -421,10 +422,12 @@ class PlacementTree:
         """Forget what *consumer* holds.
 
         Raises:
+            InvalidAllocation: *consumer* is no name.
             ConsumerNotFound: It holds nothing.
         """
         with self._lock:
             self._require_own_books()
+            require_text(consumer, "consumer", error=InvalidAllocation)
             held = self._consumers.pop(consumer, None)
             if held is None:
                 raise ConsumerNotFound(f"consumer {consumer} holds nothing", identifier=consumer)
@@ -452,55 +455,6 @@ class PlacementTree:
 
     def _require_own_books(self) -> None:
         """A bound tree refuses here."""
-
-    def _read_allocations(self, allocations: Candidate | Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
-        given = allocations.allocations if isinstance(allocations, Candidate) else allocations
-        if not isinstance(given, abc.Mapping) or not given:
-            raise InvalidAllocation(
-                f"allocations: expected provider → class → amount, got {given!r}", field="allocations"
-            )
-        wanted: dict[str, dict[str, int]] = {}
-        for key, amounts in given.items():
-            provider = self._forest.find(key)
-            if not isinstance(amounts, abc.Mapping) or not amounts:
-                raise InvalidAllocation(
-                    f"{provider.name}: expected class → amount, got {amounts!r}", field="allocations"
-                )
-            for name, amount in amounts.items():
-                if type(amount) is not int or amount < 1:
-                    raise InvalidAllocation(f"{provider.name} {name}: {amount!r} is no amount", field="allocations")
-            wanted[provider.uuid] = dict(amounts)
-        return wanted
-
-    def _check_room(self, provider: Provider, name: str, amount: int) -> None:
-        inventory = provider.inventories.get(name)
-        used = self._forest.used(provider.uuid).get(name, 0)
-        if inventory is None or used + amount > inventory.capacity:
-            capacity = 0 if inventory is None else inventory.capacity
-            raise CapacityExceeded(
-                f"{provider.name}: {amount} {name} asked, {used} of {capacity} in use",
-                provider=provider.uuid,
-                resource_class=name,
-                asked=amount,
-                used=used,
-                capacity=capacity,
-            )
-        rules = {
-            "min_unit": amount < inventory.min_unit,
-            "max_unit": amount > inventory.max_unit,
-            "step_size": amount % inventory.step_size != 0,
-        }
-        for rule, broken in rules.items():
-            if broken:
-                bound = getattr(inventory, rule)
-                raise UnitViolation(
-                    f"{provider.name}: {amount} {name} asked, {rule} is {bound}",
-                    provider=provider.uuid,
-                    resource_class=name,
-                    asked=amount,
-                    rule=rule,
-                    bound=bound,
-                )
 
     def _shift(self, allocations: Mapping[str, Mapping[str, int]], sign: int) -> None:
         for uuid, amounts in allocations.items():

@@ -1,0 +1,387 @@
+"""A tree that is kept in a database: written through, followed by others, safe against other writers."""
+
+from __future__ import annotations
+
+import threading
+import uuid as uuids
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from cloudcore import create_schema
+from cloudcore._failpoints import arm, disarm
+from cloudcore.database import Database
+from cloudcore.errors import (
+    AlreadyExists,
+    CloudcoreError,
+    GenerationConflict,
+    InUse,
+    InvalidProvider,
+    OperationMismatch,
+    ProviderNotFound,
+    SchemaMismatch,
+    UnsupportedFeature,
+)
+from cloudcore.placement import AllocationLedger, Inventory, PlacementTree, prune_changes
+from cloudcore.placement import tables as t
+
+A = "aaaaaaaa-0000-0000-0000-000000000001"
+Open = Callable[[], PlacementTree]
+
+
+@pytest.fixture
+def open_tree(ledger_database: Database) -> Iterator[Open]:
+    """Opens trees on one database; all are refreshed, checked and compared with what is stored at the end."""
+    opened: list[PlacementTree] = []
+
+    def open_one() -> PlacementTree:
+        opened.append(PlacementTree.open(ledger_database))
+        return opened[-1]
+
+    yield open_one
+    fresh = PlacementTree.open(ledger_database)
+    for tree in opened:
+        tree.refresh()
+        tree.check()
+        assert tree.as_placement() == fresh.as_placement()
+        tree.close()
+    fresh.close()
+
+
+def add_host(tree: PlacementTree, name: str = "cn1") -> None:
+    tree.add(name, inventory={"DISK_GB": Inventory(100, 10, step_size=5)}, traits={"CUSTOM_A"}, aggregates={A})
+    tree.add(f"{name}-numa", parent=name, inventory={"VCPU": Inventory(8, allocation_ratio=2.5)})
+
+
+def names(tree: PlacementTree) -> list[str]:
+    return [provider.name for provider in tree]
+
+
+def test_edits_are_written_through_and_followed(open_tree: Open) -> None:
+    """Every verb: the other tree sees it after a refresh, and one that is opened later finds it."""
+    one, other = open_tree(), open_tree()
+    steps: list[Callable[[], object]] = [
+        lambda: add_host(one),
+        lambda: add_host(one, "cn2"),
+        lambda: one.set_inventory("cn1", {"DISK_GB": 50, "MEMORY_MB": Inventory(10, max_unit=3)}),
+        lambda: one.set_inventory("cn1", {"MEMORY_MB": 11}),
+        lambda: one.set_traits("cn1", {"CUSTOM_B", "CUSTOM_C"}),
+        lambda: one.set_aggregates("cn1", ()),
+        lambda: one.rename("cn1", "host"),
+        lambda: one.move("cn2-numa", "host"),
+        lambda: one.move("cn2-numa", None),
+        lambda: one.remove("cn2"),
+        lambda: one.remove("host", recursive=True),
+    ]
+    for step in steps:
+        step()
+        assert other.refresh() >= 1
+        other.check()
+        assert other.as_placement() == one.as_placement()
+    assert other.refresh() == 0
+
+
+def test_allocations_of_the_ledger_are_followed(open_tree: Open, ledger_database: Database) -> None:
+    """Only what is in use is read anew: the columns of the providers stay, their generations too."""
+    one, other = open_tree(), open_tree()
+    add_host(one)
+    other.refresh()
+    ledger = AllocationLedger(ledger_database)
+    consumer = str(uuids.uuid4())
+    ledger.claim(consumer, other.candidates("resources=VCPU:3,DISK_GB:10").first(), project_id="p", user_id="u")
+    assert other.refresh() == 2
+    assert other.usage("cn1-numa") == {"VCPU": 3}
+    assert other["cn1"].generation == 0
+    assert list(other.candidates("resources=VCPU:18")) == []
+    ledger.release(consumer)
+    other.refresh()
+    assert other.usage("cn1-numa") == {"VCPU": 0}
+
+
+def test_inventory_in_use_cannot_go(open_tree: Open, ledger_database: Database) -> None:
+    """Not even from a tree that has not heard of the allocation: the database knows."""
+    one, stale = open_tree(), open_tree()
+    add_host(one)
+    stale.refresh()
+    AllocationLedger(ledger_database).claim(
+        str(uuids.uuid4()), one.candidates("resources=VCPU:3").first(), project_id="p", user_id="u"
+    )
+    for refused in (
+        lambda: stale.set_inventory("cn1-numa", {}),
+        lambda: stale.remove("cn1-numa"),
+        lambda: stale.remove("cn1", recursive=True),
+    ):
+        with pytest.raises(InUse):
+            refused()
+    assert len(stale) == 2
+    stale.set_inventory("cn1-numa", {"VCPU": 1})
+    assert PlacementTree.open(ledger_database).usage("cn1-numa") == {"VCPU": 3}
+
+
+def test_stale_edit_is_refused_and_changes_nothing(open_tree: Open) -> None:
+    """Somebody else was first: GenerationConflict, in the database and in memory all is as it was."""
+    one, stale = open_tree(), open_tree()
+    add_host(one)
+    one.add("cn2")
+    stale.refresh()
+    one.set_traits("cn1", {"CUSTOM_NEW"})
+    before = stale.as_placement()
+    for refused in (
+        lambda: stale.set_traits("cn1", {"CUSTOM_OLD"}),
+        lambda: stale.set_inventory("cn1", {"DISK_GB": 1}),
+        lambda: stale.rename("cn1", "other"),
+        lambda: stale.move("cn1", "cn2"),
+        lambda: stale.remove("cn1", recursive=True),
+    ):
+        with pytest.raises(GenerationConflict):
+            refused()
+        assert stale.as_placement() == before
+    stale.refresh()
+    stale.set_traits("cn1", {"CUSTOM_OLD"})
+    assert stale["cn1"].generation == 2
+
+
+def test_child_of_a_parent_that_moved_or_went_is_refused(open_tree: Open) -> None:
+    one, stale = open_tree(), open_tree()
+    add_host(one)
+    add_host(one, "cn2")
+    stale.refresh()
+    one.move("cn1-numa", "cn2")
+    with pytest.raises(GenerationConflict):
+        stale.add("pf", parent="cn1-numa")
+    one.remove("cn1-numa")
+    with pytest.raises(GenerationConflict):
+        stale.add("pf", parent="cn1-numa")
+    one.set_traits("cn2", {"CUSTOM_B"})
+    stale.add("pf", parent="cn2")  # an edit of the parent is no reason to refuse a child
+
+
+def test_name_and_uuid_taken_by_another_writer(open_tree: Open) -> None:
+    one, stale = open_tree(), open_tree()
+    taken = one.add("cn1")
+    with pytest.raises(AlreadyExists):
+        stale.add("cn1")
+    with pytest.raises(AlreadyExists):
+        stale.add("cn2", uuid=taken.uuid)
+    stale.add("cn3")
+    with pytest.raises(AlreadyExists):
+        stale.rename("cn3", "cn1")
+    assert names(stale) == ["cn3"]
+
+
+def test_provider_with_unseen_children_stays(open_tree: Open) -> None:
+    one, stale = open_tree(), open_tree()
+    one.add("cn1")
+    stale.refresh()
+    one.add("numa", parent="cn1")
+    with pytest.raises(InUse):
+        stale.remove("cn1")
+    assert names(stale) == ["cn1"]
+
+
+def test_two_writers_cannot_make_a_loop(open_tree: Open) -> None:
+    """A below B in one tree, B below A in another, at the same moment: at most one of the two comes about."""
+    first, second = open_tree(), open_tree()
+    for name in ("a", "b"):
+        first.add(name)
+    first.add("b-child", parent="b")
+    for round_ in range(6):
+        for tree in (first, second):
+            tree.refresh()
+        barrier = threading.Barrier(2)
+        outcomes: dict[str, object] = {}
+
+        def move(
+            tree: PlacementTree,
+            what: str,
+            where: str,
+            barrier: threading.Barrier = barrier,
+            outcomes: dict[str, object] = outcomes,
+        ) -> None:
+            barrier.wait(30)
+            try:
+                outcomes[what] = tree.move(what, where)
+            except CloudcoreError as error:
+                outcomes[what] = error
+
+        target = "b-child" if round_ % 2 else "b"
+        threads = [
+            threading.Thread(target=move, args=(first, "a", target)),
+            threading.Thread(target=move, args=(second, "b", "a")),
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        moved = [what for what, outcome in outcomes.items() if not isinstance(outcome, CloudcoreError)]
+        refused = [outcome for outcome in outcomes.values() if isinstance(outcome, CloudcoreError)]
+        assert len(moved) == 1, outcomes
+        assert all(isinstance(outcome, GenerationConflict) for outcome in refused)
+        for tree in (first, second):
+            tree.refresh()
+            tree.check()
+        first.move(moved[0], None)
+
+
+def test_repeated_operation_takes_effect_once(open_tree: Open) -> None:
+    one, other = open_tree(), open_tree()
+    added = one.add("cn1", inventory={"VCPU": 8}, operation_id="op-1")
+    assert other.add("cn1", inventory={"VCPU": 8}, operation_id="op-1") == added
+    assert one.set_traits("cn1", {"CUSTOM_A"}, operation_id="op-2").generation == 1
+    assert other.set_traits("cn1", {"CUSTOM_A"}, operation_id="op-2").generation == 1
+    with pytest.raises(OperationMismatch):
+        other.set_traits("cn1", {"CUSTOM_B"}, operation_id="op-2")
+    assert one.refresh() + other.refresh() >= 0
+    one.remove("cn1", operation_id="op-3")
+    with pytest.raises(ProviderNotFound, match="done before"):
+        other.remove("cn1", operation_id="op-3")
+
+
+@pytest.mark.parametrize("point", ["database.commit.before", "database.commit.after"])
+def test_interrupted_edit_is_done_or_not_done(open_tree: Open, point: str) -> None:
+    """An exception around the commit: the tree refreshes to what the database holds, whichever it is."""
+    tree = open_tree()
+    add_host(tree)
+
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(_: str) -> None:
+        raise Interrupted
+
+    arm(point, interrupt)
+    try:
+        with pytest.raises(Interrupted):
+            tree.update("cn1", traits={"CUSTOM_NEW"}, inventory={"DISK_GB": 7}, operation_id="op")
+    finally:
+        disarm(point)
+    assert tree["cn1"].traits == {"CUSTOM_A"}
+    done = tree.update("cn1", traits={"CUSTOM_NEW"}, inventory={"DISK_GB": 7}, operation_id="op")
+    assert (done.traits, done.generation) == ({"CUSTOM_NEW"}, 1)
+
+
+def test_refused_edit_reaches_no_database(open_tree: Open) -> None:
+    tree = open_tree()
+    add_host(tree)
+    with pytest.raises(InvalidProvider):
+        tree.move("cn1", "cn1-numa")
+    with pytest.raises(CloudcoreError):
+        tree.add("x", inventory={"VCPU": -1})
+    assert names(tree) == ["cn1", "cn1-numa"]
+
+
+def test_bound_tree_keeps_no_books(open_tree: Open) -> None:
+    """The ledger does; a fork has its own."""
+    tree = open_tree()
+    add_host(tree)
+    candidate = tree.candidates("resources=VCPU:3").first()
+    for refused in (
+        lambda: tree.allocate("vm", candidate),
+        lambda: tree.set_usage("cn1-numa", {"VCPU": 1}),
+        lambda: tree.release("vm"),
+    ):
+        with pytest.raises(UnsupportedFeature, match="AllocationLedger"):
+            refused()
+    fork = tree.what_if()
+    fork.allocate("vm", candidate)
+    assert (fork.usage("cn1-numa"), tree.usage("cn1-numa")) == ({"VCPU": 3}, {"VCPU": 0})
+
+
+def test_forest_is_loaded_in_one_edit(open_tree: Open) -> None:
+    """A dump of a tree in memory, parents after their children too; order and parts are those of the dump."""
+    source = PlacementTree()
+    for host in range(30):
+        add_host(source, f"cn{host}")
+    source.move("cn1-numa", "cn2")
+    data = source.as_placement()
+    data["resource_providers"].reverse()
+    tree, other = open_tree(), open_tree()
+    assert tree.load(data, operation_id="load") == 60
+    other.refresh()
+    assert sorted(names(other)) == sorted(names(source))
+    assert other["cn1-numa"].root == source["cn2"].uuid
+    assert other["cn7"].inventories == source["cn7"].inventories
+    tree.load(data, operation_id="load")
+    assert len(tree) == 60
+
+
+def test_tree_behind_a_pruned_feed_reads_everything(open_tree: Open, ledger_database: Database) -> None:
+    one, other = open_tree(), open_tree()
+    for host in range(5):
+        one.add(f"cn{host}")
+    ledger_database.run(lambda connection: prune_changes(connection, keep=1))
+    other.refresh()
+    assert names(other) == names(one)
+
+
+def test_followers_see_whole_edits_while_others_write(open_tree: Open) -> None:
+    """Two trees edit, a third follows and checks itself after every refresh: it never reads half an edit."""
+    writers = [open_tree(), open_tree()]
+    follower = open_tree()
+    for name in ("a", "b"):
+        add_host(writers[0], name)
+    for tree in (*writers, follower):
+        tree.refresh()
+    failures: list[BaseException] = []
+
+    def write(tree: PlacementTree, mine: str, other: str) -> None:
+        for step in range(12):
+            try:
+                tree.move(f"{mine}-numa", other if step % 2 == 0 else mine)
+                tree.update(mine, traits={f"CUSTOM_{step}"}, inventory={"DISK_GB": step + 1})
+            except GenerationConflict:
+                tree.refresh()
+            except BaseException as error:
+                failures.append(error)
+                raise
+
+    threads = [threading.Thread(target=write, args=(writers[i], *pair)) for i, pair in enumerate(("ab", "ba"))]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        follower.refresh()
+        follower.check()
+        for name in "ab":
+            provider = follower[name]
+            step = provider.inventories["DISK_GB"].total - 1
+            assert provider.traits in ({f"CUSTOM_{step}"}, {"CUSTOM_A"})
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+def test_capacity_is_stored_as_whole_units(open_tree: Open, ledger_database: Database) -> None:
+    tree = open_tree()
+    tree.add("cn1", inventory={"VCPU": Inventory(10, allocation_ratio=0.29)})
+    with ledger_database.read() as connection:
+        assert connection.scalar(sa.select(t.inventories.c.capacity)) == 2
+
+
+def test_tree_without_tables_says_so(tmp_path: Path) -> None:
+    with pytest.raises(SchemaMismatch, match="create_schema"):
+        PlacementTree.open(f"sqlite:///{tmp_path / 'empty.db'}")
+
+
+def test_tree_in_a_database_in_memory() -> None:
+    with Database("sqlite://") as database:
+        create_schema(database)
+        with PlacementTree.open(database) as tree, PlacementTree.open(database) as other:
+            add_host(tree)
+            other.refresh()
+            assert names(other) == ["cn1", "cn1-numa"]
+            assert other.refresh() == 0
+
+
+def test_tree_opened_by_url_closes_what_it_opened(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'cloud.db'}"
+    with Database(url) as database:
+        create_schema(database)
+    with PlacementTree.open(url) as tree:
+        add_host(tree)
+        assert tree.refresh() == 2
+        assert tree.refresh() == 0
+    tree.close()
+    with PlacementTree.open(url) as again:
+        assert names(again) == ["cn1", "cn1-numa"]
