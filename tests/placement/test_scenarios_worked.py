@@ -141,6 +141,8 @@ def test_capacity_is_cut_to_a_whole_number() -> None:
             f"resources1=VCPU:1&in_tree1={uuid(1)}&resources2=DISK_GB:5&group_policy=none",
             ["h1 1 VCPU, ss 5 DISK_GB; 1=h1 2=ss"],
         ),
+        (f"resources=DISK_GB:5&in_tree={uuid(3)}&resources1=VCPU:1", []),
+        (f"resources=DISK_GB:5&in_tree={uuid(3)}", ["ss 5 DISK_GB; -=ss"]),
         ("resources=DISK_GB:5", ["ss 5 DISK_GB; -=ss"]),
         (f"resources=DISK_GB:5&required={SHARING}", ["ss 5 DISK_GB; -=ss"]),
         ("resources1=VCPU:1&resources2=DISK_GB:5&same_subtree=1,2&group_policy=none", []),
@@ -150,6 +152,20 @@ def test_capacity_is_cut_to_a_whole_number() -> None:
 def test_hosts_with_a_shared_pool(query: str, right: list[str]) -> None:
     """A pool serves each tree with a member in its aggregates; in_tree keeps it out; the same is listed once."""
     assert names(pooled(), query) == right
+
+
+def test_forbidden_aggregate_of_a_root_keeps_pools_away_from_it() -> None:
+    """!member_of of the unsuffixed group looks at the provider used and at the root that it is used from."""
+    world = World(
+        (
+            provider(1, "h1", aggregates="AB", VCPU=8),
+            provider(2, "h2", aggregates="A", VCPU=8),
+            provider(3, "ss", traits=SHARING, aggregates="A", DISK_GB=100),
+        )
+    )
+    assert names(world, f"resources=DISK_GB:5&member_of=!{B}&resources1=VCPU:1") == [
+        "h2 1 VCPU, ss 5 DISK_GB; -=ss 1=h2"
+    ]
 
 
 def test_pool_without_an_aggregate_shares_with_nobody() -> None:
