@@ -1,0 +1,102 @@
+"""Pictures of a forest: the same state gives the same text, everything in it is escaped, and they end."""
+
+from __future__ import annotations
+
+import io
+from xml.etree import ElementTree as ET
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from cloudcore.placement import Inventory, PlacementTree
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.fixture
+def tree() -> PlacementTree:
+    tree = PlacementTree()
+    tree.add("cn1", inventory={"DISK_GB": Inventory(100, 10)}, traits={"CUSTOM_A"})
+    tree.add("numa0", parent="cn1", inventory={"VCPU": 8, "MEMORY_MB": 4096})
+    tree.add("pf0", parent="numa0", inventory={"SRIOV_NET_VF": 4})
+    tree.add("numa1", parent="cn1", inventory={"VCPU": 8})
+    tree.set_usage("numa0", {"VCPU": 8})
+    return tree
+
+
+def texts(svg: str) -> list[str]:
+    return [node.text for node in ET.fromstring(svg).iter(f"{SVG}text")]
+
+
+def test_repr_is_one_line(tree: PlacementTree) -> None:
+    assert repr(tree) == "<PlacementTree: 4 providers in 1 trees>"
+    candidate = tree.candidates("resources=VCPU:1,DISK_GB:1").first()
+    assert repr(candidate) == "<Candidate on cn1: numa1: 1 VCPU; cn1: 1 DISK_GB>"
+    assert "\n" not in repr(tree.candidates("resources=VCPU:9"))
+    assert "\n" not in repr(tree.candidates("resources=VCPU:9").report())
+
+
+def test_svg_shows_names_and_use(tree: PlacementTree) -> None:
+    shown = texts(tree.to_svg())
+    assert [name for name in shown if name in {"cn1", "numa0", "pf0", "numa1"}] == ["cn1", "numa0", "pf0", "numa1"]
+    assert {"8/8", "0/90", "0/4"} <= set(shown)
+    assert "DISK_GB: 0/90 (10 reserved)" in tree.to_svg()
+
+
+def test_svg_of_one_subtree(tree: PlacementTree) -> None:
+    shown = texts(tree.to_svg("numa0"))
+    assert shown[0] == "numa0: 2 providers"
+    assert "numa1" not in shown
+
+
+def test_same_state_same_svg(tree: PlacementTree) -> None:
+    """Byte for byte, also for a tree that came to the state by another way: it may lie in a repository."""
+    again = PlacementTree.from_placement(tree.as_placement())
+    assert again.to_svg() == tree.to_svg() == tree._repr_svg_()
+
+
+@given(st.text(alphabet=st.characters(blacklist_categories=("Cs", "Cc")), min_size=1, max_size=20))
+def test_names_are_escaped(name: str) -> None:
+    tree = PlacementTree()
+    tree.add(name, inventory={"VCPU": 8})
+    assert name in texts(tree.to_svg())
+    if "<" in name:
+        assert f">{name}<" not in tree._repr_html_()
+
+
+def test_html_is_nested(tree: PlacementTree) -> None:
+    html = tree._repr_html_()
+    assert html.count("<details") == html.count("</details>") == 2
+    assert html.count('class="leaf"') == 2
+    assert html.index("cn1") < html.index("numa0") < html.index("pf0") < html.index("numa1")
+
+
+def test_views_of_large_forests_end() -> None:
+    tree = PlacementTree()
+    for host in range(300):
+        tree.add(f"cn{host}", inventory={"VCPU": 8})
+    for text in (tree.to_svg(), tree._repr_html_(), rich_text(tree)):
+        assert "and 100 more providers" in text
+        assert "cn199" in text
+        assert "cn200" not in text
+
+
+def test_views_of_nothing() -> None:
+    tree = PlacementTree()
+    assert texts(tree.to_svg()) == ["0 providers"]
+    assert "0 providers" in tree._repr_html_()
+    assert "0 providers" in rich_text(tree)
+
+
+def rich_text(tree: PlacementTree) -> str:
+    console = Console(file=io.StringIO(), width=120)
+    console.print(tree)
+    return console.file.getvalue()
+
+
+def test_terminal_shows_the_tree(tree: PlacementTree) -> None:
+    lines = rich_text(tree).splitlines()
+    assert [line.strip("│├└─ ").split()[0] for line in lines] == ["4", "cn1", "numa0", "pf0", "numa1"]
+    assert "8/8" in lines[2]
