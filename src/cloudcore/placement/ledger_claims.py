@@ -292,26 +292,33 @@ def claim_in_one_statement(database: Database, claim: NewClaim, *, history: bool
         OutcomeUnknown: The connection was lost after the statement was sent.
         See :func:`claim_by_statements` for the others.
     """
-    with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        failpoint("ledger.claim.statement.before")
-        try:
-            good, taken, rows, _ = _send(connection, claim, history=history)
-        except sa.exc.DBAPIError as error:
-            if getattr(error.orig, "sqlstate", None) == _ABORTED:
-                raise _why_aborted(connection, claim) from error
-            found = translate(error, database.engine)
-            if isinstance(found, DatabaseUnavailable):
-                raise OutcomeUnknown(str(found), operation_id=claim.operation.id) from error
-            raise found from error
-        failpoint("ledger.claim.statement.after")
-        if good and taken:
-            return Outcome(result=claim.result, repeated=False)
-        session = Session(connection)
-        with session.errors():
-            stored = _stored(session, claim.operation)
-        if stored is not None:
-            return stored
-        raise _refused(rows) if not good else DatabaseBusy(f"operation {claim.operation.id} was undone meanwhile")
+    try:
+        with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            return _claim_on(connection, claim, history=history)
+    except sa.exc.SQLAlchemyError as error:  # before the statement was sent, or after it was answered
+        raise translate(error, database.engine) from error
+
+
+def _claim_on(connection: Connection, claim: NewClaim, *, history: bool) -> Outcome[Any]:
+    failpoint("ledger.claim.statement.before")
+    try:
+        good, taken, rows, _ = _send(connection, claim, history=history)
+    except sa.exc.DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) == _ABORTED:
+            raise _why_aborted(connection, claim) from error
+        found = translate(error, connection.engine)
+        if isinstance(found, DatabaseUnavailable):
+            raise OutcomeUnknown(str(found), operation_id=claim.operation.id) from error
+        raise found from error
+    failpoint("ledger.claim.statement.after")
+    if good and taken:
+        return Outcome(result=claim.result, repeated=False)
+    session = Session(connection)
+    with session.errors():
+        stored = _stored(session, claim.operation)
+    if stored is not None:
+        return stored
+    raise _refused(rows) if not good else DatabaseBusy(f"operation {claim.operation.id} was undone meanwhile")
 
 
 def _send(connection: Connection, claim: NewClaim, *, history: bool) -> tuple[bool, int, Any, int]:

@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import sqlalchemy as sa
 
+from cloudcore.database import translate
 from cloudcore.errors import InvariantViolated, ProviderNotFound
 from cloudcore.placement.ledger_moves import live_moves
 from cloudcore.placement.ledger_session import Session
@@ -155,12 +157,15 @@ def check(database: Database) -> None:
 def snapshot(database: Database) -> Iterator[Session]:
     """Give a session all of whose statements see the same state. For reading only."""
     level: dict[str, Any] = {} if database.dialect == "sqlite" else {"isolation_level": "REPEATABLE READ"}
-    with database.engine.connect().execution_options(**level) as connection:
-        if database.dialect == "sqlite":
-            connection.exec_driver_sql("BEGIN")
-        session = Session(connection)
-        with session.errors():
-            yield session
+    try:
+        with database.engine.connect().execution_options(**level) as connection:
+            if database.dialect == "sqlite":
+                connection.exec_driver_sql("BEGIN")
+            session = Session(connection)
+            with session.errors():
+                yield session
+    except sa.exc.SQLAlchemyError as error:
+        raise translate(error, database.engine) from error
 
 
 def _sums(session: Session) -> Iterator[str]:
