@@ -264,14 +264,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="A tour of cloudcore.")
     parser.add_argument("--database", metavar="URL", help="for placement and attachments; SQLite in the folder")
     parser.add_argument("--folder", type=Path, help="keep everything here; must be empty")
-    parser.add_argument("--picture", type=Path, help="where to draw one host; host.svg in the folder")
+    parser.add_argument("--picture", type=Path, default=Path("cloudcore-host.svg"), help="where to draw one host")
     options = parser.parse_args(arguments)
     with ExitStack() as stack:
         folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cloudcore-")))
         folder.mkdir(parents=True, exist_ok=True)
         cloud = Cloud(folder, options.database or f"sqlite:///{folder / 'placement.db'}")
         stack.callback(cloud.close)
-        tour(cloud, options.picture or folder / "host.svg")
+        tour(cloud, options.picture)
     return 0
 
 

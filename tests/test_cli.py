@@ -72,3 +72,13 @@ def test_doctor_tells_of_the_hypervisor(capsys: pytest.CaptureFixture[str]) -> N
     pytest.importorskip("libvirt")
     main(["doctor"])
     assert "test:///default" in capsys.readouterr().out
+
+
+def test_the_demo_tells_the_whole_story(tmp_path: object, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = f"{tmp_path}/host.svg"
+    assert main(["demo", "--picture", picture]) == 0
+    printed = capsys.readouterr().out
+    for line in ("1 alternate left", "hosts fit", "exclusive", "8 of 12 instances; complete: False", "are sound"):
+        assert line in printed
+    with open(picture) as file:
+        assert file.read().startswith("<svg")

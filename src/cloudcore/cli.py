@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="run the tour: hosts, claims, moves, volumes, listing")
     demo.add_argument("--database", metavar="URL", help="an empty database for placement; SQLite in a scratch folder")
+    demo.add_argument("--picture", metavar="FILE", default="cloudcore-host.svg", help="where to draw one host")
     demo.set_defaults(run=_demo)
     return parser
 
@@ -94,5 +95,6 @@ def _demo(parsed: argparse.Namespace) -> int:
     if not story.exists():
         story = Path(__file__).parents[2] / "examples" / "quickstart.py"  # in a checkout
     tell = runpy.run_path(str(story))["main"]
-    code: int = tell(["--database", parsed.database] if parsed.database else [])
+    database = ["--database", parsed.database] if parsed.database else []
+    code: int = tell([*database, "--picture", parsed.picture])
     return code
