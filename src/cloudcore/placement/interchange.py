@@ -8,7 +8,7 @@ from typing import Any
 from cloudcore._values import normalise_uuid
 from cloudcore.errors import InvalidInventory, InvalidProvider
 from cloudcore.placement.forest import Edit, read_aggregates, read_inventories, read_name, read_traits
-from cloudcore.placement.values import Provider
+from cloudcore.placement.values import FrozenDict, Inventory, Provider
 
 __all__ = ["dump", "load"]
 
@@ -68,8 +68,9 @@ def load(data: Mapping[str, Any], *, first_number: int = 1) -> tuple[Edit, dict[
         raise InvalidProvider("resource_providers: missing, or no list", field="resource_providers")
     drafts: dict[str, dict[str, Any]] = {}
     names: set[str] = set()
+    alike = _Alike()
     for entry in data["resource_providers"]:
-        draft = _read_entry(entry, data)
+        draft = _read_entry(entry, data, alike)
         if draft["uuid"] in drafts or draft["name"] in names:
             raise InvalidProvider(f"{draft['name']}: the uuid or the name is listed twice", field="resource_providers")
         drafts[draft["uuid"]] = draft
@@ -81,7 +82,37 @@ def load(data: Mapping[str, Any], *, first_number: int = 1) -> tuple[Edit, dict[
     return Edit(put=tuple(_parents_first(providers))), {uuid: used for uuid, used in usage.items() if used}
 
 
-def _read_entry(entry: Any, data: Mapping[str, Any]) -> dict[str, Any]:
+class _Alike:
+    """Reads equal parts once: thousands of hosts have the same inventories and the same traits."""
+
+    def __init__(self) -> None:
+        self._inventories: dict[Any, FrozenDict[str, Inventory]] = {}
+        self._traits: dict[Any, frozenset[str]] = {}
+
+    def inventories(self, given: Any) -> FrozenDict[str, Inventory]:
+        try:
+            key = tuple((name, tuple((part, type(n), n) for part, n in each.items())) for name, each in given.items())
+            found = self._inventories.get(key)
+        except (AttributeError, TypeError):  # not as Placement writes it: let the careful reader say what is wrong
+            return read_inventories(given)
+        if found is None:
+            found = self._inventories[key] = read_inventories(given)
+        return found
+
+    def traits(self, given: Any) -> frozenset[str]:
+        try:
+            key = tuple(given) if isinstance(given, list | tuple) else None
+            found = self._traits.get(key)
+        except TypeError:
+            return read_traits(given)
+        if key is None or found is None:
+            found = read_traits(given)
+            if key is not None:
+                self._traits[key] = found
+        return found
+
+
+def _read_entry(entry: Any, data: Mapping[str, Any], alike: _Alike) -> dict[str, Any]:
     if not isinstance(entry, Mapping) or "uuid" not in entry or "name" not in entry:
         raise InvalidProvider(f"resource_providers: {entry!r} has no uuid or no name", field="resource_providers")
     uuid = normalise_uuid(entry["uuid"], "uuid", InvalidProvider)
@@ -95,8 +126,8 @@ def _read_entry(entry: Any, data: Mapping[str, Any]) -> dict[str, Any]:
         "name": read_name(entry["name"]),
         "parent": None if parent is None else normalise_uuid(parent, "parent_provider_uuid", InvalidProvider),
         "generation": generation,
-        "inventories": read_inventories(inventories),
-        "traits": read_traits(_part(data, "traits", uuid, ())),
+        "inventories": alike.inventories(inventories),
+        "traits": alike.traits(_part(data, "traits", uuid, ())),
         "aggregates": read_aggregates(_part(data, "aggregates", uuid, ())),
     }
 
