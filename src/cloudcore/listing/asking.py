@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
-from cloudcore.errors import CloudcoreError, DeadlineExceeded
+from cloudcore.errors import CloudcoreError, DatabaseUnavailable, DeadlineExceeded
 from cloudcore.listing.values import CellReport, CellState
 
 if TYPE_CHECKING:
@@ -57,17 +57,26 @@ class Ask:
         return lease.run(text, parameters, self.limit)
 
     def with_lease(self, use: Callable[[Lease], T]) -> T:
-        """Call *use* with a connection that :meth:`drop` can break."""
+        """Call *use*, which only reads, with a connection that :meth:`drop` can break.
+
+        A connection kept from before may have died with its server, which may be back: then once more with a new one.
+        """
         lease = self.link.acquire(self.limit)
-        self.lease = lease
-        try:
-            result = use(lease)
-        except Exception as error:
+        while True:
+            reused = lease.used
+            self.lease = lease
+            try:
+                result = use(lease)
+            except Exception as error:
+                self.lease = None
+                blamed = self.link.blame(lease, error)
+                if self.dropped or not reused or not isinstance(blamed, DatabaseUnavailable):
+                    raise blamed from error
+                lease = self.link.acquire(self.limit, fresh=True)
+                continue
             self.lease = None
-            raise self.link.blame(lease, error) from error
-        self.lease = None
-        self.link.release(lease)
-        return result
+            self.link.release(lease)
+            return result
 
     def drop(self) -> None:
         """Nobody waits any more: make the statement under way fail."""

@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import attrs
 import sqlalchemy as sa
@@ -70,7 +71,7 @@ class Cell:
 class Lease:
     """One connection, used by one thread at a time."""
 
-    __slots__ = ("_autocommit", "_proxied", "connection", "cursor", "dialect", "limit", "mine")
+    __slots__ = ("_autocommit", "_proxied", "connection", "cursor", "dialect", "limit", "mine", "used")
 
     def __init__(self, proxied: PoolProxiedConnection, dialect: Dialect, *, mine: bool) -> None:
         self._proxied = proxied
@@ -78,6 +79,8 @@ class Lease:
         self.mine = mine
         self.connection: Any = proxied.dbapi_connection
         self.limit = math.inf
+        self.used = False
+        """Whether it was kept since an earlier statement."""
         self._autocommit: Any = None
         self.cursor: Any = None
 
@@ -193,8 +196,10 @@ class Link:
                 self._database = Database(self._source, pool_size=2) if self.mine else Database(self._source)
             return self._database
 
-    def acquire(self, limit: float) -> Lease:
+    def acquire(self, limit: float, *, fresh: bool = False) -> Lease:
         """A connection; give it to :meth:`release` or :meth:`blame`. Waits for a free one until the instant *limit*.
+
+        With *fresh* the idle ones are closed first: one of them was dead, so the others are too.
 
         Raises:
             DeadlineExceeded: None became free.
@@ -203,10 +208,18 @@ class Link:
         engine = self.engine
         self._enter(limit)
         try:
+            if fresh:
+                self._forget_idle()
             return self._take(engine)
         except Exception as error:
             self._leave(None)
             raise _typed(error, engine) from error
+
+    def _forget_idle(self) -> None:
+        with self._free:
+            idle, self._idle = self._idle, []
+        for lease in idle:
+            lease.discard()
 
     def release(self, lease: Lease) -> None:
         """Take a connection back after a statement that went well."""
@@ -245,6 +258,7 @@ class Link:
             lease = None
         with self._free:
             if lease is not None and not self._closed:
+                lease.used = True
                 self._idle.append(lease)
                 lease = None
             self._room += 1
@@ -289,6 +303,14 @@ def _in_memory(url: URL) -> bool:
     return url.get_backend_name() == "sqlite" and url.database in {None, "", ":memory:"}
 
 
+def _existing(url: URL) -> URL:
+    """A SQLite URL that opens the file only if it is there; asking for a cell must not create it."""
+    path = url.database or ""
+    if path.startswith("file:"):
+        return url
+    return url.set(database=f"file:{quote(path)}").update_query_dict({"mode": "rw", "uri": "true"})
+
+
 def _reading_engine(source: Any, deadline: float, options: Mapping[str, Any]) -> Engine:
     """An engine for reading a cell: it changes nothing in the database, not even a SQLite file's journal mode."""
     url = sa.make_url(source)
@@ -296,7 +318,7 @@ def _reading_engine(source: Any, deadline: float, options: Mapping[str, Any]) ->
     if url.get_backend_name() == "sqlite":
         connect = {"check_same_thread": False, "timeout": deadline, "isolation_level": None, "cached_statements": 512}
         arguments["connect_args"] = {**connect, **arguments.pop("connect_args", {})}
-        return sa.create_engine(url, **{"poolclass": NullPool, **arguments})
+        return sa.create_engine(_existing(url), **{"poolclass": NullPool, **arguments})
     if url.get_backend_name() != "sqlite":
         connect = {"connect_timeout": max(2, math.ceil(deadline))}
         if url.get_backend_name() in {"mysql", "mariadb"}:

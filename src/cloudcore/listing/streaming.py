@@ -83,6 +83,7 @@ class Stream(Iterator[Record]):
 
     def _refill(self) -> Entry:
         if self._cancelled:
+            self._cancelled = False
             self.close()
             raise Cancelled(f"the listing was cancelled after {self._count} records")
         block = [] if self._ended else self._gather.advance()
