@@ -692,6 +692,9 @@ def test_secrets_are_nowhere(new_manager, volumes, embedded, journal_database, t
     class Leaky(PlainConnector):
         fail = False
 
+        def acts_on(self, info):
+            return True
+
         def connect(self, info):
             told.append(info)
             if self.fail:

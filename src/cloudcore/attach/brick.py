@@ -85,9 +85,13 @@ class BrickConnector:
                 self._described = Connector.from_mapping({**found, "host": self._host})
             return self._described
 
+    def acts_on(self, info: ConnectionInfo) -> bool:
+        """Unless QEMU opens it by itself, or the path is there already."""
+        return info.kind not in self._plain_kinds
+
     def connect(self, info: ConnectionInfo) -> HostDevice:
         """See :class:`~cloudcore.attach.hosts.HostConnector`."""
-        if info.kind in self._plain_kinds:
+        if not self.acts_on(info):
             return self._plain().connect(info)
         found = _guarded("connect", info, lambda: self._connector(info).connect_volume(dict(info.data)))
         path = found.get("path")
@@ -116,7 +120,7 @@ class BrickConnector:
                 f"detach again",
                 identifier=str(device.details.get("path")),
             )
-        if info.kind in self._plain_kinds:
+        if not self.acts_on(info):
             return
         connector, data = self._connector(info), dict(info.data)
         details = dict(device.details)
@@ -124,7 +128,7 @@ class BrickConnector:
 
     def extended(self, info: ConnectionInfo, device: HostDevice) -> int | None:
         """See :class:`~cloudcore.attach.hosts.HostConnector`."""
-        if info.kind in self._plain_kinds:
+        if not self.acts_on(info):
             return self._plain().extended(info, device)
         size = _guarded("extend", info, lambda: self._connector(info).extend_volume(dict(info.data)))
         if size is None:

@@ -37,6 +37,9 @@ class HostConnector(Protocol):
     def describe(self) -> Connector:
         """What the host says of itself, for the volume service."""
 
+    def acts_on(self, info: ConnectionInfo) -> bool:
+        """Whether :meth:`connect` does anything on the host for this connection, or only says where the bytes are."""
+
     def connect(self, info: ConnectionInfo) -> HostDevice:
         """Make the volume reachable for QEMU on this host.
 
@@ -87,6 +90,10 @@ class PlainConnector:
     def describe(self) -> Connector:
         """See :class:`HostConnector`."""
         return self._connector
+
+    def acts_on(self, info: ConnectionInfo) -> bool:
+        """Never."""
+        return False
 
     def connect(self, info: ConnectionInfo) -> HostDevice:
         """See :class:`HostConnector`."""

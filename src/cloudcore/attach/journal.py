@@ -173,6 +173,7 @@ class Journal:
         leg: Attachment,
         event: Event,
         *,
+        also: Event | None = None,
         note: str | None = None,
         release: bool = False,
         with_others: Callable[[Connection], None] | None = None,
@@ -180,8 +181,8 @@ class Journal:
     ) -> tuple[Attachment, Instruction | None]:
         """Apply *event*, write the new state with *changes* to the leg's fields, and say what to do next.
 
-        *release* gives the lease back in the same transaction if the new state is at rest. *with_others* writes beside
-        it.
+        *also* is a second event that follows at once. *release* gives the lease back in the same transaction if nothing
+        is left to do. *with_others* writes beside it.
 
         Raises:
             InvalidTransition: The table has no such pair; with the story.
@@ -189,15 +190,20 @@ class Journal:
         """
         target = self._target(leg, event)
         text = note[:_NOTE] if note else None
-        after = attrs.evolve(
-            leg, state=target.state, note=text, version=leg.version + 1, updated_at=self.now(), **changes
-        )
+        step = {"note": text, "updated_at": self.now(), **changes}
+        after = attrs.evolve(leg, state=target.state, version=leg.version + 1, **step)
+        between = None
+        if also is not None:
+            between, target = after, self._target(after, also)
+            after = attrs.evolve(after, state=target.state, version=after.version + 1)
         leave = release and target.instruction is None
 
         def work(connection: Connection) -> None:
             if with_others is not None:
                 with_others(connection)
-            self.replace(connection, lease, leg, after, event)
+            if between is not None:
+                connection.execute(_EVENT, self._line(between, event, text))
+            self.replace(connection, lease, leg, after, also or event)
             if leave:
                 lease.release(connection)
 

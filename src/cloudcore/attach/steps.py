@@ -217,10 +217,22 @@ class Driver:
         event = self._bounded(work, instruction, outcome, undo=undo)
         if event is None:
             return None
+        also, changes = self._connect_at_once(work, event, outcome)
         work.leg, following = self._journal.advance(
-            work.lease, work.leg, event, note=outcome.note, release=release, **outcome.changes
+            work.lease, work.leg, event, also=also, note=outcome.note, release=release, **changes
         )
         return following
+
+    def _connect_at_once(self, work: _Work, event: Event, outcome: _Outcome) -> tuple[Event | None, Mapping[str, Any]]:
+        """Where nothing happens on the host, mapped and connected are one write: there is no effect to announce."""
+        if (work.leg.state, event) != (State.MAPPING, Event.DONE) or work.info is None:
+            return None, outcome.changes
+        if self.host(work.leg).connector.acts_on(work.info):
+            return None, outcome.changes
+        connected = self._perform(work, Instruction.CONNECT)
+        if connected.event is not Event.DONE:
+            return None, outcome.changes  # it is tried again, and fails, as a step of its own
+        return Event.DONE, {**outcome.changes, **connected.changes}
 
     def _bounded(self, work: _Work, instruction: Instruction, outcome: _Outcome, *, undo: bool) -> Event | None:
         """The event to write: repeats are counted, and become an undo, or the end of this run where none is left."""

@@ -198,6 +198,10 @@ class StoredHost:
         """See :class:`~cloudcore.attach.hosts.HostConnector`."""
         return Connector(host=self._name, ip="127.0.0.1")
 
+    def acts_on(self, info: ConnectionInfo) -> bool:
+        """Always."""
+        return True
+
     def connect(self, info: ConnectionInfo) -> HostDevice:
         """See :class:`~cloudcore.attach.hosts.HostConnector`."""
         volume = str(info.data["volume_id"])
