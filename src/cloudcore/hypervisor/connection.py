@@ -14,7 +14,7 @@ import tenacity
 
 from cloudcore._extras import require_extra
 from cloudcore._failpoints import failpoint
-from cloudcore.errors import HypervisorUnavailable
+from cloudcore.errors import CloudcoreError, HypervisorUnavailable
 from cloudcore.hypervisor.calls import CallRunner
 from cloudcore.hypervisor.event_loop import EventLoop
 from cloudcore.hypervisor.libvirt_errors import cloudcore_error, connection_lost, failure_of
@@ -26,6 +26,7 @@ __all__ = ["Connection", "Timeouts"]
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
+_KEPT = 4  # idle connections that are kept
 
 
 @attrs.frozen(kw_only=True)
@@ -52,6 +53,10 @@ class Timeouts:
 class Connection:
     """The way to one libvirt daemon (or driver in this process). May be shared between threads.
 
+    Behind it are several libvirt connections. Each serves one call at a time: a daemon answers only a few calls of one
+    client at once, and libvirt's client can leave an answer lying for seconds while another call of the same connection
+    hangs. So a call that hangs takes nothing with it but its own connection. One more connection listens for events.
+
     No lock is held while libvirt is called.
     """
 
@@ -61,7 +66,7 @@ class Connection:
         *,
         timeouts: Timeouts,
         own_event_loop: bool = True,
-        prepare: Callable[[Any], None] | None = None,
+        listen: Callable[[Any], None] | None = None,
         lost: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -71,21 +76,22 @@ class Connection:
             uri: What to connect to.
             timeouts: Deadlines.
             own_event_loop: Run libvirt's event loop; False where the caller's process runs one.
-            prepare: Called with each new ``virConnect``, to register for events.
+            listen: Called with a new ``virConnect``, to register for events.
             lost: Called when a connection was lost, from any thread; must return at once.
             clock: Seconds that only grow.
         """
         self.uri = uri
-        self.generation = 0
         self._timeouts = timeouts
-        self._prepare = prepare
+        self._listen = listen
         self._lost = lost
         self._clock = clock
         self._runner = CallRunner(uri, clock=clock)
         self._loop = EventLoop() if own_event_loop else None
         self._lock = threading.Lock()
-        self._current: Any = None
-        self._attempt: _Attempt | None = None
+        self._idle: list[Any] = []
+        self._listener: Any = None
+        self._listening = False  # somebody has or opens the listener
+        self._connected_once = False
         self._failed_at: float | None = None
         self._closed = False
 
@@ -123,16 +129,30 @@ class Connection:
 
     def _call_once(self, what: str, function: Callable[[Any], T], seconds: float, identifier: str | None) -> T:
         libvirt = require_extra("libvirt", "libvirt")
-        connection = self._connected()
+        connection = self._take()
         failpoint("hypervisor.connection.before_call")
         try:
-            result = self._runner.run(what, partial(function, connection), seconds)
+            result = self._runner.run(what, partial(self._use, connection, function), seconds)
         except libvirt.libvirtError as error:
-            failure = failure_of(error)
-            if connection_lost(failure):
-                self._drop(connection)
-            raise cloudcore_error(failure, what, uri=self.uri, identifier=identifier) from error
+            raise cloudcore_error(failure_of(error), what, uri=self.uri, identifier=identifier) from error
         failpoint("hypervisor.connection.after_call")
+        return result
+
+    def _use(self, connection: Any, function: Callable[[Any], T]) -> T:
+        """Call, then put the connection back; in the call's own thread, whether anybody still waits for it or not."""
+        libvirt = require_extra("libvirt", "libvirt")
+        try:
+            result = function(connection)
+        except libvirt.libvirtError as error:
+            if connection_lost(failure_of(error)):
+                self._drop(connection)
+            else:
+                self._put_back(connection)
+            raise
+        except BaseException:
+            self._put_back(connection)
+            raise
+        self._put_back(connection)
         return result
 
     @property
@@ -141,60 +161,65 @@ class Connection:
         return self._runner.given_up
 
     def close(self) -> None:
-        """Close the connection and give the event loop back. Repeated calls do nothing."""
+        """Close every connection and give the event loop back. Repeated calls do nothing.
+
+        One that is in use is closed when its call comes back.
+        """
         with self._lock:
             self._closed = True
-            connection, self._current = self._current, None
-        if connection is not None:
+            gone, self._idle = [*self._idle, self._listener], []
+            self._listener = None
+        for connection in gone:
             self._discard(connection)
         if self._loop is not None:
             self._loop.stop()
 
-    # --- opening and losing ------------------------------------------------------------------------------------------
+    # --- taking and putting back -------------------------------------------------------------------------------------
 
-    def _connected(self) -> Any:
-        """The connection; opened by one thread, which the others wait for."""
+    def _take(self) -> Any:
+        """A connection for one call."""
         with self._lock:
             if self._closed:
                 raise HypervisorUnavailable(f"{self.uri}: closed", uri=self.uri)
-            if self._current is not None:
-                return self._current
-            attempt, mine = self._attempt, self._attempt is None
-            if attempt is None:
-                attempt = self._attempt = _Attempt()
-        if mine:
-            self._open(attempt)
-        elif not attempt.done.wait(self._timeouts.connect):
-            raise HypervisorUnavailable(f"{self.uri}: no connection yet", uri=self.uri)
-        if attempt.error is not None:
-            raise HypervisorUnavailable(
-                str(attempt.error), uri=self.uri, code=getattr(attempt.error, "code", None)
-            ) from attempt.error
-        return attempt.connection
-
-    def _open(self, attempt: _Attempt) -> None:
-        """Carry the attempt to its end, good or bad."""
+            if self._idle:
+                return self._idle.pop()
+        if self._loop is not None:
+            self._loop.start()
+        opening = _Opening()
         try:
-            if self._loop is not None:
-                self._loop.start()
-            attempt.connection = self._runner.run(
-                f"connect to {self.uri}", lambda: self._opened(attempt), self._timeouts.connect
+            connection = self._runner.run(
+                f"connect to {self.uri}", partial(self._open, opening), self._timeouts.connect
             )
-        except Exception as error:
-            attempt.error = error
-        finally:
+        except CloudcoreError as error:
+            opening.abandoned = True
             with self._lock:
-                self._attempt = None
-                if attempt.connection is not None and not self._closed:
-                    self._current, self._failed_at = attempt.connection, None
-                    self.generation += 1
-                else:
-                    self._failed_at = self._clock()
-                attempt.over = True
-            attempt.done.set()
+                self._failed_at = self._clock()
+            code = getattr(error, "code", None)
+            raise HypervisorUnavailable(str(error), uri=self.uri, code=code) from error
+        with self._lock:
+            self._connected_once, self._failed_at = True, None
+        return connection
 
-    def _opened(self, attempt: _Attempt) -> Any:
-        """A new connection, ready for use."""
+    def _put_back(self, connection: Any) -> None:
+        with self._lock:
+            if not self._closed and len(self._idle) < _KEPT:
+                self._idle.append(connection)
+                return
+        self._discard(connection)
+
+    def _open(self, opening: _Opening) -> Any:
+        """A new connection, and the one for events if there is none."""
+        connection = self._opened()
+        with self._lock:
+            listen = self._listen is not None and not self._listening
+            self._listening = self._listening or listen
+        if listen:
+            self._start_listening()
+        if opening.abandoned:  # nobody waits for it any more
+            self._discard(connection)
+        return connection
+
+    def _opened(self) -> Any:
         libvirt = require_extra("libvirt", "libvirt")
         retrying = tenacity.Retrying(
             stop=tenacity.stop_after_delay(self._patience()),
@@ -203,7 +228,7 @@ class Connection:
             reraise=True,
         )
         try:
-            connection = retrying(libvirt.open, self.uri)
+            return retrying(libvirt.open, self.uri)
         except libvirt.libvirtError as error:
             failure = failure_of(error)
             raise HypervisorUnavailable(
@@ -211,34 +236,61 @@ class Connection:
                 uri=self.uri,
                 code=failure.code,
             ) from error
-        with contextlib.suppress(libvirt.libvirtError):  # drivers inside this process have neither
-            connection.registerCloseCallback(lambda gone, *_: self._drop(gone), None)
-            connection.setKeepAlive(5, 3)
-        if self._prepare is not None:
-            self._prepare(connection)
-        if attempt.over:  # nobody waits for it any more
-            self._discard(connection)
-        return connection
 
     def _patience(self) -> float:
         """How long to wait for a daemon that restarts: not for one that never answered, or did not a moment ago."""
         with self._lock:
             failed = self._failed_at is not None and self._clock() - self._failed_at < self._timeouts.connect
-            return 0 if failed or not self.generation else self._timeouts.connect * 0.9
+            return 0 if failed or not self._connected_once else self._timeouts.connect * 0.9
+
+    def _start_listening(self) -> None:
+        """Events are hints: if they cannot be had now, the next new connection tries again."""
+        libvirt = require_extra("libvirt", "libvirt")
+        try:
+            listener = libvirt.open(self.uri)
+        except libvirt.libvirtError as error:
+            _log.info("no events from %s: %s", self.uri, error)
+            with self._lock:
+                self._listening = False
+            return
+        with contextlib.suppress(libvirt.libvirtError):  # drivers inside this process have neither
+            listener.registerCloseCallback(lambda gone, *_: self._listener_lost(gone), None)
+            listener.setKeepAlive(5, 3)
+        if self._listen is not None:
+            self._listen(listener)
+        with self._lock:
+            if not self._closed:
+                self._listener = listener
+                return
+        self._discard(listener)
+
+    # --- losing ------------------------------------------------------------------------------------------------------
+
+    def _listener_lost(self, listener: Any) -> None:
+        """Called by libvirt; late for one that was given up already."""
+        with self._lock:
+            current = self._listener is not None and self._listener.c_pointer() == listener.c_pointer()
+        if current:
+            self._drop(listener)
 
     def _drop(self, connection: Any) -> None:
-        """Forget a connection that is of no use; the next call opens a new one."""
+        """One is of no use any more: then none is. The next call opens a new one."""
         with self._lock:
-            if self._current is None or self._current.c_pointer() != connection.c_pointer():
-                return
-            self._current = None
+            gone = [connection, *self._idle]
+            self._idle = []
+            if self._listener is not None:
+                gone.append(self._listener)
+                self._listener, self._listening = None, False
         _log.warning("connection to %s was lost", self.uri)
-        self._discard(connection)
+        for one in {id(one): one for one in gone}.values():
+            self._discard(one)
         if self._lost is not None:
             self._lost()
 
     def _discard(self, connection: Any) -> None:
         """Close it in a thread that nobody waits for: closing a broken connection may take its time."""
+        if connection is None:
+            return
         libvirt = require_extra("libvirt", "libvirt")
 
         def close() -> None:
@@ -250,11 +302,8 @@ class Connection:
         threading.Thread(target=close, name="cloudcore libvirt close", daemon=True).start()
 
 
-class _Attempt:
-    """One attempt to connect, which several threads may wait for."""
+class _Opening:
+    """An attempt to connect; *abandoned* when nobody waits for it any more."""
 
     def __init__(self) -> None:
-        self.done = threading.Event()
-        self.connection: Any = None
-        self.error: BaseException | None = None
-        self.over = False
+        self.abandoned = False

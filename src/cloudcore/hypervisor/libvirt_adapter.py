@@ -33,10 +33,11 @@ class LibvirtHypervisor:
         with LibvirtHypervisor("qemu:///system") as hypervisor:
             hypervisor.attach_disk(instance_id, Disk(volume_id=volume_id, source=BlockSource("/dev/sdb")))
 
-    Nothing is opened before the first call. The connection is opened by the first call that needs it and opened again
-    when it was lost. libvirt's calls run in threads of their own, so that none outlasts its deadline; libvirt's event
-    loop runs in one more, shared by all adapters of the process, unless the caller's process runs one
-    (*own_event_loop* False). May be shared between threads.
+    Nothing is opened before the first call. Connections are opened by calls that need them, and again when they were
+    lost. libvirt's calls run in threads of their own, so that none outlasts its deadline, and each on a connection of
+    its own, so that one that hangs keeps no other waiting; libvirt's event loop runs in one more thread, shared by all
+    adapters of the process, unless the caller's process runs one (*own_event_loop* False). May be shared between
+    threads.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class LibvirtHypervisor:
             self.uri,
             timeouts=self._timeouts,
             own_event_loop=own_event_loop,
-            prepare=self._listen,
+            listen=self._listen,
             lost=lambda: self._watches.tell(Hint.CHANGED),
         )
         self._driver = LibvirtDriver(self._connection, self._watches, self._timeouts)

@@ -1,0 +1,139 @@
+"""Calls with a deadline, hints, and what libvirt's errors mean."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from cloudcore import errors
+from cloudcore.errors import DeadlineExceeded, HypervisorUnavailable, Transient
+from cloudcore.hypervisor.calls import CallRunner
+from cloudcore.hypervisor.guests import Hint, Watch, Watches
+from cloudcore.hypervisor.libvirt_errors import (
+    Failure,
+    cloudcore_error,
+    connection_lost,
+    is_missing_device,
+    target_taken,
+    unplug_running,
+)
+
+# --- deadlines -------------------------------------------------------------------------------------------------------
+
+
+def test_results_and_exceptions_come_through():
+    runner = CallRunner("test:")
+    assert runner.run("add", lambda: 1 + 1, 10) == 2
+    with pytest.raises(ZeroDivisionError):
+        runner.run("divide", lambda: 1 / 0, 10)
+
+
+def test_a_call_that_hangs_is_left_and_counted_until_it_returns():
+    """The caller goes on; the call holds a slot until it is over."""
+    runner, over = CallRunner("test:", limit=1), threading.Event()
+    with pytest.raises(DeadlineExceeded, match="no answer from test:"):
+        runner.run("hang", over.wait, 0.01)
+    assert runner.given_up == 1
+    with pytest.raises(HypervisorUnavailable, match="1 of them overdue"):
+        runner.run("next", lambda: None, 0.01)
+    over.set()
+    assert runner.run("next", lambda: "free", 10) == "free"
+    assert runner.given_up == 0
+
+
+def test_many_callers_at_once():
+    runner = CallRunner("test:", limit=4)
+    results: list[int] = []
+    threads = [threading.Thread(target=lambda n=n: results.append(runner.run("n", lambda: n, 30))) for n in range(50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(results) == list(range(50))
+
+
+# --- hints -----------------------------------------------------------------------------------------------------------
+
+
+def test_hints_reach_those_who_wait_for_them():
+    """By device, by guest, or everyone; nobody else, and none before the watch began."""
+    watches = Watches()
+    watches.tell(Hint.REMOVED, "guest", "disk")
+    with Watch(watches, ("guest", "disk")) as mine, Watch(watches, ("guest", "other")) as other:
+        watches.tell(Hint.REMOVED, "guest", "disk")
+        assert (mine.wait(5), other.wait(0)) == (Hint.REMOVED, None)
+        watches.tell(Hint.CHANGED, "guest")
+        assert (mine.wait(5), other.wait(5)) == (Hint.CHANGED, Hint.CHANGED)
+        watches.tell(Hint.CHANGED)
+        assert (mine.wait(5), other.wait(5)) == (Hint.CHANGED, Hint.CHANGED)
+        watches.tell(Hint.REMOVED, "another", "disk")
+        assert mine.wait(0) is None
+        assert len(watches) == 2
+    assert len(watches) == 0
+
+
+def test_a_refusal_is_not_overtaken():
+    """By a hint that says less."""
+    watches = Watches()
+    with Watch(watches, ("guest", "disk")) as watch:
+        watches.tell(Hint.REFUSED, "guest", "disk")
+        watches.tell(Hint.CHANGED)
+        assert watch.wait(5) is Hint.REFUSED
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+QEMU, RPC = 10, 7
+
+
+@pytest.mark.parametrize(
+    ("code", "domain", "message", "kind"),
+    [
+        (42, QEMU, "Domain not found: no domain with matching uuid", "GuestNotFound"),
+        (99, QEMU, "device not found: no target device vdb", "DeviceNotFound"),
+        (9, QEMU, "disk vdb not found", "DeviceNotFound"),
+        (1, QEMU, "internal error: no device found with alias ua-1", "DeviceNotFound"),
+        (1, QEMU, 'internal error: unable to execute QEMU command: Failed to get "write" lock', "InUse"),
+        (1, QEMU, 'internal error: unable to execute QEMU command: Failed to get shared "write" lock', "InUse"),
+        (1, QEMU, "internal error: No more available PCI slots", "LimitExceeded"),
+        (27, QEMU, "XML error: target 'vdb' duplicated for disk sources", "InvalidDisk"),
+        (55, QEMU, "Requested operation is not valid: target vdb already exists", "InvalidDisk"),
+        (66, QEMU, "Secret not found: no secret with matching uuid", "InvalidDisk"),
+        (67, QEMU, "unsupported configuration: disk bus 'ide' cannot be hotplugged", "InvalidDisk"),
+        (68, QEMU, "Timed out during operation: cannot acquire state change lock", "DeadlineExceeded"),
+        (3, QEMU, "this function is not supported by the connection driver", "UnsupportedFeature"),
+        (38, QEMU, "Cannot access storage file '/x': No such file or directory", "HypervisorError"),
+        (38, RPC, "Cannot recv data: Connection reset by peer", "HypervisorUnavailable"),
+        (38, RPC, "Failed to connect socket to '/run/libvirt/libvirt-sock'", "HypervisorUnavailable"),
+        (1, RPC, "internal error: client socket is closed", "HypervisorUnavailable"),
+        (6, 0, "invalid connection pointer in virGetDomain", "HypervisorUnavailable"),
+        (1, QEMU, "internal error: something else", "HypervisorError"),
+        (4711, QEMU, "an error of the future", "HypervisorError"),
+    ],
+)
+def test_what_libvirt_says_and_what_it_means(code, domain, message, kind):
+    """Codes and texts as libvirt 9.0 with QEMU 7.2 gives them; the code is kept, the text is quoted."""
+    failure = Failure(code=code, domain=domain, message=message)
+    error = cloudcore_error(failure, "do it", uri="qemu:///system", identifier="x")
+    assert type(error) is getattr(errors, kind)
+    assert f"(code {code})" in str(error)
+    assert message in str(error)
+    if hasattr(error, "code"):
+        assert error.code == code
+    assert isinstance(error, Transient) == (kind in {"HypervisorUnavailable", "DeadlineExceeded"})
+    assert connection_lost(failure) == (kind == "HypervisorUnavailable")
+    assert is_missing_device(failure) == (kind == "DeviceNotFound")
+
+
+def test_signals_for_the_operations():
+    """Not errors for users: somebody else was first, or the guest was asked before."""
+    assert target_taken(
+        Failure(code=67, domain=QEMU, message="unsupported configuration: non unique alias detected: ua-1")
+    )
+    assert target_taken(Failure(code=55, domain=QEMU, message="target vdb already exists"))
+    assert not target_taken(Failure(code=67, domain=QEMU, message="another reason"))
+    assert unplug_running(
+        Failure(code=1, domain=QEMU, message="Device virtio-disk1 is already in the process of unplug")
+    )
+    assert not unplug_running(Failure(code=1, domain=QEMU, message="no"))

@@ -1,0 +1,276 @@
+"""The libvirt adapter on real daemons and drivers: facts, lost connections, deadlines, threads."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cloudcore.disks import DetachOutcome, Disk, RbdSource
+from cloudcore.errors import (
+    DeadlineExceeded,
+    HypervisorUnavailable,
+    InvalidArgument,
+    InvalidDisk,
+    LimitExceeded,
+    Transient,
+    UnsupportedFeature,
+)
+from cloudcore.hypervisor import HostPolicy, LibvirtHypervisor, Timeouts, build_tree
+from tests import services
+from tests.hypervisor.domains import Guests
+
+NODE = """<node>
+  <cpu>
+    <mhz>2000</mhz><model>x86_64</model><active>8</active>
+    <nodes>2</nodes><sockets>1</sockets><cores>4</cores><threads>1</threads>
+  </cpu>
+  <memory>8388608</memory>
+  <domain type='test'>
+    <name>vm1</name><uuid>4a64cc71-19c4-2fd0-2323-3050941ea3c3</uuid><memory>1048576</memory><vcpu>1</vcpu>
+    <os><type arch='i686'>hvm</type></os>
+    <devices>
+      <disk type='file' device='disk'><source file='/images/a.img'/><target dev='vda' bus='virtio'/>
+        <serial>7c5c3b2a-1111-4222-8333-444455556666</serial></disk>
+    </devices>
+  </domain>
+  <pool type='dir'><name>images</name><uuid>33a5c045-645a-2c00-e56b-927cdf34e17a</uuid>
+    <capacity>536870912000</capacity><target><path>/images</path></target></pool>
+  <device><name>pci_0000_81_00_0</name><parent>computer</parent>
+    <capability type='pci'><class>0x020000</class><domain>0</domain><bus>129</bus><slot>0</slot><function>0</function>
+      <product id='0x101d'/><vendor id='0x15b3'/></capability></device>
+</node>
+"""
+
+
+@pytest.fixture(autouse=True)
+def _libvirt() -> None:
+    services.require("libvirt")
+
+
+# --- drivers inside this process -------------------------------------------------------------------------------------
+
+
+def test_the_test_driver_gives_a_tree():
+    """What it lacks is left empty; CPUs that are offline are not offered."""
+    with LibvirtHypervisor("test:///default", host="cn1") as hypervisor:
+        facts = hypervisor.facts()
+        assert hypervisor.host == "cn1"
+        assert (facts.hypervisor, facts.domain, facts.devices) == ("TEST", None, ())
+        tree = build_tree(facts, HostPolicy(name="cn1"))
+    totals = {one.name: {i.resource_class: i.total for i in one.inventories} for one in tree}
+    assert totals == {
+        "cn1": {"DISK_GB": 100},
+        "cn1_numa0": {"VCPU": 3, "MEMORY_MB": 2048},
+        "cn1_numa1": {"VCPU": 8, "MEMORY_MB": 4096},
+    }
+
+
+def test_a_node_file_gives_a_tree(tmp_path: Path):
+    """A machine described by hand, through the same code as a real one; its guests' disks are found by serial."""
+    path = tmp_path / "node.xml"
+    path.write_text(NODE)
+    with LibvirtHypervisor(f"test://{path}", host="cn1") as hypervisor:
+        facts = hypervisor.facts()
+        (state,) = hypervisor.disk_states()
+        hypervisor.check()
+    assert state.volume_id == "7c5c3b2a-1111-4222-8333-444455556666"
+    assert state.live == state.persistent
+    tree = build_tree(facts, HostPolicy(name="cn1"))
+    assert {i.resource_class: i.total for one in tree for i in one.inventories} == {
+        "DISK_GB": 100,  # the driver gives every pool this size
+        "VCPU": 3,
+        "MEMORY_MB": 8192,
+    }
+    assert [device.address for device in facts.devices] == ["0000:81:00.0"]
+
+
+def test_what_a_driver_cannot_do_is_said_so():
+    """The test driver plugs nothing; a disk that was asked for is then nowhere."""
+    instance_id = "6695eb01-f6a4-8304-79aa-97f2502e193f"
+    disk = Disk(volume_id=str(uuid.uuid4()), source=RbdSource(pool="p", image="i", hosts=(("m", 1),)))
+    with LibvirtHypervisor("test:///default") as hypervisor:
+        with pytest.raises(UnsupportedFeature):
+            hypervisor.attach_disk(instance_id, disk)
+        assert not hypervisor.disk_state(instance_id, disk.volume_id).present
+        with pytest.raises(UnsupportedFeature):
+            hypervisor.define_secret(str(uuid.uuid4()), kind="ceph", name="x", value=b"")
+
+
+def test_nothing_is_opened_before_it_is_needed(tmp_path: Path):
+    with pytest.raises(InvalidArgument):
+        LibvirtHypervisor("")
+    with LibvirtHypervisor(f"qemu+unix:///session?socket={tmp_path}/none") as hypervisor:
+        assert "none" in repr(hypervisor)
+        with pytest.raises(HypervisorUnavailable) as caught:
+            hypervisor.facts()
+        assert caught.value.code == 38
+        assert caught.value.uri == hypervisor.uri
+    with pytest.raises(HypervisorUnavailable, match="closed"):
+        hypervisor.disk_states()
+
+
+def test_the_event_loop_ends_with_its_last_user():
+    def loops() -> int:
+        return sum(thread.name == "cloudcore libvirt events" for thread in threading.enumerate())
+
+    before = loops()
+    first, second = LibvirtHypervisor("test:///default"), LibvirtHypervisor("test:///default")
+    first.disk_states()
+    second.disk_states()
+    assert loops() == 1
+    first.close()
+    assert loops() == 1
+    second.close()
+    assert loops() == before
+    with LibvirtHypervisor("test:///default") as again:  # and starts anew
+        assert again.disk_states() == ()
+        assert loops() == 1
+
+
+# --- QEMU ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_machines_own_qemu_gives_a_tree(guest_host):
+    """This very machine: CPUs, memory, features of emulated guests, disk buses."""
+    with LibvirtHypervisor(guest_host.uri) as hypervisor:
+        facts = hypervisor.facts()
+    tree = build_tree(facts, HostPolicy(name="here", reserved_memory_mb=100, disk_gb=10))
+    assert facts.hypervisor == "QEMU"
+    assert facts.host_id == guest_host.host_uuid
+    vcpus = [one.inventory("VCPU") for one in tree if one.kind == "numa"]
+    assert sum(one.total for one in vcpus if one) == len(facts.online_cpus) > 0
+    assert {"COMPUTE_STORAGE_BUS_VIRTIO", "COMPUTE_VOLUME_MULTI_ATTACH"} <= tree.root.traits
+    if facts.architecture == "x86_64":
+        assert {"HW_ARCH_X86_64", "COMPUTE_ARCH_X86_64", "HW_CPU_X86_SSE2"} <= tree.root.traits
+
+
+pytestmark = pytest.mark.xdist_group("guests")
+
+
+@pytest.fixture(scope="module")
+def fragile() -> services.LibvirtHost:
+    """A daemon of our own, to be hurt."""
+    services.require("qemu", "guest")
+    return services.libvirt_hosts(1, variant="fragile")[0]
+
+
+@pytest.fixture
+def guests(fragile) -> Iterator[Guests]:
+    fragile.start()
+    with Guests(fragile) as guests:
+        yield guests
+        fragile.resume()
+        fragile.start()
+        guests.reconnect()
+
+
+def test_a_restarted_daemon_is_connected_to_again(fragile, guests):
+    """The next call finds it, and events arrive on the new connection too."""
+    instance_id = guests.define()
+    with LibvirtHypervisor(fragile.uri) as hypervisor:
+        disk = Disk(volume_id=str(uuid.uuid4()), source=guests.image())
+        hypervisor.attach_disk(instance_id, disk)
+        for stop in (fragile.kill, fragile.stop):
+            stop()
+            fragile.start()
+            assert hypervisor.disk_state(instance_id, disk.volume_id).present
+        fragile.kill()
+        with pytest.raises(HypervisorUnavailable), LibvirtHypervisor(fragile.uri) as another:
+            another.disk_states()
+        fragile.start()
+        assert hypervisor.detach_disk(instance_id, disk.volume_id) is DetachOutcome.DETACHED
+
+
+def test_a_daemon_that_hangs_costs_a_deadline(fragile, guests):
+    """No call outlasts it, and everything works again when the daemon does."""
+    instance_id = guests.define()
+    disk = Disk(volume_id=str(uuid.uuid4()), source=guests.image())
+    with LibvirtHypervisor(fragile.uri, timeouts=Timeouts(read=0.5, change=0.5, connect=0.5)) as hypervisor:
+        hypervisor.attach_disk(instance_id, disk)
+        fragile.pause()
+        for ask in (
+            lambda: hypervisor.disk_state(instance_id, disk.volume_id),
+            lambda: hypervisor.detach_disk(instance_id, disk.volume_id),
+        ):
+            with pytest.raises(Transient):
+                ask()
+        fragile.resume()
+        for _ in range(20):  # calls given up are still being answered
+            try:
+                assert hypervisor.detach_disk(instance_id, disk.volume_id) is DetachOutcome.DETACHED
+                break
+            except Transient:
+                continue
+        assert not hypervisor.disk_state(instance_id, disk.volume_id).present
+
+
+def test_an_unreachable_ceph_blocks_nobody_else(fragile, guests):
+    """A monitor that answers nothing makes QEMU wait for minutes: the caller leaves at its deadline, other guests are
+    served meanwhile, and the volume can be asked for again."""
+    stuck, other = guests.define(), guests.define()
+    guests.domain(stuck).create()
+    with socket.socket() as hole:
+        hole.bind(("127.0.0.1", 0))
+        hole.listen()
+        source = RbdSource(pool="p", image="i", hosts=(hole.getsockname(),))
+        disk = Disk(volume_id=str(uuid.uuid4()), source=source)
+        with LibvirtHypervisor(fragile.uri, timeouts=Timeouts(change=4.0)) as hypervisor:
+            with pytest.raises(DeadlineExceeded):
+                hypervisor.attach_disk(stuck, disk)
+            file = Disk(volume_id=str(uuid.uuid4()), source=guests.image())
+            assert hypervisor.attach_disk(other, file).present
+            assert hypervisor.detach_disk(other, file.volume_id) is DetachOutcome.DETACHED
+            guests.kill(stuck)
+            assert hypervisor.detach_disk(stuck, disk.volume_id) is DetachOutcome.DETACHED
+
+
+def test_two_guests_and_one_exclusive_image(fragile, guests):
+    """QEMU's own lock refuses the second; nothing is left behind in its definitions."""
+    first, second = guests.define(), guests.define()
+    for instance_id in (first, second):
+        guests.domain(instance_id).create()
+    source = guests.image()
+    with LibvirtHypervisor(fragile.uri) as hypervisor:
+        disk = Disk(volume_id=str(uuid.uuid4()), source=source)
+        hypervisor.attach_disk(first, disk)
+        with pytest.raises(Exception, match="lock") as caught:
+            hypervisor.attach_disk(second, disk)
+        assert type(caught.value).__name__ == "InUse"
+        assert not hypervisor.disk_state(second, disk.volume_id).present
+
+
+def test_a_transient_guest_has_a_live_definition_only(fragile, guests):
+    from tests.hypervisor.domains import domain_xml
+
+    instance_id = str(uuid.uuid4())
+    guests.adopt(instance_id)
+    guests.connection.createXML(domain_xml(f"x-{instance_id[:8]}", instance_id, guests.serial(instance_id), image=None))
+    with LibvirtHypervisor(fragile.uri, timeouts=Timeouts(detach=0.5)) as hypervisor:
+        disk = Disk(volume_id=str(uuid.uuid4()), source=guests.image())
+        state = hypervisor.attach_disk(instance_id, disk)
+        assert (state.live is not None, state.persistent, state.half) == (True, None, False)
+        assert hypervisor.detach_disk(instance_id, disk.volume_id) is DetachOutcome.PENDING  # nobody in it answers
+        guests.domain(instance_id).reset()  # which lets go what was asked for
+        assert hypervisor.detach_disk(instance_id, disk.volume_id) is DetachOutcome.DETACHED
+
+
+def test_buses_and_slots(fragile, guests):
+    """SCSI disks are plugged too; the last PCI slot is the last."""
+    instance_id = guests.define(ports=2)
+    guests.domain(instance_id).create()
+    with LibvirtHypervisor(fragile.uri) as hypervisor:
+        for bus in ("sata", "ide"):
+            with pytest.raises(InvalidDisk):
+                hypervisor.attach_disk(instance_id, Disk(volume_id=str(uuid.uuid4()), source=guests.image(), bus=bus))
+        disks = [Disk(volume_id=str(uuid.uuid4()), source=guests.image()) for _ in range(3)]
+        for disk in disks[:2]:
+            hypervisor.attach_disk(instance_id, disk)
+        with pytest.raises(LimitExceeded):
+            hypervisor.attach_disk(instance_id, disks[2])
+        assert not hypervisor.disk_state(instance_id, disks[2].volume_id).present
+        hypervisor.check()
