@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -74,9 +75,11 @@ def test_doctor_tells_of_the_hypervisor(capsys: pytest.CaptureFixture[str]) -> N
     assert "test:///default" in capsys.readouterr().out
 
 
-def test_the_demo_tells_the_whole_story(tmp_path: object, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_tells_the_whole_story(
+    new_database_url: Callable[[], str], tmp_path: object, capsys: pytest.CaptureFixture[str]
+) -> None:
     picture = f"{tmp_path}/host.svg"
-    assert main(["demo", "--picture", picture]) == 0
+    assert main(["demo", "--database", new_database_url(), "--picture", picture]) == 0
     printed = capsys.readouterr().out
     for line in ("1 alternate left", "hosts fit", "exclusive", "8 of 12 instances; complete: False", "are sound"):
         assert line in printed
