@@ -159,6 +159,18 @@ class InstanceDirectory:
             stored = connection.execute(_ENTRY, {"uuid": uuid}).one_or_none()
         return set() if stored is None else {stored.cell, stored.moving_to} - {None}
 
+    def told(self, uuid: str) -> tuple[str, str | None]:
+        """Tenant and host of an instance as they were last told.
+
+        Raises:
+            InstanceNotFound: It is not entered.
+        """
+        with self.database.read() as connection:
+            stored = connection.execute(_ENTRY, {"uuid": uuid}).one_or_none()
+        if stored is None:
+            raise InstanceNotFound(f"the directory knows no instance {uuid}", identifier=uuid)
+        return stored.project_id, stored.host
+
     # ---- changes
 
     def add(self, entries: Iterable[Entry]) -> None:

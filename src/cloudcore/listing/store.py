@@ -121,7 +121,7 @@ class InstanceStore:
             if content:
                 connection.execute(insert_ignoring_duplicates(table, database.dialect), content)
 
-    def update(self, uuid: str, **changes: Any) -> None:
+    def update(self, uuid: str, /, **changes: Any) -> None:
         """Change columns of one instance; ``updated_at`` follows.
 
         Raises:
@@ -133,7 +133,7 @@ class InstanceStore:
             raise InvalidArgument(f"these cannot be changed here: {', '.join(sorted(wrong))}", field="changes")
         cell, stored = self._owner(uuid)
         tenant, host = changes.get("project_id", stored["project_id"]), changes.get("host", stored["host"])
-        routed = (tenant, host) != (stored["project_id"], stored["host"])
+        routed = (tenant, host) != self._directory.told(stored["uuid"])  # not: the record, which a killed call changed
         if routed:
             self._directory.expect(stored["uuid"], tenant=tenant, host=host)
             failpoint("listing.update.expected")
@@ -218,7 +218,7 @@ class InstanceStore:
             words = list(tags)
             columns = (instance_metadata.c.key, instance_metadata.c.value)
             pairs = connection.execute(sa.select(*columns).where(instance_metadata.c.instance_uuid == uuid))
-            return dict(row), words, {key: value for key, value in pairs.tuples()}  # noqa: C416 - a Result has keys()
+            return dict(row), words, {pair.key: pair.value for pair in pairs}
 
     def _owner(self, uuid: str) -> tuple[str, Mapping[str, Any]]:
         record = self._router.get(uuid)
