@@ -1,0 +1,260 @@
+"""Trees brought up to date: in memory, in a database beside other writers, and with allocations that have to move."""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from cloudcore import _failpoints
+from cloudcore.database import Database
+from cloudcore.errors import GenerationConflict, InUse, ReshapeFailed, ReshapeNeeded
+from cloudcore.hypervisor import (
+    DeviceRule,
+    HostPolicy,
+    MemoryHypervisor,
+    apply,
+    build_tree,
+    carry_out,
+    diff,
+    explain,
+    plan_reshape,
+    read_current,
+    sync,
+)
+from cloudcore.placement import AllocationLedger, Inventory, PlacementTree
+from cloudcore.schema import create_schema
+from tests.hypervisor.machines import NAMES, load
+
+FLAT, CELLS = HostPolicy(name="cn1", numa=False), HostPolicy(name="cn1")
+
+
+@pytest.fixture
+def tree() -> Iterator[PlacementTree]:
+    with PlacementTree() as tree:
+        yield tree
+        tree.check()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_machine_gets_its_tree(tree, name):
+    """And a second time nothing changes."""
+    policy = HostPolicy(name="cn1", disk_pool="ceph-vms" if name == "storage" else None)
+    desired, change = sync(tree, load(name), policy)
+    assert len(tree) == len(desired.providers)
+    assert "change: add cn1" in explain(desired, change)
+    again, nothing = sync(tree, load(name), policy)
+    assert not nothing
+    assert again == desired
+    assert "change: nothing" in explain(again, nothing)
+
+
+def test_shared_storage_is_added_once_and_searched(tree):
+    """Two hosts join one provider, and both can be had with disk from it."""
+    for name in ("cn1", "cn2"):
+        sync(tree, load("storage"), HostPolicy(name=name, disk_pool="ceph-vms"))
+    assert len(tree.roots()) == 3
+    found = list(tree.candidates("resources=VCPU:1,DISK_GB:10"))
+    assert {candidate.root for candidate in found} == {tree["cn1"].uuid, tree["cn2"].uuid}
+
+
+def test_leaving_shared_storage_leaves_its_aggregate(tree):
+    """Else the host would go on being offered what it no longer reaches; the operator's aggregates stay."""
+    sync(tree, load("storage"), HostPolicy(name="cn1", disk_pool="ceph-vms"))
+    rack = str(uuid.uuid4())
+    tree.set_aggregates("cn1", tree["cn1"].aggregates | {rack})
+    sync(tree, load("storage"), HostPolicy(name="cn1", disk_pool="vg0"))
+    assert tree["cn1"].aggregates == {rack}
+    assert tree["cn1"].inventories["DISK_GB"].total == 1862
+
+
+def test_devices_hang_below_their_cell_and_move_with_the_shape(tree):
+    policy = {"name": "cn1", "devices": [DeviceRule(vendor="15b3", product="101e", physical_network="a")]}
+    sync(tree, load("sriov"), HostPolicy(**policy))
+    assert tree["cn1_0000:81:00.0"].parent == tree["cn1_numa1"].uuid
+    sync(tree, load("sriov"), HostPolicy(**policy, numa=False))
+    assert tree["cn1_0000:81:00.0"].parent == tree["cn1"].uuid
+    assert "cn1_numa1" not in tree
+
+
+def test_another_writer_is_noticed(tree):
+    """A difference made of what has changed since is refused; sync makes a new one."""
+    facts = load("one_socket")
+    sync(tree, facts, CELLS)
+    current = read_current(tree, "cn1")
+    change = diff(current, build_tree(facts, HostPolicy(name="cn1", reserved_cpus=1), current))
+    tree.set_traits("cn1_numa0", tree["cn1_numa0"].traits | {"CUSTOM_MINE"})
+    with pytest.raises(GenerationConflict):
+        apply(tree, change)
+    sync(tree, facts, HostPolicy(name="cn1", reserved_cpus=1))
+    assert tree["cn1_numa0"].inventories["VCPU"].reserved == 1
+    assert "CUSTOM_MINE" in tree["cn1_numa0"].traits
+
+
+def test_an_interrupted_report_is_finished_by_the_next(tree):
+    facts = load("two_sockets")
+
+    def die(_: str) -> None:
+        raise KeyboardInterrupt
+
+    _failpoints.arm("hypervisor.apply.after_edit", die)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            sync(tree, facts, CELLS)
+    finally:
+        _failpoints.disarm()
+    desired, _ = sync(tree, facts, CELLS)
+    assert len(tree) == len(desired.providers)
+
+
+def test_what_is_in_use_is_not_taken_away(tree):
+    """Half of the CPUs go while all are used: that inventory stays, everything else is brought up to date."""
+    facts = load("one_socket")
+    sync(tree, facts, CELLS)
+    tree.allocate(str(uuid.uuid4()), {"cn1_numa0": {"VCPU": 8}})
+    _, change = sync(tree, facts, HostPolicy(name="cn1", shared_cpus=range(4), traits={"CUSTOM_NEW"}))
+    (refusal,) = change.refusals
+    assert (refusal.resource_class, refusal.used, refusal.capacity) == ("VCPU", 8, 4)
+    assert "left as it is" in refusal.text
+    assert tree["cn1_numa0"].inventories["VCPU"].total == 8
+    assert "CUSTOM_NEW" in tree["cn1"].traits
+
+
+def test_a_reshape_is_never_done_in_passing(tree):
+    facts = load("one_socket")
+    sync(tree, facts, FLAT)
+    tree.allocate(str(uuid.uuid4()), {"cn1": {"VCPU": 2}})
+    before = tree["cn1"]
+    with pytest.raises(ReshapeNeeded) as caught:
+        sync(tree, facts, CELLS)
+    (move,) = caught.value.moves
+    assert (move.resource_class, move.used) == ("VCPU", 2)
+    assert tree["cn1"] == before
+    assert "cn1_numa0" not in tree
+
+
+# --- with the ledger -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def books(database: Database) -> Iterator[tuple[PlacementTree, AllocationLedger]]:
+    create_schema(database)
+    with PlacementTree.open(database) as tree, AllocationLedger(database) as ledger:
+        yield tree, ledger
+        _failpoints.disarm()
+        ledger.check()
+        tree.refresh()
+        tree.check()
+
+
+def in_use(books: tuple[PlacementTree, AllocationLedger]) -> dict[str, dict[str, dict[str, int]]]:
+    """A flat host of two cells of 4 CPUs, 3 of them taken by each of two instances, and half of its disk."""
+    tree, ledger = books
+    facts = MemoryHypervisor("cn1").facts()
+    sync(tree, facts, FLAT)
+    root, held = tree["cn1"].uuid, {}
+    for n in range(2):
+        instance = str(uuid.uuid4())
+        held[instance] = {root: {"VCPU": 3, "MEMORY_MB": 6000 + n, "DISK_GB": 25}}
+        ledger.claim(instance, held[instance], project_id="p", user_id="u")
+    tree.refresh()
+    return held
+
+
+def totals(ledger: AllocationLedger, instance: str) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for classes in ledger.allocations(instance).values():
+        for name, amount in classes.items():
+            found[name] = found.get(name, 0) + amount
+    return found
+
+
+def plan(tree: PlacementTree, allocations, **options):
+    facts = MemoryHypervisor("cn1").facts()
+    current = read_current(tree, "cn1")
+    return plan_reshape(diff(current, build_tree(facts, CELLS, current)), current, allocations, **options)
+
+
+def test_a_host_in_use_is_reshaped_and_loses_no_allocation(books):
+    """From one flat root to NUMA cells: each instance ends in one cell, its disk stays on the root."""
+    tree, ledger = books
+    held = in_use(books)
+    before = {instance: totals(ledger, instance) for instance in held}
+    generations = {instance: ledger.consumer(instance).generation for instance in held}
+    root = tree["cn1"].uuid
+    reshape = plan(tree, held)
+    carry_out(tree, ledger, reshape, inventory=Inventory.from_placement, generations=generations)
+    assert {instance: totals(ledger, instance) for instance in held} == before
+    cells = [tree["cn1_numa0"].uuid, tree["cn1_numa1"].uuid]
+    places = [ledger.allocations(instance).keys() - {root} for instance in held]
+    assert sorted(cell for place in places for cell in place) == sorted(cells)  # one each
+    _, rest = sync(tree, MemoryHypervisor("cn1").facts(), CELLS)
+    assert not rest.moves
+    assert set(tree["cn1"].inventories) == {"DISK_GB"}
+    assert not sync(tree, MemoryHypervisor("cn1").facts(), CELLS)[1]
+    holders = ledger.holders_at(root, dt.datetime.now(dt.UTC))
+    assert {instance: set(classes) for instance, classes in holders.items()} == {key: {"DISK_GB"} for key in held}
+
+
+@pytest.mark.parametrize("point", ["hypervisor.carry_out.before", "hypervisor.carry_out.after"])
+def test_dying_in_a_reshape_loses_no_allocation(books, point):
+    """Before the ledger's transaction nothing has moved, after it everything has; the next attempt gets there."""
+    tree, ledger = books
+    held = in_use(books)
+    before = {instance: totals(ledger, instance) for instance in held}
+
+    def die(_: str) -> None:
+        raise KeyboardInterrupt
+
+    _failpoints.arm(point, die)
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(tree, ledger, plan(tree, held), inventory=Inventory.from_placement)
+    _failpoints.disarm()
+    ledger.check()
+    assert {instance: totals(ledger, instance) for instance in held} == before
+    tree.refresh()
+    now = {instance: ledger.allocations(instance) for instance in held}
+    if any(tree["cn1"].uuid in held and "VCPU" in held[tree["cn1"].uuid] for held in now.values()):
+        carry_out(tree, ledger, plan(tree, now), inventory=Inventory.from_placement)
+    sync(tree, MemoryHypervisor("cn1").facts(), CELLS)
+    assert {instance: totals(ledger, instance) for instance in held} == before
+    assert set(tree["cn1"].inventories) == {"DISK_GB"}
+
+
+def test_an_instance_that_came_meanwhile_stops_the_reshape(books):
+    """It is not in the plan: nothing happens, and with it the plan is made anew."""
+    tree, ledger = books
+    held = in_use(books)
+    reshape = plan(tree, held)
+    late = str(uuid.uuid4())
+    ledger.claim(late, {tree["cn1"].uuid: {"VCPU": 1}}, project_id="p", user_id="u")
+    with pytest.raises(InUse):
+        carry_out(tree, ledger, reshape, inventory=Inventory.from_placement)
+    assert all(ledger.allocations(instance) == held[instance] for instance in held)
+    tree.refresh()
+    with pytest.raises(ReshapeFailed, match="7 VCPU"):
+        plan(tree, held)
+    carry_out(tree, ledger, plan(tree, held | {late: ledger.allocations(late)}), inventory=Inventory.from_placement)
+    assert totals(ledger, late) == {"VCPU": 1}
+
+
+def test_plans_that_cannot_be(books):
+    """A consumer in flight, or one that fits nowhere; a pinned guest goes where it is pinned."""
+    tree, ledger = books
+    held = in_use(books)
+    first, second = held
+    with pytest.raises(ReshapeFailed, match="is being moved"):
+        plan(tree, held, in_flight=frozenset({first}))
+    cells = plan(tree, held).diff.moves[0].targets
+    places = {first: cells[0][0], second: cells[1][0]}
+    for pinned in (places, {first: cells[1][0], second: cells[0][0]}):
+        after = plan(tree, held, places=pinned).allocations
+        assert all("VCPU" in after[instance][place] for instance, place in pinned.items())
+    big = str(uuid.uuid4())
+    ledger.claim(big, {tree["cn1"].uuid: {"MEMORY_MB": 4383}}, project_id="p", user_id="u")
+    tree.refresh()
+    spread = plan(tree, held | {big: ledger.allocations(big)}).allocations[big]
+    assert sum(classes["MEMORY_MB"] for classes in spread.values()) == 4383  # dealt to both cells
+    assert len(spread) == 2
