@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid as uuids
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,7 @@ from cloudcore.errors import (
     SchemaMismatch,
     UnsupportedFeature,
 )
-from cloudcore.placement import AllocationLedger, Inventory, PlacementTree, prune_changes
+from cloudcore.placement import AllocationLedger, Inventory, PlacementTree, prune_changes, store
 from cloudcore.placement import tables as t
 
 A = "aaaaaaaa-0000-0000-0000-000000000001"
@@ -184,8 +184,9 @@ def test_provider_with_unseen_children_stays(open_tree: Open) -> None:
 def test_two_writers_cannot_make_a_loop(open_tree: Open) -> None:
     """A below B in one tree, B below A in another, at the same moment: at most one of the two comes about."""
     first, second = open_tree(), open_tree()
+    first.add("top")
     for name in ("a", "b"):
-        first.add(name)
+        first.add(name, parent="top")
     first.add("b-child", parent="b")
     for round_ in range(6):
         for tree in (first, second):
@@ -222,7 +223,7 @@ def test_two_writers_cannot_make_a_loop(open_tree: Open) -> None:
         for tree in (first, second):
             tree.refresh()
             tree.check()
-        first.move(moved[0], None)
+        first.move(moved[0], "top")
 
 
 def test_repeated_operation_takes_effect_once(open_tree: Open) -> None:
@@ -350,6 +351,29 @@ def test_followers_see_whole_edits_while_others_write(open_tree: Open) -> None:
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+def test_refresh_reads_one_state(open_tree: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is committed while a refresh is reading is for the next one: a parent is never missed."""
+    one, other = open_tree(), open_tree()
+    add_host(one)
+    other.refresh()
+    one.set_traits("cn1", {"CUSTOM_B"})
+    read_usage = store.read_usage
+    meanwhile = [lambda: one.add("rack"), lambda: one.move("cn1", "rack")]
+
+    def read_late(connection: sa.Connection, ids: Iterable[int]) -> list:
+        while meanwhile:
+            meanwhile.pop(0)()
+        return read_usage(connection, ids)
+
+    monkeypatch.setattr(store, "read_usage", read_late)
+    other.refresh()
+    other.check()
+    assert names(other) == ["cn1", "cn1-numa"]
+    assert other["cn1"].traits == {"CUSTOM_B"}
+    other.refresh()
+    assert names(other) == ["rack", "cn1", "cn1-numa"]
 
 
 def test_capacity_is_stored_as_whole_units(open_tree: Open, ledger_database: Database) -> None:
