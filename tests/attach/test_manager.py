@@ -248,6 +248,44 @@ def test_somebody_else_keeps_the_volume_busy(open_manager, embedded):
     embedded.delete(foreign.id)
 
 
+def test_whoever_lost_the_lease_writes_nothing(manager, embedded, volumes, journal_database):
+    """A process that was stopped for longer than its lease finds somebody else's hand on the journal, and stops."""
+    volume = embedded.create_volume().id
+
+    def take_over(*_):
+        with journal_database.write() as connection:
+            connection.exec_driver_sql("UPDATE attachment_locks SET owner = 'elsewhere/1/2/3'")
+
+    volumes.on("update", take_over)
+    with pytest.raises(errors.GenerationConflict, match="lease was lost"):
+        manager.attach(volume, instance(), host="compute-1")
+    volumes.heal()
+    (leg,) = manager.attachments()
+    assert leg.state is State.MAPPING
+    assert not manager.recover().complete  # somebody of another machine has the lease
+    with journal_database.write() as connection:
+        connection.exec_driver_sql("UPDATE attachment_locks SET expires = 1")
+    assert manager.recover().complete
+    assert embedded.volume(volume).status == "available"
+
+
+def test_two_processes_recover_at_once(open_manager, embedded, kill):
+    """Each settles what the other has not; neither disturbs the other."""
+    for point in ("attach.map.after", "attach.plug.after", "attach.reserve.after"):
+        with pytest.raises(kill(point)):
+            open_manager().attach(embedded.create_volume().id, instance(), host="compute-1")
+    managers, reports = [open_manager() for _ in range(4)], []
+    threads = [threading.Thread(target=lambda m=manager: reports.append(m.recover())) for manager in managers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    settled = [leg.id for report in reports for leg in report.settled]
+    assert len(settled) == len(set(settled)) == 3
+    assert managers[0].recover().complete
+    assert managers[0].audit().clean
+
+
 def test_swap_is_refused(manager, embedded):
     shared, other = embedded.create_volume(multiattach=True).id, embedded.create_volume().id
     made = manager.attach(shared, instance(), host="compute-1")
