@@ -167,13 +167,13 @@ class _Planner:
     ) -> str | None:
         """A provider that takes the whole group."""
         needs: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-        providers = {provider for key in group for provider, _, _ in moving[key].targets}
+        providers = list(dict.fromkeys(provider for key in group for provider, _, _ in moving[key].targets))
         for key, amount in group.items():
             for provider, name, _ in moving[key].targets:
                 needs[provider][name] += amount
         fitting = [
             provider
-            for provider in sorted(providers)
+            for provider in providers
             if all(
                 amount <= min(self._free[provider, name], self._most.get((provider, name), amount))
                 for name, amount in needs[provider].items()
@@ -181,7 +181,7 @@ class _Planner:
         ]
         if preferred in fitting:
             return preferred
-        return min(fitting, key=lambda one: (sum(self._free[one, name] for name in needs[one]), one), default=None)
+        return min(fitting, key=lambda one: sum(self._free[one, name] for name in needs[one]), default=None)
 
     def _dealt(self, consumer: str, move: ResourceMove, amount: int, home: str | None) -> dict[tuple[str, str], int]:
         targets = [(provider, name) for provider, name, _ in move.targets]
