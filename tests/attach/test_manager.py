@@ -401,6 +401,30 @@ def test_a_device_that_is_another_one(open_manager, embedded, here):
     assert embedded.volume(volume).status == "available"
 
 
+def test_a_device_that_changed(open_manager, embedded, here, kill):
+    """Between the crash and the recovery the address was given to another device: the guest does not get it."""
+
+    class Changing(StoredHost):
+        serial = "one"
+
+        def connect(self, info):
+            import attrs
+
+            return attrs.evolve(super().connect(info), serial=self.serial)
+
+    host = Changing(here._world, "compute-1")
+    manager = open_manager(host)
+    volume, who = embedded.create_volume().id, instance()
+    made = manager.attach(volume, who)
+    host.forget(who, volume, persistent_only=True)
+    host.serial = "two"
+    (finding,) = manager.audit().findings
+    assert finding.remedy == "replug"
+    ((_, why),) = manager.heal(apply=True).failed
+    assert "another one" in why
+    manager.detach(made.id)
+
+
 # --- hosts -----------------------------------------------------------------------------------------------------------
 
 

@@ -135,8 +135,10 @@ class Host:
         return self.guests.host
 
 
-def verify_device(device: HostDevice, size: int, volume_id: str) -> None:
-    """Check that *device* can be the volume of *size* bytes, before any guest gets it.
+def verify_device(device: HostDevice, recorded: HostDevice | None, size: int, volume_id: str) -> None:
+    """Check that *device* can be the volume of *size* bytes, and is the one *recorded* before, if any.
+
+    It comes before any guest gets it.
 
     A stale device under a reused address shows another size or serial; giving it to a guest would hand out somebody
     else's bytes.
@@ -148,5 +150,11 @@ def verify_device(device: HostDevice, size: int, volume_id: str) -> None:
         raise Conflict(
             f"the device of volume {volume_id} has {device.size} bytes, the volume {size}: it is another one, or "
             f"stale; no guest got it",
+            identifier=volume_id,
+        )
+    if recorded is not None and None not in {device.serial, recorded.serial} and device.serial != recorded.serial:
+        raise Conflict(
+            f"the device of volume {volume_id} has serial {device.serial}, and {recorded.serial} was recorded: it is "
+            f"another one; no guest got it",
             identifier=volume_id,
         )

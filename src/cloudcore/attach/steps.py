@@ -481,7 +481,7 @@ class Driver:
         """The device on the host, made (again) if need be, and verified."""
         if work.device is None:
             device = self.host(work.leg).connector.connect(self._connection(work))
-            verify_device(device, work.leg.settings.size, work.leg.volume_id)
+            verify_device(device, work.leg.device, work.leg.settings.size, work.leg.volume_id)
             work.device = device
         return work.device
 
