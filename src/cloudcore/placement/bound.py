@@ -167,9 +167,7 @@ class BoundTree(PlacementTree):
         if news.rows:
             used = np.fromiter((row[3] for row in news.rows), dtype=np.int64, count=len(news.rows))
             self._columns = set_used(self._columns, self._index, news.places, [row[2] for row in news.rows], used)
-            by_number = forest.by_number
-            for number, amounts in news.amounts().items():
-                forest.note_usage(by_number[number], amounts)
+            forest.note_usage(news.amounts())
         if news.edit.put or news.edit.gone:
             forest.apply(news.edit)
             for provider in news.edit.put:

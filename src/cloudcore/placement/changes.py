@@ -147,7 +147,7 @@ def _since_positions(connection: Connection, watermark: str | None) -> tuple[fro
     found: set[int] = set()
     for slot, position in moved.items():
         query = sa.select(changes.c.provider_id).where(changes.c.slot == slot, changes.c.position > position)
-        found.update(connection.scalars(query.where(changes.c.position <= now[slot][0]).distinct()))
+        found.update(connection.scalars(query.where(changes.c.position <= now[slot][0])).all())
     # Pruning may have run between the two looks; what it took away must not be missed.
     if moved and any(pruned > moved.get(slot, pruned) for slot, (_, pruned) in _read_slots(connection).items()):
         raise _lost(watermark)

@@ -406,17 +406,25 @@ class Forest:
 
     def set_usage(self, uuid: str, used: Usage) -> None:
         """Note what is in use of one provider; *used* is kept as it is and must not change later."""
-        self.note_usage(uuid, used)
-        self.reused.add(uuid)
-
-    def note_usage(self, uuid: str, used: Usage) -> None:
-        """Do as :meth:`set_usage` where the columns show it already."""
         if used:
             self.usage[uuid] = used
         else:
             self.usage.pop(uuid, None)
+        self.reused.add(uuid)
         if uuid in self.sharing:
             self.sharing_changed = True
+
+    def note_usage(self, used_by: Mapping[int, Usage]) -> None:
+        """Do as :meth:`set_usage` for providers by number, where the columns show it already."""
+        by_number, usage, sharing = self.by_number, self.usage, self.sharing
+        for number, used in used_by.items():
+            uuid = by_number[number]
+            if used:
+                usage[uuid] = used
+            elif uuid in usage:
+                del usage[uuid]
+            if sharing and uuid in sharing:
+                self.sharing_changed = True
 
     # --- what must hold ----------------------------------------------------------------------------------------------
 
