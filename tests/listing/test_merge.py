@@ -65,7 +65,7 @@ def named(cell, rows):
     return [(n, f"{cell}-{i:03}") for n, i in rows]
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(st.dictionaries(st.sampled_from("abcd"), rows_of, min_size=1), st.integers(1, 12), st.data())
 def test_any_answers_in_any_order_give_the_sorted_union(content, limit, data):
     """Page after page, with positions handed from one merge to the next."""
@@ -82,7 +82,7 @@ def test_any_answers_in_any_order_give_the_sorted_union(content, limit, data):
     assert found == sorted((row for rows in cells.rows.values() for row in rows), key=key_of)
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(st.dictionaries(st.sampled_from("abcd"), rows_of, min_size=2), st.integers(1, 12), st.data())
 def test_a_cell_that_fails_at_any_batch_loses_nothing(content, limit, data):
     """Its rows so far are good, its position says where to go on, and the others never suffer."""

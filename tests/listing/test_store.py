@@ -13,6 +13,7 @@ from cloudcore.listing import Cell, CellState, Discrepancy, Query, Sort
 from cloudcore.listing.tables import directory_routes, instances
 from tests.listing.conftest import NOW, walk
 
+OTHER = "99999999-0000-4000-8000-000000000000"
 UUID = "11111111-2222-4333-8444-555555555555"
 
 
@@ -59,7 +60,7 @@ def shown(cloud):
 
 
 STEPS = [
-    ("listing.create.entered", lambda store: store.create("cell3", uuid="99999999-0000-4000-8000-000000000000", project_id="t9", host="h9")),
+    ("listing.create.entered", lambda store: store.create("cell3", uuid=OTHER, project_id="t9", host="h9")),
     ("listing.update.expected", lambda store: store.update(UUID, host="h7", project_id="t7")),
     ("listing.update.written", lambda store: store.update(UUID, host="h7", project_id="t7")),
     ("listing.delete.marked", lambda store: store.delete(UUID)),
@@ -149,8 +150,8 @@ def test_calls_that_are_wrong_do_nothing(cloud):
 def test_an_audit_finds_what_hands_have_done(cloud):
     """Records and entries changed behind the library's back."""
     with cloud.engines["cell3"].begin() as connection:
-        row = {"uuid": "a" * 8 + "-0000-4000-8000-000000000000", "project_id": "t5", "vm_state": "active", "locked": False,
-               "hidden": False, "deleted": False, "created_at": NOW}  # fmt: skip
+        row = {"uuid": OTHER, "project_id": "t5", "vm_state": "active", "created_at": NOW}
+        row |= dict.fromkeys(("locked", "hidden", "deleted"), False)
         connection.execute(instances.insert(), row)
     with cloud.engines["cell1"].begin() as connection:
         connection.execute(sa.update(instances).where(instances.c.uuid == UUID).values(host="h99"))

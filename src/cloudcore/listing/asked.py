@@ -39,11 +39,12 @@ class Asked:
 
     def __init__(self, source: RecordSource, query: Query, statements: dict[Any, Statement]) -> None:
         self.source, self.query = source, query
+        self.sort = source.default_sort if query.sort is None else query.sort
         where, expression = _where(query)
         self.conditions = conditions_of({**where, **_shorthands(source, query)}, source.columns)
         self.impossible = query.limit == 0 or any(condition.impossible for condition in self.conditions)
         source.check(query)
-        self.order = order_of(query.sort, source.key, source.columns)
+        self.order = order_of(self.sort, source.key, source.columns)
         shown = projection_of(query, source.key, source.columns)
         self._parts = (source, query, self.conditions, self.order)
         self._statements, self._expression = statements, expression

@@ -13,6 +13,7 @@ from cloudcore.errors import InvalidArgument, InvalidQuery
 from cloudcore.listing.conditions import Column
 from cloudcore.listing.order import Kind
 from cloudcore.listing.tables import instance_metadata, instance_tags, instances
+from cloudcore.listing.values import Sort
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -100,6 +101,11 @@ class RecordSource:
         except sa.exc.NoSuchTableError as error:
             raise InvalidArgument(f"there is no table {table!r} to reflect", field="table", value=table) from error
         return cls(reflected, key=key, **options)
+
+    @property
+    def default_sort(self) -> tuple[Sort, ...]:
+        """The order of a query that names none: newest first where that is known, else by key."""
+        return (Sort("created_at", descending=True),) if "created_at" in self.columns else ()
 
     def check(self, query: Query) -> None:
         """Refuse what this source cannot filter by.

@@ -53,7 +53,7 @@ class Unknowns:
 
     def after(self, position: Position | None, limit: int | None) -> list[Filler]:
         """Placeholders in the order asked for, strictly after *position*."""
-        order = order_of(self._asked.query.sort, self._source.key, self._source.columns)
+        order = order_of(self._asked.sort, self._source.key, self._source.columns)
         return self._fetch(order, position, limit)
 
     def tail(self, key: str | None, limit: int | None) -> list[Filler]:

@@ -78,7 +78,9 @@ class Require(StrEnum):
     """Every cell asked must answer, else :class:`~cloudcore.errors.CellUnavailable` is raised and nothing returned."""
 
 
-def _sorts(value: Any) -> tuple[Sort, ...]:
+def _sorts(value: Any) -> tuple[Sort, ...] | None:
+    if value is None:
+        return None
     items = (value,) if isinstance(value, str | Sort) else tuple(value)
     return tuple(Sort(item) if isinstance(item, str) else item for item in items)
 
@@ -110,7 +112,8 @@ class Query:
             A condition is a value (equality), None (IS NULL), a list, tuple or set (IN; empty means no record at all),
             or a mapping of operators: ``eq, ne, in, not_in, lt, le, gt, ge, prefix, contains, regex, null``. Prefix
             and contains are exact, case-sensitive text; regex is the dialect of each cell's database.
-        sort: Keys in order of weight; the source's key column closes every order by itself, ascending.
+        sort: Keys in order of weight; None for newest first, where the source knows ``created_at``. The source's key
+            column closes every order by itself, ascending.
         limit: Records per page; None for all there are.
         columns: Names wanted, None for all that the source shows. The key column always comes along.
         tenant, host: Shorthands for equality with the source's columns of that meaning.
@@ -125,7 +128,7 @@ class Query:
     """
 
     where: Any = attrs.field(default=None, converter=_frozen)
-    sort: tuple[Sort, ...] = attrs.field(default=(Sort("created_at", descending=True),), converter=_sorts)
+    sort: tuple[Sort, ...] | None = attrs.field(default=None, converter=_sorts)
     limit: int | None = attrs.field(default=1000)
     columns: tuple[str, ...] | None = attrs.field(default=None, converter=_names)
     tenant: str | None = None
