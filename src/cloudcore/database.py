@@ -351,6 +351,7 @@ def _open_sqlite(url: URL, pool_size: int, busy_timeout: float, *, durable: bool
 _POSTGRESQL_BUSY = {"40001", "40P01", "55P03"}
 _POSTGRESQL_GONE = {"57P01", "57P02", "57P03", "08000", "08001", "08003", "08004", "08006", "53300"}
 _MYSQL_BUSY = {1205, 1213, 1020}
+_MYSQL_CHECK = {3819, 4025}  # a CHECK constraint, which PyMySQL does not count as integrity
 _MYSQL_GONE = {1040, 1053, 1927, 2002, 2003, 2006, 2013, 2055, 4031}
 _MISSING_TABLE = re.compile(r"no such table|does not exist|doesn't exist", re.IGNORECASE)
 
@@ -371,7 +372,7 @@ def translate(error: Exception, engine: Engine) -> CloudcoreError:
         return DatabaseBusy(f"{database}: {text}", database=database)
     if kind == "gone":
         return DatabaseUnavailable(f"{database}: {text}", database=database)
-    if isinstance(error, sa.exc.IntegrityError):
+    if isinstance(error, sa.exc.IntegrityError) or kind == "constraint":
         return ConstraintViolated(f"{database}: {text}", constraint=_constraint_name(error))
     if isinstance(error, sa.exc.OperationalError | sa.exc.ProgrammingError) and _MISSING_TABLE.search(text):
         return SchemaMismatch(
@@ -382,7 +383,7 @@ def translate(error: Exception, engine: Engine) -> CloudcoreError:
     return DatabaseError(f"{database}: {text}", database=database)
 
 
-def _classify(error: sa.exc.DBAPIError, dialect: str) -> Literal["busy", "gone", "other"]:
+def _classify(error: sa.exc.DBAPIError, dialect: str) -> Literal["busy", "gone", "constraint", "other"]:
     original = error.orig
     if dialect == "sqlite":
         name = getattr(original, "sqlite_errorname", "") or ""
@@ -398,12 +399,14 @@ def _classify(error: sa.exc.DBAPIError, dialect: str) -> Literal["busy", "gone",
     number = original.args[0] if original is not None and original.args else None
     if number in _MYSQL_BUSY:
         return "busy"
+    if number in _MYSQL_CHECK:
+        return "constraint"
     broken = isinstance(original, OSError) or number in _MYSQL_GONE
     broken = broken or (number == 0 and isinstance(error, sa.exc.InterfaceError))  # PyMySQL: already closed
     return "gone" if error.connection_invalidated or broken else "other"
 
 
-def _constraint_name(error: sa.exc.IntegrityError) -> str | None:
+def _constraint_name(error: sa.exc.DBAPIError) -> str | None:
     diagnosis = getattr(error.orig, "diag", None)
     if diagnosis is not None and diagnosis.constraint_name:
         return str(diagnosis.constraint_name)
