@@ -241,6 +241,9 @@ def test_a_destination_is_in_the_cell_elsewhere_and_held_beside_the_source(cloud
     assert again == destination
     cloud.ledger.confirm_move(migration)
     assert cloud.host_of(chosen.instance) == destination.primary.name
+    cloud.ledger.release(chosen.instance)
+    again = cloud.selector.select_destination(chosen.instance, migration, FLAVOUR, operation_id="move-1")
+    assert again == destination, "what was done once is told for ever"
 
 
 def test_a_moving_member_counts_on_both_hosts(cloud: Cloud) -> None:
@@ -265,6 +268,8 @@ def test_no_destination_changes_nothing(cloud: Cloud) -> None:
     assert cloud.host_of(chosen.instance) == chosen.primary.name
     with pytest.raises(ConsumerNotFound):
         cloud.selector.select_destination(uuid_of("nobody"), uuid_of("migration"), FLAVOUR)
+    with pytest.raises(InvalidRequest, match="kind: 'warm' is none of"):
+        cloud.selector.select_destination(chosen.instance, uuid_of("migration"), FLAVOUR, kind="warm")
 
 
 def test_shared_storage_is_counted_once_during_a_move(cloud: Cloud) -> None:

@@ -202,7 +202,8 @@ class HostSelector:
             "partial": partial,
         }
         operation = Operation.of("selector.select", arguments, operation_id)
-        return self._repeated(operation) or self._try(asked, lambda plan: self._claim(operation, asked, plan))
+        stored = self._stored(operation, operation_id)
+        return stored or self._try(asked, lambda plan: self._claim(operation, asked, plan))
 
     # ---- moving
 
@@ -242,23 +243,33 @@ class HostSelector:
             ConsumerNotFound: The instance holds nothing.
             InUse: The instance is moving already.
         """
+        instance = normalise_uuid(instance, "instance", InvalidRequest)
+        migration = normalise_uuid(migration, "migration", InvalidRequest)
+        wanted = ResourceRequest.from_query(request) if isinstance(request, str) else request
+        chosen_kind = _kind(kind)
+        arguments = {
+            "instance": instance,
+            "migration": migration,
+            "request": wanted.to_query(),
+            "kind": str(chosen_kind),
+        }
+        operation = Operation.of("selector.select_destination", arguments, operation_id)
+        stored = self._stored(operation, operation_id)
+        if stored is not None:
+            return stored[0]
         state = self.ledger.consumer(instance)
         if state is None:
             raise missing(instance)
+        self.tree.refresh()
         here = self._present(state.allocations)
         fixed: list[Filter] = [_elsewhere(here)]
         if stay_in_cell:
             cells = {self._cell_of(root) for root in here}
             fixed.append(lambda host: None if host.cell in cells else f"in cell {host.cell}, not in the instance's")
         owner = Owner.of(state.project_id, state.user_id, state.consumer_type)
-        asked = self._asked(request, 1, [instance], alternates, owner, group, [*fixed, *filters])
-        arguments = {"instance": asked.instances[0], "migration": migration, "request": asked.request.to_query()}
-        operation = Operation.of("selector.select_destination", {**arguments, "kind": str(kind)}, operation_id)
+        asked = self._asked(wanted, 1, [instance], alternates, owner, group, [*fixed, *filters])
         asked = attrs.evolve(asked, expires_in=expires_in, freed=self._pooled(state.allocations))
-        found = self._repeated(operation) or self._try(
-            asked, lambda plan: self._begin(operation, asked, plan, migration, MoveKind(kind), state)
-        )
-        return found[0]
+        return self._try(asked, lambda plan: self._begin(operation, asked, plan, migration, chosen_kind, state))[0]
 
     def _present(self, allocations: Mapping[str, Any]) -> list[Provider]:
         """The hosts of what is held; pools that other hosts share are none."""
@@ -417,7 +428,10 @@ class HostSelector:
 
     # ---- claiming
 
-    def _repeated(self, operation: Operation) -> tuple[Selection, ...] | None:
+    def _stored(self, operation: Operation, operation_id: str | None) -> tuple[Selection, ...] | None:
+        """What an earlier call with the caller's operation id selected; an id made here is new."""
+        if operation_id is None:
+            return None
         with self.ledger.database.read() as connection:
             stored = self.ledger.database.stored_operation(connection, operation)
         return None if stored is None else _read(stored.result)
@@ -457,7 +471,7 @@ class HostSelector:
         destination = normalise_allocations(selections[0].primary)
         both = state.allocations.keys() & destination.keys()
         beginning = ledger_moves.Beginning(
-            migration=normalise_uuid(migration, "migration"),
+            migration=migration,
             instance=asked.instances[0],
             destination=destination,
             kind=kind,
@@ -527,6 +541,14 @@ def _room(tree: PlacementTree, provider: str, resource_class: str) -> Room | Non
 
 def _looked_up(cells: Mapping[str, str]) -> Callable[[Provider], str | None]:
     return lambda root: cells.get(root.uuid) or cells.get(root.name)
+
+
+def _kind(value: MoveKind | str) -> MoveKind:
+    try:
+        return MoveKind(value)
+    except ValueError as error:
+        known = ", ".join(MoveKind)
+        raise InvalidRequest(f"kind: {value!r} is none of {known}", field="kind", value=value) from error
 
 
 def _elsewhere(here: Collection[Provider]) -> Filter:
