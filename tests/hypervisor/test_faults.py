@@ -21,6 +21,7 @@ from cloudcore.errors import (
     DetachFailed,
     HypervisorError,
     HypervisorUnavailable,
+    InvalidDisk,
     InvariantViolated,
 )
 from cloudcore.hypervisor import Fault, MemoryHypervisor, Timeouts, Unplug
@@ -114,11 +115,47 @@ def test_a_live_half_that_is_refused_takes_the_persistent_half_back(hypervisor, 
     assert not hypervisor.disk_state(instance_id, disk.volume_id).present
 
 
-def test_a_live_half_of_unknown_outcome_keeps_the_reservation(hypervisor, instance_id, disk):
-    hypervisor.faults.plan("plug", None, Fault.TIMEOUT_AFTER)
+@pytest.mark.parametrize("fault", [Fault.TIMEOUT_BEFORE, Fault.TIMEOUT_AFTER])
+def test_a_live_half_of_unknown_outcome_keeps_the_reservation(hypervisor, instance_id, disk, fault):
+    """The call that was given up may still get there: with the persistent half gone, it would look like a detach."""
+    hypervisor.faults.plan("plug", None, fault)
     with pytest.raises(DeadlineExceeded):
         hypervisor.attach_disk(instance_id, disk)
+    assert hypervisor.disk_state(instance_id, disk.volume_id).persistent is not None
     assert not hypervisor.attach_disk(instance_id, disk).half
+
+
+def test_a_device_name_that_is_taken_meanwhile(hypervisor, instance_id, disk, monkeypatch):
+    """Another one is picked, unless this very one was asked for."""
+    driver, plug = hypervisor._driver, hypervisor._driver.plug
+
+    def late(instance: str, wanted: Disk, scope: object) -> None:
+        other = Disk(volume_id=str(uuid.uuid4()), source=FileSource("/other"), target=wanted.target, cache="none")
+        guest = driver.guests[instance]
+        if "vda" not in guest.persistent or wanted.target == "vdk":
+            guest.persistent.setdefault(wanted.target, other)
+            guest.live.setdefault(wanted.target, other)
+        plug(instance, wanted, scope)
+
+    monkeypatch.setattr(driver, "plug", late)
+    assert hypervisor.attach_disk(instance_id, disk).live.target == "vdb"
+    named = attrs.evolve(disk, volume_id=str(uuid.uuid4()), target="vdk")
+    with pytest.raises(InvalidDisk, match="vdk is in use"):
+        hypervisor.attach_disk(instance_id, named)
+    assert not hypervisor.disk_state(instance_id, named.volume_id).present
+
+
+def test_what_is_read_back_is_compared(hypervisor, instance_id, disk, monkeypatch):
+    """A hypervisor that says yes and does something else is not believed."""
+    driver, plug = hypervisor._driver, hypervisor._driver.plug
+    monkeypatch.setattr(
+        driver, "plug", lambda guest, one, scope: plug(guest, attrs.evolve(one, read_only=False), scope)
+    )
+    with pytest.raises(Conflict, match="read_only: False, not True"):
+        hypervisor.attach_disk(instance_id, attrs.evolve(disk, read_only=True))
+    monkeypatch.setattr(driver, "plug", lambda guest, one, scope: None)
+    with pytest.raises(HypervisorError, match="not in its definition"):
+        hypervisor.attach_disk(instance_id, attrs.evolve(disk, volume_id=str(uuid.uuid4())))
 
 
 def test_lost_events_only_cost_time(hypervisor, instance_id, disk):
