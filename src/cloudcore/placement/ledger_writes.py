@@ -110,8 +110,8 @@ def _in_lock_order(session: Session, rewrite: Rewrite) -> Iterable[Take]:
 
 def _check_consumer(uuid: str, target: Target, row: ConsumerRow | None) -> None:
     if row is not None and row.retired:
-        if target.retire:
-            return
+        if not target.allocations:
+            return  # it holds nothing, and stays retired
         raise ConsumerRetired(f"consumer {uuid} was released for ever and cannot hold anything again", identifier=uuid)
     if row is None:
         if target.generation:
@@ -210,7 +210,7 @@ def _end(
 ) -> dict[str, Any]:
     """Write the consumer's own row last, when its allocations are; return its new state."""
     if not target.allocations:
-        if uuid in ids:
+        if uuid in ids and not (row and row.retired):
             session.end_consumer(ids[uuid], retire=target.retire)
         return {"generation": NEW, "allocations": {}}
     if row is None:
