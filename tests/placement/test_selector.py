@@ -10,6 +10,7 @@ import pytest
 from cloudcore.errors import AlreadyExists, ConsumerNotFound, InvalidRequest, NoValidHost, OperationMismatch
 from cloudcore.placement import HostGroup, Selection, SelectionReport
 from cloudcore.placement.hosts import ignore_hosts
+from cloudcore.placement.planner import Planner
 from tests.placement.ledger_worlds import uuid_of
 from tests.placement.selector_worlds import FLAVOUR, Cloud, rack_of
 
@@ -121,18 +122,20 @@ def test_a_lost_claim_is_planned_again_with_what_the_refusal_told(cloud: Cloud, 
     """Another scheduler takes the best host between our search and our claim."""
     cloud.add_hosts(1, 2)
     rival = Cloud(cloud.database)
-    plan = cloud.selector._plan
+    plan = Planner.plan
     lost_seen: list[int] = []
 
-    def planned(asked, lost):
-        made = plan(asked, lost)
+    def planned(self, asked, lost):
+        made = plan(self, asked, lost)
+        if self.tree is not cloud.tree:
+            return made
         lost_seen.append(len(lost))
         if not lost:
             target = made.placement.picks[0].host.view.name
             rival.select(4, filters=[ignore_hosts({"c0-r0-h0", "c0-r1-h1"} - {target})])
         return made
 
-    monkeypatch.setattr(cloud.selector, "_plan", planned)
+    monkeypatch.setattr(Planner, "plan", planned)
     monkeypatch.setattr(cloud.tree, "refresh", lambda: 0)  # stays blind: only the refusal tells
     (chosen,) = cloud.select()
     assert lost_seen[:2] == [0, 1]

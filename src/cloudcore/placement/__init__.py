@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from cloudcore.placement.ledger_reads import ConsumerState, Usage
     from cloudcore.placement.moves import Move, MoveKind, MoveState
     from cloudcore.placement.ordering import Host
+    from cloudcore.placement.planner import SelectionReport
     from cloudcore.placement.report import Rejection, SearchReport
     from cloudcore.placement.requests import RequestGroup, ResourceRequest
     from cloudcore.placement.rescheduling import Attempt, Failure, FailureKind, Rescheduled, reschedule
     from cloudcore.placement.search import HostMatch, Search
     from cloudcore.placement.selection import HostChoice, Selection
-    from cloudcore.placement.selector import HostSelector, SelectionReport
+    from cloudcore.placement.selector import HostSelector
     from cloudcore.placement.tree import PlacementTree
     from cloudcore.placement.values import Inventory, Provider
 
@@ -56,7 +57,7 @@ _EXPORTS = {
     "Search": "cloudcore.placement.search",
     "SearchReport": "cloudcore.placement.report",
     "Selection": "cloudcore.placement.selection",
-    "SelectionReport": "cloudcore.placement.selector",
+    "SelectionReport": "cloudcore.placement.planner",
     "Usage": "cloudcore.placement.ledger_reads",
     "changes_since": "cloudcore.placement.changes",
     "prune_changes": "cloudcore.placement.changes",

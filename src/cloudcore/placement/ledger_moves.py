@@ -204,10 +204,10 @@ def write(
             )
         if record.move.state is MoveState.AWAITING_PROOF:
             continue
-        after, target = _follow(record, targets[record.move.instance], operation_id)
+        after, source = _follow(record, targets[record.move.instance], operation_id)
         settled.append(after)
-        if target is not None:
-            both[migration] = target
+        if source is not None:
+            both[migration] = source
     result = apply_targets(session, operation_id, event, rows, both, history=history)
     for after in settled:
         _save(session, after)

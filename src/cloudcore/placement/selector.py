@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import random
 import uuid as uuids
-from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
@@ -31,71 +29,30 @@ from cloudcore.errors import (
 )
 from cloudcore.placement import host_groups, ledger_moves
 from cloudcore.placement.claims import Owner, normalise_allocations
-from cloudcore.placement.hosts import HostView
 from cloudcore.placement.ledger_session import Session
 from cloudcore.placement.ledger_writes import NEW, Target, missing
 from cloudcore.placement.moves import MoveKind
 from cloudcore.placement.names import SHARES_VIA_AGGREGATE
-from cloudcore.placement.placing import Contender, Option, Pick, Placement, Residual, Room, fall_backs, place
+from cloudcore.placement.planner import Asked, Planner, SelectionReport
 from cloudcore.placement.requests import ResourceRequest
 from cloudcore.placement.selection import HostChoice, Selection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from cloudcore.placement.hosts import Filter, HostGroup, Weigher
     from cloudcore.placement.ledger import AllocationLedger
     from cloudcore.placement.ledger_reads import ConsumerState
-    from cloudcore.placement.search import HostMatch, Search
+    from cloudcore.placement.placing import Pick
+    from cloudcore.placement.planner import Plan
     from cloudcore.placement.tree import PlacementTree
     from cloudcore.placement.values import Provider
 
-__all__ = ["HostSelector", "SelectionReport"]
+__all__ = ["HostSelector"]
 
 T = TypeVar("T")
 
 _LOST = (CapacityExceeded, UnitViolation, ProviderNotFound, InventoryNotFound, GroupViolation)
-
-
-@attrs.frozen(kw_only=True)
-class SelectionReport:
-    """Why no host was selected.
-
-    Attributes:
-        search: The report of the search: for each host that does not fit, why not.
-        filtered: Host name → the reason that a filter, a group policy or the other instances of the request gave.
-        lost: Claims that were not granted, oldest first.
-        placed: Instances of the request that had a host when the rest had none.
-    """
-
-    search: Any
-    filtered: Mapping[str, str]
-    lost: tuple[str, ...] = ()
-    placed: int = 0
-
-    def summary(self) -> str:
-        """One line for people."""
-        parts = [self.search.summary()]
-        parts += [f"{name}: {reason}" for name, reason in sorted(self.filtered.items())[:5]]
-        if len(self.filtered) > 5:
-            parts.append(f"and {len(self.filtered) - 5} more hosts")
-        parts += self.lost[-3:]
-        return "; ".join(part for part in parts if part)
-
-
-@attrs.frozen(kw_only=True)
-class _Asked:
-    """A request for hosts, checked."""
-
-    request: ResourceRequest
-    instances: tuple[str, ...]
-    alternates: int
-    owner: Owner
-    group: HostGroup | None
-    filters: tuple[Filter, ...]
-    partial: bool = False
-    expires_in: float | None = None
-    freed: Mapping[str, Mapping[str, int]] = attrs.field(factory=dict)
 
 
 class HostSelector:
@@ -136,15 +93,18 @@ class HostSelector:
     ) -> None:
         self.tree = tree
         self.ledger = ledger
-        self._cell_of = cell_of if callable(cell_of) else _looked_up(cell_of)
         self._filters = tuple(filters)
-        self._weighers = tuple(weighers)
-        self._domain_of = domain_of
-        self._metadata_of = metadata_of
-        self._max_hosts = require_integer(max_hosts, "max_hosts", minimum=1)
-        self._subset = require_integer(subset, "subset", minimum=1)
         self._attempts = require_integer(attempts, "attempts", minimum=1)
-        self._rng = rng or random.Random()
+        self._planner = Planner(
+            tree=tree,
+            cell_of=cell_of if callable(cell_of) else _looked_up(cell_of),
+            weighers=tuple(weighers),
+            domain_of=domain_of,
+            metadata_of=metadata_of,
+            max_hosts=require_integer(max_hosts, "max_hosts", minimum=1),
+            subset=require_integer(subset, "subset", minimum=1),
+            choose=(rng or random.Random()).randrange,
+        )
         self._id_factory = id_factory
 
     # ---- booting
@@ -264,7 +224,7 @@ class HostSelector:
         here = self._present(state.allocations)
         fixed: list[Filter] = [_elsewhere(here)]
         if stay_in_cell:
-            cells = {self._cell_of(root) for root in here}
+            cells = {self._planner.cell_of(root) for root in here}
             fixed.append(lambda host: None if host.cell in cells else f"in cell {host.cell}, not in the instance's")
         owner = Owner.of(state.project_id, state.user_id, state.consumer_type)
         asked = self._asked(wanted, 1, [instance], alternates, owner, group, [*fixed, *filters])
@@ -296,7 +256,7 @@ class HostSelector:
         owner: Owner,
         group: HostGroup | None,
         filters: Sequence[Filter],
-    ) -> _Asked:
+    ) -> Asked:
         require_integer(alternates, "alternates", minimum=0, error=InvalidRequest)
         if instances is None:
             names = [
@@ -306,7 +266,7 @@ class HostSelector:
             names = [normalise_uuid(name, "instances", InvalidRequest) for name in instances]
         if not names or len(set(names)) != len(names):
             raise InvalidRequest("instances: name at least one, and each once", field="instances", value=instances)
-        return _Asked(
+        return Asked(
             request=ResourceRequest.from_query(request) if isinstance(request, str) else request,
             instances=tuple(names),
             alternates=alternates,
@@ -315,7 +275,7 @@ class HostSelector:
             filters=(*self._filters, *filters),
         )
 
-    def _try(self, asked: _Asked, claim: Callable[[_Plan], T]) -> T:
+    def _try(self, asked: Asked, claim: Callable[[Plan], T]) -> T:
         """Plan and claim until a plan holds; what a refusal told counts in the next plan."""
         lost: list[CloudcoreError] = []
         retrying = tenacity.Retrying(
@@ -326,7 +286,7 @@ class HostSelector:
         try:
             for attempt in retrying:
                 with attempt:
-                    plan = self._plan(asked, lost)
+                    plan = self._planner.plan(self._with_members(asked), lost)
                     try:
                         return claim(plan)
                     except _LOST as refusal:
@@ -334,7 +294,7 @@ class HostSelector:
                         raise
         except tenacity.RetryError as error:
             report = SelectionReport(
-                search=self._search(self.tree, asked.request).report(),
+                search=self._planner.search(asked.request).report(),
                 filtered={},
                 lost=tuple(str(each) for each in lost),
             )
@@ -343,88 +303,14 @@ class HostSelector:
             ) from error
         raise AssertionError("tenacity returns or raises")
 
-    def _view_of_tree(self, asked: _Asked) -> PlacementTree:
-        """The tree to search: as it is, or where something is freed by the move itself, a fork without that."""
-        self.tree.refresh()
-        if not asked.freed:
-            return self.tree
-        fork = self.tree.what_if()
-        for provider, amounts in asked.freed.items():
-            used = fork.usage(provider)
-            fork.set_usage(provider, {name: max(0, n - amounts.get(name, 0)) for name, n in used.items()})
-        return fork
-
-    def _search(self, tree: PlacementTree, request: ResourceRequest) -> Search:
-        return tree.candidates(
-            request, distinct="physical", within=lambda root: self._cell_of(root) is not None, hosts_first=True
-        )
-
-    def _plan(self, asked: _Asked, lost: Sequence[CloudcoreError]) -> _Plan:
-        tree = self._view_of_tree(asked)
-        search = self._search(tree, asked.request)
-        filtered: dict[str, str] = {}
-        contenders = list(islice(self._contenders(search, asked.filters, filtered), self._max_hosts))
-        residual = Residual(partial(_room, tree))
-        for refusal in lost:
-            if isinstance(refusal, CapacityExceeded) and refusal.provider and refusal.resource_class:
-                residual.learn(
-                    refusal.provider, refusal.resource_class, used=refusal.used or 0, capacity=refusal.capacity or 0
-                )
-        group = self._with_members(asked)
-        placement = place(
-            contenders,
-            len(asked.instances),
-            residual,
-            weighers=self._weighers,
-            group=group,
-            choose=self._rng.randrange,
-            subset=self._subset,
-        )
-        if len(placement.picks) < (1 if asked.partial else len(asked.instances)):
-            report = SelectionReport(
-                search=search.report(),
-                filtered={**filtered, **placement.refused},
-                lost=tuple(str(refusal) for refusal in lost),
-                placed=len(placement.picks),
-            )
-            raise NoValidHost(
-                f"{len(placement.picks)} of {len(asked.instances)} instances have a host: {report.summary()}",
-                report=report,
-            )
-        return _Plan(placement, fall_backs(placement, residual, asked.alternates, group))
-
-    def _contenders(self, search: Search, filters: Sequence[Filter], filtered: dict[str, str]) -> Iterator[Contender]:
-        for match in search.hosts():
-            view = self._view(match)
-            reason = next((reason for refuse in filters if (reason := refuse(view)) is not None), None)
-            if reason is None:
-                yield Contender(view, (Option(allocations=c.allocations, mappings=c.mappings) for c in match))
-            else:
-                filtered[view.name] = reason
-
-    def _view(self, match: HostMatch) -> HostView:
-        root = match.root
-        host = next(iter(match)).as_host()
-        return HostView(
-            root=root.uuid,
-            name=root.name,
-            cell=self._cell_of(root) or "",
-            traits=frozenset[str]().union(*(provider.traits for provider in host.providers)),
-            aggregates=root.aggregates,
-            capacity=host.capacity,
-            used=host.used,
-            metadata=self._metadata_of(root),
-            domain=self._domain_of(root),
-        )
-
-    def _with_members(self, asked: _Asked) -> HostGroup | None:
-        """The group with the members that the database knows, those of the request aside."""
+    def _with_members(self, asked: Asked) -> Asked:
+        """The request with the members of its group that the database knows, those of the request aside."""
         group = asked.group
         if group is None or group.uuid is None:
-            return group
+            return asked
         with self.ledger.database.read() as connection:
             members = host_groups.count_members(Session(connection), group, without=asked.instances)
-        return attrs.evolve(group, members=dict(members))
+        return attrs.evolve(asked, group=attrs.evolve(group, members=dict(members)))
 
     # ---- claiming
 
@@ -436,7 +322,7 @@ class HostSelector:
             stored = self.ledger.database.stored_operation(connection, operation)
         return None if stored is None else _read(stored.result)
 
-    def _claim(self, operation: Operation, asked: _Asked, plan: _Plan) -> tuple[Selection, ...]:
+    def _claim(self, operation: Operation, asked: Asked, plan: Plan) -> tuple[Selection, ...]:
         """Claim every primary in one transaction, and keep the selections as its result."""
         selections = self._selections(asked, plan)
 
@@ -460,8 +346,8 @@ class HostSelector:
     def _begin(
         self,
         operation: Operation,
-        asked: _Asked,
-        plan: _Plan,
+        asked: Asked,
+        plan: Plan,
         migration: str,
         kind: MoveKind,
         state: ConsumerState,
@@ -489,7 +375,7 @@ class HostSelector:
 
         return _read(self.ledger.transact(operation, work).result)
 
-    def _join(self, session: Session, asked: _Asked, selections: Sequence[Selection]) -> None:
+    def _join(self, session: Session, asked: Asked, selections: Sequence[Selection]) -> None:
         if asked.group is None:
             return
         host_groups.lock_group(session, asked.group)
@@ -497,7 +383,7 @@ class HostSelector:
         for chosen in selections:
             host_groups.join(session, asked.group, chosen.instance, chosen.primary.root, members)
 
-    def _selections(self, asked: _Asked, plan: _Plan) -> tuple[Selection, ...]:
+    def _selections(self, asked: Asked, plan: Plan) -> tuple[Selection, ...]:
         return tuple(
             Selection(
                 instance=instance,
@@ -521,22 +407,6 @@ class HostSelector:
             weight=pick.weight,
             rank=pick.rank,
         )
-
-
-@attrs.frozen
-class _Plan:
-    """The picks, and for each of them the picks to fall back on."""
-
-    placement: Placement
-    hands: Sequence[Sequence[Pick]]
-
-
-def _room(tree: PlacementTree, provider: str, resource_class: str) -> Room | None:
-    found = tree.provider(provider).inventories.get(resource_class)
-    if found is None:
-        return None
-    used = tree.usage(provider).get(resource_class, 0)
-    return Room(used=used, capacity=found.capacity, max_unit=found.max_unit)
 
 
 def _looked_up(cells: Mapping[str, str]) -> Callable[[Provider], str | None]:
