@@ -7,6 +7,7 @@ import pytest
 from cloudcore.database import Database
 from tests import services
 from tests.placement import ledger_worlds
+from tests.placement.selector_worlds import Cloud
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +37,12 @@ def ledger_database(dialect, _ledger_databases):
     ledger_worlds.empty(database)
     yield database
     assert database.engine.pool.checkedout() == 0
+
+
+@pytest.fixture
+def cloud(ledger_database):
+    """A tree, a ledger and a selector over one empty database; sound at the end."""
+    cloud = Cloud(ledger_database)
+    yield cloud
+    cloud.check()
+    cloud.close()

@@ -22,14 +22,6 @@ from tests.placement.ledger_worlds import uuid_of
 from tests.placement.selector_worlds import FLAVOUR, Cloud, rack_of
 
 
-@pytest.fixture
-def cloud(ledger_database):
-    cloud = Cloud(ledger_database)
-    yield cloud
-    cloud.check()
-    cloud.close()
-
-
 only_sqlite = pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 
 
