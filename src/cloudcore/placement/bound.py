@@ -104,7 +104,7 @@ class BoundTree(PlacementTree):
                 providers, usage, watermark = store.read_all(connection)
             forest = Forest()
             forest.apply(Edit(put=tuple(providers)))
-            forest.usage = usage
+            forest.usage.update(usage)
             with self._lock:
                 self._forest = forest
                 self._watermark = watermark

@@ -30,6 +30,7 @@ __all__ = ["Edit", "Forest", "read_aggregates", "read_inventories", "read_name",
 Usage = Mapping[str, int]
 
 _NOTHING: FrozenDict[str, int] = FrozenDict()
+_LATE = 50
 
 
 @attrs.frozen
@@ -108,7 +109,6 @@ class Forest:
         by_name: Name → uuid.
         by_number: Number → uuid.
         roots: Number → uuid, ordered.
-        usage: uuid → resource class → units in use; providers of which nothing is in use are left out.
         touched: Numbers of the roots whose trees were edited since the columns were built.
         reused: uuids of providers whose usage changed since.
         sharing: The providers that share through an aggregate.
@@ -120,7 +120,8 @@ class Forest:
         self.by_name: dict[str, str] = {}
         self.by_number: dict[int, str] = {}
         self.roots: SortedDict[int, str] = SortedDict()
-        self.usage: dict[str, Usage] = {}
+        self._usage: dict[str, Usage] = {}
+        self._late: list[Mapping[int, Usage]] = []
         self.touched: set[int] = set()
         self.reused: set[str] = set()
         self.sharing: dict[str, Provider] = {}
@@ -135,7 +136,7 @@ class Forest:
         other.by_name = self.by_name.copy()
         other.by_number = self.by_number.copy()
         other.roots = SortedDict(self.roots)
-        other.usage = self.usage.copy()
+        other._usage = self.usage.copy()
         other.touched = self.touched.copy()
         other.reused = self.reused.copy()
         other.sharing = self.sharing.copy()
@@ -143,6 +144,13 @@ class Forest:
         other.next_number = self.next_number
         other._children = self._children.copy()
         return other
+
+    @property
+    def usage(self) -> dict[str, Usage]:
+        """By uuid: resource class → units in use; providers of which nothing is in use are left out."""
+        if self._late:
+            self._catch_up()
+        return self._usage
 
     # --- looking -----------------------------------------------------------------------------------------------------
 
@@ -338,6 +346,7 @@ class Forest:
 
     def apply(self, edit: Edit) -> None:
         """Give *edit* its effect. It was planned on this very state; nothing is checked any more."""
+        self._catch_up()
         for provider in edit.gone:
             self._detach(provider)
             del self.providers[provider.uuid]
@@ -416,15 +425,24 @@ class Forest:
 
     def note_usage(self, used_by: Mapping[int, Usage]) -> None:
         """Do as :meth:`set_usage` for providers by number, where the columns show it already."""
-        by_number, usage, sharing = self.by_number, self.usage, self.sharing
-        for number, used in used_by.items():
-            uuid = by_number[number]
-            if used:
-                usage[uuid] = used
-            elif uuid in usage:
-                del usage[uuid]
-            if sharing and uuid in sharing:
-                self.sharing_changed = True
+        self._late.append(used_by)
+        sharing = {provider.number for provider in self.sharing.values()}
+        if sharing and not sharing.isdisjoint(used_by):
+            self.sharing_changed = True
+        if len(self._late) > _LATE:
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        """File what was noted late: a follower notes thousands at a time, and hardly ever looks at one of them."""
+        by_number, usage = self.by_number, self._usage
+        late, self._late = self._late, []
+        for used_by in late:
+            for number, used in used_by.items():
+                uuid = by_number[number]
+                if used:
+                    usage[uuid] = used
+                else:
+                    usage.pop(uuid, None)
 
     # --- what must hold ----------------------------------------------------------------------------------------------
 
