@@ -51,6 +51,14 @@ def pytest_configure(config: pytest.Config) -> None:
         _client.claim_run()
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Nothing may be left over: that too is a result of the run."""
+    if not hasattr(session.config, "workerinput") and not _client.end_run():
+        print(f"\nservers are still running, see {os.environ[_client.RUN]}")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         _client.end_run()

@@ -35,10 +35,13 @@ def claim_run() -> None:
         os.environ[OWNER] = str(os.getpid())
 
 
-def end_run() -> None:
-    """Stop every server of this run and wait for the end of the last. Called by the controller."""
+def end_run() -> bool:
+    """Stop every server of this run and wait for the end of the last; False if one is still there after a minute.
+
+    Called by the controller; calling it again does nothing.
+    """
     if os.environ.get(OWNER) != str(os.getpid()):
-        return
+        return True
     folder = Path(os.environ[RUN])
     with contextlib.suppress(ServiceError, OSError):
         if folder.exists():
@@ -46,6 +49,7 @@ def end_run() -> None:
     deadline = time.monotonic() + 60
     while folder.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
+    return not folder.exists()
 
 
 def _scratch() -> str:
