@@ -636,7 +636,31 @@ def test_a_failed_unshelve_keeps_the_hold(new_manager, embedded, volumes):
     (leg,) = manager.attachments(instance_id=who)
     assert (leg.state, leg.role) == (State.HELD, "main")
     assert embedded.volume(volume).status == "in-use"
-    (leg,) = manager.confirm_move(who, "a") if manager.move(who).phase == "begun" else [leg]
+    assert (manager.move(who).phase, manager.move(who).destination) == ("begun", None)
+    (leg,) = manager.confirm_move(who, "a")
+    assert (leg.state, leg.host) == (State.ATTACHED, "a")
+    assert manager.audit().clean
+
+
+def test_a_half_confirmed_cold_move_goes_back(new_manager, embedded, volumes):
+    """The destination takes one of two volumes; reverting brings both home."""
+
+    class Full(MemoryGuests):
+        def attach_disk(self, instance_id, disk):
+            if self.disk_states():
+                raise errors.LimitExceeded("one slot", what="slots", limit=1, used=1)
+            return super().attach_disk(instance_id, disk)
+
+    home, full = MemoryGuests("a"), Full("b")
+    manager, who = new_manager(volumes, [home, full]), instance()
+    for _ in range(2):
+        manager.attach(embedded.create_volume().id, who, host="a")
+    manager.begin_move(who, "b", kind="cold")
+    with pytest.raises(errors.LimitExceeded):
+        manager.confirm_move(who)
+    assert {leg.state for leg in manager.attachments(instance_id=who)} == {State.HELD, State.ATTACHED}
+    assert {leg.host for leg in manager.revert_move(who)} == {"a"}
+    assert (len(home.disk_states()), len(full.disk_states())) == (2, 0)
     assert manager.audit().clean
 
 

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from cloudcore.attach.leases import Lease
     from cloudcore.attach.records import Move, StoryLine
     from cloudcore.attach.rules import Policy, Violation
-    from cloudcore.attach.volumes import AttachMode, Volume, VolumeService
+    from cloudcore.attach.volumes import AttachMode, Volume, VolumeFeatures, VolumeService
 
 __all__ = ["AttachmentManager"]
 
@@ -192,6 +192,7 @@ class AttachmentManager:
 
     def _attach(self, request: AttachRequest, operation_id: str | None, fingerprint: str | None) -> Attachment:
         settled = refreshed = False
+        features = self.volumes.features()
         while True:
             volume = self.volumes.volume(request.volume_id)
             denied = self._denied(request, volume)
@@ -207,7 +208,7 @@ class AttachmentManager:
                 legs = self._journal.of_volume(connection, volume.id)
                 if not settled and any(other.interrupted for other in legs):
                     raise _Unsettled
-                self._permit(connection, request, volume, legs, denied)
+                self._permit(connection, request, volume, legs, denied=denied, features=features)
                 self._journal.begin(connection, leg)
                 failpoint("attach.begin.commit")
 
@@ -259,12 +260,22 @@ class AttachmentManager:
             cache=cache,
             delete_on_termination=delete_on_termination,
         )
-        volume = self.volumes.volume(request.volume_id)
+        volume, features = self.volumes.volume(request.volume_id), self.volumes.features()
+        denied = self._denied(request, volume)
         with self._database.read() as connection:
             legs = self._journal.of_volume(connection, volume.id)
             mine = self._journal.of_instance(connection, request.instance_id)
             moving = self._moves.in_move(connection, request.instance_id) is not None
-        found = self._violations(request, volume, legs, mine, denied=self._denied(request, volume), moving=moving)
+        found = violations(
+            request,
+            volume,
+            volume_legs=legs,
+            instance_legs=mine,
+            limits=self._limits,
+            features=features,
+            denied=denied,
+            moving=moving,
+        )
         manual = self.hosts[request.host].connector.describe().manual_scan
         locked = needs_target_lock(request.settings(volume), manual_scan=manual)
         return plan(
@@ -451,6 +462,8 @@ class AttachmentManager:
     def revert_move(self, instance_id: str) -> tuple[Attachment, ...]:
         """Take a begun move back: the volumes are at the source afterwards, as before.
 
+        A cold move whose confirmation failed halfway can be taken back too; a live one has to be confirmed.
+
         Raises:
             MoveNotFound: It is in none.
             Conflict: The guest runs at the destination.
@@ -583,36 +596,26 @@ class AttachmentManager:
         request: AttachRequest,
         volume: Volume,
         legs: Sequence[Attachment],
+        *,
         denied: Sequence[str],
+        features: VolumeFeatures,
     ) -> None:
         self._leases.serialise(connection, f"places/{request.instance_id}")
         mine = self._journal.of_instance(connection, request.instance_id)
         moving = self._moves.in_move(connection, request.instance_id) is not None
-        broken = self._violations(request, volume, legs, mine, denied=denied, moving=moving)
-        found = [violation for violation in broken if not violation.passing]
-        if found:
-            raise _Denied(found)
-
-    def _violations(
-        self,
-        request: AttachRequest,
-        volume: Volume,
-        legs: Sequence[Attachment],
-        mine: Sequence[Attachment],
-        *,
-        denied: Sequence[str],
-        moving: bool,
-    ) -> tuple[Violation, ...]:
-        return violations(
+        broken = violations(
             request,
             volume,
             volume_legs=legs,
             instance_legs=mine,
             limits=self._limits,
-            features=self.volumes.features(),
+            features=features,
             denied=denied,
             moving=moving,
         )
+        found = [violation for violation in broken if not violation.passing]
+        if found:
+            raise _Denied(found)
 
     def _repeated(self, operation_id: str, fingerprint: str) -> Attachment | None:
         """What an earlier call under this id made, if it stands or stood; None if nothing came of it."""

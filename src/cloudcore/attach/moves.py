@@ -103,12 +103,17 @@ class Moves:
             if destination is not None and destination != target:
                 raise Conflict(f"instance {instance_id} is moving to {target}", identifier=instance_id)
             self._require_served(target)
-            move = attrs.evolve(move, destination=target)
+            begun, move = move, attrs.evolve(move, destination=target)
             if move.kind == "live":
                 self._require_arrived(move)
             self._settle(instance_id)
             self._write(move, "confirming")
-            return self._confirm(move)
+            try:
+                return self._confirm(move)
+            except CloudcoreError:
+                if all(leg.state is State.HELD for leg in self._main_legs(instance_id)):
+                    self._write(begun, "begun")  # nothing was placed: as before the call
+                raise
 
     def revert(self, instance_id: str) -> tuple[Attachment, ...]:
         """See :meth:`AttachmentManager.revert_move`."""
@@ -119,7 +124,7 @@ class Moves:
                     f"instance {instance_id} cannot go back: {move.source} was fenced ({move.note}). Confirm the move, "
                     f"or begin another when it has arrived"
                 )
-            if move.phase == "confirming":
+            if move.phase == "confirming" and move.kind == "live":
                 raise Conflict(f"the move of instance {instance_id} is being confirmed", identifier=instance_id)
             self._require_served(move.destination if move.kind == "live" else move.source)
             if move.kind == "live":
@@ -371,7 +376,7 @@ class Moves:
                     if leg.role == "next":
                         self._unstage(lease, leg)
                 elif leg.role == "main":
-                    self._return(lease, leg, move.source)
+                    self._return(lease, move, leg)
         self._delete(move)
         return self._main_legs(move.instance_id)
 
@@ -394,16 +399,18 @@ class Moves:
         if result.leg.state is not State.ABSENT:
             raise self._failure(result)
 
-    def _return(self, lease: Lease, leg: Attachment, source: str) -> None:
-        if leg.state is State.ATTACHED:
+    def _return(self, lease: Lease, move: Move, leg: Attachment) -> None:
+        if leg.state is State.ATTACHED and leg.host == move.source:
             self._drop_second_leg(lease, leg)
             return
+        if leg.state is State.ATTACHED:  # placed at the destination before the confirmation failed
+            leg = self._leave(lease, move, leg)
         if leg.state is not State.HELD and not leg.settings.held_before:  # it was leaving when somebody died
             result = self._recovery.salvage(lease, leg) if leg.interrupted else None
             if result is not None and result.leg.state is State.ABSENT:
                 self._driver.promote(lease, leg.volume_id)
                 leg = self._main_leg(leg)
-        self._place(lease, leg, source)
+        self._place(lease, leg, move.source)
 
     def _drop_second_leg(self, lease: Lease, leg: Attachment) -> None:
         second = self._second_leg(leg)
