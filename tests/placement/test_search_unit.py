@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloudcore.placement import Inventory, PlacementTree, search
-from cloudcore.placement import columns as columnar
+from cloudcore.placement import Inventory, PlacementTree, search, upkeep
 from cloudcore.placement.matching import Matcher
 from tests.placement import oracle, ours
 from tests.placement.peer import identity
@@ -23,7 +22,7 @@ A = "aaaaaaaa-0000-0000-0000-000000000001"
 def _small() -> Iterator[None]:
     """Blocks of three providers and windows of one tree: what else takes a forest of thousands."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(columnar, "BLOCK_SIZE", 3)
+        patch.setattr(upkeep, "BLOCK_SIZE", 3)
         patch.setattr(search, "_FIRST_WINDOW", 1)
         patch.setattr(search, "_FIRST_BATCH", 2)
         yield

@@ -32,8 +32,7 @@ from cloudcore.errors import (
     Unavailable,
     UnitViolation,
 )
-from cloudcore.placement import Inventory, PlacementTree
-from cloudcore.placement import columns as columnar
+from cloudcore.placement import Inventory, PlacementTree, upkeep
 from tests.placement import ours
 from tests.placement.peer import SERVER, Peer, peer_python
 from tests.placement.worlds import cases
@@ -550,7 +549,7 @@ def test_check_finds_damage(damage: Callable[[PlacementTree], object]) -> None:
 
 def test_edits_make_new_blocks_only_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks that no edit touched are the same objects afterwards; a block that grew is cut."""
-    monkeypatch.setattr(columnar, "BLOCK_SIZE", 16)
+    monkeypatch.setattr(upkeep, "BLOCK_SIZE", 16)
     tree = PlacementTree()
     for host in range(100):
         tree.add(f"cn{host}", inventory={"VCPU": 8})

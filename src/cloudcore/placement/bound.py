@@ -13,10 +13,10 @@ from cloudcore.database import Database, Operation
 from cloudcore.errors import ProviderNotFound, UnsupportedFeature, WatermarkLost
 from cloudcore.placement import store
 from cloudcore.placement.changes import changes_since
-from cloudcore.placement.columns import NumberIndex, set_used
 from cloudcore.placement.editing import describe, plan
 from cloudcore.placement.forest import Edit, Forest
 from cloudcore.placement.tree import PlacementTree
+from cloudcore.placement.upkeep import NumberIndex, set_used
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection

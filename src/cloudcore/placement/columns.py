@@ -4,13 +4,12 @@ A block holds some thousand providers, tree after tree, each tree in depth-first
 subtree is a slice of it. Per resource class there are the positions that have it and, beside them, what is left there.
 Traits and aggregates are sets of positions: packed bits where many have them, plain positions where few do.
 
-Blocks never change. An edit makes new blocks for the trees that it touched and keeps all others, so whoever searches
-goes on with the blocks it has.
+Blocks never change, so whoever searches goes on with the blocks it has. :mod:`cloudcore.placement.layout` makes them,
+:mod:`cloudcore.placement.upkeep` keeps them in step with the forest.
 """
 
 from __future__ import annotations
 
-import itertools
 from bisect import bisect_right
 from typing import TYPE_CHECKING, Any
 
@@ -19,22 +18,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from cloudcore.placement.forest import Forest
-    from cloudcore.placement.values import Inventory, Provider
+    from cloudcore.placement.values import Provider
 
 __all__ = [
+    "Amounts",
     "Block",
     "Column",
     "Columns",
+    "Mask",
     "Members",
-    "NumberIndex",
+    "Positions",
     "Sharing",
     "mask_of",
     "members_of",
-    "refresh",
-    "set_used",
+    "positions_of",
 ]
 
 Positions = NDArray[np.intp]
@@ -42,9 +41,6 @@ Mask = NDArray[np.bool_]
 Amounts = NDArray[np.int64]
 Members = NDArray[Any]
 """A set of positions: packed bits (uint8), or the positions themselves (intp), sorted."""
-
-BLOCK_SIZE = 4096
-"""Providers in a block that is full; one of twice as many is cut."""
 
 
 def members_of(positions: Positions, size: int) -> Members:
@@ -231,196 +227,6 @@ class Block:
         return attrs.evolve(self, classes=classes)
 
 
-# --- making blocks ---------------------------------------------------------------------------------------------------
-
-
-_UNUSED: Mapping[str, int] = {}
-
-
-def build_block(trees: Sequence[Sequence[Provider]], usage: Mapping[str, Mapping[str, int]]) -> Block:
-    """Lay out *trees* (each in depth-first order) in a block."""
-    providers = [provider for tree in trees for provider in tree]
-    sizes = np.fromiter((len(tree) for tree in trees), dtype=np.intp, count=len(trees))
-    place = {provider.uuid: position for position, provider in enumerate(providers)}
-    up = [
-        0 if provider.parent is None else position - place.get(provider.parent, position)
-        for position, provider in enumerate(providers)
-    ]
-    return Block(
-        providers=providers,
-        numbers=np.fromiter((provider.number for provider in providers), dtype=np.int64, count=len(providers)),
-        generations=np.fromiter((provider.generation for provider in providers), dtype=np.int64, count=len(providers)),
-        up=np.asarray(up, dtype=np.int32),
-        starts=np.concatenate((np.zeros(1, dtype=np.intp), np.cumsum(sizes, dtype=np.intp))),
-        tree_of=np.repeat(np.arange(len(trees), dtype=np.int32), sizes),
-        root_numbers=np.fromiter((tree[0].number for tree in trees), dtype=np.int64, count=len(trees)),
-        classes=_build_columns(providers, usage),
-        traits=_build_members([provider.traits for provider in providers]),
-        aggregates=_build_members([provider.aggregates for provider in providers]),
-    )
-
-
-def _build_columns(providers: Sequence[Provider], usage: Mapping[str, Mapping[str, int]]) -> dict[str, Column]:
-    alike: dict[int, list[int]] = {}  # hosts alike share one mapping; it lives as long as its provider
-    for position, provider in enumerate(providers):
-        key = id(provider.inventories)
-        if key in alike:
-            alike[key].append(position)
-        else:
-            alike[key] = [position]
-    parts: dict[str, list[tuple[Inventory, list[int]]]] = {}
-    for positions in alike.values():
-        for name, inventory in providers[positions[0]].inventories.items():
-            parts.setdefault(name, []).append((inventory, positions))
-    used: dict[str, list[tuple[int, int]]] = {}
-    for position, provider in enumerate(providers):
-        for name, amount in usage.get(provider.uuid, _UNUSED).items():
-            used.setdefault(name, []).append((position, amount))
-    return _share_rows({name: _build_column(groups, used.get(name, ())) for name, groups in parts.items()})
-
-
-def _build_column(groups: Sequence[tuple[Inventory, list[int]]], used: Sequence[tuple[int, int]]) -> Column:
-    rows = np.concatenate([np.asarray(positions, dtype=np.intp) for _, positions in groups])
-    order = rows.argsort(kind="stable")
-    rows = rows[order]
-    counts = [len(positions) for _, positions in groups]
-
-    def spread(values: list[int], dtype: type[np.signedinteger[Any]]) -> NDArray[Any]:
-        return np.repeat(np.asarray(values, dtype=dtype), counts)[order]
-
-    in_use = np.zeros(len(rows), dtype=np.int64)
-    if used:
-        pairs = np.asarray(used, dtype=np.int64)
-        in_use[rows.searchsorted(pairs[:, 0])] = pairs[:, 1]
-    return Column.of(
-        rows=rows,
-        capacity=spread([inventory.capacity for inventory, _ in groups], np.int64),
-        used=in_use,
-        max_unit=spread([inventory.max_unit for inventory, _ in groups], np.int32),
-        min_unit=spread([inventory.min_unit for inventory, _ in groups], np.int32),
-        step_size=spread([inventory.step_size for inventory, _ in groups], np.int32),
-    )
-
-
-def _share_rows(columns: dict[str, Column]) -> dict[str, Column]:
-    """Classes that the same providers have (VCPU and MEMORY_MB, mostly) share one array of positions."""
-    seen: dict[bytes, Positions] = {}
-    return {
-        name: attrs.evolve(column, rows=seen.setdefault(column.rows.tobytes(), column.rows))
-        for name, column in columns.items()
-    }
-
-
-def _build_members(sets: Sequence[frozenset[str]]) -> dict[str, Members]:
-    alike: dict[int, list[int]] = {}
-    for position, names in enumerate(sets):
-        if names:
-            alike.setdefault(id(names), []).append(position)
-    positions: dict[str, list[int]] = {}
-    for places in alike.values():
-        for name in sets[places[0]]:
-            positions.setdefault(name, []).extend(places)
-    return {name: members_of(np.unique(np.asarray(p, dtype=np.intp)), len(sets)) for name, p in positions.items()}
-
-
-@attrs.frozen(eq=False)
-class _Piece:
-    """The trees *first* to *last* (exclusive) of a block, to be laid at *offset*."""
-
-    block: Block
-    first: int
-    last: int
-    offset: int
-
-    @property
-    def begin(self) -> int:
-        return int(self.block.starts[self.first])
-
-    @property
-    def end(self) -> int:
-        return int(self.block.starts[self.last])
-
-
-def _pieces(parts: Iterable[tuple[Block, int, int]]) -> list[_Piece]:
-    pieces: list[_Piece] = []
-    offset = 0
-    for block, first, last in parts:
-        if last > first:
-            pieces.append(_Piece(block, first, last, offset))
-            offset += pieces[-1].end - pieces[-1].begin
-    return pieces
-
-
-def join_blocks(parts: Iterable[tuple[Block, int, int]]) -> Block:
-    """Lay slices of blocks (block, first tree, last tree exclusive) one after the other."""
-    pieces = _pieces(parts)
-    starts = [piece.block.starts[piece.first : piece.last] - (piece.begin - piece.offset) for piece in pieces]
-    providers = [p for piece in pieces for p in piece.block.providers[piece.begin : piece.end]]
-    size = len(providers)
-    bounds = np.concatenate([*starts, np.asarray([size], dtype=np.intp)])
-    return Block(
-        providers=providers,
-        numbers=_joined([piece.block.numbers[piece.begin : piece.end] for piece in pieces], np.int64),
-        generations=_joined([piece.block.generations[piece.begin : piece.end] for piece in pieces], np.int64),
-        up=_joined([piece.block.up[piece.begin : piece.end] for piece in pieces], np.int32),
-        starts=bounds,
-        tree_of=np.repeat(np.arange(len(bounds) - 1, dtype=np.int32), np.diff(bounds)),
-        root_numbers=_joined([piece.block.root_numbers[piece.first : piece.last] for piece in pieces], np.int64),
-        classes=_join_columns(pieces),
-        traits=_join_members(pieces, size, "traits"),
-        aggregates=_join_members(pieces, size, "aggregates"),
-    )
-
-
-def _joined(arrays: Sequence[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:
-    return np.concatenate(arrays) if arrays else np.empty(0, dtype=dtype)
-
-
-def _join_columns(pieces: Sequence[_Piece]) -> dict[str, Column]:
-    parts: dict[str, list[tuple[Column, slice, int]]] = {}
-    for piece in pieces:
-        for name, column in piece.block.classes.items():
-            first, last = column.rows.searchsorted((piece.begin, piece.end))
-            if last > first:
-                parts.setdefault(name, []).append((column, slice(first, last), piece.offset - piece.begin))
-    return _share_rows({name: _join_column(slices) for name, slices in parts.items()})
-
-
-def _join_column(parts: Sequence[tuple[Column, slice, int]]) -> Column:
-    def units(which: str) -> NDArray[np.int32] | None:
-        if all(getattr(column, which) is None for column, _, _ in parts):
-            return None
-        arrays = []
-        for column, rows, _ in parts:
-            array: NDArray[np.int32] | None = getattr(column, which)
-            arrays.append(np.ones(len(column.rows), dtype=np.int32)[rows] if array is None else array[rows])
-        return np.concatenate(arrays)
-
-    return Column.of(
-        rows=np.concatenate([column.rows[rows] + shift for column, rows, shift in parts]),
-        capacity=np.concatenate([column.capacity[rows] for column, rows, _ in parts]),
-        used=np.concatenate([column.used[rows] for column, rows, _ in parts]),
-        max_unit=np.concatenate([column.max_unit[rows] for column, rows, _ in parts]),
-        min_unit=units("min_unit"),
-        step_size=units("step_size"),
-    )
-
-
-def _join_members(pieces: Sequence[_Piece], size: int, which: str) -> dict[str, Members]:
-    parts: dict[str, list[Positions]] = {}
-    for piece in pieces:
-        sets: dict[str, Members] = getattr(piece.block, which)
-        for name, members in sets.items():
-            positions = positions_of(members, piece.block.size)
-            first, last = positions.searchsorted((piece.begin, piece.end))
-            if last > first:
-                parts.setdefault(name, []).append(positions[first:last] + (piece.offset - piece.begin))
-    return {name: members_of(np.concatenate(positions), size) for name, positions in parts.items()}
-
-
-# --- the whole forest ------------------------------------------------------------------------------------------------
-
-
 @attrs.frozen(eq=False)
 class Sharing:
     """Every provider that shares through an aggregate, in a block of its own where each counts as one tree.
@@ -471,198 +277,3 @@ class Columns:
             return None
         tree = self.blocks[where].tree_numbered(root_number)
         return None if tree is None else (self.blocks[where], tree)
-
-
-def _with_blocks(blocks: Iterable[Block], sharing: Sharing | None) -> Columns:
-    kept = tuple(block for block in blocks if block.trees)
-    return Columns(kept, tuple(int(block.root_numbers[0]) for block in kept), sharing)
-
-
-def _gather_sharing(forest: Forest) -> Sharing | None:
-    providers = sorted(forest.sharing.values(), key=lambda provider: provider.number)
-    if not providers:
-        return None
-    by_aggregate: dict[str, list[int]] = {}
-    for position, provider in enumerate(providers):
-        for aggregate in provider.aggregates:
-            by_aggregate.setdefault(aggregate, []).append(position)
-    return Sharing(
-        block=build_block([[provider] for provider in providers], forest.usage),
-        index={provider.uuid: position for position, provider in enumerate(providers)},
-        by_aggregate=by_aggregate,
-        lineage=[
-            frozenset([provider.uuid, *(above.uuid for above in forest.ancestors(provider.uuid))])
-            for provider in providers
-        ],
-        root_numbers=[forest.providers[provider.root].number for provider in providers],
-    )
-
-
-def refresh(columns: Columns, forest: Forest) -> Columns:
-    """Return columns that show *forest*, keeping every block of *columns* that is still true, and forget what changed.
-
-    O(what changed), with a floor of the blocks that it lies in.
-    """
-    if not forest.touched and not forest.reused and not forest.sharing_changed:
-        return columns
-    sharing = _gather_sharing(forest) if forest.sharing_changed else columns.sharing
-    if 2 * len(forest.touched) > len(forest.roots) or not columns.blocks:
-        blocks = _build_all(forest)
-    else:
-        blocks = _patch_use(_patch_trees(columns, forest) if forest.touched else list(columns.blocks), forest)
-    forest.touched.clear()
-    forest.reused.clear()
-    forest.sharing_changed = False
-    return _with_blocks(blocks, sharing)
-
-
-def _build_all(forest: Forest) -> list[Block]:
-    blocks: list[Block] = []
-    trees: list[list[Provider]] = []
-    size = 0
-    for root in forest.roots.values():
-        trees.append(list(forest.subtree(root)))
-        size += len(trees[-1])
-        if size >= BLOCK_SIZE:
-            blocks.append(build_block(trees, forest.usage))
-            trees, size = [], 0
-    if trees:
-        blocks.append(build_block(trees, forest.usage))
-    return blocks
-
-
-def _patch_trees(columns: Columns, forest: Forest) -> list[Block]:
-    by_block: dict[int, list[int]] = {}
-    for number in sorted(forest.touched):
-        by_block.setdefault(max(0, bisect_right(columns.firsts, number) - 1), []).append(number)
-    blocks: list[Block] = []
-    for place, block in enumerate(columns.blocks):
-        numbers = by_block.get(place)
-        blocks.extend([block] if numbers is None else _cut(_patch_block(block, numbers, forest)))
-    return [block for block in blocks if block.trees]  # blocks are found by their first tree: each must have one
-
-
-def _patch_block(block: Block, numbers: Sequence[int], forest: Forest) -> Block:
-    """Put the trees of these root numbers as they are now in the place of what the block has of them."""
-    fresh: list[list[Provider]] = []
-    parts: list[tuple[Block | None, int, int]] = []
-    done = 0
-    for number in numbers:
-        place = int(block.root_numbers.searchsorted(number))
-        parts.append((block, done, place))
-        if number in forest.roots:
-            fresh.append(list(forest.subtree(forest.roots[number])))
-            parts.append((None, len(fresh) - 1, len(fresh)))
-        here = place < block.trees and block.root_numbers[place] == number
-        done = place + 1 if here else place
-    parts.append((block, done, block.trees))
-    built = build_block(fresh, forest.usage)
-    return join_blocks((source or built, first, last) for source, first, last in parts)
-
-
-def _cut(block: Block) -> list[Block]:
-    """The block, or pieces of it when it has grown too large."""
-    if block.size <= 2 * BLOCK_SIZE:
-        return [block]
-    cuts = np.searchsorted(block.starts, np.arange(BLOCK_SIZE, block.size - BLOCK_SIZE // 2, BLOCK_SIZE))
-    edges = sorted({0, *cuts.tolist(), block.trees})
-    return [join_blocks([(block, first, last)]) for first, last in itertools.pairwise(edges)]
-
-
-def _patch_use(blocks: list[Block], forest: Forest) -> list[Block]:
-    providers = forest.providers
-    changed = [providers[uuid] for uuid in forest.reused if uuid in providers]
-    if not changed:
-        return blocks
-    count = len(changed)
-    firsts = np.asarray([int(block.root_numbers[0]) if block.trees else -1 for block in blocks], dtype=np.int64)
-    roots = np.fromiter((providers[provider.root].number for provider in changed), dtype=np.int64, count=count)
-    numbers = np.fromiter((provider.number for provider in changed), dtype=np.int64, count=count)
-    owners = np.maximum(firsts.searchsorted(roots, side="right") - 1, 0)
-    order = owners.argsort(kind="stable")
-    edges = np.flatnonzero(np.diff(owners[order])) + 1
-    patched = list(blocks)
-    for chosen in np.split(order, edges):
-        place = int(owners[chosen[0]])
-        positions = blocks[place].positions_numbered(numbers[chosen]).tolist()
-        patched[place] = _patch_block_use(blocks[place], [changed[i] for i in chosen.tolist()], positions, forest)
-    return patched
-
-
-def _patch_block_use(block: Block, providers: Sequence[Provider], positions: Sequence[int], forest: Forest) -> Block:
-    changes: dict[str, tuple[list[int], list[int]]] = {name: ([], []) for name in block.classes}
-    usage = forest.usage
-    for provider, position in zip(providers, positions, strict=True):
-        used = usage.get(provider.uuid)
-        for name in provider.inventories:
-            rows, amounts = changes[name]
-            rows.append(position)
-            amounts.append(used.get(name, 0) if used else 0)
-    return block.with_used({name: change for name, change in changes.items() if change[0]})
-
-
-# --- following by number ---------------------------------------------------------------------------------------------
-
-
-@attrs.frozen(eq=False)
-class NumberIndex:
-    """Where the provider of a number stands, for many at once. Good as long as no tree was edited.
-
-    Attributes:
-        sources: The arrays of numbers that it was made of, block by block.
-        numbers: All numbers, ascending.
-        owners: The block of each.
-        positions: Its position there.
-        generations: Its generation.
-    """
-
-    sources: tuple[Amounts, ...]
-    numbers: Amounts
-    owners: Positions
-    positions: Positions
-    generations: Amounts
-
-    @classmethod
-    def of(cls, columns: Columns) -> NumberIndex:
-        """Index all providers of *columns*."""
-        blocks = columns.blocks
-        numbers = _joined([block.numbers for block in blocks], np.int64)
-        order = numbers.argsort(kind="stable")
-        sizes = [block.size for block in blocks]
-        return cls(
-            sources=tuple(block.numbers for block in blocks),
-            numbers=numbers[order],
-            owners=np.repeat(np.arange(len(blocks)), sizes)[order],
-            positions=_joined([np.arange(size) for size in sizes], np.intp)[order],
-            generations=_joined([block.generations for block in blocks], np.int64)[order],
-        )
-
-    def fits(self, columns: Columns) -> bool:
-        """Whether *columns* hold the same providers at the same places."""
-        if len(self.sources) != len(columns.blocks):
-            return False
-        return all(source is block.numbers for source, block in zip(self.sources, columns.blocks, strict=True))
-
-    def find(self, numbers: Amounts, generations: Amounts) -> tuple[Positions, Mask]:
-        """For each number its place in the index, and whether it is there at this generation."""
-        if not len(self.numbers):
-            return np.zeros(len(numbers), dtype=np.intp), np.zeros(len(numbers), dtype=np.bool_)
-        places = np.minimum(self.numbers.searchsorted(numbers), len(self.numbers) - 1)
-        return places, (self.numbers[places] == numbers) & (self.generations[places] == generations)
-
-
-def set_used(columns: Columns, index: NumberIndex, places: Positions, classes: Sequence[str], used: Amounts) -> Columns:
-    """The same columns with other use: of *classes* at *places* in *index*, row by row."""
-    changes: dict[int, dict[str, tuple[Positions, Amounts]]] = {}
-    named = np.asarray(classes, dtype=object)
-    for name in sorted(set(classes)):
-        chosen = np.flatnonzero(named == name)
-        owners = index.owners[places[chosen]]
-        order = owners.argsort(kind="stable")
-        for part in np.split(order, np.flatnonzero(np.diff(owners[order])) + 1):
-            rows = chosen[part]
-            changes.setdefault(int(owners[part[0]]), {})[name] = (index.positions[places[rows]], used[rows])
-    blocks = list(columns.blocks)
-    for owner, change in changes.items():
-        blocks[owner] = blocks[owner].with_used(change)
-    return attrs.evolve(columns, blocks=tuple(blocks))

@@ -16,9 +16,10 @@ from cloudcore.errors import (
     InvalidRequest,
     InvariantViolated,
 )
-from cloudcore.placement import columns as columnar
+from cloudcore.placement import upkeep
 from cloudcore.placement.books import read_allocations
 from cloudcore.placement.candidates import Candidate
+from cloudcore.placement.columns import Columns
 from cloudcore.placement.editing import plan
 from cloudcore.placement.forest import Forest, read_aggregates, read_inventories, read_name, read_traits
 from cloudcore.placement.ordering import read_preferred, read_weighers
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import URL, Engine
 
     from cloudcore.database import Database
-    from cloudcore.placement.columns import Columns
     from cloudcore.placement.deployed import Session
     from cloudcore.placement.ordering import OrderBy
 
@@ -56,7 +56,7 @@ class PlacementTree:
 
     def __init__(self, *, uuid_factory: Callable[[], str] = lambda: str(uuids.uuid4())) -> None:
         self._forest = Forest()
-        self._columns = columnar.Columns()
+        self._columns = Columns()
         self._consumers: dict[str, dict[str, dict[str, int]]] = {}
         self._lock = threading.RLock()
         self._uuid_factory = uuid_factory
@@ -391,7 +391,7 @@ class PlacementTree:
 
     def _snapshot(self) -> Columns:
         """The columns of the present state; the lock is held."""
-        self._columns = columnar.refresh(self._columns, self._forest)
+        self._columns = upkeep.refresh(self._columns, self._forest)
         return self._columns
 
     # --- usage in memory ---------------------------------------------------------------------------------------------
