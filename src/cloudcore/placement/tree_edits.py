@@ -1,0 +1,221 @@
+"""The verbs that edit a PlacementTree: arguments in, one edit of the forest out."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from cloudcore._values import normalise_uuid
+from cloudcore.errors import InvalidArgument, InvalidProvider
+from cloudcore.placement.editing import plan
+from cloudcore.placement.forest import Forest, read_aggregates, read_inventories, read_name, read_traits
+from cloudcore.placement.values import Inventory, Provider
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+__all__ = ["TreeEdits", "key_of"]
+
+
+class TreeEdits:
+    """The part of :class:`~cloudcore.placement.tree.PlacementTree` that changes the forest.
+
+    Every edit is checked before it has any effect, and takes effect as a whole. May be shared between threads.
+    """
+
+    def __init__(self, uuid_factory: Callable[[], str]) -> None:
+        self._forest = Forest()
+        self._lock = threading.RLock()
+        self._uuid_factory = uuid_factory
+
+    def add(
+        self,
+        name: str,
+        *,
+        uuid: str | None = None,
+        parent: str | Provider | None = None,
+        inventory: Mapping[str, int | Inventory | Mapping[str, Any]] | None = None,
+        traits: Iterable[str] = (),
+        aggregates: Iterable[str] = (),
+        operation_id: str | None = None,
+    ) -> Provider:
+        """Add a provider and return it.
+
+        Args:
+            name: Unique in the forest, 1 to 200 characters.
+            uuid: Of the new provider; made by the tree when left out.
+            parent: The provider below which it hangs; None makes a root.
+            inventory: Resource class → total, or an :class:`Inventory`, or Placement's JSON of one.
+            traits: What it carries.
+            aggregates: The uuids of the aggregates that it is in.
+            operation_id: In a bound tree: a repeat with the same id adds nothing and returns the provider.
+
+        Raises:
+            InvalidProvider, InvalidInventory: It cannot be as described; the error names the field.
+            ProviderNotFound: There is no such parent.
+            AlreadyExists: The name or the uuid is taken.
+        """
+        arguments = {
+            "name": name,
+            "uuid": None if uuid is None else normalise_uuid(uuid, "uuid", InvalidProvider),
+            "parent": key_of(parent),
+            "inventory": read_inventories({} if inventory is None else inventory),
+            "traits": read_traits(traits),
+            "aggregates": read_aggregates(aggregates),
+        }
+        return self._edit("placement.add", arguments, operation_id)
+
+    def update(
+        self,
+        provider: str | Provider,
+        *,
+        inventory: Mapping[str, int | Inventory | Mapping[str, Any]] | None = None,
+        traits: Iterable[str] | None = None,
+        aggregates: Iterable[str] | None = None,
+        name: str | None = None,
+        generation: int | None = None,
+        operation_id: str | None = None,
+    ) -> Provider:
+        """Replace what is given, leave what is not, in one edit; return the provider as it is then.
+
+        The generation grows by one when anything changes. Shrinking an inventory below what is in use is allowed:
+        what is in use stays, and nothing more is granted.
+
+        Args:
+            provider: Which one.
+            inventory: All its inventories from now on.
+            traits: All its traits from now on.
+            aggregates: All its aggregates from now on.
+            name: Its new name.
+            generation: The generation that the caller has seen; None for whatever it is.
+            operation_id: In a bound tree: a repeat with the same id changes nothing.
+
+        Raises:
+            InvalidProvider, InvalidInventory, ProviderNotFound, AlreadyExists: Nothing was changed.
+            GenerationConflict: It is at another generation than *generation*.
+            InUse: A class of which units are in use would lose its inventory.
+        """
+        changes: dict[str, Any] = {}
+        if inventory is not None:
+            changes["inventories"] = read_inventories(inventory)
+        if traits is not None:
+            changes["traits"] = read_traits(traits)
+        if aggregates is not None:
+            changes["aggregates"] = read_aggregates(aggregates)
+        if name is not None:
+            changes["name"] = read_name(name)
+        key = {"provider": key_of(provider), "generation": generation}
+        return self._edit("placement.update", key | {"changes": changes}, operation_id)
+
+    def set_inventory(
+        self,
+        provider: str | Provider,
+        inventory: Mapping[str, int | Inventory | Mapping[str, Any]],
+        *,
+        generation: int | None = None,
+        operation_id: str | None = None,
+    ) -> Provider:
+        """Replace the inventories: see :meth:`update`."""
+        return self.update(provider, inventory=inventory, generation=generation, operation_id=operation_id)
+
+    def set_traits(
+        self,
+        provider: str | Provider,
+        traits: Iterable[str],
+        *,
+        generation: int | None = None,
+        operation_id: str | None = None,
+    ) -> Provider:
+        """Replace the traits: see :meth:`update`."""
+        return self.update(provider, traits=traits, generation=generation, operation_id=operation_id)
+
+    def set_aggregates(
+        self,
+        provider: str | Provider,
+        aggregates: Iterable[str],
+        *,
+        generation: int | None = None,
+        operation_id: str | None = None,
+    ) -> Provider:
+        """Replace the aggregates: see :meth:`update`."""
+        return self.update(provider, aggregates=aggregates, generation=generation, operation_id=operation_id)
+
+    def rename(
+        self,
+        provider: str | Provider,
+        name: str,
+        *,
+        generation: int | None = None,
+        operation_id: str | None = None,
+    ) -> Provider:
+        """Give it another name: see :meth:`update`."""
+        return self.update(provider, name=name, generation=generation, operation_id=operation_id)
+
+    def move(
+        self,
+        provider: str | Provider,
+        parent: str | Provider | None,
+        *,
+        generation: int | None = None,
+        operation_id: str | None = None,
+    ) -> Provider:
+        """Hang a provider, with all below it, under another parent, or make it a root; return it as it is then.
+
+        Its allocations, aggregates and traits stay. The generation of every provider of the subtree grows by one.
+
+        Raises:
+            ProviderNotFound: There is no such provider or parent.
+            InvalidProvider: The new parent is the provider itself or lies below it.
+            GenerationConflict: It is at another generation than *generation*.
+        """
+        key = {"provider": key_of(provider), "generation": generation}
+        return self._edit("placement.move", key | {"parent": key_of(parent)}, operation_id)
+
+    def remove(
+        self,
+        provider: str | Provider,
+        *,
+        recursive: bool = False,
+        generation: int | None = None,
+        operation_id: str | None = None,
+    ) -> None:
+        """Remove a provider, with *recursive* also all below it.
+
+        Raises:
+            ProviderNotFound: It is not there.
+            GenerationConflict: It is at another generation than *generation*.
+            InUse: It has children, or something of it is in use.
+        """
+        key = {"provider": key_of(provider), "generation": generation}
+        self._edit("placement.remove", key | {"recursive": bool(recursive)}, operation_id)
+
+    def load(self, data: Mapping[str, Any], *, operation_id: str | None = None) -> int:
+        """Add all providers of *data* (what :meth:`as_placement` gives) in one edit; return how many.
+
+        What is in use is taken over by a tree in memory; in a bound tree the ledger's books count.
+
+        Raises:
+            InvalidProvider, InvalidInventory: The data is malformed, a parent is missing, or there is a loop.
+            AlreadyExists: A name or a uuid is taken.
+        """
+        from cloudcore.placement.interchange import load
+
+        edit, usage = load(data, first_number=self._forest.next_number)
+        self._edit("placement.load", {"edit": edit, "usage": usage}, operation_id)
+        return len(edit.put)
+
+    def _edit(self, name: str, arguments: dict[str, Any], operation_id: str | None) -> Provider:
+        """Plan an edit and give it its effect; return the (first) provider that it is about, as it is then."""
+        if operation_id is not None and not isinstance(operation_id, str):
+            raise InvalidArgument(f"operation_id: expected text, got {operation_id!r}", field="operation_id")
+        with self._lock:
+            edit, about = plan(self._forest, name, arguments, self._uuid_factory)
+            self._forest.apply(edit)
+            for uuid, used in arguments.get("usage", {}).items():
+                self._forest.set_usage(uuid, self._forest.plan_usage(self._forest.find(uuid), used))
+            return edit.put[0] if edit.put else about
+
+
+def key_of(provider: Any) -> Any:
+    """What names a provider: its uuid, or whatever was given in its place."""
+    return provider.uuid if isinstance(provider, Provider) else provider
