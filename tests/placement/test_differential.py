@@ -162,15 +162,17 @@ import json, sys
 from tests.placement import oracle, ours
 from tests.placement.worlds import choose_request, choose_world, seeded
 answers = []
-for seed in range(int(sys.argv[1]), int(sys.argv[1]) + 40):
+for seed in range(int(sys.argv[1]), int(sys.argv[1]) + 30):
     choose = seeded(seed)
-    world = choose_world(choose)
+    world = choose_world(choose, most=40)
     tree = ours.build(world)
-    for _ in range(4):
+    for _ in range(6):
         request = choose_request(choose, world)
         if oracle.cost(world, request) <= 2000:
-            found = ours.listed(tree, request.query())
-            answers.append([[sorted(held), sorted([s, sorted(u)] for s, u in by)] for held, by in found])
+            for options in ({}, {"order_by": "spread"}, {"hosts_first": True}, {"distinct": "physical"}, {"seed": 7}):
+                found = ours.listed(tree, request.query(), **options)
+                answers.append([[sorted(held), sorted([s, sorted(u)] for s, u in by)] for held, by in found])
+            answers.append(list(tree.candidates(request.query()).report().counts.items()))
 print(json.dumps(answers))
 """
 
