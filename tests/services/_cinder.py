@@ -39,7 +39,10 @@ class Cinder:
         self._settings: dict[str, object] = {}
 
     def start(self, settings: Mapping[str, object] | None = None) -> None:
-        """Start it; `settings` are for the section DEFAULT of cinder.conf and hold from the next start on."""
+        """Start it; `settings` are for cinder.conf and hold from the next start on.
+
+        They belong into section DEFAULT, those named like `keystone_authtoken/username` into that section.
+        """
         self._settings.update(settings or {})
         if self._daemon is None:
             self._daemon = self._prepare()
@@ -95,7 +98,7 @@ class Cinder:
             "quota_gigabytes": -1,
             "log_file": self._folder / "cinder.log",
             "use_stderr": "false",
-            **self._settings,
+            **{name: value for name, value in self._settings.items() if "/" not in name},
         }
         sections: dict[str, dict[str, object]] = {
             "DEFAULT": default,
@@ -104,6 +107,10 @@ class Cinder:
             "coordination": {"backend_url": f"file://{self._folder / 'coordination'}"},
             self._backend: backend,
         }
+        for name, value in self._settings.items():
+            section, slash, option = name.partition("/")
+            if slash:
+                sections.setdefault(section, {})[option] = value
         lines = [
             line
             for section, values in sections.items()
