@@ -11,7 +11,7 @@ import pytest
 
 from cloudcore import create_schema
 from cloudcore.database import Database
-from cloudcore.placement import PlacementTree, columns, matching, search, store
+from cloudcore.placement import PlacementTree, matching, search, store, upkeep
 from tests.placement import oracle, ours
 from tests.placement.test_search_after_edits import Edited
 from tests.placement.worlds import Chooser, Request, World, choose_request, choose_world, seeded
@@ -19,7 +19,7 @@ from tests.placement.worlds import Chooser, Request, World, choose_request, choo
 
 @pytest.fixture(params=[1, 5, 40])
 def small_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(columns, "BLOCK_SIZE", request.param)
+    monkeypatch.setattr(upkeep, "BLOCK_SIZE", request.param)
     monkeypatch.setattr(search, "_FIRST_BATCH", 1)
     monkeypatch.setattr(search, "_FIRST_WINDOW", 2)
     monkeypatch.setattr(matching, "_REMEMBERED", 2)
@@ -49,7 +49,7 @@ def test_cuts_are_not_seen(small_blocks: int, seed: int) -> None:
         assert (report.hosts, report.fits) == (len(world.roots), fitting)
         assert sum(report.counts.values()) == len(world.roots) - fitting
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(columns, "BLOCK_SIZE", 4096)
+        patch.setattr(upkeep, "BLOCK_SIZE", 4096)
         patch.setattr(search, "_FIRST_WINDOW", 48)
         whole = ours.build(world)
         for request, found in zip(requests, cut, strict=True):
