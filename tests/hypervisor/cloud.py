@@ -57,14 +57,14 @@ class Cloud:
 
 
 @contextlib.contextmanager
-def open_cloud(url: str, *, variant: str = "") -> Iterator[Cloud]:
-    """The services of the run; libvirt daemons of its own for a *variant*."""
+def open_cloud(url: str, *, variant: str = "", count: int = 2) -> Iterator[Cloud]:
+    """The services of the run, with *count* hosts; libvirt daemons of its own for a *variant*."""
     services.require("qemu", "guest", "ceph", "cinder", "rbd")
     create_schema(url, areas=["attach"])
     storage, cinder = services.ceph(), services.cinder("rbd")
     with contextlib.ExitStack() as stack:
         hosts = {}
-        for name, server in zip(HOSTS, services.libvirt_hosts(2, variant=variant), strict=True):
+        for name, server in zip(HOSTS, services.libvirt_hosts(count, variant=variant), strict=False):
             hypervisor = stack.enter_context(
                 LibvirtHypervisor(server.uri, host=name, timeouts=Timeouts(detach=15, connect=20))
             )

@@ -22,7 +22,8 @@ DETACH = ["hypervisor.detach.after_persistent", "hypervisor.detach.after_request
 
 @pytest.fixture(scope="module")
 def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
-    with open_cloud(f"sqlite:///{tmp_path_factory.mktemp('journal') / 'attach.db'}", variant="crash") as cloud:
+    url = f"sqlite:///{tmp_path_factory.mktemp('journal') / 'attach.db'}"
+    with open_cloud(url, variant="crash", count=1) as cloud:
         yield cloud
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import socket
 import threading
 import uuid
@@ -23,6 +24,10 @@ from cloudcore.errors import (
 from cloudcore.hypervisor import HostPolicy, LibvirtHypervisor, Timeouts, build_tree
 from tests import services
 from tests.hypervisor.domains import Guests
+
+pytestmark = pytest.mark.xdist_group("guests")
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "attach_to_guest.py"
 
 NODE = """<node>
   <cpu>
@@ -149,14 +154,11 @@ def test_the_machines_own_qemu_gives_a_tree(guest_host):
         assert {"HW_ARCH_X86_64", "COMPUTE_ARCH_X86_64", "HW_CPU_X86_SSE2"} <= tree.root.traits
 
 
-pytestmark = pytest.mark.xdist_group("guests")
-
-
 @pytest.fixture(scope="module")
 def fragile() -> services.LibvirtHost:
     """A daemon of our own, to be hurt."""
     services.require("qemu", "guest")
-    return services.libvirt_hosts(1, variant="fragile")[0]
+    return services.libvirt_hosts(1, variant="crash")[0]
 
 
 @pytest.fixture
@@ -257,6 +259,18 @@ def test_a_transient_guest_has_a_live_definition_only(fragile, guests):
         assert hypervisor.detach_disk(instance_id, disk.volume_id) is DetachOutcome.PENDING  # nobody in it answers
         guests.domain(instance_id).reset()  # which lets go what was asked for
         assert hypervisor.detach_disk(instance_id, disk.volume_id) is DetachOutcome.DETACHED
+
+
+def test_the_example_attaches_to_a_real_guest(fragile, guests, monkeypatch, capsys):
+    """As it is called from a shell; without arguments it needs no libvirt."""
+    main = runpy.run_path(str(EXAMPLE))["main"]
+    instance_id = guests.define()
+    monkeypatch.setattr("sys.argv", ["attach_to_guest.py", fragile.uri, instance_id, guests.image().path])
+    main()
+    assert capsys.readouterr().out.split() == ["live", "-", "persistent", "vda", "detached"]
+    monkeypatch.setattr("sys.argv", ["attach_to_guest.py"])
+    main()
+    assert capsys.readouterr().out.split() == ["live", "vda", "persistent", "vda", "detached"]
 
 
 def test_buses_and_slots(fragile, guests):
