@@ -185,11 +185,12 @@ class CinderVolumes:
         request: Callable[[Any], Any],
         read: Callable[[Any], Answer],
         *,
-        probe: Callable[[], Answer | None] | None = None,
+        probe: Callable[[float], Answer | None] | None = None,
+        until: float | None = None,
     ) -> Answer:
         """Make a request of the negotiated client, again after failures that allow it."""
         client, _ = self._speak()
-        return self._repeat(call, lambda: request(client), read, probe=probe)
+        return self._repeat(call, lambda: request(client), read, probe=probe, until=until)
 
     def _repeat(
         self,
@@ -197,7 +198,8 @@ class CinderVolumes:
         request: Callable[[], Any],
         read: Callable[[Any], Answer],
         *,
-        probe: Callable[[], Answer | None] | None = None,
+        probe: Callable[[float], Answer | None] | None = None,
+        until: float | None = None,
     ) -> Answer:
         """Send it, again after failures that allow it, until attempts or time are over.
 
@@ -207,14 +209,16 @@ class CinderVolumes:
             call: What it is.
             request: Makes the request.
             read: Reads the answer.
-            probe: Asked, after a lost answer, whether the call has had its effect; what it returns is the answer.
+            probe: Asked, after a lost answer, whether the call has had its effect; what it returns is the answer. It is
+                given the instant at which the time is over.
+            until: That instant; None for a whole deadline from now.
         """
-        until = self._clock() + self._deadline
+        until = self._clock() + self._deadline if until is None else until
         lost: OutcomeUnknown | None = None
         for attempt in self._attempts_of(call, until):
             with attempt:
                 try:
-                    if lost and probe and (found := probe()) is not None:
+                    if lost and probe and (found := probe(until)) is not None:
                         return found
                     return self._http.send(call, request, read, until=until, service=call.name == "delete")
                 except OutcomeUnknown as error:
@@ -225,7 +229,7 @@ class CinderVolumes:
                         raise
                     raise lost from None
                 except Conflict:
-                    if lost and probe and (found := probe()) is not None:
+                    if lost and probe and (found := probe(until)) is not None:
                         return found  # refused because the lost request had been carried out
                     raise
         raise AssertionError("tenacity ends with the last error")
@@ -399,14 +403,14 @@ class CinderVolumes:
             Call("update", Effect.SAME, attachment_id=attachment_id),
             lambda client: client.attachments.update(attachment_id, wanted),
             lambda answer: read_attachment(answer.to_dict()),
-            probe=lambda: self._mapped(attachment_id),
+            probe=lambda until: self._mapped(attachment_id, until),
         )
         log.info("attachment %s mapped to host %s", attachment_id, connector.host)
         return self._look_again(mapped)
 
-    def _mapped(self, attachment_id: str) -> VolumeAttachment | None:
+    def _mapped(self, attachment_id: str, until: float) -> VolumeAttachment | None:
         """The record, if it has its connection; it never has while the backend is still at work."""
-        found = self.attachment(attachment_id)
+        found = self._show(attachment_id, until)
         return found if found.connection is not None and found.status is AttachmentStatus.ATTACHING else None
 
     def _look_again(self, answered: VolumeAttachment) -> VolumeAttachment:
@@ -430,11 +434,14 @@ class CinderVolumes:
 
     def attachment(self, attachment_id: str) -> VolumeAttachment:
         """As :meth:`VolumeService.attachment <cloudcore.attach.volumes.VolumeService.attachment>`."""
-        attachment_id = normalise_uuid(attachment_id, "attachment_id")
+        return self._show(normalise_uuid(attachment_id, "attachment_id"))
+
+    def _show(self, attachment_id: str, until: float | None = None) -> VolumeAttachment:
         return self._call(
             Call("show", Effect.NONE, attachment_id=attachment_id),
             lambda client: client.attachments.show(attachment_id),
             lambda answer: read_attachment(answer.to_dict()),
+            until=until,
         )
 
     def delete(self, attachment_id: str) -> None:
