@@ -253,7 +253,8 @@ _cinders: dict[str, CinderService] = {}
 def cinder(backend: str = "file", *, variant: str = "", **settings: object) -> CinderService:
     """A real Cinder with a driver of files (4 s to start), or with `"rbd"` on the run's Ceph.
 
-    `settings` go into section DEFAULT of cinder.conf (`rpc_response_timeout=3`) and ask for a variant of your own.
+    `settings` go into section DEFAULT of cinder.conf (`rpc_response_timeout=3`), those named `section/option` into that
+    section; they ask for a variant of your own.
     """
     require("cinder", *(["ceph", "rbd"] if backend == "rbd" else []))
     if settings and not variant:
