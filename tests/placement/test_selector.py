@@ -14,7 +14,6 @@ from cloudcore.placement.planner import Planner
 from tests.placement.ledger_worlds import uuid_of
 from tests.placement.selector_worlds import FLAVOUR, Cloud, rack_of
 
-
 only_sqlite = pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 
 
