@@ -58,6 +58,10 @@ def test_one_volume_on_two_guests_on_two_hosts(cloud, pair, manager):
     assert state.live.shareable
     assert state.live.cache == "none"
 
+    extension = manager.extend(volume_id, 2 << 30)
+    assert not extension.left
+    assert (a.size(disk_a), b.size(disk_b)) == (2 << 30, 2 << 30)
+
     assert manager.detach(first.id).state is State.ABSENT
     a.wait_disk(volume_id, present=False)
     assert cloud.status(volume_id) == "in-use"

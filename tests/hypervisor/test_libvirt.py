@@ -137,6 +137,14 @@ def test_the_event_loop_ends_with_its_last_user():
         assert loops() == 1
 
 
+def test_a_loop_of_the_callers_own():
+    """Then none is started: whoever runs one may go on doing so."""
+    before = {thread.name for thread in threading.enumerate()}
+    with LibvirtHypervisor("test:///default", own_event_loop=False) as hypervisor:
+        assert hypervisor.facts().hypervisor == "TEST"
+        assert "cloudcore libvirt events" not in {thread.name for thread in threading.enumerate()} - before
+
+
 # --- QEMU ------------------------------------------------------------------------------------------------------------
 
 
