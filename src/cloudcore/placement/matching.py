@@ -251,6 +251,13 @@ class Matcher:
             return None
         return any_member(block.aggregates, spread.not_member_of, block.size)[block.starts[:-1]]
 
+    def short_together(self, block: Block) -> Mask:
+        """Trees that have less room for some class, all told, than the slots ask for together."""
+        enough = np.ones(block.trees, dtype=np.bool_)
+        positions = [self.positions(block, slot, 0, block.size) for slot in self.compiled.slots]
+        self._narrow_by_sums(block, enough, positions, self.anchors(block))
+        return ~enough
+
     # --- whole trees -------------------------------------------------------------------------------------------------
 
     def _narrow_by_sums(
@@ -267,6 +274,9 @@ class Matcher:
                     usable[positions[i]] = True
                 places = np.flatnonzero(usable)
                 weights = np.minimum(column.room[column.rows.searchsorted(places)], total)
+                amounts = {amount for i in asking for c, amount in self.compiled.slots[i].resources if c == name}
+                if len(amounts) == 1:  # what is left over beside equal amounts is of no use
+                    weights -= weights % amounts.pop()
                 room = np.bincount(block.tree_of[places], weights=weights, minlength=block.trees)
             for served in {index: mask for i in asking for index, mask in anchors[i].items()}.values():
                 room += served * total

@@ -16,6 +16,8 @@ from cloudcore.placement.funnel import Reason, Stage, stages
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from numpy.typing import NDArray
+
     from cloudcore.placement.columns import Block, Columns, Mask, Positions
     from cloudcore.placement.compiled import CompiledRequest, Slot
     from cloudcore.placement.matching import Matcher
@@ -192,6 +194,9 @@ class SearchReport:
         for index, steps in enumerate(self._stages):
             for stage, before, after, _ in self._fall(block, index, np.arange(block.size, dtype=np.intp), steps):
                 yield _label(stage), before & ~after
+        if self._compiled.shared and not self._compiled.collective:
+            about = " or ".join(self._about("capacity_together"))
+            yield f"capacity_together {about}", self._matcher.short_together(block)
 
     def _fall(
         self, block: Block, index: int, alive: Positions, steps: list[Stage]
@@ -244,26 +249,51 @@ class SearchReport:
 
     def nearest(self, count: int = 3) -> list[Rejection]:
         """The nearest misses: hosts that lack nothing but capacity of one class for one group, least missing first."""
-        near: list[tuple[float, int, Rejection]] = []
-        for block in self._columns.blocks:
-            for tree in np.flatnonzero(self._looked_at(block) & self._one_short(block)).tolist():
-                rejections = self._of_tree(block, tree)
-                if len(rejections) == 1 and rejections[0].missing is not None:
-                    near.append((rejections[0].missing / (rejections[0].asked or 1), len(near), rejections[0]))
-        return [rejection for _, _, rejection in heapq.nsmallest(count, near)]
+        near: list[tuple[float, int, int]] = []  # share missing, block, tree
+        for place, block in enumerate(self._columns.blocks):
+            missing = self._missing(block)
+            missing[~self._looked_at(block)] = np.inf
+            trees = np.flatnonzero(np.isfinite(missing))
+            near += zip(missing[trees].tolist(), [place] * len(trees), trees.tolist(), strict=True)
+        heapq.heapify(near)
+        found: list[Rejection] = []
+        while near and len(found) < count:
+            _, place, tree = heapq.heappop(near)
+            rejections = self._of_tree(self._columns.blocks[place], tree)
+            if len(rejections) == 1 and rejections[0].missing is not None:
+                found += rejections
+        return found
 
-    def _one_short(self, block: Block) -> Mask:
-        """Trees that fail at capacity for one slot and nowhere else."""
+    def _missing(self, block: Block) -> NDArray[np.float64]:
+        """For trees that fail at capacity for one slot and nowhere else: the least share missing; else infinity."""
         failures = np.zeros(block.trees, dtype=np.int64)
-        short = np.zeros(block.trees, dtype=np.int64)
+        missing = np.full(block.trees, np.inf)
         for index, steps in enumerate(self._stages):
-            for stage, before, after, _ in self._fall(block, index, np.arange(block.size, dtype=np.intp), steps):
-                failures += before & ~after
-                if stage.reason == "capacity":
-                    short += before & ~after
+            for stage, before, after, standing in self._fall(block, index, np.arange(block.size, dtype=np.intp), steps):
+                failing = before & ~after
+                failures += failing
+                if stage.reason == "capacity" and failing.any():
+                    missing[failing] = self._shares_missing(block, stage, standing)[failing]
         roots = self._matcher.roots(block)
-        found: Mask = (failures == 1) & (short == 1)
-        return found if roots is None else found & roots
+        missing[failures != 1] = np.inf
+        if roots is not None:
+            missing[~roots] = np.inf
+        return missing
+
+    def _shares_missing(self, block: Block, stage: Stage, standing: tuple[Positions, list[int]]) -> NDArray[np.float64]:
+        """Per tree: how much of what *stage* asks the best of the *standing* providers lacks."""
+        least = np.full(block.trees, np.inf)
+        positions, indices = standing
+        if len(positions):
+            np.minimum.at(least, block.tree_of[positions], _lacking(stage, block, positions))
+        sharing = self._columns.sharing
+        if sharing is not None and indices:
+            lacking = _lacking(stage, sharing.block, np.asarray(indices, dtype=np.intp)).tolist()
+            serving = self._matcher.serving(block, sharing, indices)
+            for index, lack in zip(indices, lacking, strict=True):
+                if index in serving:
+                    least[serving[index]] = np.minimum(least[serving[index]], lack)
+        return least / stage.amount
 
     def _of_tree(self, block: Block, tree: int) -> list[Rejection]:
         root = block.providers[int(block.starts[tree])]
@@ -427,3 +457,10 @@ def _shortfall(stage: Stage, block: Block, position: int) -> int:
     column = block.classes[stage.resource_class]
     row = column.row(position)
     return int(column.used[row] + stage.amount - column.capacity[row])
+
+
+def _lacking(stage: Stage, block: Block, positions: Positions) -> NDArray[np.float64]:
+    column = block.classes[stage.resource_class]
+    rows = column.rows.searchsorted(positions)
+    lacking: NDArray[np.float64] = column.used[rows].astype(np.float64) + stage.amount - column.capacity[rows]
+    return lacking
