@@ -209,3 +209,23 @@ def test_both_copies_of_a_move_count_once(cloud):
     page = cloud.router.page(Query(limit=3))
     assert len({record.uuid for record in page.records}) == 3
     assert cloud.router.locate(UUID) == "cell1"
+
+
+def test_placeholders_never_count_as_seen(clouds, routers):
+    """A walk that showed only placeholders of a dead cell gives its records, all of them, once it is back."""
+    cloud = clouds(2)
+    for number in range(7):
+        cloud.store.create("cell2", project_id="t", created_at=NOW + dt.timedelta(seconds=number))
+    query = Query(limit=2, unknown=True)
+    dead = routers([cloud.router.cells["cell1"], Cell("cell2", "sqlite:////nonexistent/x.db")], directory=cloud.directory)
+    page = dead.page(query)
+    while page.next_cursor is not None:
+        assert all(record.unknown for record in page.records)
+        page = dead.page(query, cursor=page.next_cursor)
+    found, cursor = [], page.resume_cursor
+    while cursor is not None:
+        page = cloud.router.page(query, cursor=cursor)
+        found += page.records
+        cursor = page.next_cursor
+    assert len(found) == 7
+    assert not any(record.unknown for record in found)
