@@ -15,7 +15,7 @@ from cloudcore.listing import nova
 from cloudcore.listing.tables import create_cell_tables, instances
 
 UTC = dt.UTC
-START = dt.datetime(2026, 1, 1)
+START = dt.datetime(2026, 1, 1)  # noqa: DTZ001 - naive UTC, as Nova stores it
 
 
 class SlowConnection(sqlite3.Connection):
@@ -66,7 +66,7 @@ def own_cell(url: str, content: list[dict]) -> None:
     create_cell_tables(engine)
     records = [
         {
-            **{name: row[name] for name in row if name not in {"root_gb"}},
+            **{name: row[name] for name in row if name != "root_gb"},
             "disk_gb": row["root_gb"],
             "flavor": "m1.small",
             "locked": False,
@@ -119,7 +119,10 @@ def nova_cell(url: str, content: list[dict]) -> None:
         ):
             connection.execute(
                 tables[name].insert(),
-                [{"instance_uuid": row["uuid"], "created_at": row["created_at"], "deleted": 0, **extra} for row in content],
+                [
+                    {"instance_uuid": row["uuid"], "created_at": row["created_at"], "deleted": 0, **extra}
+                    for row in content
+                ],
             )
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql("ANALYZE")
