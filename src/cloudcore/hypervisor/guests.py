@@ -17,7 +17,18 @@ if TYPE_CHECKING:
     from cloudcore.disks import Disk
     from cloudcore.hypervisor.disk_xml import DiskEntry
 
-__all__ = ["Device", "GuestDriver", "GuestState", "GuestView", "Hint", "Scope", "UnplugRunning", "Watch", "Watches"]
+__all__ = [
+    "Device",
+    "GuestDriver",
+    "GuestState",
+    "GuestView",
+    "Hint",
+    "Scope",
+    "TargetTaken",
+    "UnplugRunning",
+    "Watch",
+    "Watches",
+]
 
 
 class GuestState(StrEnum):
