@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import uuid as uuids
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -374,6 +375,34 @@ def test_refresh_reads_one_state(open_tree: Open, monkeypatch: pytest.MonkeyPatc
     assert other["cn1"].traits == {"CUSTOM_B"}
     other.refresh()
     assert names(other) == ["rack", "cn1", "cn1-numa"]
+
+
+def test_search_during_a_refresh_does_not_misplace_its_news(
+    open_tree: Open, ledger_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An own edit that no search has seen yet moves positions; a search while a refresh reads lays them out anew."""
+    tree, other = open_tree(), open_tree()
+    for name in ("cn1", "cn2", "cn3"):
+        tree.add(name, inventory={"VCPU": 8})
+    tree.check()
+    other.refresh()
+    tree.refresh()
+    AllocationLedger(ledger_database).claim(
+        str(uuids.uuid4()), {other["cn2"].uuid: {"VCPU": 5}}, project_id="p", user_id="u"
+    )
+    tree.add("numa", parent="cn1", inventory={"VCPU": 8})
+    reads = {name: getattr(store, name) for name in ("read_usage", "read_some")}
+
+    def read_slowly(name: str, *arguments: object) -> object:
+        if name == "read_some":
+            assert tree.candidates("resources=VCPU:1").first()
+        return reads[name](*arguments)
+
+    for name in reads:
+        monkeypatch.setattr(store, name, partial(read_slowly, name))
+    tree.refresh()
+    tree.check()
+    assert tree.usage("cn2") == {"VCPU": 5}
 
 
 def test_capacity_is_stored_as_whole_units(open_tree: Open, ledger_database: Database) -> None:

@@ -123,6 +123,8 @@ class BoundTree(PlacementTree):
             version = self._watch.version()
             if version is not None and version == self._seen:
                 return 0
+            with self._lock:
+                self._snapshot()  # own edits are laid out now, so that no search moves a position while this one reads
             try:
                 with store.read_snapshot(self._database) as connection:
                     changed, watermark = changes_since(connection, self._watermark)
