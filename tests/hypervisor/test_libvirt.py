@@ -269,6 +269,26 @@ def test_a_transient_guest_has_a_live_definition_only(fragile, guests):
         assert hypervisor.detach_disk(instance_id, disk.volume_id) is DetachOutcome.DETACHED
 
 
+def test_a_disk_that_others_plugged_is_found_by_its_serial(fragile, guests):
+    """It has no alias of ours, in the persistent definition none at all; it is let go like any other."""
+    instance_id, volume_id, source = guests.define(), str(uuid.uuid4()), guests.image()
+    domain = guests.domain(instance_id)
+    domain.attachDeviceFlags(
+        f"<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='{source.path}'/>"
+        f"<target dev='vdb' bus='virtio'/><serial>{volume_id}</serial></disk>",
+        2,  # VIR_DOMAIN_AFFECT_CONFIG
+    )
+    domain.create()
+    with LibvirtHypervisor(fragile.uri, timeouts=Timeouts(detach=0.5)) as hypervisor:
+        (state,) = [one for one in hypervisor.disk_states() if one.instance_id == instance_id]
+        assert (state.volume_id, state.live.source, state.live.target) == (volume_id, source, "vdb")
+        assert hypervisor.attach_disk(instance_id, Disk(volume_id=volume_id, source=source)) == state
+        assert hypervisor.detach_disk(instance_id, volume_id) is DetachOutcome.PENDING
+        assert hypervisor.disk_state(instance_id, volume_id).half
+        domain.reset()
+        assert hypervisor.detach_disk(instance_id, volume_id) is DetachOutcome.DETACHED
+
+
 def test_the_example_attaches_to_a_real_guest(fragile, guests, monkeypatch, capsys):
     """As it is called from a shell; without arguments it needs no libvirt."""
     main = runpy.run_path(str(EXAMPLE))["main"]
