@@ -83,3 +83,9 @@ def wide(children=8):
 
 
 SHAPES = {"flat": flat, "nested": nested, "wide": wide}
+
+
+def placed(host, providers=7):
+    """What an instance takes of a nested host: disk of the root, processors and memory of its first NUMA node."""
+    root = host * providers + 1
+    return {identifier(root): {"DISK_GB": 10}, identifier(root + 1): {"VCPU": 2, "MEMORY_MB": 2048}}

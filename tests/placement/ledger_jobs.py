@@ -252,3 +252,68 @@ def record(url: str, *, worker: int, host: str, operations: int) -> list:
                     outcome = "refused"
             history.append([kind, amount, outcome, begun, time.monotonic_ns()])
     return history
+
+
+# ---- one hot provider, for the benchmark
+
+
+def hot_guarded(url: str, *, worker: int, host: str, claims: int) -> dict:
+    """Claims of one provider as the ledger makes them."""
+    conflicts = 0
+    with opened(url) as ledger:
+        ledger.usages(provider=host)
+        begun = time.monotonic()
+        for number in range(claims):
+            try:
+                ledger.claim(uuid_of(f"hot/{worker}/{number}"), {host: {"DISK_GB": 1}}, **OWNER)
+            except CapacityExceeded:
+                conflicts += 1
+        return {"begun": begun, "ended": time.monotonic(), "conflicts": conflicts}
+
+
+def hot_swapped(url: str, *, worker: int, host: str, claims: int) -> dict:
+    """The same claims and the same writes, but guarded by the provider's generation: read, compare and swap, again."""
+    from cloudcore.placement import ledger_claims
+
+    one = ledger_claims._ONE_STATEMENT
+    conflicts = 0
+    with opened(url) as ledger, ledger.database.engine.connect() as connection:
+        cursor = connection.connection.cursor()
+        ledger.usages(provider=host)
+        begun = time.monotonic()
+        for number in range(claims):
+            tag = uuid_of(f"swap/{worker}/{number}")
+            while True:
+                cursor.execute("SELECT generation FROM resource_providers WHERE uuid = %s", (host,))
+                generation = cursor.fetchone()[0]
+                connection.connection.commit()
+                cursor.execute(
+                    "UPDATE resource_providers SET generation = generation + 1 WHERE uuid = %s AND generation = %s",
+                    (host, generation),
+                )
+                if cursor.rowcount:
+                    break
+                connection.connection.rollback()
+                conflicts += 1
+            cursor.execute(one, _hot_parameters(tag, host))
+            connection.connection.commit()
+        return {"begun": begun, "ended": time.monotonic(), "conflicts": conflicts}
+
+
+def _hot_parameters(tag: str, host: str) -> dict:
+    return {
+        "providers": [host],
+        "classes": ["DISK_GB"],
+        "amounts": [1],
+        "operation": tag,
+        "name": "ledger.claim",
+        "fingerprint": "f",
+        "result": "{}",
+        "consumer": tag,
+        "project_id": "project",
+        "user_id": "user",
+        "consumer_type": "INSTANCE",
+        "expires_in": None,
+        "holdings": "{}",
+        "history": True,
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 import uuid
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -56,7 +57,8 @@ class AllocationLedger:
         history: Whether to note what each consumer holds after each change.
         group_commit: Claims of many threads may share a transaction, this many at most; 0 for none. Worth while where
             a commit waits for the disk.
-        id_factory: Makes operation ids.
+        id_factory: Makes operation ids; by default they begin with the time, so that new ones lie close together in the
+            table and a commit touches few pages.
 
     Example:
         >>> ledger = AllocationLedger("sqlite:///cloud.db")  # doctest: +SKIP
@@ -70,7 +72,7 @@ class AllocationLedger:
         *,
         history: bool = True,
         group_commit: int = 0,
-        id_factory: Callable[[], str] = lambda: str(uuid.uuid4()),
+        id_factory: Callable[[], str] = lambda: f"{time.time_ns():x}-{uuid.uuid4().hex}",
     ) -> None:
         self._owned = not isinstance(source, Database)
         self.database = Database.of(source)

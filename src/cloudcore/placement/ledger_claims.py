@@ -7,6 +7,7 @@ from the locked rows, and everything else is written if it is good. Either way a
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -66,10 +67,10 @@ class NewClaim:
 
     @property
     def stored_result(self) -> str:
-        """The result as the table of operations keeps it."""
-        return to_json(self.result)
+        """The result as the table of operations keeps it: :attr:`result` as JSON."""
+        return f'{{"{self.consumer}":{{"generation":1,"allocations":{self.stored_holdings}}}}}'
 
-    @property
+    @functools.cached_property
     def stored_holdings(self) -> str:
         """What history keeps."""
         return to_json(self.allocations)

@@ -143,6 +143,9 @@ def live_moves(session: Session) -> list[Move]:
 def _touching(session: Session, consumers: Collection[str], *, lock: bool) -> dict[str, _Record]:
     """Moves that hold something for, or are held by, *consumers*; by migration."""
     live = " AND state IN ('held', 'awaiting_proof')"
+    if session.dialect != "mysql":  # which would lock more than it returns
+        either = "WHERE (instance IN {marks} OR migration IN {marks})" + live
+        return {record.move.migration: record for record in _records(session, either, consumers, lock=lock)}
     found = _records(session, "WHERE instance IN {marks}" + live, consumers, lock=lock)
     found += _records(session, "WHERE migration IN {marks}" + live, consumers, lock=lock)
     return {record.move.migration: record for record in found}
@@ -294,6 +297,9 @@ def begin(session: Session, operation_id: str, asked: Beginning, *, history: boo
     known = _records(session, "WHERE migration IN {marks}", [asked.migration], lock=True)
     if known:
         return _begin_again(known[0].move, asked)
+    row = rows.get(asked.instance)
+    if row is None or row.retired:
+        raise missing(asked.instance)
     for migration, record in _touching(session, [asked.instance], lock=True).items():
         if record.move.state is MoveState.HELD or record.move.migration == asked.instance:
             raise InUse(
@@ -301,11 +307,8 @@ def begin(session: Session, operation_id: str, asked: Beginning, *, history: boo
                 identifier=asked.instance,
                 users=(migration,),
             )
-    row = rows.get(asked.instance)
-    if row is None or row.retired:
-        raise missing(asked.instance)
-    source = in_uuids(session, {asked.instance: session.holdings([row])[asked.instance]})[asked.instance]
-    move = asked.of(source, operation_id)
+    before = session.holdings([found for uuid, found in rows.items() if not found.retired])
+    move = asked.of(in_uuids(session, before)[asked.instance], operation_id)
     validate_beginning(move, expires=asked.expires_in is not None)
     held = held_by_migration(move)
     owner = attrs.evolve(row.owner, consumer_type=MIGRATION)
@@ -313,7 +316,7 @@ def begin(session: Session, operation_id: str, asked: Beginning, *, history: boo
         asked.instance: Target(allocations=move.destination, generation=asked.generation),
         asked.migration: Target(allocations=held, generation=NEW, owner=owner, retire=not held),
     }
-    apply_targets(session, operation_id, "begin_move", rows, targets, history=history)
+    apply_targets(session, operation_id, "begin_move", rows, targets, history=history, before=before)
     return move_as_json(_insert(session, move, asked.expires_in))
 
 

@@ -71,7 +71,30 @@ _BUMP_CONSUMER = """
 UPDATE consumers SET generation = generation + 1, project_id = ?, user_id = ?, consumer_type = ? WHERE id = ?
 """
 _BUMP_AND_SETTLE_CONSUMER = _BUMP_CONSUMER.replace("generation + 1,", "generation + 1, expires_at = NULL,")
-_HOLDINGS = "SELECT consumer_id, provider_id, resource_class, amount FROM allocations WHERE consumer_id IN {marks}"
+_HOLDINGS = """
+SELECT a.consumer_id, a.provider_id, a.resource_class, a.amount, p.uuid FROM allocations a
+JOIN resource_providers p ON p.id = a.provider_id WHERE a.consumer_id IN {marks}
+"""
+_TAKE = """
+UPDATE inventories SET used = used + ? WHERE provider_id = ? AND resource_class = ?
+AND (? <= 0 OR used + ? <= capacity) AND min_unit <= ? AND max_unit >= ? AND ? % step_size = 0
+"""
+_TAKE_ALL = """
+WITH wanted AS MATERIALIZED (
+    SELECT * FROM unnest(%s::bigint[], %s::text[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[])
+    AS w (provider_id, resource_class, delta, smallest, largest, divisor)
+), locked AS MATERIALIZED (
+    SELECT i.provider_id, i.resource_class
+    FROM inventories i JOIN wanted w ON w.provider_id = i.provider_id AND w.resource_class = i.resource_class
+    ORDER BY i.provider_id, i.resource_class FOR NO KEY UPDATE OF i
+)
+UPDATE inventories i SET used = i.used + w.delta
+FROM wanted w JOIN locked l ON l.provider_id = w.provider_id AND l.resource_class = w.resource_class
+WHERE i.provider_id = w.provider_id AND i.resource_class = w.resource_class
+AND (w.delta <= 0 OR i.used + w.delta <= i.capacity)
+AND i.min_unit <= w.smallest AND i.max_unit >= w.largest AND w.divisor %% i.step_size = 0
+RETURNING i.provider_id, i.resource_class
+"""
 
 
 @functools.cache
@@ -128,6 +151,8 @@ class Session:
         self.dialect = "mysql" if name == "mariadb" else name
         connection.in_transaction() or connection.begin()
         self.cursor = connection.connection.cursor()
+        self._uuids: dict[int, str] = {}
+        self._ids: dict[str, int] = {}
 
     # ---- plumbing
 
@@ -213,36 +238,69 @@ class Session:
         names = {row.id: row.uuid for row in rows}
         if names:
             sql = _HOLDINGS.replace("{marks}", marks(len(names)))
-            for consumer, provider, name, amount in self.all(sql, tuple(names)):
+            for consumer, provider, name, amount, uuid in self.all(sql, tuple(names)):
                 result[names[consumer]][provider, name] = amount
+                self._know(uuid, provider)
         return result
 
     def provider_ids(self, uuids: Collection[str]) -> dict[str, int]:
         """Uuid → id of those that exist."""
-        return dict(self.in_parts("SELECT uuid, id FROM resource_providers WHERE uuid IN {marks}", sorted(uuids)))
+        sql = "SELECT uuid, id FROM resource_providers WHERE uuid IN {marks}"
+        for uuid, number in self.in_parts(sql, sorted(uuid for uuid in uuids if uuid not in self._ids)):
+            self._know(uuid, number)
+        return {uuid: self._ids[uuid] for uuid in uuids if uuid in self._ids}
 
     def provider_uuids(self, ids: Collection[int]) -> dict[int, str]:
         """Id → uuid of those that exist."""
-        return dict(self.in_parts("SELECT id, uuid FROM resource_providers WHERE id IN {marks}", sorted(ids)))
+        sql = "SELECT uuid, id FROM resource_providers WHERE id IN {marks}"
+        for uuid, number in self.in_parts(sql, sorted(number for number in ids if number not in self._uuids)):
+            self._know(uuid, number)
+        return {number: self._uuids[number] for number in ids if number in self._uuids}
+
+    def _know(self, uuid: str, number: int) -> None:
+        """Remember a provider for the rest of the transaction."""
+        self._ids[uuid], self._uuids[number] = number, uuid
 
     def in_parts(self, sql: str, values: Sequence[Any]) -> Iterator[Any]:
         """Rows of *sql* for all *values*, which stand for its ``{marks}``, a few hundred at a time."""
         for start in range(0, len(values), 500):
-            part = values[start : start + 500]
-            yield from self.all(sql.replace("{marks}", marks(len(part))), part)
+            part = list(values[start : start + 500])
+            yield from self.all(sql.replace("{marks}", marks(len(part))), part * sql.count("{marks}"))
 
     # ---- capacity
 
-    def take(self, take: Take) -> bool:
-        """Change one inventory's ``used`` if its rules grant it: the guard. False if it does not, or is not there."""
+    def take_all(self, takes: Iterable[Take]) -> Take | None:
+        """Change every inventory's ``used`` if its rules grant it, in the order given: the guard.
+
+        Returns the first that was not granted; the transaction must then be rolled back.
+        """
+        chosen = list(takes)
+        if self.dialect == "postgresql":
+            return self._take_at_once(chosen)
+        for take in chosen:
+            failpoint("ledger.inventory.take")
+            amounts = (take.delta, take.delta, take.smallest, take.largest, take.divisor)
+            if not self.run(_TAKE, (take.delta, *take.key, *amounts)):
+                return take
+        return None
+
+    def _take_at_once(self, takes: Sequence[Take]) -> Take | None:
+        if not takes:
+            return None
         failpoint("ledger.inventory.take")
-        return bool(
-            self.run(
-                "UPDATE inventories SET used = used + ? WHERE provider_id = ? AND resource_class = ? "
-                "AND (? <= 0 OR used + ? <= capacity) AND min_unit <= ? AND max_unit >= ? AND ? % step_size = 0",
-                (take.delta, *take.key, take.delta, take.delta, take.smallest, take.largest, take.divisor),
-            )
-        )
+        columns = zip(*((*t.key, t.delta, t.smallest, t.largest, t.divisor) for t in takes), strict=True)
+        self.cursor.execute(_TAKE_ALL, [list(column) for column in columns])
+        granted = {(number, name) for number, name in self.cursor.fetchall()}
+        return next((take for take in takes if take.key not in granted), None)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Statements whose answers nobody needs: on PostgreSQL they share one round trip."""
+        if self.dialect != "postgresql":
+            yield
+            return
+        with self.connection.connection.driver_connection.pipeline():  # type: ignore[union-attr]  # psycopg's own
+            yield
 
     def inventory(self, key: Key) -> InventoryRow | None:
         """An inventory, read to explain a refusal."""

@@ -61,10 +61,12 @@ def apply_targets(
     targets: Mapping[str, Target],
     *,
     history: bool = True,
+    before: Mapping[str, Mapping[Key, int]] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Make every consumer of *targets* hold what its target says, or raise and leave all as it was.
 
-    *rows* are the consumers of *targets* that exist, locked. Returns, as JSON, generation and allocations of each.
+    *rows* are the consumers of *targets* that exist, locked; *before* is what they hold, if it was read since. Returns,
+    as JSON, generation and allocations of each.
 
     Raises:
         CapacityExceeded, UnitViolation, InventoryNotFound, ProviderNotFound: An inventory does not give it.
@@ -75,7 +77,8 @@ def apply_targets(
     for uuid, target in sorted(targets.items()):
         _check_consumer(uuid, target, rows.get(uuid))
     ids = _ids_of_consumers(session, targets, rows)
-    before = session.holdings([rows[uuid] for uuid in targets if uuid in rows])
+    if before is None:
+        before = session.holdings([rows[uuid] for uuid in targets if uuid in rows])
     _check_expected(session, targets, before)
     providers = _resolve(session, targets)
     after = {
@@ -83,14 +86,15 @@ def apply_targets(
         for uuid, t in targets.items()
     }
     rewrite = plan_rewrite(before, after)
-    for take in _in_lock_order(session, rewrite):
-        if not session.take(take):
-            raise explain(session, take)
-    session.write_allocations(rewrite, before, ids)
-    result = {uuid: _end(session, uuid, target, rows.get(uuid), ids) for uuid, target in sorted(targets.items())}
-    if history:
-        session.add_history(event, operation_id, {uuid: target.allocations for uuid, target in targets.items()})
-    session.add_changes(rewrite.providers)
+    refused = session.take_all(_in_lock_order(session, rewrite))
+    if refused is not None:
+        raise explain(session, refused)
+    with session.together():
+        session.write_allocations(rewrite, before, ids)
+        result = {uuid: _end(session, uuid, target, rows.get(uuid), ids) for uuid, target in sorted(targets.items())}
+        if history:
+            session.add_history(event, operation_id, {uuid: target.allocations for uuid, target in targets.items()})
+        session.add_changes(rewrite.providers)
     return result
 
 

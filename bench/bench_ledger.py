@@ -1,0 +1,308 @@
+"""The ledger: claims and moves beside the real Placement, a hot provider beside a compare-and-swap, and its curves.
+
+Both sides write to the same kind of database with the same durability: SQLite files with synchronous=FULL, PostgreSQL
+with fsync and synchronous_commit on. Ours writes more (operation id, history, change feed), the peer's objects fewer.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import threading
+import time
+import uuid
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from bench import forests
+from bench.harness import Bench
+from cloudcore.database import Database
+from cloudcore.errors import CapacityExceeded
+from cloudcore.placement import AllocationLedger, PlacementTree, tables
+from cloudcore.schema import create_schema
+from tests import services
+from tests.faults import Proxy
+from tests.placement.ledger_nursery import Nursery, job
+
+OWNER = {"project_id": "project", "user_id": "user"}
+HOSTS = 1000
+QUERY = "resources=DISK_GB:10&resources1=VCPU:2,MEMORY_MB:2048&group_policy=none&limit=10"
+
+
+def load(database: Database, hosts: int) -> None:
+    """Nested hosts, empty, written straight into the tables."""
+    create_schema(database)
+    providers = list(forests.nested(hosts))
+    ids = {provider["uuid"]: number for number, provider in enumerate(providers, 1)}
+    roots: dict[str, int] = {}
+    rows, inventories, traits = [], [], []
+    for provider in providers:
+        number, parent = ids[provider["uuid"]], provider["parent"]
+        roots[provider["uuid"]] = number if parent is None else roots[parent]
+        rows.append(
+            {
+                "id": number,
+                "uuid": provider["uuid"],
+                "name": provider["name"],
+                "parent_id": ids.get(parent),
+                "root_id": roots[provider["uuid"]],
+                "generation": 0,
+            }
+        )
+        for name, given in provider["inventories"].items():
+            capacity = int((given["total"] - given["reserved"]) * given["allocation_ratio"])
+            inventories.append({"provider_id": number, "resource_class": name, "capacity": capacity, **given})
+        traits.extend({"provider_id": number, "trait": trait} for trait in provider["traits"])
+    with database.write() as connection:
+        for table, values in (
+            (tables.resource_providers, rows),
+            (tables.inventories, inventories),
+            (tables.provider_traits, traits),
+        ):
+            connection.execute(sa.insert(table), values)
+
+
+class Ours:
+    """The same steps as the peer's, in the same order."""
+
+    def __init__(self, database: Database, hosts: int) -> None:
+        load(database, hosts)
+        self.database, self.hosts, self.host, self.moved = database, hosts, 0, 0
+        self.ledger = AllocationLedger(database)
+        self.instances: list[str] = []
+
+    def claim(self) -> list:
+        allocations = forests.placed(self.host % self.hosts)
+        self.host += 1
+        self.instances.append(str(uuid.uuid4()))
+        return listed(self.ledger.claim(self.instances[-1], allocations, **OWNER).allocations)
+
+    def begin(self) -> list:
+        destination = forests.placed((self.moved + self.hosts // 2) % self.hosts)
+        move = self.ledger.begin_move(self.instances[self.moved], str(uuid.uuid4()), destination)
+        self.moved += 1
+        return listed(move.destination)
+
+
+def listed(allocations) -> list:
+    return sorted([provider, name, n] for provider, resources in allocations.items() for name, n in resources.items())
+
+
+def beside_placement(bench: Bench, kind: str, url: str, peer_url: str, *, claim: float, move: float) -> None:
+    peer = bench.peer("placement", script="peer_placement_ledger.py", arguments=[peer_url])
+    peer.run("load", hosts=HOSTS)
+    with Database(url) as database:
+        ours = Ours(database, HOSTS)
+        bench.compare(
+            f"claim, 3 classes, nested, {kind}",
+            ours=ours.claim,
+            peer=peer.call("claim", hosts=HOSTS),
+            must=claim,
+            number=25,
+            rounds=6,
+        )
+        bench.compare(
+            f"begin a move, {kind}",
+            ours=ours.begin,
+            peer=peer.call("begin", hosts=HOSTS),
+            must=move,
+            number=12,
+            rounds=6,
+            note="Placement: two consumers in one POST",
+        )
+        ours.ledger.check()
+
+
+def round_trips(bench: Bench, server) -> None:
+    """Counted by time: each round trip waits 40 ms in a proxy."""
+    url = sa.make_url(server.create_database())
+    with Database(url) as database:
+        load(database, 10)
+    with Proxy(url.port) as proxy, Database(url.set(port=proxy.port)) as database:
+        ledger = AllocationLedger(database)
+        ledger.claim(str(uuid.uuid4()), forests.placed(0), **OWNER)
+        proxy.delay(0.02)
+        begun = time.perf_counter()
+        ledger.claim(str(uuid.uuid4()), forests.placed(1), **OWNER)
+        trips = round((time.perf_counter() - begun) / 0.04)
+    bench.record("round trips of a claim on PostgreSQL", ours=trips, must=3, met=trips <= 3)
+
+
+def hot_provider(bench: Bench, server) -> None:
+    """Four processes on one inventory: guarded update against a compare-and-swap of the provider's generation."""
+    rates, conflicts = {}, {}
+    with Nursery() as nursery:
+        for name in ("hot_guarded", "hot_swapped"):
+            url = server.create_database()
+            with Database(url) as database:
+                load(database, 1)
+                with database.write() as connection:
+                    connection.execute(sa.update(tables.inventories).values(capacity=10**9, max_unit=10**9))
+            answers = [
+                ended.answer
+                for ended in nursery.run(
+                    [job(name, url, worker=n, host=forests.identifier(1), claims=250) for n in range(4)]
+                )
+            ]
+            seconds = max(a["ended"] for a in answers) - min(a["begun"] for a in answers)
+            rates[name] = 1000 / seconds
+            conflicts[name] = sum(a["conflicts"] for a in answers)
+    ratio = rates["hot_guarded"] / rates["hot_swapped"]
+    bench.record(
+        "one hot provider, 4 processes, PostgreSQL, claims/s (beside a generation compare-and-swap)",
+        ours=rates["hot_guarded"],
+        peer=rates["hot_swapped"],
+        ratio=ratio,
+        must=3,
+        met=ratio >= 3 and conflicts["hot_guarded"] == 0,
+        note=f"without fsync, so that locks and not the disk are compared; conflicts in 1000 claims: ours "
+        f"{conflicts['hot_guarded']}, compare-and-swap {conflicts['hot_swapped']}",
+    )
+
+
+def run_threads(count: int, work) -> float:
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(count)]
+    begun = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return time.perf_counter() - begun
+
+
+def grouped(bench: Bench, folder: Path) -> None:
+    with Database(f"sqlite:///{folder / 'grouped.db'}") as database:
+        load(database, HOSTS)
+        ledger = AllocationLedger(database, group_commit=128)
+        best = 0.0
+        for turn in range(5):
+
+            def work(number: int, turn: int = turn) -> None:
+                for step in range(40):
+                    host = (number * 40 + step + turn) % HOSTS
+                    ledger.claim(str(uuid.uuid4()), forests.placed(host), **OWNER)
+
+            best = max(best, 64 * 40 / run_threads(64, work))
+        ledger.check()
+    bench.record(
+        "claims/s, 64 callers, group commit, SQLite WAL full sync (best of 5)", ours=best, must=5000, met=best >= 5000
+    )
+
+
+def search_and_claim(bench: Bench, folder: Path) -> None:
+    peer = bench.peer("placement", script="peer_placement_ledger.py", arguments=[f"sqlite:///{folder / 'peer-10k.db'}"])
+    peer.run("load", hosts=10_000)
+    theirs = 1 / peer.call("place", query=QUERY).sample(2)[0]
+    from cloudcore.placement import ResourceRequest
+
+    request = ResourceRequest.from_query(QUERY)
+    with Database(f"sqlite:///{folder / 'ours-10k.db'}") as database:
+        load(database, 10_000)
+        tree, ledger = PlacementTree.open(database), AllocationLedger(database, group_commit=64)
+        lock, refused = threading.Lock(), []
+        best = 0.0
+
+        def placed() -> bool:
+            """The snapshot is a hint: who finds the host full by now searches again."""
+            with lock:
+                tree.refresh()
+                candidate = next(iter(tree.candidates(request)))
+            try:
+                ledger.claim(str(uuid.uuid4()), candidate, **OWNER)
+            except CapacityExceeded:
+                return False
+            return True
+
+        for _ in range(3):
+
+            def work(_: int) -> None:
+                for _ in range(100):
+                    while not placed():
+                        refused.append(1)
+
+            best = max(best, 800 / run_threads(8, work))
+        ledger.check()
+    bench.record(
+        "search + claim, 10,000 nested hosts, SQLite WAL full sync, 8 threads, placements/s",
+        ours=best,
+        peer=theirs,
+        ratio=best / theirs,
+        must=500,
+        met=best >= 500,
+        note=f"must is an absolute rate; 1,000 is the goal; {len(refused)} stale candidates refused and searched anew",
+    )
+
+
+def curve(bench: Bench, folder: Path) -> None:
+    """CPU of a claim with more and more live allocations: all sizes in turns, in one weather."""
+    sizes = (10**3, 10**4, 10**5, 10**6)
+    databases = {live: Database(f"sqlite:///{folder / f'curve-{live}.db'}") for live in sizes}
+    for live, database in databases.items():
+        load(database, HOSTS)
+        populate(database, live)
+    ledgers = {live: AllocationLedger(database) for live, database in databases.items()}
+    samples: dict[int, list[float]] = {live: [] for live in sizes}
+    for turn in range(12):
+        for live in sizes if turn % 2 else sizes[::-1]:
+            cpu = time.process_time()
+            for step in range(60):
+                ledgers[live].claim(str(uuid.uuid4()), forests.placed((step * 7 + turn) % HOSTS), **OWNER)
+            samples[live].append((time.process_time() - cpu) / 60)
+    for database in databases.values():
+        database.close()
+    costs = {live: statistics.median(values) for live, values in samples.items()}
+    growth = costs[10**6] / costs[10**3]
+    bench.record(
+        "CPU of a claim with 10⁶ live allocations beside 10³",
+        ours=growth,
+        must=1.2,
+        met=growth <= 1.2,
+        note=", ".join(f"{live:,}: {cost * 1e6:.0f} µs" for live, cost in costs.items()),
+    )
+
+
+def populate(database: Database, live: int) -> None:
+    with database.write() as connection:
+        connection.execute(sa.update(tables.inventories).values(capacity=10**12, max_unit=10**9))
+        rows = connection.exec_driver_sql(
+            "SELECT provider_id, resource_class FROM inventories WHERE resource_class <> 'SRIOV_NET_VF'"
+        ).all()
+        consumers = live // 5 or 1
+        insert = (
+            "INSERT INTO consumers (id, uuid, project_id, user_id, generation, created_at) VALUES (?,?,?,?,1,'2026')"
+        )
+        connection.exec_driver_sql(insert, [(n, str(uuid.uuid4()), "p", "u") for n in range(1, consumers + 1)])
+        insert = "INSERT INTO allocations (consumer_id, provider_id, resource_class, amount) VALUES (?,?,?,1)"
+        connection.exec_driver_sql(
+            insert, [(n // 5 % consumers + 1, *rows[(n // 5 * 5 + n % 5) % len(rows)]) for n in range(live)]
+        )
+        connection.exec_driver_sql(
+            "UPDATE inventories SET used = (SELECT COALESCE(SUM(amount), 0) FROM allocations a WHERE "
+            "a.provider_id = inventories.provider_id AND a.resource_class = inventories.resource_class)"
+        )
+
+
+def main() -> None:
+    server = services.postgresql(durable=True)
+    with Bench("ledger") as bench, tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        beside_placement(
+            bench,
+            "SQLite file",
+            f"sqlite:///{folder / 'ours.db'}",
+            f"sqlite:///{folder / 'peer.db'}",
+            claim=10,
+            move=10,
+        )
+        theirs = server.create_database().replace("+psycopg:", "+psycopg2:")
+        beside_placement(bench, "PostgreSQL", server.create_database(), theirs, claim=12, move=10)
+        round_trips(bench, server)
+        hot_provider(bench, services.postgresql())
+        grouped(bench, folder)
+        curve(bench, folder)
+        search_and_claim(bench, folder)
+
+
+if __name__ == "__main__":
+    main()
