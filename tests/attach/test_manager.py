@@ -215,6 +215,17 @@ def test_an_operation_id_is_used_once(manager, embedded):
     assert manager.attachments() == ()
 
 
+def test_an_operation_that_came_to_nothing_can_be_repeated(manager, embedded, volumes):
+    """Its id is as good as new; the attempt before stays in the journal."""
+    volume, who = embedded.create_volume().id, instance()
+    volumes.fail("update", errors.Conflict("no"))
+    with pytest.raises(errors.Conflict):
+        manager.attach(volume, who, host="compute-1", operation_id="o1")
+    made = manager.attach(volume, who, host="compute-1", operation_id="o1")
+    assert made.state is State.ATTACHED
+    assert manager.attach(volume, who, host="compute-1", operation_id="o1") == made
+
+
 def test_an_interrupted_operation_is_settled_by_its_repeat(manager, embedded, kill):
     """The guest has the disk, so the repeat finds it attached."""
     volume, who = embedded.create_volume().id, instance()

@@ -235,6 +235,13 @@ class Journal:
             )
         connection.execute(_EVENT, self._line(after, event, after.note))
 
+    def free_operation(self, leg: Attachment) -> bool:
+        """Let the operation id of a leg that was undone be used again; False if the leg is, or ever was, attached."""
+        if leg.state is not State.ABSENT or any(line.state in AT_REST - {State.ABSENT} for line in self.story(leg.id)):
+            return False
+        forgotten = sa.update(_T).where(_T.c.id == leg.id, _T.c.state == State.ABSENT).values(operation_id=None)
+        return bool(self.database.run(lambda connection: connection.execute(forgotten).rowcount))
+
     def prune(self, older_than: datetime, *, limit: int = 10_000) -> int:
         """Forget absent legs last touched before *older_than*, with their stories; return how many."""
         old = sa.select(_T.c.id).where(_T.c.state == State.ABSENT, _T.c.updated_at < older_than).limit(limit)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import uuid
+from collections import defaultdict
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import attrs
 
-from cloudcore._failpoints import failpoint
-from cloudcore._values import normalise_uuid, require_text
+from cloudcore._values import normalise_uuid
+from cloudcore.attach.attaching import Attacher
 from cloudcore.attach.auditing import AuditReport, Finding
 from cloudcore.attach.embedded import EmbeddedVolumes
 from cloudcore.attach.failures import failure
@@ -26,9 +25,9 @@ from cloudcore.attach.leases import Leases
 from cloudcore.attach.moves import Moves
 from cloudcore.attach.records import Attachment, Extension, MoveKind
 from cloudcore.attach.recovery import Recovery, RecoveryReport, volume_lock
-from cloudcore.attach.rules import AttachPlan, AttachRequest, Limits, needs_target_lock, plan, violations
-from cloudcore.attach.states import Event, Instruction, State
-from cloudcore.attach.steps import Driver, Result, target_lock
+from cloudcore.attach.rules import AttachPlan, Limits
+from cloudcore.attach.states import Event, State
+from cloudcore.attach.steps import Driver, Result
 from cloudcore.database import Database
 from cloudcore.disks import DiskBus, GuestDisks
 from cloudcore.errors import (
@@ -36,21 +35,20 @@ from cloudcore.errors import (
     Conflict,
     InvalidArgument,
     InvariantViolated,
-    OperationMismatch,
     UnsupportedFeature,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping
 
-    from sqlalchemy.engine import URL, Connection, Engine
+    from sqlalchemy.engine import URL, Engine
 
     from cloudcore.attach.fencing import Fencer
     from cloudcore.attach.hosts import HostConnector
     from cloudcore.attach.leases import Lease
     from cloudcore.attach.records import Move, StoryLine
-    from cloudcore.attach.rules import Policy, Violation
-    from cloudcore.attach.volumes import AttachMode, Volume, VolumeFeatures, VolumeService
+    from cloudcore.attach.rules import Policy
+    from cloudcore.attach.volumes import AttachMode, VolumeService
 
 __all__ = ["AttachmentManager"]
 
@@ -102,9 +100,6 @@ class AttachmentManager:
         self._database = Database.of(source)
         self.volumes: VolumeService = EmbeddedVolumes(self._database) if volumes is None else volumes
         self.hosts: Mapping[str, Host] = MappingProxyType(_hosts(hypervisor, connectors or {}))
-        self._limits = limits or Limits()
-        self._policy = policy
-        self._new_id = id_factory
         self._journal = Journal(self._database, clock)
         self._leases = Leases(self._database, seconds=lease, patience=patience)
         self._fencer = fencer
@@ -118,6 +113,18 @@ class AttachmentManager:
             self._leases,
             self._recovery,
             fencer=fencer,
+            id_factory=id_factory,
+        )
+        self._attacher = Attacher(
+            self._journal,
+            self._driver,
+            self._leases,
+            self._recovery,
+            self._moves,
+            self.volumes,
+            self.hosts,
+            limits=limits or Limits(),
+            policy=policy,
             id_factory=id_factory,
         )
         self._auditor = Auditor(
@@ -170,7 +177,7 @@ class AttachmentManager:
                 :meth:`recover`.
             CloudcoreError: What the service, the host or the hypervisor said; it was undone.
         """
-        request = self._request(
+        request = self._attacher.request(
             volume_id=volume_id,
             instance_id=instance_id,
             mode=mode,
@@ -181,55 +188,7 @@ class AttachmentManager:
             cache=cache,
             delete_on_termination=delete_on_termination,
         )
-        fingerprint = None
-        if operation_id is not None:
-            require_text(operation_id, "operation_id", maximum=64)
-            fingerprint = hashlib.sha256(json.dumps(request.as_json(), sort_keys=True).encode()).hexdigest()
-            repeated = self._repeated(operation_id, fingerprint)
-            if repeated is not None:
-                return repeated
-        return self._attach(request, operation_id, fingerprint)
-
-    def _attach(self, request: AttachRequest, operation_id: str | None, fingerprint: str | None) -> Attachment:
-        settled = refreshed = False
-        features = self.volumes.features()
-        while True:
-            volume = self.volumes.volume(request.volume_id)
-            denied = self._denied(request, volume)
-            leg = self._new_leg(request, volume, operation_id, fingerprint)
-
-            def start(
-                connection: Connection,
-                volume: Volume = volume,
-                denied: Sequence[str] = denied,
-                leg: Attachment = leg,
-                settled: bool = settled,
-            ) -> None:
-                legs = self._journal.of_volume(connection, volume.id)
-                if not settled and any(other.interrupted for other in legs):
-                    raise _Unsettled
-                self._permit(connection, request, volume, legs, denied=denied, features=features)
-                self._journal.begin(connection, leg)
-                failpoint("attach.begin.commit")
-
-            try:
-                with self._leases.hold([volume_lock(volume.id)], start=start) as lease:
-                    failpoint("attach.begin.after")
-                    return self._drive_attach(lease, leg)
-            except _Unsettled:
-                self._recovery.settle(volume.id)
-                settled = True
-            except _Denied as denial:
-                if refreshed or not denial.stale:
-                    raise denial.error from None
-                refreshed = True  # the volume was described before the lease was had
-
-    def _drive_attach(self, lease: Lease, leg: Attachment) -> Attachment:
-        result = self._driver.run(lease, leg, Instruction.RESERVE)
-        if result.leg.state is State.ATTACHED:
-            _log.info("attached", extra={"attachment": leg.id, "volume": leg.volume_id, "instance": leg.instance_id})
-            return result.leg
-        raise self._failure(result, "attach")
+        return self._attacher.attach(request, operation_id)
 
     def plan_attach(
         self,
@@ -249,7 +208,7 @@ class AttachmentManager:
         Raises:
             InvalidArgument, VolumeNotFound: There is nothing to plan.
         """
-        request = self._request(
+        request = self._attacher.request(
             volume_id=volume_id,
             instance_id=instance_id,
             mode=mode,
@@ -260,27 +219,7 @@ class AttachmentManager:
             cache=cache,
             delete_on_termination=delete_on_termination,
         )
-        volume, features = self.volumes.volume(request.volume_id), self.volumes.features()
-        denied = self._denied(request, volume)
-        with self._database.read() as connection:
-            legs = self._journal.of_volume(connection, volume.id)
-            mine = self._journal.of_instance(connection, request.instance_id)
-            moving = self._moves.in_move(connection, request.instance_id) is not None
-        found = violations(
-            request,
-            volume,
-            volume_legs=legs,
-            instance_legs=mine,
-            limits=self._limits,
-            features=features,
-            denied=denied,
-            moving=moving,
-        )
-        manual = self.hosts[request.host].connector.describe().manual_scan
-        locked = needs_target_lock(request.settings(volume), manual_scan=manual)
-        return plan(
-            request, volume, found, target_lock=target_lock(request.host, volume.service_uuid) if locked else None
-        )
+        return self._attacher.plan(request)
 
     # --- detach -------------------------------------------------------------------------------------------------------
 
@@ -545,105 +484,6 @@ class AttachmentManager:
         """Everything that happened to the attachment, oldest first."""
         return self._journal.story(normalise_uuid(attachment_id, "attachment_id"))
 
-    # --- inside -------------------------------------------------------------------------------------------------------
-
-    def _request(self, *, host: str | None, bus: DiskBus | str, **given: Any) -> AttachRequest:
-        if host is None:
-            if len(self.hosts) != 1:
-                raise InvalidArgument(
-                    f"host: this manager serves {', '.join(sorted(self.hosts))}; say which one the instance is on",
-                    field="host",
-                )
-            host = next(iter(self.hosts))
-        if host not in self.hosts:
-            raise InvalidArgument(
-                f"host: {host!r} is not served here; served: {', '.join(sorted(self.hosts))}", field="host", value=host
-            )
-        try:
-            bus = DiskBus(bus)
-        except ValueError:
-            raise InvalidArgument(f"bus: {bus!r} is none of {', '.join(DiskBus)}", field="bus", value=bus) from None
-        return AttachRequest(host=host, bus=bus, **given)
-
-    def _new_leg(
-        self, request: AttachRequest, volume: Volume, operation_id: str | None, fingerprint: str | None
-    ) -> Attachment:
-        now = self._journal.now()
-        return Attachment(
-            id=self._new_id(),
-            volume_id=volume.id,
-            instance_id=request.instance_id,
-            host=request.host,
-            state=State.RESERVING,
-            mode=request.mode,
-            operation_id=operation_id,
-            fingerprint=fingerprint,
-            settings=request.settings(volume),
-            created_at=now,
-            updated_at=now,
-        )
-
-    def _denied(self, request: AttachRequest, volume: Volume) -> list[str]:
-        """The policy rules that say no. Asked outside of transactions: a hook may do as it likes."""
-        if self._policy is None or not volume.multiattach:
-            return []
-        rules = ["multiattach", "multiattach_bootable"] if volume.bootable else ["multiattach"]
-        return [rule for rule in rules if not self._policy.allows(rule, request, volume)]
-
-    def _permit(
-        self,
-        connection: Connection,
-        request: AttachRequest,
-        volume: Volume,
-        legs: Sequence[Attachment],
-        *,
-        denied: Sequence[str],
-        features: VolumeFeatures,
-    ) -> None:
-        self._leases.serialise(connection, f"places/{request.instance_id}")
-        mine = self._journal.of_instance(connection, request.instance_id)
-        moving = self._moves.in_move(connection, request.instance_id) is not None
-        broken = violations(
-            request,
-            volume,
-            volume_legs=legs,
-            instance_legs=mine,
-            limits=self._limits,
-            features=features,
-            denied=denied,
-            moving=moving,
-        )
-        found = [violation for violation in broken if not violation.passing]
-        if found:
-            raise _Denied(found)
-
-    def _repeated(self, operation_id: str, fingerprint: str) -> Attachment | None:
-        """What an earlier call under this id made, if it stands or stood; None if nothing came of it."""
-        with self._database.read() as connection:
-            found = self._journal.of_operation(connection, operation_id)
-        if found is None:
-            return None
-        if found.fingerprint != fingerprint:
-            raise OperationMismatch(
-                f"operation {operation_id} was used for attachment {found.id} with other arguments; nothing was done. "
-                f"Use a new operation id for a new call",
-                operation_id=operation_id,
-                identifier=found.id,
-            )
-        if found.interrupted:
-            self._recovery.settle(found.volume_id)
-            found = self._journal.get(found.id)
-        if found.state is State.ATTACHED:
-            return found
-        raise Conflict(
-            f"operation {operation_id} made attachment {found.id}, which is {found.state} "
-            f"({found.note or 'no error'}); use a new operation id to attach again",
-            identifier=found.id,
-        )
-
-    def _failure(self, result: Result, verb: str) -> CloudcoreError:
-        return failure(result.leg, result.error, verb, self._journal.story(result.leg.id))
-
     # --- upkeep -------------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
@@ -652,18 +492,23 @@ class AttachmentManager:
         Raises:
             InvariantViolated: An exclusive volume has two users, or an instance has a volume twice.
         """
-        legs = self._journal.select()
         findings = []
-        for leg in legs:
-            others = [o for o in legs if o.volume_id == leg.volume_id and o.id < leg.id]
-            strangers = [o for o in others if o.instance_id != leg.instance_id]
-            if strangers and not leg.settings.shareable:
-                findings.append(f"exclusive volume {leg.volume_id} has attachments {leg.id} and {strangers[0].id}")
-            twins = [o for o in others if o.instance_id == leg.instance_id and o.role == leg.role == "main"]
-            if twins:
-                findings.append(f"instance {leg.instance_id} has volume {leg.volume_id} twice: {leg.id}, {twins[0].id}")
+        legs_of: dict[str, list[Attachment]] = defaultdict(list)
+        for leg in self._journal.select():
+            for other in legs_of[leg.volume_id]:
+                stranger = other.instance_id != leg.instance_id
+                if stranger and not leg.settings.shareable:
+                    findings.append(f"exclusive volume {leg.volume_id} has attachments {leg.id} and {other.id}")
+                if not stranger and leg.role == other.role == "main":
+                    findings.append(
+                        f"instance {leg.instance_id} has volume {leg.volume_id} twice: {leg.id}, {other.id}"
+                    )
+            legs_of[leg.volume_id].append(leg)
         if findings:
             raise InvariantViolated("; ".join(findings), findings=tuple(findings))
+
+    def _failure(self, result: Result, verb: str) -> CloudcoreError:
+        return failure(result.leg, result.error, verb, self._journal.story(result.leg.id))
 
     def close(self) -> None:
         """Stop renewing leases, and close the database if it was opened here. May be called twice."""
@@ -676,21 +521,6 @@ class AttachmentManager:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class _Unsettled(Exception):
-    """The volume has interrupted legs."""
-
-
-class _Denied(Exception):
-    """Rules forbid it."""
-
-    def __init__(self, found: Sequence[Violation]) -> None:
-        super().__init__()
-        self.error = found[0].as_error()
-        for violation in found[1:]:
-            self.error.add_note(f"also: {violation.code}: {violation.message}")
-        self.stale = any(violation.code in {"volume-status", "exclusive"} for violation in found)
 
 
 def _hosts(
