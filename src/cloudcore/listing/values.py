@@ -100,7 +100,12 @@ def _utc(value: datetime | None, field: attrs.Attribute[Any]) -> datetime | None
 
 
 def _frozen(value: Any) -> Any:
-    return MappingProxyType(dict(value)) if isinstance(value, Mapping) else value
+    """A copy that later changes to the caller's lists and dictionaries do not reach."""
+    if isinstance(value, Mapping):
+        return MappingProxyType({name: _frozen(content) for name, content in value.items()})
+    if isinstance(value, list):
+        return tuple(value)
+    return frozenset(value) if isinstance(value, set) else value
 
 
 @attrs.frozen(kw_only=True, eq=False)

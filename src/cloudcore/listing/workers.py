@@ -6,6 +6,8 @@ import threading
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
+from cloudcore.errors import InvalidArgument
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -34,10 +36,14 @@ class Workers:
         self._closed = False
 
     def run(self, job: Callable[[], None]) -> None:
-        """Run *job* soon, in some thread."""
+        """Run *job* soon, in some thread.
+
+        Raises:
+            InvalidArgument: :meth:`close` was called.
+        """
         with self._lock:
             if self._closed:
-                raise RuntimeError("the router is closed")
+                raise InvalidArgument("the router is closed; make a new one", field="router")
             if self._idle > 0:
                 self._idle -= 1
             elif len(self._threads) < self._maximum:
