@@ -271,6 +271,13 @@ def test_dying_anywhere_loses_nothing(hypervisor, disk, point, state):
             assert not hypervisor.attach_disk(instance_id, disk).half
 
 
+def test_a_boot_order_is_for_the_next_start(hypervisor, instance_id, disk):
+    """A guest that runs has booted: libvirt would refuse an order beside the one that it runs with."""
+    state = hypervisor.attach_disk(instance_id, attrs.evolve(disk, boot_order=1))
+    assert (state.live.boot_order, state.persistent.boot_order) == (None, 1)
+    hypervisor.check()
+
+
 def test_check_finds_what_must_never_be(hypervisor, instance_id, disk):
     """A volume twice in one guest, or in two different ways."""
     hypervisor.attach_disk(instance_id, disk)

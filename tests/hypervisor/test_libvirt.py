@@ -22,8 +22,10 @@ from cloudcore.errors import (
     UnsupportedFeature,
 )
 from cloudcore.hypervisor import HostPolicy, LibvirtHypervisor, Timeouts, build_tree
+from cloudcore.hypervisor.disk_xml import effective
 from tests import services
 from tests.hypervisor.domains import Guests
+from tests.hypervisor.test_disk_xml import DISKS
 
 pytestmark = pytest.mark.xdist_group("guests")
 
@@ -287,6 +289,17 @@ def test_a_disk_that_others_plugged_is_found_by_its_serial(fragile, guests):
         assert hypervisor.disk_state(instance_id, volume_id).half
         domain.reset()
         assert hypervisor.detach_disk(instance_id, volume_id) is DetachOutcome.DETACHED
+
+
+@pytest.mark.parametrize("name", DISKS)
+def test_libvirt_keeps_what_is_written(fragile, guests, name):
+    """Every kind of disk through libvirt's own parser and back: sources, secrets, modes, block sizes, boot order."""
+    instance_id, disk = guests.define(), DISKS[name]
+    with LibvirtHypervisor(fragile.uri) as hypervisor:
+        state = hypervisor.attach_disk(instance_id, disk)
+        assert state.persistent == effective(disk)
+        assert hypervisor.attach_disk(instance_id, disk) == state
+        assert hypervisor.detach_disk(instance_id, disk.volume_id) is DetachOutcome.DETACHED
 
 
 def test_the_example_attaches_to_a_real_guest(fragile, guests, monkeypatch, capsys):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DiskEntry",
     "alias_of",
+    "bootable_xml",
     "check_disk",
     "differences",
     "disk_xml",
@@ -205,6 +206,22 @@ def _source_element(source: DiskSource) -> Element:
         auth = _add(element, "auth", username=source.user)
         _add(auth, "secret", type=usage, uuid=source.secret_id)
     return element
+
+
+def bootable_xml(definition: str, disk: Disk) -> str:
+    """*definition* with *disk* to boot from.
+
+    libvirt knows an order of boot devices or an order of kinds of them, never both, and gives every definition without
+    either the order of kinds ``hd``. So that goes.
+    """
+    root = parse(definition, "guest definition")
+    system, devices = root.find("os"), root.find("devices")
+    if system is not None:
+        for kind in system.findall("boot"):
+            system.remove(kind)
+    if devices is not None:
+        devices.append(parse(disk_xml(disk), "disk"))
+    return to_text(root)
 
 
 def secret_xml(secret_id: str, kind: str, name: str) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cloudcore._extras import require_extra
 from cloudcore.errors import GuestNotFound
-from cloudcore.hypervisor.disk_xml import disk_xml, domain_disks
+from cloudcore.hypervisor.disk_xml import bootable_xml, disk_xml, domain_disks
 from cloudcore.hypervisor.guests import GuestState, GuestView, Hint, Scope, TargetTaken, UnplugRunning, Watches
 from cloudcore.hypervisor.libvirt_errors import failure_of, target_taken, unplug_running
 
@@ -22,7 +22,7 @@ __all__ = ["LibvirtDriver"]
 
 _LIVE, _CONFIG = 1, 2  # VIR_DOMAIN_AFFECT_*
 _FLAGS = {Scope.LIVE: _LIVE, Scope.PERSISTENT: _CONFIG}
-_INACTIVE = 1 << 1  # VIR_DOMAIN_XML_INACTIVE
+_SECURE, _INACTIVE = 1 << 0, 1 << 1  # VIR_DOMAIN_XML_*
 _BYTES = 1  # VIR_DOMAIN_BLOCK_RESIZE_BYTES
 _PAUSED_STATES = frozenset({3, 7})  # VIR_DOMAIN_PAUSED, VIR_DOMAIN_PMSUSPENDED
 
@@ -56,7 +56,11 @@ class LibvirtDriver:
         xml = disk_xml(disk)
 
         def plug(domain: Any) -> None:
-            domain.attachDeviceFlags(xml, _FLAGS[scope])
+            definition = domain.XMLDesc(_SECURE | _INACTIVE) if disk.boot_order and scope is Scope.PERSISTENT else ""
+            if "<boot dev=" in definition:
+                domain.connect().defineXML(bootable_xml(definition, disk))
+            else:
+                domain.attachDeviceFlags(xml, _FLAGS[scope])
 
         self._change(f"plug volume {disk.volume_id} into guest {instance_id} ({scope})", instance_id, plug)
 

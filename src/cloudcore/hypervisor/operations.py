@@ -130,7 +130,7 @@ class DiskOperations:
         if view.live is None or view.find(disk.volume_id, Scope.LIVE) is not None:
             return
         try:
-            self._driver.plug(instance_id, disk, Scope.LIVE)
+            self._driver.plug(instance_id, attrs.evolve(disk, boot_order=None), Scope.LIVE)  # it has booted already
         except Transient:
             raise  # nobody knows whether the guest has it: the reservation stays, and a repeat finds out
         except (CloudcoreError, TargetTaken) as error:
