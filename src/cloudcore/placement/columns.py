@@ -121,9 +121,12 @@ class Column:
 
     def with_used(self, positions: Positions, used: Amounts) -> Column:
         """The same column with other use at *positions*, which all have this class."""
-        after = self.used.copy()
-        after[np.searchsorted(self.rows, positions)] = used
-        return Column.of(self.rows, self.capacity, after, self.max_unit, self.min_unit, self.step_size)
+        rows = self.rows.searchsorted(positions)
+        after, room = self.used.copy(), self.room.copy()
+        after[rows] = used
+        room[rows] = np.minimum(self.capacity[rows] - used, self.max_unit[rows])
+        peak = int(room.max(initial=-1))
+        return Column(self.rows, self.capacity, after, self.max_unit, room, self.min_unit, self.step_size, peak)
 
     def row(self, position: int) -> int:
         """The row of *position*, which has this class."""
@@ -224,7 +227,19 @@ class Block:
         for name, (positions, used) in changes.items():
             places = np.asarray(positions, dtype=np.intp)
             classes[name] = classes[name].with_used(places, np.asarray(used, dtype=np.int64))
-        return attrs.evolve(self, classes=classes)
+        return Block(
+            providers=self.providers,
+            numbers=self.numbers,
+            generations=self.generations,
+            up=self.up,
+            starts=self.starts,
+            tree_of=self.tree_of,
+            root_numbers=self.root_numbers,
+            classes=classes,
+            traits=self.traits,
+            aggregates=self.aggregates,
+            remembered=self.remembered,
+        )
 
 
 @attrs.frozen(eq=False)

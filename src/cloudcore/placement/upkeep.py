@@ -205,15 +205,16 @@ class NumberIndex:
 
 def set_used(columns: Columns, index: NumberIndex, places: Positions, classes: Sequence[str], used: Amounts) -> Columns:
     """The same columns with other use: of *classes* at *places* in *index*, row by row."""
+    codes = {name: code for code, name in enumerate(dict.fromkeys(classes))}
+    names = list(codes)
+    keys = index.owners[places] * len(names) + np.asarray([codes[name] for name in classes], dtype=np.intp)
+    order = keys.argsort(kind="stable")
+    keys, positions, amounts = keys[order], index.positions[places][order], used[order]
+    edges = [0, *(np.flatnonzero(np.diff(keys)) + 1).tolist(), len(keys)]
     changes: dict[int, dict[str, tuple[Positions, Amounts]]] = {}
-    named = np.asarray(classes, dtype=object)
-    for name in sorted(set(classes)):
-        chosen = np.flatnonzero(named == name)
-        owners = index.owners[places[chosen]]
-        order = owners.argsort(kind="stable")
-        for part in np.split(order, np.flatnonzero(np.diff(owners[order])) + 1):
-            rows = chosen[part]
-            changes.setdefault(int(owners[part[0]]), {})[name] = (index.positions[places[rows]], used[rows])
+    for first, last in itertools.pairwise(edges):
+        owner, code = divmod(int(keys[first]), len(names))
+        changes.setdefault(owner, {})[names[code]] = (positions[first:last], amounts[first:last])
     blocks = list(columns.blocks)
     for owner, change in changes.items():
         blocks[owner] = blocks[owner].with_used(change)
