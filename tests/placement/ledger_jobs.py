@@ -152,12 +152,12 @@ class _Deadlocks:
 
 
 def fill(url: str, *, worker: int, hosts: list[str], amount: int, group: int) -> dict:
-    """Claim *amount* on random hosts until every host refuses; answer what was granted where."""
+    """Claim *amount* on random hosts until every host refuses (or 200 times); answer what was granted where."""
     rng, deadlocks = random.Random(worker), _Deadlocks()
     granted: dict[str, int] = dict.fromkeys(hosts, 0)
     left, number, false_refusals = list(hosts), 0, 0
     with opened(url, group_commit=group) as ledger:
-        while left:
+        while left and number < 200:
             host, number = rng.choice(left), number + 1
             try:
                 ledger.claim(uuid_of(f"fill/{worker}/{number}"), {host: {"VCPU": amount}}, **OWNER)
