@@ -25,7 +25,17 @@ def described(database: Database) -> dict[str, Any]:
             "key": inspector.get_pk_constraint(table)["constrained_columns"],
             "foreign": sorted(str(sorted(key.items(), key=str)) for key in inspector.get_foreign_keys(table)),
             "unique": sorted(str((u["name"], u["column_names"])) for u in inspector.get_unique_constraints(table)),
-            "indexes": sorted(str((i["name"], i["column_names"], i["unique"])) for i in inspector.get_indexes(table)),
+            "indexes": sorted(
+                str(
+                    (
+                        i["name"],
+                        i["column_names"],
+                        i["unique"],
+                        {k: str(v) for k, v in i.get("dialect_options", {}).items()},
+                    )
+                )
+                for i in inspector.get_indexes(table)
+            ),
             "checks": sorted(str(c["name"]) for c in inspector.get_check_constraints(table)),
         }
         for table in inspector.get_table_names()
