@@ -145,17 +145,20 @@ def compare(
 
 def percentiles(bench: Bench, ours: Ours, work: str, query: str) -> None:
     """p50 and p99 of single searches; the amounts vary, so that nothing is kept from the search before."""
-    samples = []
+    samples, cpu = [], []
     for turn in range(3_000):
         asked = query.replace("VCPU:2", f"VCPU:{1 + turn % 7}").replace("DISK_GB:10", f"DISK_GB:{1 + turn % 11}")
-        begin = time.perf_counter()
+        begin, begin_cpu = time.perf_counter(), time.process_time()
         found = ours.search(f"{asked}&limit=10")
         samples.append(time.perf_counter() - begin)
+        cpu.append(time.process_time() - begin_cpu)
         if len(found) != 10:
             raise Unequal(f"{work}: {len(found)} found for {asked}")
-    cuts = statistics.quantiles(samples, n=100)
-    for name, value, must in (("p50", cuts[49], 300e-6), ("p99", cuts[98], 2e-3)):
-        bench.record(f"{work}, {name}, µs", ours=value * 1e6, must=must * 1e6, met=value <= must, note="at most")
+    cuts, of_cpu = statistics.quantiles(samples, n=100), statistics.quantiles(cpu, n=100)
+    for name, place, must in (("p50", 49, 300e-6), ("p99", 98, 2e-3)):
+        note = f"at most; {of_cpu[place] * 1e6:.0f} µs of CPU time: the rest is waiting for a core"
+        value = cuts[place]
+        bench.record(f"{work}, {name}, µs", ours=value * 1e6, must=must * 1e6, met=value <= must, note=note)
 
 
 def best(work: Callable[[], Any], times: int = 30) -> float:
