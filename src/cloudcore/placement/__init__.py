@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 from cloudcore._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from cloudcore.placement.audit import Finding, FindingKind, Repair, RepairAction
     from cloudcore.placement.candidates import Candidate
     from cloudcore.placement.changes import changes_since, prune_changes, record_changes
     from cloudcore.placement.claims import Held
+    from cloudcore.placement.history import HistoryEntry
     from cloudcore.placement.hosts import AffinityPolicy, HostGroup, HostView
-    from cloudcore.placement.ledger import AllocationLedger
+    from cloudcore.placement.ledger import AllocationLedger, Expired
     from cloudcore.placement.ledger_reads import ConsumerState, Usage
     from cloudcore.placement.moves import Move, MoveKind, MoveState
     from cloudcore.placement.ordering import Host
@@ -35,9 +37,13 @@ _EXPORTS = {
     "Attempt": "cloudcore.placement.rescheduling",
     "Candidate": "cloudcore.placement.candidates",
     "ConsumerState": "cloudcore.placement.ledger_reads",
+    "Expired": "cloudcore.placement.ledger",
     "Failure": "cloudcore.placement.rescheduling",
     "FailureKind": "cloudcore.placement.rescheduling",
+    "Finding": "cloudcore.placement.audit",
+    "FindingKind": "cloudcore.placement.audit",
     "Held": "cloudcore.placement.claims",
+    "HistoryEntry": "cloudcore.placement.history",
     "Host": "cloudcore.placement.ordering",
     "HostChoice": "cloudcore.placement.selection",
     "HostGroup": "cloudcore.placement.hosts",
@@ -51,6 +57,8 @@ _EXPORTS = {
     "PlacementTree": "cloudcore.placement.tree",
     "Provider": "cloudcore.placement.values",
     "Rejection": "cloudcore.placement.report",
+    "Repair": "cloudcore.placement.audit",
+    "RepairAction": "cloudcore.placement.audit",
     "RequestGroup": "cloudcore.placement.requests",
     "Rescheduled": "cloudcore.placement.rescheduling",
     "ResourceRequest": "cloudcore.placement.requests",
@@ -71,9 +79,13 @@ __all__ = [
     "Attempt",
     "Candidate",
     "ConsumerState",
+    "Expired",
     "Failure",
     "FailureKind",
+    "Finding",
+    "FindingKind",
     "Held",
+    "HistoryEntry",
     "Host",
     "HostChoice",
     "HostGroup",
@@ -87,6 +99,8 @@ __all__ = [
     "PlacementTree",
     "Provider",
     "Rejection",
+    "Repair",
+    "RepairAction",
     "RequestGroup",
     "Rescheduled",
     "ResourceRequest",

@@ -5,20 +5,20 @@ from __future__ import annotations
 import hashlib
 import time
 import uuid
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
-from cloudcore._values import normalise_uuid, require_integer, require_name, require_text, require_utc
+from cloudcore._values import normalise_uuid, require_integer, require_name, require_text
 from cloudcore.database import Database, Operation, Outcome
 from cloudcore.errors import InvalidAllocation, InvalidArgument, InvalidTransition, MoveNotFound
-from cloudcore.placement import history, ledger_moves, ledger_reads
+from cloudcore.placement import ledger_moves
 from cloudcore.placement.audit import plan_repairs
 from cloudcore.placement.claims import Held, Owner, normalise_allocations
-from cloudcore.placement.ledger_audit import Writers, apply_repair, findings
+from cloudcore.placement.ledger_audit import Writers, apply_repair
 from cloudcore.placement.ledger_claims import NewClaim, claim_by_statements, claim_in_one_statement, claim_together
 from cloudcore.placement.ledger_group import GroupCommit
-from cloudcore.placement.ledger_reads import snapshot
+from cloudcore.placement.ledger_reader import LedgerReader, consumer_uuid
 from cloudcore.placement.ledger_reshape import Reshape, reshape
 from cloudcore.placement.ledger_session import Session
 from cloudcore.placement.ledger_writes import NEW, Target, settle
@@ -27,23 +27,19 @@ from cloudcore.placement.values import Inventory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-    from datetime import datetime
 
     from sqlalchemy.engine import URL, Connection, Engine
 
     from cloudcore.placement.audit import Finding, Repair
     from cloudcore.placement.claims import Allocations, Candidate
-    from cloudcore.placement.history import HistoryEntry
-    from cloudcore.placement.ledger_audit import Known
     from cloudcore.placement.ledger_group import Ticket
-    from cloudcore.placement.ledger_reads import ConsumerState, Usage
 
 __all__ = ["AllocationLedger", "Expired"]
 
 T = TypeVar("T")
 
 
-class AllocationLedger:
+class AllocationLedger(LedgerReader):
     """Decides who holds what, in a SQL database; what anybody else knows is a hint.
 
     Capacity is granted by one guarded UPDATE for each inventory, in a fixed order, so writers on one provider wait for
@@ -74,8 +70,7 @@ class AllocationLedger:
         group_commit: int = 0,
         id_factory: Callable[[], str] = lambda: f"{time.time_ns():x}-{uuid.uuid4().hex}",
     ) -> None:
-        self._owned = not isinstance(source, Database)
-        self.database = Database.of(source)
+        super().__init__(source)
         self.history = history
         self._id_factory = id_factory
         self._known_providers: dict[str, int] = {}
@@ -174,11 +169,11 @@ class AllocationLedger:
         owner = None
         if project_id is not None or user_id is not None:
             owner = Owner.of(project_id or "", user_id or "", consumer_type)
-        read = {_consumer(c): n for c, n in (generations or {}).items()}
-        held = {_consumer(c): _or_nothing(a) for c, a in (expected or {}).items()}
+        read = {consumer_uuid(c): n for c, n in (generations or {}).items()}
+        held = {consumer_uuid(c): _or_nothing(a) for c, a in (expected or {}).items()}
         targets = {
             c: Target(allocations=a, owner=owner, generation=read.get(c), expected=held.get(c), settle=c in held)
-            for c, a in ((_consumer(c), _or_nothing(a)) for c, a in wanted.items())
+            for c, a in ((consumer_uuid(c), _or_nothing(a)) for c, a in wanted.items())
         }
         if not targets or len(targets) != len(wanted):
             raise InvalidAllocation("no consumer is named, or one is named twice", field="wanted")
@@ -205,7 +200,7 @@ class AllocationLedger:
             GenerationConflict: It holds something else than *expected*.
             See :meth:`claim` for the others.
         """
-        consumer = _consumer(consumer)
+        consumer = consumer_uuid(consumer)
         target = Target(allocations=normalise_allocations(wanted), expected=normalise_allocations(expected))
         return self._write("swap", {consumer: target}, operation_id, must_exist=True)[consumer]
 
@@ -216,7 +211,7 @@ class AllocationLedger:
             ConsumerNotFound: It holds nothing: it was released, or expired and was swept.
             InvalidTransition: It expired before this call, by the database's clock.
         """
-        consumer = _consumer(consumer)
+        consumer = consumer_uuid(consumer)
 
         def work(session: Session, operation: str) -> Any:
             return settle(session, operation, consumer, history=self.history)
@@ -239,7 +234,7 @@ class AllocationLedger:
             ConsumerNotFound: It holds nothing.
             InUse: It is a migration; confirm, revert or abandon its move.
         """
-        consumer = _consumer(consumer)
+        consumer = consumer_uuid(consumer)
         target = Target(allocations={}, retire=forever)
         return self._write("release", {consumer: target}, operation_id, must_exist=not forever)[consumer]
 
@@ -333,21 +328,6 @@ class AllocationLedger:
         """
         return self._step(MoveEvent.ABANDON, migration, operation_id, proof)
 
-    def move(self, migration: str) -> Move:
-        """Return the move of *migration* as recorded.
-
-        Raises:
-            MoveNotFound: No such move.
-        """
-        uuid_ = normalise_uuid(migration, "migration", InvalidAllocation)
-        with self.database.read() as connection:
-            session = Session(connection)
-            with session.errors():
-                found = ledger_moves.find_move(session, uuid_)
-        if found is None:
-            raise MoveNotFound(f"no move of migration {uuid_} is recorded", identifier=uuid_)
-        return found
-
     def expire(self, *, limit: int = 100, operation_id: str | None = None) -> Expired:
         """Release pending claims and revert moves whose time is over by the database's clock. Call it now and then.
 
@@ -406,10 +386,10 @@ class AllocationLedger:
             for p, classes in inventories.items()
         }
         read = {normalise_uuid(p, "provider"): n for p, n in (provider_generations or {}).items()}
-        counts = {_consumer(c): n for c, n in (generations or {}).items()}
+        counts = {consumer_uuid(c): n for c, n in (generations or {}).items()}
         targets = {
             c: Target(allocations=a, generation=counts.get(c))
-            for c, a in ((_consumer(c), _or_nothing(a)) for c, a in allocations.items())
+            for c, a in ((consumer_uuid(c), _or_nothing(a)) for c, a in allocations.items())
         }
         if not given:
             raise InvalidAllocation("no provider is named", field="inventories")
@@ -421,83 +401,7 @@ class AllocationLedger:
         result, _ = self._operate("reshape", attrs.asdict(asked), work, operation_id)
         return dict(result["providers"])
 
-    # ---- reading
-
-    def allocations(self, consumer: str) -> dict[str, dict[str, int]]:
-        """What *consumer* holds, by provider uuid; empty if nothing."""
-        state = self.consumer(consumer)
-        return {} if state is None else {p: dict(c) for p, c in state.allocations.items()}
-
-    def consumer(self, consumer: str) -> ConsumerState | None:
-        """What *consumer* holds, its generation and owner; None if it holds nothing."""
-        uuid_ = _consumer(consumer)
-        return self._read(lambda session: ledger_reads.consumer(session, uuid_))
-
-    def usages(
-        self,
-        *,
-        provider: str | None = None,
-        project_id: str | None = None,
-        user_id: str | None = None,
-        consumer_type: str | None = None,
-    ) -> dict[str, int]:
-        """Amounts in use by class, of one provider (zeros shown) or of those consumers that fit all that is given.
-
-        Raises:
-            ProviderNotFound: No such provider.
-        """
-        if provider is not None:
-            if (project_id, user_id, consumer_type) != (None, None, None):
-                raise InvalidArgument("give a provider or a project, user and type, not both", field="provider")
-            uuid_ = normalise_uuid(provider, "provider", InvalidAllocation)
-            return self._read(lambda session: ledger_reads.provider_usages(session, uuid_))
-        by_type = self.usages_by_type(project_id=project_id, user_id=user_id, consumer_type=consumer_type)
-        return ledger_reads.sum_usages(by_type)
-
-    def usages_by_type(
-        self, *, project_id: str | None = None, user_id: str | None = None, consumer_type: str | None = None
-    ) -> dict[str, Usage]:
-        """Amounts in use and number of consumers for each consumer type; ``unknown`` where nobody said."""
-        return self._read(lambda session: ledger_reads.usages(session, project_id, user_id, consumer_type))
-
-    def history_of(self, consumer: str, *, limit: int = 100) -> list[HistoryEntry]:
-        """What *consumer* held after each of its newest changes, oldest first."""
-        with self.database.read() as connection:
-            return history.entries_of(connection, _consumer(consumer), limit)
-
-    def held_at(self, consumer: str, instant: datetime) -> dict[str, dict[str, int]]:
-        """What *consumer* held at *instant*, as far back as history reaches; empty if nothing."""
-        with self.database.read() as connection:
-            found = history.held_at(connection, _consumer(consumer), require_utc(instant, "instant"))
-        return {} if found is None else {p: dict(c) for p, c in found.allocations.items()}
-
-    def holders_at(self, provider: str, instant: datetime) -> dict[str, dict[str, int]]:
-        """Who held what of *provider* at *instant*: consumer → class → amount. Reads the whole history."""
-        uuid_ = normalise_uuid(provider, "provider")
-        with self.database.read() as connection:
-            found = history.holders_at(connection, uuid_, require_utc(instant, "instant"))
-        return {entry.consumer: dict(entry.allocations[uuid_]) for entry in found}
-
-    def prune_history(self, older_than: datetime, *, limit: int = 10_000) -> int:
-        """Forget at most *limit* entries recorded before *older_than*; return how many."""
-        instant = require_utc(older_than, "older_than")
-        return self.database.run(lambda connection: history.prune(connection, instant, limit))
-
     # ---- keeping order
-
-    def audit(self, *, known: Known | None = None) -> tuple[Finding, ...]:
-        """Look for what is wrong, in one snapshot, and change nothing.
-
-        Args:
-            known: A directory, or a function that returns those of the uuids given that exist, as instance or as
-                migration in progress. Without it nobody can say whether a consumer should be there.
-
-        Returns:
-            Drifted counters, orphaned and empty rows, consumers that nobody knows, holds of finished moves, what is
-            overdue, and providers over capacity.
-        """
-        with snapshot(self.database) as session:
-            return tuple(findings(session, known))
 
     def heal(self, found: Iterable[Finding], *, apply: bool = False) -> tuple[Repair, ...]:
         """Say what would be done about *found*; with *apply* do it, each an operation of its own.
@@ -523,35 +427,7 @@ class AllocationLedger:
         except MoveNotFound:
             return False
 
-    def check(self) -> None:
-        """Compare every inventory's ``used``, consumer and move with the allocations, in one snapshot.
-
-        Raises:
-            InvariantViolated: With one line for each breach.
-        """
-        ledger_reads.check(self.database)
-
-    def close(self) -> None:
-        """Close the database, if this ledger opened it."""
-        if self._owned:
-            self.database.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"<AllocationLedger {self.database!r}>"
-
     # ---- inside
-
-    def _read(self, work: Callable[[Session], T]) -> T:
-        with self.database.read() as connection:
-            session = Session(connection)
-            with session.errors():
-                return work(session)
 
     def _operate(
         self, name: str, arguments: Mapping[str, Any], work: Callable[[Session, str], Any], operation_id: str | None
@@ -653,10 +529,6 @@ class Expired:
 def _derived(operation_id: str, subject: str) -> str:
     """The id of one part of an operation: the same for the same part, and short enough."""
     return hashlib.sha256(f"{operation_id}/{subject}".encode()).hexdigest()
-
-
-def _consumer(value: str) -> str:
-    return normalise_uuid(value, "consumer", InvalidAllocation)
 
 
 def _or_nothing(wanted: Candidate | Allocations) -> dict[str, dict[str, int]]:
