@@ -105,11 +105,12 @@ def clouds(tmp_path: Path, routers: Callable[..., CellRouter], databases: Databa
         each.close() if isinstance(each, InstanceDirectory) else each.dispose()
 
 
-def walk(router: CellRouter, query, **options) -> list:
-    """All records, page by page; every page keeps its limit."""
+def walk(router: CellRouter, query, *, complete: bool = True) -> list:
+    """All records, page by page; every page keeps its limit, and unless told otherwise every cell answers."""
     records, cursor = [], None
     while True:
-        page = router.page(query, cursor=cursor, **options)
+        page = router.page(query, cursor=cursor)
+        assert page.complete or not complete, page.cells
         assert query.limit is None or len(page.records) <= query.limit
         records += page.records
         cursor = page.next_cursor

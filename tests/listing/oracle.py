@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Mapping
 
 
 def compare(left, right, sort, key):
@@ -28,9 +29,9 @@ def matches(row, where):
 
 
 def _holds(value, condition):
-    if isinstance(condition, dict):
+    if isinstance(condition, Mapping):
         return all(_test(value, operator, operand) for operator, operand in condition.items())
-    if isinstance(condition, (list, tuple, set)):
+    if isinstance(condition, list | tuple | set):
         return value in condition and value is not None
     return value == condition if condition is not None else value is None
 

@@ -159,7 +159,7 @@ def test_records_have_the_types_of_python_on_every_database(cloud, listing):
         Query(where={"locked_by": {"ne": "admin"}}),
         Query(where={"host": []}),
     ],
-    ids=lambda query: str(dict(query.where))[:40],
+    ids=lambda query: "-".join(query.where),
 )
 def test_filters(cloud, listing, query):
     """Each filter selects what Python's own test selects, in every cell alike."""
@@ -253,7 +253,7 @@ def test_placeholders_for_a_dead_cell(cloud):
         ]
         with CellRouter(cells, directory=directory, source=NOVA_INSTANCES) as router:
             query = Query(limit=25, unknown=True)
-            records = walk(router, query)
+            records = walk(router, query, complete=False)
     shown = [
         record
         for record in records

@@ -344,3 +344,11 @@ def test_decimals_in_cursors_stay_exact():
     """No detour over floats."""
     cursor = Cursor(digest="d", position=(Decimal("1.10"),), lagging={})
     assert str(Cursor.decode(cursor.encode(), "d").position[0]) == "1.10"
+
+
+def test_conditions_of_one_shape_share_their_statement_and_others_do_not(cloud):
+    """A prefix with an end has two bounds, the empty prefix has one."""
+    for prefix, expected in (("vm", 8), ("", 8), ("vm1", 1), ("\U0010ffff", 0)):
+        page = cloud.router.page(Query(where={"display_name": {"prefix": prefix}}))
+        assert page.complete
+        assert len(page.records) == expected

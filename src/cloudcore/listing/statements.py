@@ -122,7 +122,7 @@ class Plan:
         self._values = self._constants()
         self._shape = (
             id(source), query.deleted, query.hidden, self.columns, order,
-            tuple(condition.shape for condition in self.conditions),
+            tuple((*condition.shape, len(_bound(condition))) for condition in self.conditions),
             tuple((name, len(words)) for name, words in self.words.items()), len(query.metadata),
         )  # fmt: skip
 
