@@ -37,11 +37,11 @@ def run(folder, points, *scenarios):
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_killed_at_any_point(memory, scenario, request):
-    """Sixteen points of each scenario: 224 processes die, and more of those that recover."""
-    results = run(memory, 0 if request.config.getoption("--long") else 16, scenario)
+    """Twelve points of each scenario, and more in the recoveries that follow: over two hundred processes die."""
+    results = run(memory, 0 if request.config.getoption("--long") else 12, scenario)
     trouble = [f"{r['scenario']} {r['number']} {r['point']}: {r['trouble']}" for r in results if r["trouble"]]
     assert not trouble, f"{len(trouble)} of {len(results)}\n" + "\n".join(trouble[:3])
-    assert sum(r["kills"] for r in results) >= 16 or request.config.getoption("--long")
+    assert sum(r["kills"] for r in results) >= 15
 
 
 def test_every_point_of_the_area_is_passed(memory, tmp_path):

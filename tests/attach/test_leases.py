@@ -52,6 +52,7 @@ def test_one_holder_at_a_time(tables, open_leases):
         pass
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_threads_queue(open_leases):
     """No thread enters while another is inside, and each gets its turn."""
     leases = open_leases(patience=60)
@@ -75,6 +76,7 @@ def test_threads_queue(open_leases):
     assert (most, turns) == (1, 8)
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_the_first_line_is_written_with_the_lease_or_not_at_all(tables, open_leases):
     """What runs in the transaction that takes the lease is undone with it."""
 
@@ -131,6 +133,7 @@ def test_the_living_are_not_dead():
     assert owner_is_dead(f"{machine}/{pid}/{int(started) - 1}/x")  # the number was given to another process
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_renewal(tables, open_leases):
     """A renewed lease lasts longer; without renewal the holder stops by itself, before anybody can take over."""
     now = 1000.0
@@ -150,6 +153,7 @@ def test_renewal(tables, open_leases):
         lease.require()
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_dead_rows_are_swept(tables, open_leases):
     machine, pid, started = process_identity().split("/")
     dead = {"name": "volume/b", "owner": f"{machine}/{pid}/{int(started) - 1}/x", "expires": 4e9}

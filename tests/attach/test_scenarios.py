@@ -230,8 +230,18 @@ def test_growing_a_volume_in_use(attach, manager, volume_service):
 # --- things that go wrong ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["not-done", "done"])
-@pytest.mark.parametrize("method", ["reserve", "update", "complete"])
+def lost(*methods):
+    """Before and after the work on embedded volumes; on Cinder after it, which is what leaves something behind."""
+    cinder = pytest.mark.services
+    for method in methods:
+        yield pytest.param("embedded", method, False, id=f"embedded-{method}-not-done")
+        yield pytest.param("embedded", method, True, id=f"embedded-{method}-done")
+        yield pytest.param("cinder-rbd", method, True, id=f"cinder-rbd-{method}-done", marks=cinder)
+
+
+@pytest.mark.parametrize(
+    ("volume_service", "method", "after"), lost("reserve", "update", "complete"), indirect=["volume_service"]
+)
 def test_a_lost_answer_while_attaching(new_manager, volume_service, guests, method, after):
     """The service is asked what became of it; nothing is there twice, nothing is left."""
     faulty = FakeVolumes(volume_service.service)
@@ -248,14 +258,14 @@ def test_a_lost_answer_while_attaching(new_manager, volume_service, guests, meth
     assert manager.audit().clean
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["not-done", "done"])
-def test_a_lost_answer_while_moving(new_manager, volume_service, guests, there, after):
+@pytest.mark.parametrize(("volume_service", "method", "after"), lost("create"), indirect=["volume_service"])
+def test_a_lost_answer_while_moving(new_manager, volume_service, guests, there, method, after):
     """The second attachment is found and undone, or made again; the first is not touched."""
     faulty = FakeVolumes(volume_service.service)
     manager = new_manager(faulty, [guests, there])
     volume, who = volume_service.create_volume(), instance()
     made = manager.attach(volume, who, host="compute-1")
-    faulty.fail("create", errors.OutcomeUnknown("the answer was lost"), after=after)
+    faulty.fail(method, errors.OutcomeUnknown("the answer was lost"), after=after)
     if after:
         with pytest.raises(errors.VolumeServiceUnavailable, match="undone"):
             manager.begin_move(who, "compute-2")
