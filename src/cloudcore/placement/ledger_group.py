@@ -81,8 +81,8 @@ class GroupCommit(Generic[Ask, Answer]):
         with self._mutex:
             heir = self._waiting[0] if self._waiting else None
             self._led = heir is not None
-        if heir is not None:
-            heir.leads = True
-            heir.wake.release()
         for ticket in group[1:]:
             ticket.wake.release()
+        if heir is not None:  # last, so that those woken may join its group
+            heir.leads = True
+            heir.wake.release()
