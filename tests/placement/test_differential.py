@@ -162,7 +162,7 @@ import json, sys
 from tests.placement import oracle, ours
 from tests.placement.worlds import choose_request, choose_world, seeded
 answers = []
-for seed in range(int(sys.argv[1]), int(sys.argv[1]) + 30):
+for seed in range(int(sys.argv[1]), int(sys.argv[1]) + 20):
     choose = seeded(seed)
     world = choose_world(choose, most=40)
     tree = ours.build(world)
@@ -181,7 +181,7 @@ def test_order_is_the_same_in_every_process() -> None:
     """Placement's order follows the hashes of strings: its workers answer limit=10 differently. Ours does not."""
     root = Path(__file__).parents[2]
     answers = []
-    for hash_seed in ("0", "1", "2", "3"):
+    for hash_seed in ("0", "1", "2"):
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": f"{root}:{root / 'src'}"}
         command = [sys.executable, "-c", ORDERS, str(FIRST_SEED)]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root, check=False)
