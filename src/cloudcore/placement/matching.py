@@ -142,16 +142,17 @@ class Matcher:
         positions: list[Positions] = []
         for slot, served in zip(self.compiled.slots, anchors, strict=True):
             found = self.positions(block, slot, begin, end)
+            if not len(found) and not served:
+                return None
+            positions.append(found)
+        for found, served in zip(positions, anchors, strict=True):
             there = block.trees_with(found)
             for mask in served.values():
                 there |= mask
             if trees is not None:
                 there &= trees
             trees = there
-            if not trees.any():
-                return None
-            positions.append(found)
-        if trees is None:
+        if trees is None or not trees.any():
             return None
         if self.compiled.shared:
             self._narrow_by_sums(block, trees, positions, anchors)
