@@ -240,7 +240,7 @@ def lost(*methods):
 
 
 @pytest.mark.parametrize(
-    ("volume_service", "method", "after"), lost("reserve", "update", "complete"), indirect=["volume_service"]
+    ("volume_service", "method", "after"), list(lost("reserve", "update", "complete")), indirect=["volume_service"]
 )
 def test_a_lost_answer_while_attaching(new_manager, volume_service, guests, method, after):
     """The service is asked what became of it; nothing is there twice, nothing is left."""
@@ -258,7 +258,7 @@ def test_a_lost_answer_while_attaching(new_manager, volume_service, guests, meth
     assert manager.audit().clean
 
 
-@pytest.mark.parametrize(("volume_service", "method", "after"), lost("create"), indirect=["volume_service"])
+@pytest.mark.parametrize(("volume_service", "method", "after"), list(lost("create")), indirect=["volume_service"])
 def test_a_lost_answer_while_moving(new_manager, volume_service, guests, there, method, after):
     """The second attachment is found and undone, or made again; the first is not touched."""
     faulty = FakeVolumes(volume_service.service)
