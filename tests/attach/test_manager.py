@@ -793,6 +793,22 @@ def test_an_instance_ends(manager, embedded, world):
     assert manager.terminate(who) == ()
 
 
+def test_old_stories_are_forgotten(manager, embedded):
+    """Only those of attachments that are gone, and only when asked."""
+    volume, who = embedded.create_volume().id, instance()
+    old = manager.attach(volume, who, host="compute-1")
+    manager.detach(old.id)
+    kept = manager.attach(volume, who, host="compute-1")
+    assert manager.prune(dt.datetime(2020, 1, 1, tzinfo=dt.UTC)) == 0
+    assert manager.prune(dt.datetime.now(dt.UTC) + dt.timedelta(hours=1)) == 1
+    with pytest.raises(errors.AttachmentNotFound):
+        manager.detach(old.id)
+    assert manager.attachment(kept.id) == kept
+    with pytest.raises(errors.InvalidArgument):
+        manager.prune(dt.datetime(2020, 1, 1))
+    assert manager.audit().clean
+
+
 # --- secrets ---------------------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 import attrs
 
-from cloudcore._values import normalise_uuid
+from cloudcore._values import normalise_uuid, require_utc
 from cloudcore.attach.attaching import Attacher
 from cloudcore.attach.auditing import AuditReport, Finding
 from cloudcore.attach.embedded import EmbeddedVolumes
@@ -485,6 +485,17 @@ class AttachmentManager:
         return self._journal.story(normalise_uuid(attachment_id, "attachment_id"))
 
     # --- upkeep -------------------------------------------------------------------------------------------------------
+
+    def prune(self, older_than: datetime, *, limit: int = 10_000) -> int:
+        """Forget attachments that have been absent since before *older_than*, at most *limit*; return how many.
+
+        A forgotten one is unknown to :meth:`detach`, its operation id can be used anew, and :meth:`audit` no longer
+        knows that its volume and instance ever belonged together.
+
+        Raises:
+            InvalidArgument: *older_than* has no time zone.
+        """
+        return self._journal.prune(require_utc(older_than, "older_than"), limit=limit)
 
     def check(self) -> None:
         """Verify what must always hold of the journal.
