@@ -378,7 +378,7 @@ def slow_cell(world: World) -> None:
         )
 
 
-WORKS = {"slow": slow_cell, "tenant": tenant, "naive": naive, "sqlite": sqlite, "postgresql": postgresql}
+WORKS = {"postgresql": postgresql, "sqlite": sqlite, "naive": naive, "tenant": tenant, "slow": slow_cell}
 
 
 def main() -> None:

@@ -85,6 +85,21 @@ def own_cell(url: str, content: list[dict]) -> None:
     engine.dispose()
 
 
+def _insert(connection: sa.Connection, table: sa.Table, records: list[dict]) -> None:
+    """Many rows, all with the same columns: by COPY where there is one."""
+    if connection.dialect.name != "postgresql":
+        connection.execute(table.insert(), records)
+        return
+    names = list(records[0])
+    columns = ", ".join(f'"{name}"' for name in names)
+    with (
+        connection.connection.driver_connection.cursor() as cursor,
+        cursor.copy(f"COPY {table.name} ({columns}) FROM STDIN") as copy,
+    ):
+        for record in records:
+            copy.write_row([record[name] for name in names])
+
+
 def nova_cell(url: str, content: list[dict]) -> None:
     """Fill a migrated Nova cell: instances, an info cache, an extra and a pair of metadata for each."""
     engine = sa.create_engine(url)
@@ -111,14 +126,15 @@ def nova_cell(url: str, content: list[dict]) -> None:
         for row in content
     ]
     with engine.begin() as connection:
-        connection.execute(nova._instances.insert(), records)
+        _insert(connection, nova._instances, records)
         for name, extra in (
             ("instance_info_caches", {"network_info": "[]"}),
             ("instance_extra", {}),
             ("instance_metadata", {"key": "role", "value": "web"}),
         ):
-            connection.execute(
-                tables[name].insert(),
+            _insert(
+                connection,
+                tables[name],
                 [
                     {"instance_uuid": row["uuid"], "created_at": row["created_at"], "deleted": 0, **extra}
                     for row in content
@@ -132,6 +148,7 @@ def nova_cell(url: str, content: list[dict]) -> None:
 def nova_api(url: str, cells: dict[str, tuple[str, list[dict]]]) -> None:
     """Fill a migrated Nova API database with the mappings."""
     engine = sa.create_engine(url)
+    table = sa.Table("cell_mappings", sa.MetaData(), autoload_with=engine)
     with engine.begin() as connection:
         for number, (name, (database, content)) in enumerate(cells.items(), 1):
             mapping = {
@@ -142,10 +159,10 @@ def nova_api(url: str, cells: dict[str, tuple[str, list[dict]]]) -> None:
                 "database_connection": database.replace("+psycopg:", "+psycopg2:"),
                 "disabled": False,
             }
-            table = sa.Table("cell_mappings", sa.MetaData(), autoload_with=engine)
             connection.execute(table.insert(), [mapping])
-            connection.execute(
-                nova._instance_mappings.insert(),
+            _insert(
+                connection,
+                nova._instance_mappings,
                 [
                     {
                         "instance_uuid": row["uuid"],
