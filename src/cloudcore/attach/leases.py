@@ -13,7 +13,7 @@ import re
 import threading
 import time
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,7 +22,7 @@ import tenacity
 
 from cloudcore.attach.tables import attachment_locks
 from cloudcore.database import insert_ignoring_duplicates
-from cloudcore.errors import Conflict, Transient, VolumeBusy
+from cloudcore.errors import Conflict, OutcomeUnknown, Transient, VolumeBusy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -186,7 +186,8 @@ class Leases:
                 with self._mutex:
                     self._held.pop(lease.owner, None)
                 if lease.names:
-                    self._database.run(lease.release)
+                    with suppress(Transient, OutcomeUnknown):  # nobody renews it any more, so it ends by itself
+                        self._database.run(lease.release)
 
     @contextmanager
     def _queued(self, names: Sequence[str], patience: float) -> Iterator[None]:
