@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import random
+import subprocess
 from collections import Counter
 
 import pytest
@@ -32,7 +33,12 @@ NEWEST = [Sort("created_at", descending=True)]
 
 @pytest.fixture(scope="module")
 def nova():
-    with Peer(peer_env("nova"), HERE / "peer_nova.py") as process:
+    """A process in Nova's own environment, which is built when it is missing."""
+    try:
+        python = peer_env("nova")
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"no environment with nova can be made: {error.stderr}")
+    with Peer(python, HERE / "peer_nova.py") as process:
         yield process
 
 
