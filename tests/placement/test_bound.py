@@ -101,6 +101,26 @@ def test_allocations_of_the_ledger_are_followed(open_tree: Open, ledger_database
     assert other.usage("cn1-numa") == {"VCPU": 0}
 
 
+def test_provider_that_went_is_missed_among_others_that_changed(open_tree: Open, ledger_database: Database) -> None:
+    """Use of one with several classes and the end of another, in one refresh, and nothing else."""
+    one, other = open_tree(), open_tree()
+    one.add("cn1", inventory={"VCPU": 8, "MEMORY_MB": 8, "DISK_GB": 8})
+    one.add("cn2", inventory={"VCPU": 8})
+    one.add("cn3")
+    other.refresh()
+    candidate = one.candidates("resources=VCPU:1,MEMORY_MB:2,DISK_GB:3").first()
+    AllocationLedger(ledger_database).claim(str(uuids.uuid4()), candidate, project_id="p", user_id="u")
+    one.remove("cn2")
+    other.refresh()
+    other.check()
+    assert names(other) == ["cn1", "cn3"]
+    assert other.usage("cn1") == {"VCPU": 1, "MEMORY_MB": 2, "DISK_GB": 3}
+    one.set_traits("cn3", {"CUSTOM_A"})
+    one.add("cn4")
+    other.refresh()
+    assert names(other) == ["cn1", "cn3", "cn4"]
+
+
 def test_inventory_in_use_cannot_go(open_tree: Open, ledger_database: Database) -> None:
     """Not even from a tree that has not heard of the allocation: the database knows."""
     one, stale = open_tree(), open_tree()

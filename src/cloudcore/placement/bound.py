@@ -45,17 +45,6 @@ class _News:
     edit: Edit
     usage: dict[str, Usage]
 
-    def amounts(self) -> dict[int, dict[str, int]]:
-        """Number → class → units in use, without the zeros."""
-        found: dict[int, dict[str, int]] = {}
-        for number, _, name, used in self.rows:
-            amounts = found.get(number)
-            if amounts is None:
-                amounts = found[number] = {}
-            if used:
-                amounts[name] = int(used)
-        return found
-
 
 class BoundTree(PlacementTree):
     """A tree that is kept in a database, shared with any number of other trees and with the ledger.
@@ -142,22 +131,23 @@ class BoundTree(PlacementTree):
     def _read_news(self, connection: Connection, changed: Collection[int]) -> _News:
         """Read the changed providers: mostly only what is in use changed, and the generation tells."""
         rows = store.read_usage(connection, changed)
-        numbers = np.fromiter((row[0] for row in rows), dtype=np.int64, count=len(rows))
-        generations = np.fromiter((row[1] for row in rows), dtype=np.int64, count=len(rows))
+        columns = list(zip(*rows, strict=True)) or [(), (), (), ()]
+        numbers, generations = (np.asarray(column, dtype=np.int64) for column in columns[:2])
         if not self._index.fits(self._columns):
             self._index = NumberIndex.of(self._columns)
         places, known = self._index.find(numbers, generations)
         stale = set(numbers[~known].tolist())
         edit = Edit()
         usage: dict[str, Usage] = {}
-        if stale or len(changed) > len(rows):
+        missing = set(changed).difference(columns[0])
+        if stale or missing:
             by_number = self._forest.by_number
-            missing = set(changed).difference(numbers.tolist()).intersection(by_number)
+            missing.intersection_update(by_number)
             gone = sorted((self._forest.providers[by_number[n]] for n in missing), key=self._depth, reverse=True)
             found, usage = store.read_some(connection, stale, by_number) if stale else ([], {})
             edit = Edit(put=tuple(found), gone=tuple(gone))
-        kept = [i for i, row in enumerate(rows) if row[2] is not None and (not stale or known[i])]
-        if len(kept) < len(rows):
+        if stale or None in columns[2]:  # a provider without inventories has a row without class
+            kept = [i for i, row in enumerate(rows) if row[2] is not None and known[i]]
             rows, places = [rows[i] for i in kept], places[kept]
         return _News(rows=rows, places=places, edit=edit, usage=usage)
 
@@ -167,9 +157,10 @@ class BoundTree(PlacementTree):
     def _take(self, news: _News) -> None:
         forest = self._forest
         if news.rows:
-            used = np.fromiter((row[3] for row in news.rows), dtype=np.int64, count=len(news.rows))
-            self._columns = set_used(self._columns, self._index, news.places, [row[2] for row in news.rows], used)
-            forest.note_usage(news.amounts())
+            numbers, _, classes, used = zip(*news.rows, strict=True)
+            amounts = np.asarray(used, dtype=np.int64)
+            self._columns = set_used(self._columns, self._index, news.places, classes, amounts)
+            forest.note_usage(news.rows, numbers)
         if news.edit.put or news.edit.gone:
             forest.apply(news.edit)
             for provider in news.edit.put:

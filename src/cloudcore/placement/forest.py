@@ -6,7 +6,7 @@ stands between the two. A forest does no locking: its owner does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -121,7 +121,7 @@ class Forest:
         self.by_number: dict[int, str] = {}
         self.roots: SortedDict[int, str] = SortedDict()
         self._usage: dict[str, Usage] = {}
-        self._late: list[Mapping[int, Usage]] = []
+        self._late: list[Sequence[tuple[Any, ...]]] = []
         self.touched: set[int] = set()
         self.reused: set[str] = set()
         self.sharing: dict[str, Provider] = {}
@@ -423,26 +423,31 @@ class Forest:
         if uuid in self.sharing:
             self.sharing_changed = True
 
-    def note_usage(self, used_by: Mapping[int, Usage]) -> None:
-        """Do as :meth:`set_usage` for providers by number, where the columns show it already."""
-        self._late.append(used_by)
-        sharing = {provider.number for provider in self.sharing.values()}
-        if sharing and not sharing.isdisjoint(used_by):
+    def note_usage(self, rows: Sequence[tuple[Any, ...]], numbers: Iterable[int]) -> None:
+        """Note what is in use of providers, where the columns show it already.
+
+        *rows* are (number, generation, class, units), all classes of a provider one after the other; *numbers* theirs.
+        """
+        self._late.append(rows)
+        if self.sharing and not {provider.number for provider in self.sharing.values()}.isdisjoint(numbers):
             self.sharing_changed = True
         if len(self._late) > _LATE:
             self._catch_up()
 
     def _catch_up(self) -> None:
         """File what was noted late: a follower notes thousands at a time, and hardly ever looks at one of them."""
-        by_number, usage = self.by_number, self._usage
         late, self._late = self._late, []
-        for used_by in late:
-            for number, used in used_by.items():
-                uuid = by_number[number]
+        for rows in late:
+            used_by: dict[int, dict[str, int]] = {}
+            for number, _, name, used in rows:
+                amounts = used_by.setdefault(number, {})
                 if used:
-                    usage[uuid] = used
+                    amounts[name] = int(used)
+            for number, amounts in used_by.items():
+                if amounts:
+                    self._usage[self.by_number[number]] = amounts
                 else:
-                    usage.pop(uuid, None)
+                    self._usage.pop(self.by_number[number], None)
 
     # --- what must hold ----------------------------------------------------------------------------------------------
 
