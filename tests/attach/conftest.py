@@ -95,6 +95,7 @@ def new_manager(journal_database):
     opened: list[AttachmentManager] = []
 
     def make(volumes=None, hypervisor=None, **options) -> AttachmentManager:
+        options = {"patience": 240.0, **options}  # a loaded machine is no reason to fail
         opened.append(AttachmentManager(journal_database, volumes, hypervisor, **options))
         return opened[-1]
 
