@@ -168,8 +168,10 @@ def walk(world: World, router: CellRouter, nova, what: str, total: int) -> None:
 
 
 MEMORY = """
-import resource, sys
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+import sys
+def peak():  # not ru_maxrss: that is the parent's after fork and exec
+    lines = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    return int(lines["VmHWM"].split()[0]) / 1024
 bare = peak()
 if len(sys.argv) > 1:
     from cloudcore.listing import NOVA_INSTANCES, Cell, CellRouter

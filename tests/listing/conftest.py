@@ -67,6 +67,7 @@ def routers() -> Iterator[Callable[..., CellRouter]]:
     made: list[CellRouter] = []
 
     def make(*arguments: object, **options: object) -> CellRouter:
+        options.setdefault("deadline", 60.0)  # a loaded machine is no fault of a cell's
         made.append(CellRouter(*arguments, **options))
         return made[-1]
 

@@ -88,7 +88,7 @@ def listing(cloud):
     """A router over the mapped cells, with the API database as its directory."""
     with (
         NovaDirectory(cloud.api_url) as directory,
-        CellRouter(directory.cells(), directory=directory, source=NOVA_INSTANCES) as router,
+        CellRouter(directory.cells(deadline=60.0), directory=directory, source=NOVA_INSTANCES) as router,
     ):
         yield router
         router.check()

@@ -83,7 +83,7 @@ def world(request, databases):
     engines = [open_engine(url, durable=False) for url in urls]
     for engine in engines:
         things.metadata.create_all(engine)
-    with CellRouter([Cell(f"c{n}", url) for n, url in enumerate(urls)], source=THINGS) as router:
+    with CellRouter([Cell(f"c{n}", url) for n, url in enumerate(urls)], source=THINGS, deadline=60.0) as router:
         yield router, engines
         router.check()
     for engine in engines:

@@ -170,7 +170,7 @@ class Plan:
         name = dialect_name(dialect)
         if statement is None:
             column = self.source.table.c[self.source.key]
-            parameters = [sa.bindparam(f"w{i}", type_=column.type) for i in range(size)]
+            parameters = [sa.bindparam(f"w{i}", None, column.type) for i in range(size)]
             select = sa.select(*self._selected(name)).where(column.in_(parameters))
             statement = self._cache[cached] = self._compile(dialect, select)
         padded = [*keys, *[keys[-1]] * (size - len(keys))]
@@ -201,14 +201,14 @@ class Plan:
         for number, condition in enumerate(self.conditions):
             tests.append(self._test(number, condition, dialect))
         for number in range(len(self.query.metadata)):
-            pair = (sa.bindparam(f"mk{number}", type_=sa.String()), sa.bindparam(f"mv{number}", type_=sa.String()))
+            pair = (sa.bindparam(f"mk{number}", None, sa.String()), sa.bindparam(f"mv{number}", None, sa.String()))
             tests.append(self.source.has_pair(*pair, dialect))
         for name, words in self.words.items():
             tests.append(self._tag_test(name, len(words), dialect))
         return tests
 
     def _tag_test(self, name: str, number: int, dialect: str) -> Expression:
-        tags = [sa.bindparam(f"{name}_{i}", type_=sa.String()) for i in range(number)]
+        tags = [sa.bindparam(f"{name}_{i}", None, sa.String()) for i in range(number)]
         if name in {"tags_any", "not_tags_any"}:
             found = self.source.has_tag(tags, dialect)
         else:
@@ -218,7 +218,7 @@ class Plan:
     def _parameter(self, name: str, column: str) -> sa.BindParameter[Any]:
         kind, type_ = self.source.columns[column].kind, self.source.table.c[column].type
         by_kind: dict[Kind, sa.types.TypeEngine[Any]] = {Kind.TEXT: sa.String(), Kind.INTEGER: sa.BigInteger()}
-        return sa.bindparam(name, type_=by_kind.get(kind, type_))
+        return sa.bindparam(name, None, by_kind.get(kind, type_))  # None: not yet known when it is compiled
 
     def _test(self, number: int, condition: Condition, dialect: str) -> Expression:
         column = self.source.columns[condition.column]
@@ -290,10 +290,11 @@ class Plan:
     # ---- compiling
 
     def _compile(self, dialect: Dialect, statement: sa.Select[Any]) -> Statement:
-        compiled = statement.compile(dialect=dialect, compile_kwargs={"render_postcompile": True})
+        compiled = statement.compile(dialect=dialect)
         kinds = self._kinds(compiled.binds)
+        state = compiled.construct_expanded_state(dict.fromkeys(kinds))
         fixed = {}
-        for name, value in compiled.construct_params(dict.fromkeys(kinds)).items():
+        for name, value in state.parameters.items():
             if name not in kinds:
                 bind = compiled.binds[
                     name if name in compiled.binds else name.rsplit("_", 1)[0]
@@ -301,8 +302,8 @@ class Plan:
                 process = bind.type.dialect_impl(dialect).bind_processor(dialect)
                 fixed[name] = process(value) if process is not None else value
         encoders = {name: _encoder(kind, dialect, compiled.binds[name].type) for name, kind in kinds.items()}
-        names = tuple(compiled.positiontup) if compiled.positional and compiled.positiontup is not None else None
-        return Statement(str(compiled), names, encoders, fixed)
+        names = tuple(state.positiontup) if compiled.positional and state.positiontup is not None else None
+        return Statement(state.statement, names, encoders, fixed)
 
     def _kinds(self, binds: Mapping[str, Any]) -> dict[str, Kind]:
         """The parameters that change from call to call, with what they hold."""
