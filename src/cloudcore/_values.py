@@ -12,6 +12,7 @@ __all__ = [
     "normalise_uuid",
     "require_integer",
     "require_name",
+    "require_seconds",
     "require_text",
     "require_utc",
 ]
@@ -57,6 +58,19 @@ def require_integer(
     if not minimum <= value <= maximum:
         raise error(f"{field}: {value} is not between {minimum} and {maximum}", field=field, value=value)
     return value
+
+
+def require_seconds(value: float | None, field: str, error: type[InvalidArgument] = InvalidArgument) -> float | None:
+    """Return *value* as a float if it is a duration in seconds, above 0 and below thirty years; None stays None.
+
+    Raises:
+        InvalidArgument: It is not (or the subclass given as *error*).
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 10**9:
+        raise error(f"{field}: expected a positive number of seconds, got {value!r}", field=field, value=value)
+    return float(value)
 
 
 def require_name(value: str, field: str, error: type[InvalidArgument] = InvalidArgument) -> str:

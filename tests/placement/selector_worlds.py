@@ -25,11 +25,12 @@ class Cloud:
             self.tree, self.ledger, cell_of=cell_of, domain_of=lambda root: rack_of(root.name), **arguments
         )
 
-    def add_hosts(self, cells: int, hosts: int, *, racks: int = 2, cores: int = 8) -> None:
+    def add_hosts(self, cells: int, hosts: int, *, racks: int = 2, cores: int = 8, contiguous: bool = False) -> None:
         drawn = PlacementTree()
         for cell in range(cells):
             for number in range(hosts):
-                name = f"c{cell}-r{number % racks}-h{number}"
+                rack = number * racks // hosts if contiguous else number % racks
+                name = f"c{cell}-r{rack}-h{number}"
                 root = drawn.add(
                     name, uuid=uuid_of(name), inventory={"DISK_GB": 1000}, aggregates={uuid_of(rack_of(name))}
                 )

@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
 from cloudcore import Database, create_schema
-from cloudcore.errors import ConsumerNotFound, ConsumerRetired, InvalidTransition, MaxRetriesExceeded, NoValidHost
+from cloudcore.errors import (
+    ConsumerNotFound,
+    ConsumerRetired,
+    InUse,
+    InvalidTransition,
+    MaxRetriesExceeded,
+    NoValidHost,
+)
 from cloudcore.placement import Failure, HostGroup, reschedule
 from tests.placement.ledger_worlds import uuid_of
 from tests.placement.selector_killing import SCENARIOS
@@ -76,13 +83,16 @@ class Alternates(RuleBasedStateMachine):
         """A build fails; it may have been moved or deleted meanwhile."""
         ledger = self.workers[worker].ledger
         held = ledger.allocations(chosen.instance)
-        group = self.group if chosen.instance in self.members else None
         failure = Failure("x", kind="abort" if abort else "host")
-        migration = self.migrations.get(chosen.instance)
-        if migration is not None or held not in [dict(choice.allocations) for choice in chosen.choices]:
+        if chosen.instance in self.migrations:  # a late message: it must not touch the move
+            with pytest.raises(InUse):
+                reschedule(ledger, chosen, failed=failure)
+            assert ledger.allocations(chosen.instance) == held
+            return
+        if held not in [dict(choice.allocations) for choice in chosen.choices]:
             return  # it does not run by this selection any more
         try:
-            moved = reschedule(ledger, chosen, failed=failure, group=group)
+            moved = reschedule(ledger, chosen, failed=failure)
         except MaxRetriesExceeded:
             self.alive.discard(chosen.instance)
             assert ledger.allocations(chosen.instance) == {}
@@ -113,13 +123,16 @@ class Alternates(RuleBasedStateMachine):
     def arrival_fails(self, worker: int, move) -> None:
         destination, migration = move
         instance = destination.instance
-        if self.migrations.get(instance) != migration:
+        if self.migrations.get(instance) != migration:  # a late message: the move is over, or another one is on
+            held = self.workers[worker].ledger.allocations(instance)
+            with pytest.raises((ConsumerNotFound, InvalidTransition)):
+                reschedule(self.workers[worker].ledger, destination, failed="x", migration=migration)
+            assert self.workers[worker].ledger.allocations(instance) == held
             return
-        group = self.group if instance in self.members else None
         ledger = self.workers[worker].ledger
         source = ledger.allocations(migration)
         try:
-            moved = reschedule(ledger, destination, failed="x", migration=migration, group=group)
+            moved = reschedule(ledger, destination, failed="x", migration=migration)
         except MaxRetriesExceeded:
             del self.migrations[instance]
             assert ledger.allocations(instance) == source

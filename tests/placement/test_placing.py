@@ -63,11 +63,22 @@ def test_anti_affinity_counts_members_that_were_there(free_cores: list[int], cou
     assert all(placed[name] + group.members.get(name, 0) <= allowed for name in placed)
 
 
-def test_affinity_keeps_all_on_the_first_pick() -> None:
-    placement = plan([4, 8], 3, group=HostGroup(policy="affinity"))
-    assert [pick.host.view.name for pick in placement.picks] == ["h0", "h0"]
-    assert placement.refused["h1"] == "affinity: the group is on another host"
-    assert placement.refused["h0"].startswith("VCPU on h0: 2 asked, 8 of 8 used")
+def test_affinity_keeps_all_on_the_best_host_that_holds_them() -> None:
+    placement = plan([2, 4, 8], 3, group=HostGroup(policy="affinity"))
+    assert [pick.host.view.name for pick in placement.picks] == ["h2"] * 3
+    short = plan([2, 4], 3, group=HostGroup(policy="affinity"))
+    assert [pick.host.view.name for pick in short.picks] == ["h1"] * 2
+    assert short.refused["h0"].startswith("affinity: holds 1 of 3; VCPU on h0: 2 asked, 8 of 8 used")
+
+
+def test_other_failure_domains_are_found_behind_better_hosts() -> None:
+    hosts = [
+        Contender(view(name, domain=name[0]), [Option(allocations={name: {"VCPU": 1}})])
+        for name in ("a1", "a2", "a3", "a4", "b1", "b2")
+    ]
+    residual = Residual(lambda *_: Room(used=0, capacity=8, max_unit=8))
+    (hand,) = fall_backs(place(hosts, 1, residual), residual, 2)
+    assert [pick.host.view.name for pick in hand] == ["b1", "a2"]
 
 
 def test_soft_policies_yield_when_they_cannot_be_met() -> None:

@@ -10,9 +10,12 @@ from cloudcore import Database, create_schema
 from cloudcore.errors import (
     ConsumerNotFound,
     GenerationConflict,
+    InUse,
     InvalidArgument,
     InvalidSelection,
+    InvalidTransition,
     MaxRetriesExceeded,
+    MoveNotFound,
     OperationMismatch,
 )
 from cloudcore.placement import Failure, FailureKind, HostGroup, Selection, reschedule
@@ -120,6 +123,33 @@ def test_a_deleted_instance_stays_deleted(cloud: Cloud) -> None:
     assert attempts(cloud.ledger, chosen.instance) == ()
 
 
+def test_a_late_failure_does_not_touch_a_move_and_a_strange_migration_does_nothing(cloud: Cloud) -> None:
+    cloud.add_hosts(1, 4)
+    chosen, other = cloud.select(2)
+    mine, theirs = uuid_of("mine"), uuid_of("theirs")
+    cloud.selector.select_destination(other.instance, theirs, FLAVOUR)
+    with pytest.raises(MoveNotFound):
+        reschedule(cloud.ledger, chosen, failed="late", migration=theirs)
+    with pytest.raises(MoveNotFound):
+        reschedule(cloud.ledger, chosen, failed="late", migration=uuid_of("nobody"))
+    destination = cloud.selector.select_destination(chosen.instance, mine, FLAVOUR)
+    with pytest.raises(InUse, match="is moving"):
+        reschedule(cloud.ledger, chosen, failed="late")
+    assert cloud.host_of(mine) == chosen.primary.name
+    cloud.ledger.confirm_move(mine)
+    with pytest.raises(InvalidTransition, match="is confirmed"):
+        reschedule(cloud.ledger, destination, failed="late", migration=mine)
+    assert cloud.host_of(chosen.instance) == destination.primary.name
+    assert cloud.host_of(theirs) == other.primary.name
+
+
+def test_a_pending_claim_stays_pending(cloud: Cloud) -> None:
+    cloud.add_hosts(1, 3)
+    (chosen,) = cloud.select(expires_in=3600)
+    reschedule(cloud.ledger, chosen, failed="x")
+    assert cloud.ledger.consumer(chosen.instance).expires_at is not None
+
+
 @only_sqlite
 def test_wrong_selections_and_reasons_are_refused_before_any_effect(cloud: Cloud) -> None:
     cloud.add_hosts(1, 4)
@@ -140,7 +170,7 @@ def test_a_group_is_looked_at_again_for_each_alternate(cloud: Cloud) -> None:
     (chosen,) = cloud.select(group=group)
     taken, free = chosen.alternates
     cloud.select(group=group, filters=[force_hosts({taken.name})])
-    moved = reschedule(cloud.ledger, chosen, failed=Failure("group", kind="policy"), group=group)
+    moved = reschedule(cloud.ledger, chosen, failed=Failure("group", kind="policy"))
     assert moved.choice == free
     assert "anti-affinity: holds 1 of at most 1" in moved.attempts[1].reason
 
@@ -167,7 +197,7 @@ def test_a_rack_is_lost_and_nearly_all_stay_in_their_cell() -> None:
     database = Database("sqlite://")
     create_schema(database, areas=["placement"])
     cloud = Cloud(database)
-    cloud.add_hosts(10, 100, racks=10)
+    cloud.add_hosts(10, 100, racks=10, contiguous=True)
     selections = cloud.select(100)
     rng = random.Random(3)
     lost = {f"c{cell}-r{rng.randrange(10)}" for cell in range(10)}

@@ -8,11 +8,11 @@ from collections import Counter
 import pytest
 
 from cloudcore.errors import AlreadyExists, ConsumerNotFound, InvalidRequest, NoValidHost, OperationMismatch
-from cloudcore.placement import HostGroup, Selection, SelectionReport
+from cloudcore.placement import HostGroup, HostSelector, PlacementTree, Selection, SelectionReport
 from cloudcore.placement.hosts import ignore_hosts
 from cloudcore.placement.planner import Planner
-from tests.placement.ledger_worlds import uuid_of
-from tests.placement.selector_worlds import FLAVOUR, Cloud, rack_of
+from tests.placement.ledger_worlds import overdue, uuid_of
+from tests.placement.selector_worlds import FLAVOUR, Cloud, cell_of, rack_of
 
 only_sqlite = pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 
@@ -38,6 +38,8 @@ def test_a_repeated_call_gives_the_same_selections_and_claims_once(cloud: Cloud)
     assert cloud.ledger.usages(project_id="p")["VCPU"] == 12
     with pytest.raises(OperationMismatch):
         cloud.select(2, operation_id="boot-1")
+    with pytest.raises(OperationMismatch):
+        cloud.selector.select(FLAVOUR, 3, project_id="another", user_id="u", operation_id="boot-1")
 
 
 def test_all_or_nothing_and_the_report_says_why(cloud: Cloud) -> None:
@@ -80,6 +82,7 @@ def test_alternates_are_in_other_failure_domains_first(cloud: Cloud) -> None:
     [
         ({"count": 0}, "count: 0"),
         ({"alternates": -1}, "alternates: -1"),
+        ({"expires_in": "soon"}, "expires_in: expected a positive number of seconds"),
         ({"instances": []}, "name at least one"),
         ({"instances": ["x"]}, "'x' is not a UUID"),
         ({"instances": [uuid_of(1), uuid_of(1)]}, "each once"),
@@ -107,6 +110,11 @@ def test_what_is_never_settled_expires(cloud: Cloud) -> None:
     assert state.expires_at is not None
     cloud.ledger.settle(chosen.instance)
     assert cloud.ledger.consumer(chosen.instance).expires_at is None
+    (never,) = cloud.select(expires_in=3600)
+    overdue(cloud.database, never.instance)
+    cloud.ledger.expire()
+    assert cloud.host_of(never.instance) is None
+    assert cloud.host_of(chosen.instance) is not None
 
 
 def test_a_lost_claim_is_planned_again_with_what_the_refusal_told(cloud: Cloud, monkeypatch) -> None:
@@ -216,6 +224,26 @@ def test_affinity_follows_the_first_member(cloud: Cloud) -> None:
     assert all(chosen.alternates == () for chosen in rest)
     with pytest.raises(NoValidHost, match="affinity: the group is on another host"):
         cloud.select(group=group)
+
+
+def test_a_group_is_one_thing_and_an_instance_is_in_one_group(cloud: Cloud) -> None:
+    cloud.add_hosts(1, 3)
+    (first,) = cloud.select(group=HostGroup(policy="anti-affinity", uuid=uuid_of("group")))
+    with pytest.raises(InvalidRequest, match="one of anti-affinity with at most 1 a host"):
+        cloud.select(group=HostGroup(policy="affinity", uuid=uuid_of("group")))
+    other = HostGroup(policy="affinity", uuid=uuid_of("other"))
+    with pytest.raises(InvalidRequest, match="belongs to group"):
+        cloud.selector.select_destination(first.instance, uuid_of("migration"), FLAVOUR, group=other)
+
+
+@only_sqlite
+def test_a_host_that_is_gone_is_not_picked_again(cloud: Cloud) -> None:
+    cloud.add_hosts(1, 2)
+    blind = PlacementTree.from_placement(cloud.tree.as_placement())  # never hears of edits
+    selector = HostSelector(blind, cloud.ledger, cell_of=cell_of)
+    cloud.tree.remove("c0-r0-h0", recursive=True)
+    (chosen,) = selector.select(FLAVOUR, project_id="p", user_id="u")
+    assert chosen.primary.name == "c0-r1-h1"
 
 
 # --- moves -----------------------------------------------------------------------------------------------------------

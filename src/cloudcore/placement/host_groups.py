@@ -11,15 +11,15 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from cloudcore._failpoints import failpoint
-from cloudcore.errors import GroupViolation
+from cloudcore.errors import GroupViolation, InvalidRequest
+from cloudcore.placement.hosts import HostGroup
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from cloudcore.placement.hosts import HostGroup
     from cloudcore.placement.ledger_session import Session
 
-__all__ = ["count_members", "join", "lock_group"]
+__all__ = ["count_members", "group_of", "join", "lock_group"]
 
 _HOLDERS = """
 SELECT DISTINCT held.member, COALESCE(provider.root_id, provider.id) FROM (
@@ -35,13 +35,45 @@ JOIN resource_providers provider ON provider.id = allocations.provider_id
 """
 
 
+_GROUP = "SELECT policy, max_per_host FROM host_groups WHERE uuid = ? {lock}"
+_GROUP_OF = """
+SELECT host_groups.uuid, policy, max_per_host FROM host_groups
+JOIN host_group_members ON group_uuid = host_groups.uuid WHERE instance = ?
+"""
+
+
 def lock_group(session: Session, group: HostGroup) -> None:
-    """Take the group for this transaction; one that is new is recorded."""
+    """Take the group for this transaction; one that is new is recorded. Before any consumer is locked.
+
+    Raises:
+        InvalidRequest: The group is known with another policy or another bound.
+    """
     if group.uuid is None:
         return
     failpoint("ledger.group.lock")
-    session.run("INSERT {ignore} INTO host_groups (uuid) VALUES (?) {nothing}", (group.uuid,))
-    session.all("SELECT uuid FROM host_groups WHERE uuid = ? {lock}", (group.uuid,))
+    known = session.all(_GROUP, (group.uuid,))
+    if not known:  # looked up first: on MariaDB an insert that is ignored holds a lock that cannot be raised
+        session.run(
+            "INSERT {ignore} INTO host_groups (uuid, policy, max_per_host) VALUES (?, ?, ?) {nothing}",
+            (group.uuid, str(group.policy), group.max_per_host),
+        )
+        known = session.all(_GROUP, (group.uuid,))
+    policy, bound = known[0]
+    if (policy, bound) != (str(group.policy), group.max_per_host):
+        raise InvalidRequest(
+            f"group {group.uuid} is one of {policy} with at most {bound} a host, "
+            f"not of {group.policy} with {group.max_per_host}",
+            field="group",
+            value=group.uuid,
+        )
+
+
+def group_of(session: Session, instance: str) -> HostGroup | None:
+    """The group that *instance* belongs to, None if to none."""
+    rows = session.all(_GROUP_OF, (instance,))
+    if not rows:
+        return None
+    return HostGroup(uuid=rows[0][0], policy=rows[0][1], max_per_host=rows[0][2])
 
 
 def count_members(session: Session, group: HostGroup, *, without: Iterable[str] = ()) -> Counter[str]:
@@ -59,6 +91,7 @@ def join(session: Session, group: HostGroup, instance: str, root: str, members: 
 
     Raises:
         GroupViolation: The policy is a hard one, and members are where it allows none, or not where it wants them.
+        InvalidRequest: The instance belongs to another group.
     """
     reason = group.refuses(root, members) if group.hard else None
     if reason is not None:
@@ -66,7 +99,10 @@ def join(session: Session, group: HostGroup, instance: str, root: str, members: 
     if group.uuid is not None:
         failpoint("ledger.group.join")
         session.run(
-            "INSERT {ignore} INTO host_group_members (group_uuid, instance) VALUES (?, ?) {nothing}",
-            (group.uuid, instance),
+            "INSERT {ignore} INTO host_group_members (instance, group_uuid) VALUES (?, ?) {nothing}",
+            (instance, group.uuid),
         )
+        belongs = session.all("SELECT group_uuid FROM host_group_members WHERE instance = ?", (instance,))[0][0]
+        if belongs != group.uuid:
+            raise InvalidRequest(f"instance {instance} belongs to group {belongs}", field="group", value=group.uuid)
     members[root] += 1

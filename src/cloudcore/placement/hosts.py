@@ -49,10 +49,10 @@ class HostView:
         traits: Traits of every provider of its tree.
         aggregates: Aggregates (UUIDs) of its root provider.
         capacity: ``{resource class: amount}``, summed over its tree.
-        used: ``{resource class: amount}``, summed over its tree, claims of this request included.
+        used: ``{resource class: amount}``, summed over its tree; for weighers with the picks of this request.
         metadata: What the caller's ``metadata_of`` gave for it.
         domain: Its failure domain, None where none is known.
-        members: How many instances of the request's group it holds, those placed by this request included.
+        members: How many instances of the request's group it holds; for weighers with the picks of this request.
     """
 
     root: str

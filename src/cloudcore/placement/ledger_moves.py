@@ -41,6 +41,7 @@ __all__ = [
     "begin",
     "expire_claim",
     "find_move",
+    "held_move",
     "live_moves",
     "lock",
     "move_as_json",
@@ -138,6 +139,12 @@ def live_moves(session: Session) -> list[Move]:
     """Every move that holds something, unlocked."""
     found = _records(session, "WHERE state IN {marks}", ["awaiting_proof", "held"], lock=False)
     return [record.move for record in found]
+
+
+def held_move(session: Session, instance: str) -> Move | None:
+    """The move that *instance* is in, None if in none. Its consumers should be locked."""
+    found = (record.move for record in _touching(session, [instance], lock=False).values())
+    return next((move for move in found if move.instance == instance and move.state is MoveState.HELD), None)
 
 
 def _touching(session: Session, consumers: Collection[str], *, lock: bool) -> dict[str, _Record]:

@@ -74,6 +74,7 @@ class Residual:
         self._taken: Counter[tuple[str, str]] = Counter()
         self._told: dict[tuple[str, str], tuple[int, int]] = {}
         self._touched: set[str] = set()
+        self._gone: dict[str, str] = {}
 
     def used(self, provider: str, resource_class: str) -> tuple[int, int]:
         """(used, capacity) by now; (0, 0) where there is no inventory."""
@@ -89,6 +90,8 @@ class Residual:
         if self._touched.isdisjoint(allocations):
             return None
         for provider, amounts in allocations.items():
+            if provider in self._gone:
+                return self._gone[provider]
             for resource_class, amount in amounts.items():
                 used, capacity = self.used(provider, resource_class)
                 if used + amount > capacity:
@@ -119,6 +122,11 @@ class Residual:
         """Believe what a refusal told of an inventory rather than the snapshot."""
         self._touched.add(provider)
         self._told[provider, resource_class] = (used, capacity)
+
+    def avoid(self, provider: str, reason: str) -> None:
+        """Take nothing from a provider that is gone, or whose rules refused."""
+        self._touched.add(provider)
+        self._gone[provider] = reason
 
 
 class Pick(NamedTuple):
@@ -202,6 +210,23 @@ def place(
             out of each other's way.
     """
     order = _Order(hosts, weighers, group)
+    if group is not None and group.policy is AffinityPolicy.AFFINITY and not any(group.members.values()):
+        picks, refused = _together(hosts, count, order, residual)
+    else:
+        picks, refused = _apart(hosts, count, order, residual, choose, subset)
+    ranking = tuple((hosts[number], -negated) for negated, number in order.ranking)
+    return Placement(picks=tuple(picks), refused={} if len(picks) == count else refused, ranking=ranking)
+
+
+def _apart(
+    hosts: Sequence[Contender],
+    count: int,
+    order: _Order,
+    residual: Residual,
+    choose: Callable[[int], int],
+    subset: int,
+) -> tuple[list[Pick], dict[str, str]]:
+    """One instance after the other, each on the best host that has room by then."""
     picks: list[Pick] = []
     refused: dict[str, str] = {}
     for _ in range(count):
@@ -213,8 +238,33 @@ def place(
         picks.append(Pick(host=hosts[number], option=option, weight=order.weights[number], rank=rank))
         residual.take(option.allocations)
         order.picked(number, option)
-    ranking = tuple((hosts[number], -negated) for negated, number in order.ranking)
-    return Placement(picks=tuple(picks), refused={} if len(picks) == count else refused, ranking=ranking)
+    return picks, refused
+
+
+def _together(
+    hosts: Sequence[Contender], count: int, order: _Order, residual: Residual
+) -> tuple[list[Pick], dict[str, str]]:
+    """All on one host: the best that holds all of them, else the one that holds the most."""
+    best: list[Pick] = []
+    refused: dict[str, str] = {}
+    for rank, (negated, number) in enumerate(order.ranking):
+        picks: list[Pick] = []
+        for _ in range(count):
+            option, reason = _first_that_fits(hosts[number], residual)
+            if option is None:
+                refused[hosts[number].view.name] = f"affinity: holds {len(picks)} of {count}; {reason}"
+                break
+            picks.append(Pick(host=hosts[number], option=option, weight=-negated, rank=rank))
+            residual.take(option.allocations)
+        for pick in picks:
+            residual.take(pick.option.allocations, times=-1)
+        if len(picks) > len(best):
+            best = picks
+        if len(best) == count:
+            break
+    for pick in best:
+        residual.take(pick.option.allocations)
+    return best, refused
 
 
 def fall_backs(
@@ -227,38 +277,44 @@ def fall_backs(
     come first; where a cell has too few of them, those picked for other instances follow.
     """
     picks = placement.picks
+    picked = {pick.host.view.root for pick in picks}
     members = Counter(group.members if group else {})
     members.update(pick.host.view.root for pick in picks)
     if group is not None and group.policy is AffinityPolicy.AFFINITY and members.total() > 1:
         return [() for _ in picks]
+    hard = group if group is not None and group.hard else None
     wanted = Counter(pick.host.view.cell for pick in picks)
-    missing = {cell: alternates * count for cell, count in wanted.items() if alternates}
     spares: dict[str, list[Spare]] = {cell: [] for cell in wanted}
+    enough = {cell: alternates * count for cell, count in wanted.items()}
+    gathered: Counter[tuple[str, str | None]] = Counter()
     found: dict[str, Pick] = {}
+    unsatisfied = len(enough) if alternates else 0
     for rank, (host, weight) in enumerate(placement.ranking):
         view = host.view
         cell, root = view.cell, view.root
-        if cell not in missing or root in members:
+        if not unsatisfied and view.domain is None:
+            break  # every cell has enough, and there are no domains to look for
+        if cell not in enough or root in picked or gathered[cell, view.domain] >= enough[cell]:
+            continue
+        if hard is not None and hard.refuses(root, members) is not None:
             continue
         option, _ = _first_that_fits(host, residual)
         if option is not None:
             found[root] = Pick(host, option, weight, rank)
             spares[cell].append(Spare(root, view.domain))
-            missing[cell] -= 1
-            if not missing[cell]:
-                del missing[cell]
-                if not missing:
-                    break
+            gathered[cell, view.domain] += 1
+            unsatisfied -= len(spares[cell]) == enough[cell]
     for pick in picks:  # the last resort: hosts of the others that would hold one more
         view = pick.host.view
-        if view.cell in missing and view.root not in found and not (group and group.refuses(view.root, members)):
+        short = len(spares[view.cell]) < enough[view.cell]
+        if short and view.root not in found and not (hard and hard.refuses(view.root, members)):
             option, _ = _first_that_fits(pick.host, residual)
             if option is not None:
                 found[view.root] = Pick(pick.host, option, pick.weight, pick.rank)
                 spares[view.cell].append(Spare(view.root, view.domain))
     hands = [Hand(cell=view.cell, host=view.root, domain=view.domain) for view in (pick.host.view for pick in picks)]
     seats = _Seats(found, residual)
-    dealt = deal(hands, spares, alternates=alternates, fits=None if group and group.hard else seats.count)
+    dealt = deal(hands, spares, alternates=alternates, fits=None if hard else seats.count)
     return [tuple(seats.next(spare) for spare in hand) for hand in dealt]
 
 

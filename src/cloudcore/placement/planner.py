@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from cloudcore.errors import CapacityExceeded, CloudcoreError, NoValidHost
+from cloudcore.errors import (
+    CapacityExceeded,
+    CloudcoreError,
+    InventoryNotFound,
+    NoValidHost,
+    ProviderNotFound,
+    UnitViolation,
+)
 from cloudcore.placement.hosts import HostView
 from cloudcore.placement.placing import Contender, Option, Pick, Placement, Residual, Room, fall_backs, place
 
@@ -125,13 +132,10 @@ class Planner:
         tree = self._tree_for(asked)
         search = self.search(asked.request, tree)
         filtered: dict[str, str] = {}
-        contenders = list(islice(self._contenders(search, asked.filters, filtered), self.max_hosts))
+        contenders = list(islice(self._contenders(search, asked, filtered), self.max_hosts))
         residual = Residual(partial(_room, tree))
         for refusal in lost:
-            if isinstance(refusal, CapacityExceeded) and refusal.provider and refusal.resource_class:
-                residual.learn(
-                    refusal.provider, refusal.resource_class, used=refusal.used or 0, capacity=refusal.capacity or 0
-                )
+            _learn(residual, refusal)
         placement = place(
             contenders,
             len(asked.instances),
@@ -154,16 +158,19 @@ class Planner:
             )
         return Plan(placement, fall_backs(placement, residual, asked.alternates, asked.group))
 
-    def _contenders(self, search: Search, filters: Sequence[Filter], filtered: dict[str, str]) -> Iterator[Contender]:
+    def _contenders(self, search: Search, asked: Asked, filtered: dict[str, str]) -> Iterator[Contender]:
+        group = asked.group
         for match in search.hosts():
-            view = self._view(match)
-            reason = next((reason for refuse in filters if (reason := refuse(view)) is not None), None)
+            view = self._view(match, group)
+            reason = next((reason for refuse in asked.filters if (reason := refuse(view)) is not None), None)
+            if reason is None and group is not None:
+                reason = group.refuses(view.root, group.members)
             if reason is None:
                 yield Contender(view, (Option(allocations=c.allocations, mappings=c.mappings) for c in match))
             else:
                 filtered[view.name] = reason
 
-    def _view(self, match: HostMatch) -> HostView:
+    def _view(self, match: HostMatch, group: HostGroup | None) -> HostView:
         root = match.root
         host = next(iter(match)).as_host()
         return HostView(
@@ -176,7 +183,18 @@ class Planner:
             used=host.used,
             metadata=self.metadata_of(root),
             domain=self.domain_of(root),
+            members=group.members.get(root.uuid, 0) if group is not None else 0,
         )
+
+
+def _learn(residual: Residual, refusal: CloudcoreError) -> None:
+    """Let what the ledger refused count in the next plan."""
+    if isinstance(refusal, CapacityExceeded) and refusal.provider and refusal.resource_class:
+        residual.learn(refusal.provider, refusal.resource_class, used=refusal.used or 0, capacity=refusal.capacity or 0)
+    elif isinstance(refusal, ProviderNotFound) and refusal.identifier:
+        residual.avoid(refusal.identifier, str(refusal))
+    elif isinstance(refusal, InventoryNotFound | UnitViolation) and refusal.provider:
+        residual.avoid(refusal.provider, str(refusal))
 
 
 def _room(tree: PlacementTree, provider: str, resource_class: str) -> Room | None:

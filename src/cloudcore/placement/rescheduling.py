@@ -14,15 +14,19 @@ import attrs
 import sqlalchemy as sa
 
 from cloudcore._failpoints import failpoint
-from cloudcore._values import normalise_uuid, require_text
+from cloudcore._values import normalise_uuid, require_integer, require_text
 from cloudcore.database import Operation
 from cloudcore.errors import (
     CapacityExceeded,
     GenerationConflict,
     GroupViolation,
+    InUse,
+    InvalidArgument,
     InvalidSelection,
+    InvalidTransition,
     InventoryNotFound,
     MaxRetriesExceeded,
+    MoveNotFound,
     ProviderNotFound,
     UnitViolation,
 )
@@ -30,18 +34,29 @@ from cloudcore.placement import host_groups, ledger_moves
 from cloudcore.placement.claims import normalise_allocations
 from cloudcore.placement.ledger_writes import Target, in_uuids, missing
 from cloudcore.placement.moves import MoveEvent
-from cloudcore.placement.tables import host_attempts
+from cloudcore.placement.tables import consumers, host_attempts, host_group_members
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
+
+    from sqlalchemy.engine import Connection
 
     from cloudcore.placement.hosts import HostGroup
     from cloudcore.placement.ledger import AllocationLedger
     from cloudcore.placement.ledger_session import Session
     from cloudcore.placement.selection import HostChoice, Selection
 
-__all__ = ["Attempt", "Failure", "FailureKind", "Rescheduled", "attempts", "next_choices", "reschedule"]
+__all__ = [
+    "Attempt",
+    "Failure",
+    "FailureKind",
+    "Rescheduled",
+    "attempts",
+    "next_choices",
+    "prune_attempts",
+    "reschedule",
+]
 
 
 class FailureKind(StrEnum):
@@ -50,6 +65,15 @@ class FailureKind(StrEnum):
     HOST = "host"  # the host could not: another one may
     POLICY = "policy"  # the group's policy was found broken on arrival: another one may
     ABORT = "abort"  # the request is at fault (bad image, no addresses left): every host would fail
+
+
+def _kind(value: FailureKind | str) -> FailureKind:
+    try:
+        return FailureKind(value)
+    except ValueError as error:
+        raise InvalidArgument(
+            f"kind: {value!r} is none of {', '.join(FailureKind)}", field="kind", value=value
+        ) from error
 
 
 @attrs.frozen
@@ -62,7 +86,7 @@ class Failure:
     """
 
     reason: str = attrs.field()
-    kind: FailureKind = attrs.field(default=FailureKind.HOST, converter=FailureKind, kw_only=True)
+    kind: FailureKind = attrs.field(default=FailureKind.HOST, converter=_kind, kw_only=True)
 
     @reason.validator
     def _check_reason(self, _: Any, value: str) -> None:
@@ -134,11 +158,12 @@ def reschedule(
     *,
     failed: Failure | str,
     migration: str | None = None,
-    group: HostGroup | None = None,
     max_attempts: int | None = None,
     operation_id: str | None = None,
 ) -> Rescheduled:
     """Give up the host that the instance holds and claim the next alternate of its selection.
+
+    A hard policy of the group that the instance belongs to is checked again for each alternate.
 
     All in one transaction: the failed host's allocation is freed if and only if the next one is granted, or nothing is
     left to try. Then the instance gives everything back, or with *migration* returns to its source.
@@ -149,7 +174,6 @@ def reschedule(
         instance: Its uuid, to be sure that the selection is the right one.
         failed: Why the present host is given up; text means that another host may do.
         migration: Uuid of the migration, when the instance is moving: its hold of the source stays.
-        group: The group of the instance; a hard policy is checked again for each alternate.
         max_attempts: Hosts that may be tried in all, the primary included; None for all of them.
         operation_id: To repeat the call safely.
 
@@ -159,8 +183,9 @@ def reschedule(
         ConsumerNotFound: The instance holds nothing: it was deleted meanwhile, and stays so.
         GenerationConflict: It holds something that is no choice of this selection.
         InvalidSelection: The selection is another instance's.
-        MoveNotFound: No move of *migration* is recorded.
-        InvalidTransition: The move is over.
+        InUse: The instance is moving, and *migration* was not given: this failure is out of date.
+        MoveNotFound: No move of *migration* is recorded, or it is another instance's.
+        InvalidTransition: The move is over, or the pending claim has expired.
     """
     uuid = selection.instance
     if instance is not None and normalise_uuid(instance, "instance") != uuid:
@@ -168,12 +193,15 @@ def reschedule(
     failure = failed if isinstance(failed, Failure) else Failure(failed)
     moving = None if migration is None else normalise_uuid(migration, "migration")
     digest = hashlib.sha256(selection.to_json().encode()).hexdigest()
-    work = _Work(ledger, selection, digest, failure, moving, group, max_attempts)
+    if max_attempts is not None:
+        require_integer(max_attempts, "max_attempts", minimum=1)
+    work = _Work(ledger, selection, digest, failure, moving, max_attempts)
     arguments = {
         "selection": digest,
         "reason": failure.reason,
         "kind": str(failure.kind),
         "migration": moving,
+        "max_attempts": max_attempts,
     }
     operation = Operation.of("ledger.reschedule", arguments, operation_id)
     outcome = ledger.transact(operation, lambda session: work(session, operation.id))
@@ -200,13 +228,13 @@ class _Work:
     digest: str
     failure: Failure
     migration: str | None
-    group: HostGroup | None
     max_attempts: int | None
 
     def __call__(self, session: Session, operation_id: str) -> dict[str, Any]:
         """Try the alternates that are left, in their order; return the answer as JSON."""
-        if self.group is not None:
-            host_groups.lock_group(session, self.group)
+        group = host_groups.group_of(session, self.selection.instance)
+        if group is not None:
+            host_groups.lock_group(session, group)
         held = self._held(session)
         story = self._story(session)
         present, later = next_choices(self.selection, held, [attempt.root for attempt in story])
@@ -216,7 +244,7 @@ class _Work:
         elif self.max_attempts is not None:
             later = later[: max(0, self.max_attempts - self.selection.choices.index(present) - 1)]
         for number, choice in enumerate(later):
-            reason = self._try(session, operation_id, choice, held)
+            reason = self._try(session, operation_id, choice, held, group)
             if reason is None:
                 story.append(self._note(session, operation_id, choice, "claimed", ""))
                 return self._result(choice, later[number + 1 :], story)
@@ -225,11 +253,37 @@ class _Work:
         return self._result(None, (), story)
 
     def _held(self, session: Session) -> Mapping[str, Mapping[str, int]]:
+        """What the instance holds, locked with the other half of its move, which must be the one that was named."""
         uuid = self.selection.instance
-        row = session.lock_consumers([uuid]).get(uuid)
+        row = ledger_moves.lock(session, [uuid]).get(uuid)
         if row is None or row.retired:
             raise missing(uuid)
+        self._check_move(session)
         return in_uuids(session, session.holdings([row]))[uuid]
+
+    def _check_move(self, session: Session) -> None:
+        uuid = self.selection.instance
+        held = ledger_moves.held_move(session, uuid)
+        if self.migration is None:
+            if held is not None:
+                raise InUse(
+                    f"instance {uuid} is moving, by migration {held.migration}: this failure is out of date, or "
+                    "belongs to the move; then give migration=",
+                    identifier=uuid,
+                    users=(held.migration,),
+                )
+            return
+        move = ledger_moves.find_move(session, self.migration)
+        if move is None or move.instance != uuid:
+            raise MoveNotFound(f"no move of instance {uuid} by migration {self.migration}", identifier=self.migration)
+        if held is None or held.migration != self.migration:
+            raise InvalidTransition(
+                f"move {self.migration} of instance {uuid} is {move.state}: it takes no other destination",
+                identifier=self.migration,
+                state=str(move.state),
+                event="reschedule",
+                story=move.story,
+            )
 
     def _story(self, session: Session) -> list[Attempt]:
         rows = session.all(
@@ -239,27 +293,28 @@ class _Work:
         return [Attempt(root=row[0], name=row[1], outcome=row[2], reason=row[3]) for row in rows]
 
     def _try(
-        self, session: Session, operation_id: str, choice: HostChoice, held: Mapping[str, Mapping[str, int]]
+        self,
+        session: Session,
+        operation_id: str,
+        choice: HostChoice,
+        held: Mapping[str, Mapping[str, int]],
+        group: HostGroup | None,
     ) -> str | None:
         """Swap what is held for *choice*; on a refusal undo what the try wrote, and say why."""
         uuid = self.selection.instance
-        target = Target(allocations=normalise_allocations(choice), expected=held, settle=True)
+        target = Target(allocations=normalise_allocations(choice), expected=held)
         failpoint("ledger.reschedule.try")
+        savepoint = session.connection.begin_nested()  # ended by hand: after a deadlock MariaDB has none to go back to
         try:
-            with session.connection.begin_nested():
-                if self.group is not None:
-                    members = host_groups.count_members(session, self.group, without=[uuid])
-                    host_groups.join(session, self.group, uuid, choice.root, members)
-                ledger_moves.write(
-                    session,
-                    operation_id,
-                    "reschedule",
-                    {uuid: target},
-                    history=self.ledger.history,
-                    must_exist=True,
-                )
+            if group is not None:
+                members = host_groups.count_members(session, group, without=[uuid])
+                host_groups.join(session, group, uuid, choice.root, members)
+            history = self.ledger.history
+            ledger_moves.write(session, operation_id, "reschedule", {uuid: target}, history=history, must_exist=True)
         except _REFUSALS as refusal:
+            savepoint.rollback()
             return str(refusal)
+        savepoint.commit()
         return None
 
     def _give_up(self, session: Session, operation_id: str) -> None:
@@ -298,6 +353,24 @@ class _Work:
             "remaining": [places[other.root] for other in remaining],
             "attempts": [attrs.asdict(attempt, filter=lambda field, _: field.name != "at") for attempt in story],
         }
+
+
+def prune_attempts(ledger: AllocationLedger, older_than: datetime, *, limit: int = 10_000) -> int:
+    """Forget attempts made before *older_than*, at most *limit*, and group members that are gone for ever.
+
+    Returns how many attempts were forgotten.
+    """
+    old = sa.select(host_attempts.c.id).where(host_attempts.c.recorded_at < older_than).limit(limit)
+    alive = sa.select(consumers.c.uuid).where(consumers.c.retired_at.is_(None))
+
+    def work(connection: Connection) -> int:
+        ids = list(connection.scalars(old))
+        connection.execute(sa.delete(host_group_members).where(host_group_members.c.instance.not_in(alive)))
+        if not ids:
+            return 0
+        return connection.execute(sa.delete(host_attempts).where(host_attempts.c.id.in_(ids))).rowcount
+
+    return ledger.database.run(work)
 
 
 def _answer(selection: Selection, result: Mapping[str, Any], *, repeated: bool) -> Rescheduled:

@@ -11,13 +11,13 @@ import hashlib
 import hmac
 import json
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 import attrs
 
 from cloudcore._values import normalise_uuid, require_integer, require_text
 from cloudcore.errors import InvalidSelection
+from cloudcore.placement.values import FrozenDict
 
 __all__ = ["SELECTION_VERSION", "HostChoice", "Selection"]
 
@@ -39,16 +39,16 @@ def _freeze_allocations(value: Allocations) -> Allocations:
             raise InvalidSelection(f"allocations: nothing asked of {provider}", field="allocations", value=amounts)
         for resource_class, amount in amounts.items():
             require_integer(amount, f"allocations[{provider}][{resource_class}]", minimum=1, error=InvalidSelection)
-        frozen[normalise_uuid(provider, "allocations", InvalidSelection)] = MappingProxyType(dict(amounts))
-    return MappingProxyType(frozen)
+        frozen[normalise_uuid(provider, "allocations", InvalidSelection)] = FrozenDict(amounts)
+    return FrozenDict(frozen)
 
 
 def _freeze_mappings(value: Mapping[str, Any]) -> Mappings:
-    return MappingProxyType({suffix: tuple(providers) for suffix, providers in value.items()})
+    return FrozenDict({suffix: tuple(providers) for suffix, providers in value.items()})
 
 
 def _freeze(value: Mapping[str, Any]) -> Mapping[str, Any]:
-    return MappingProxyType(dict(value))
+    return FrozenDict(value)
 
 
 @attrs.frozen(kw_only=True)
@@ -174,7 +174,9 @@ class Selection:
                 "primary": _choice(body.pop("primary")),
                 "alternates": tuple(_choice(alternate) for alternate in body.pop("alternates")),
             }
-        except (KeyError, TypeError, AttributeError) as error:
+        except InvalidSelection:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InvalidSelection(f"selection: {error} is missing or malformed", field="selection") from error
         return cls(**known, extra=body)
 
@@ -202,7 +204,7 @@ def _opened(text: str | bytes, key: bytes | None) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise InvalidSelection("selection: expected a JSON object", field="selection")
     seal = body.pop("seal", None)
-    if not isinstance(seal, str) or not hmac.compare_digest(seal.encode(), _seal(body, key).encode()):
+    if not isinstance(seal, str) or not hmac.compare_digest(seal.encode(errors="replace"), _seal(body, key).encode()):
         raise InvalidSelection(
             "selection: the seal does not fit; it was altered on its way, or sealed with another key", field="seal"
         )

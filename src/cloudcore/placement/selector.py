@@ -15,7 +15,7 @@ import attrs
 import tenacity
 
 from cloudcore._failpoints import failpoint
-from cloudcore._values import normalise_uuid, require_integer
+from cloudcore._values import normalise_uuid, require_integer, require_seconds
 from cloudcore.database import Operation
 from cloudcore.errors import (
     CapacityExceeded,
@@ -153,17 +153,29 @@ class HostSelector:
         asked = self._asked(
             request, count, instances, alternates, Owner.of(project_id, user_id, consumer_type), group, filters
         )
-        asked = attrs.evolve(asked, partial=partial, expires_in=expires_in)
+        asked = attrs.evolve(
+            asked, partial=partial, expires_in=require_seconds(expires_in, "expires_in", InvalidRequest)
+        )
         arguments = {
             "request": asked.request.to_query(),
             "instances": list(asked.instances) if instances is not None else len(asked.instances),
             "alternates": alternates,
-            "group": None if group is None else group.uuid,
+            "owner": attrs.asdict(asked.owner),
+            "group": _described(group),
             "partial": partial,
+            "expires_in": asked.expires_in,
         }
         operation = Operation.of("selector.select", arguments, operation_id)
         stored = self._stored(operation, operation_id)
-        return stored or self._try(asked, lambda plan: self._claim(operation, asked, plan))
+        if stored is not None:
+            return stored
+        try:
+            return self._try(asked, lambda plan: self._claim(operation, asked, plan))
+        except NoValidHost:
+            stored = self._stored(operation, operation_id)  # the same call, made at the same time, may have had them
+            if stored is None:
+                raise
+            return stored
 
     # ---- moving
 
@@ -212,6 +224,10 @@ class HostSelector:
             "migration": migration,
             "request": wanted.to_query(),
             "kind": str(chosen_kind),
+            "alternates": alternates,
+            "group": _described(group),
+            "stay_in_cell": stay_in_cell,
+            "expires_in": require_seconds(expires_in, "expires_in", InvalidRequest),
         }
         operation = Operation.of("selector.select_destination", arguments, operation_id)
         stored = self._stored(operation, operation_id)
@@ -309,7 +325,9 @@ class HostSelector:
         if group is None or group.uuid is None:
             return asked
         with self.ledger.database.read() as connection:
-            members = host_groups.count_members(Session(connection), group, without=asked.instances)
+            session = Session(connection)
+            with session.errors():
+                members = host_groups.count_members(session, group, without=asked.instances)
         return attrs.evolve(asked, group=attrs.evolve(group, members=dict(members)))
 
     # ---- claiming
@@ -411,6 +429,10 @@ class HostSelector:
 
 def _looked_up(cells: Mapping[str, str]) -> Callable[[Provider], str | None]:
     return lambda root: cells.get(root.uuid) or cells.get(root.name)
+
+
+def _described(group: HostGroup | None) -> list[Any] | None:
+    return None if group is None else [group.uuid, str(group.policy), group.max_per_host]
 
 
 def _kind(value: MoveKind | str) -> MoveKind:

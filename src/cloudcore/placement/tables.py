@@ -169,6 +169,8 @@ host_groups = sa.Table(
     "host_groups",
     metadata,
     sa.Column("uuid", Uuid(), primary_key=True),
+    sa.Column("policy", Text(32), nullable=False),
+    sa.Column("max_per_host", sa.Integer(), nullable=False),
     sqlite_with_rowid=False,
 )
 """One row for each group of instances; who places a member locks it first."""
@@ -176,11 +178,11 @@ host_groups = sa.Table(
 host_group_members = sa.Table(
     "host_group_members",
     metadata,
-    sa.Column("group_uuid", Uuid(), sa.ForeignKey("host_groups.uuid"), primary_key=True),
     sa.Column("instance", Uuid(), primary_key=True),
+    sa.Column("group_uuid", Uuid(), sa.ForeignKey("host_groups.uuid"), nullable=False, index=True),
     sqlite_with_rowid=False,
 )
-"""Which instances belong to a group. Where they are, their allocations say."""
+"""Which group an instance belongs to. Where it is, its allocations say."""
 
 host_attempts = sa.Table(
     "host_attempts",

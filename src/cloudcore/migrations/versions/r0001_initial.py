@@ -161,6 +161,8 @@ def upgrade() -> None:
     op.create_table(
         "host_groups",
         sa.Column("uuid", Uuid(), nullable=False),
+        sa.Column("policy", Text(32), nullable=False),
+        sa.Column("max_per_host", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("uuid", name=op.f("pk_host_groups")),
         sqlite_with_rowid=False,
     )
@@ -302,12 +304,13 @@ def upgrade() -> None:
     op.create_index(op.f("ix_embedded_attachments_volume_id"), "embedded_attachments", ["volume_id"], unique=False)
     op.create_table(
         "host_group_members",
-        sa.Column("group_uuid", Uuid(), nullable=False),
         sa.Column("instance", Uuid(), nullable=False),
+        sa.Column("group_uuid", Uuid(), nullable=False),
         sa.ForeignKeyConstraint(["group_uuid"], ["host_groups.uuid"], name=op.f("fk_host_group_members_group_uuid")),
-        sa.PrimaryKeyConstraint("group_uuid", "instance", name=op.f("pk_host_group_members")),
+        sa.PrimaryKeyConstraint("instance", name=op.f("pk_host_group_members")),
         sqlite_with_rowid=False,
     )
+    op.create_index(op.f("ix_host_group_members_group_uuid"), "host_group_members", ["group_uuid"], unique=False)
     op.create_table(
         "instance_metadata",
         sa.Column("instance_uuid", Uuid(), nullable=False),
