@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Stream"]
 
-_BUFFERED = 8_000
+_BUFFERED = 2_000
 """Rows asked for at once, over all cells: what bounds the memory."""
 
 
@@ -46,7 +46,7 @@ class Stream(Iterator[Record]):
         self._asked, self._start = asked, start
         self._others = dict(reports)
         self._progress = on_progress
-        batch = max(32, min(1000, _BUFFERED // max(1, len(ports))))
+        batch = max(16, min(1000, _BUFFERED // max(1, len(ports))))
         self._merge = Merge(
             asked.order,
             {name: start.start_of(name) for name in ports},
