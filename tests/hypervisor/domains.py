@@ -69,6 +69,7 @@ class Guests:
         self.connection = open_libvirt(host.uri)
         self._made: dict[str, str] = {}
         self._consoles: dict[str, services.GuestConsole] = {}
+        self._booting: set[str] = set()
 
     def define(self, *, image: services.GuestImage | None = None, machine: str = "q35", ports: int = 6) -> str:
         """A guest that is off; its instance id."""
@@ -98,15 +99,20 @@ class Guests:
         return instance_id
 
     def launch(self, *, machine: str = "q35", ports: int = 6) -> str:
-        """A guest that is booting: call `console` at once."""
+        """A guest that is booting. It is listened to from now on; `console` waits until it is up."""
         instance_id = self.define(image=services.guest(), machine=machine, ports=ports)
         self.domain(instance_id).create()
+        self._consoles[instance_id] = services.GuestConsole(self.serial(instance_id), booting=False)
+        self._booting.add(instance_id)
         return instance_id
 
     def console(self, instance_id: str, *, booting: bool = True) -> services.GuestConsole:
         """Its console; the first call waits until it is up."""
         if instance_id not in self._consoles:
             self._consoles[instance_id] = services.GuestConsole(self.serial(instance_id), booting=booting)
+        elif instance_id in self._booting:
+            self._consoles[instance_id].wait_until_up()
+        self._booting.discard(instance_id)
         return self._consoles[instance_id]
 
     def kill(self, instance_id: str) -> None:
@@ -118,6 +124,7 @@ class Guests:
 
     def drop_console(self, instance_id: str) -> None:
         """Let go of the serial port."""
+        self._booting.discard(instance_id)
         console = self._consoles.pop(instance_id, None)
         if console is not None:
             console.close()

@@ -34,6 +34,8 @@ def test_repr_is_one_line(tree: PlacementTree) -> None:
     assert repr(tree) == "<PlacementTree: 4 providers in 1 trees>"
     candidate = tree.candidates("resources=VCPU:1,DISK_GB:1").first()
     assert repr(candidate) == "<Candidate on cn1: numa1: 1 VCPU; cn1: 1 DISK_GB>"
+    other = tree.candidates("resources=DISK_GB:1,VCPU:1").first()
+    assert repr(other) == "<Candidate on cn1: cn1: 1 DISK_GB; numa1: 1 VCPU>", "as given, whatever was asked before"
     assert "\n" not in repr(tree.candidates("resources=VCPU:9"))
     assert "\n" not in repr(tree.candidates("resources=VCPU:9").report())
 

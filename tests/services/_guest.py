@@ -64,8 +64,12 @@ class GuestConsole:
         self._stream = self._socket.makefile("rb")
         self._number = int(time.time() * 1000) % 10**9  # an answer to an earlier console's command is not ours
         if booting:
-            while self._line() != "%% up":
-                pass
+            self.wait_until_up()
+
+    def wait_until_up(self) -> None:
+        """Wait until the guest says that it is up."""
+        while self._line() != "%% up":
+            pass
 
     def _connect(self, path: str) -> socket.socket:
         deadline = time.monotonic() + self._timeout

@@ -71,9 +71,14 @@ class CompiledRequest:
         return not (self.shared or self.isolated or self.collective or self.request.same_subtree)
 
 
-@lru_cache(maxsize=512)
 def compile_request(request: ResourceRequest) -> CompiledRequest:
     """Work out the slots of *request*."""
+    return _compile(request, tuple((suffix, tuple(group.resources)) for suffix, group in request.groups.items()))
+
+
+@lru_cache(maxsize=512)
+def _compile(request: ResourceRequest, _: object) -> CompiledRequest:
+    """As given: requests that are equal but for the order of their groups and classes give candidates in theirs."""
     slots: list[Slot] = []
     spread = request.groups.get("")
     if spread is not None:
