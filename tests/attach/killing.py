@@ -8,11 +8,8 @@ chosen, evenly; 0 chooses all.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +20,7 @@ from cloudcore.attach.manager import AttachmentManager
 from cloudcore.database import Database
 from cloudcore.schema import create_schema
 from cloudcore.testing.stored import StoredHost, StoredWorld, WatchedVolumes
+from tests.killing import forked, killing
 
 ONE = "11111111-1111-4111-8111-111111111111"
 TWO = "22222222-2222-4222-8222-222222222222"
@@ -168,41 +166,6 @@ SCENARIOS: dict[str, tuple[Callable[[Cloud], None], Callable[[Cloud], object]]] 
 
 
 # --- processes -------------------------------------------------------------------------------------------------------
-
-
-def forked(work: Callable[[], None]) -> str | None:
-    """Run *work* in a child: None if it ended well, "killed", or the text of what went wrong."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reader)
-        signal.alarm(60)
-        try:
-            work()
-        except BaseException:
-            os.write(writer, traceback.format_exc()[-6000:].encode())
-            os._exit(1)
-        os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader) as pipe:
-        text = pipe.read()
-    status = os.waitpid(child, 0)[1]
-    if os.WIFSIGNALED(status):
-        return "killed" if os.WTERMSIG(status) == signal.SIGKILL else f"signal {os.WTERMSIG(status)}"
-    return text or None
-
-
-def killing(number: int) -> None:
-    """From here on, die at the *number*-th point."""
-    passed = 0
-
-    def step(_: str) -> None:
-        nonlocal passed
-        passed += 1
-        if passed == number:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    _failpoints.arm("*", step)
 
 
 def in_cloud(folder: Path, work: Callable[[Cloud], object], kill_at: int | None = None) -> Callable[[], None]:
