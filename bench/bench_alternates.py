@@ -15,7 +15,7 @@ from cloudcore.placement.hosts import HostView
 from cloudcore.placement.placing import Contender, Option, Pick, Placement, Residual, Room, fall_backs
 
 AMOUNTS = {"VCPU": 2, "MEMORY_MB": 2048}
-ROOMS = {"VCPU": Room(used=0, capacity=64, max_unit=64), "MEMORY_MB": Room(used=0, capacity=262144, max_unit=262144)}
+ROOMS = {"VCPU": Room(used=0, capacity=64), "MEMORY_MB": Room(used=0, capacity=262144)}
 
 
 def world(hosts: int, cells: int, instances: int) -> tuple[Placement, Residual]:

@@ -41,7 +41,7 @@ def prepared(free_cores: list[int], count: int, amount: int = 2, **arguments: ob
         for number, cores in enumerate(free_cores)
         if cores >= amount  # the search lets no other pass
     ]
-    residual = Residual(lambda provider, _: Room(used=8 - free_cores[int(provider[1:])], capacity=8, max_unit=8))
+    residual = Residual(lambda provider, _: Room(used=8 - free_cores[int(provider[1:])], capacity=8))
     return place(hosts, count, residual, **arguments), residual
 
 
@@ -76,7 +76,7 @@ def test_other_failure_domains_are_found_behind_better_hosts() -> None:
         Contender(view(name, domain=name[0]), [Option(allocations={name: {"VCPU": 1}})])
         for name in ("a1", "a2", "a3", "a4", "b1", "b2")
     ]
-    residual = Residual(lambda *_: Room(used=0, capacity=8, max_unit=8))
+    residual = Residual(lambda *_: Room(used=0, capacity=8))
     (hand,) = fall_backs(place(hosts, 1, residual), residual, 2)
     assert [pick.host.view.name for pick in hand] == ["b1", "a2"]
 
@@ -99,7 +99,7 @@ def test_spreading_alternates_between_hosts_and_packing_fills_one() -> None:
 
 def test_a_second_candidate_of_a_host_is_tried_before_the_host_is_given_up() -> None:
     options = [Option(allocations={"pf0": {"SRIOV_NET_VF": 1}}), Option(allocations={"pf1": {"SRIOV_NET_VF": 1}})]
-    rooms = {"pf0": Room(used=4, capacity=4, max_unit=4), "pf1": Room(used=3, capacity=4, max_unit=4)}
+    rooms = {"pf0": Room(used=4, capacity=4), "pf1": Room(used=3, capacity=4)}
     residual = Residual(lambda provider, _: rooms[provider])
     residual.learn("pf0", "SRIOV_NET_VF", used=4, capacity=4)
     placement = place([Contender(view("h0"), iter(options))], 2, residual)
@@ -108,7 +108,7 @@ def test_a_second_candidate_of_a_host_is_tried_before_the_host_is_given_up() -> 
 
 
 def test_what_a_refusal_told_is_believed_and_picks_are_added_to_it() -> None:
-    residual = Residual(lambda *_: Room(used=0, capacity=8, max_unit=8))
+    residual = Residual(lambda *_: Room(used=0, capacity=8))
     residual.learn("h0", "VCPU", used=6, capacity=8)
     asked = {"h0": {"VCPU": 2}}
     assert residual.fits(asked) == 1

@@ -48,7 +48,8 @@ def deal(
 ) -> list[tuple[Spare, ...]]:
     """Give each of *hands* up to *alternates* hosts of its cell.
 
-    The distinct hosts dealt in a cell are as many as there are spares, or as are asked for, whichever is less.
+    The distinct hosts dealt in a cell are as many as there are spares, or as are asked for, whichever is less;
+    it may be fewer where the spares include primaries of the hands themselves, since nobody is dealt its own.
 
     Args:
         hands: The instances, in the order in which they were placed.

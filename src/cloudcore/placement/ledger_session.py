@@ -3,8 +3,8 @@
 SQLAlchemy's compiler costs more than SQLite's answer, so the hot path goes without it; connections, pools and errors
 stay SQLAlchemy's. One text serves the three databases; what differs is filled in once for each dialect.
 
-Locks are taken in one order by every transaction: the operation id, consumers by uuid, moves by migration,
-inventories by (provider id, class), the slot of the change feed.
+Locks are taken in one order by every transaction: the operation id, a group of instances, consumers by uuid,
+moves by migration, inventories by (provider id, class), the slot of the change feed.
 """
 
 from __future__ import annotations

@@ -59,7 +59,6 @@ class Room:
 
     used: int
     capacity: int
-    max_unit: int
 
 
 class Residual:

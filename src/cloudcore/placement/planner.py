@@ -202,4 +202,4 @@ def _room(tree: PlacementTree, provider: str, resource_class: str) -> Room | Non
     if found is None:
         return None
     used = tree.usage(provider).get(resource_class, 0)
-    return Room(used=used, capacity=found.capacity, max_unit=found.max_unit)
+    return Room(used=used, capacity=found.capacity)
