@@ -183,7 +183,13 @@ class GuestDisks(Protocol):
         """
 
     def disk_state(self, instance_id: str, volume_id: str) -> DiskState:
-        """Whether the guest has the volume; a guest that does not exist has none."""
+        """Whether the guest has the volume; a guest that does not exist has none.
+
+        One that it has not is closed: the hypervisor holds it open no longer.
+
+        Raises:
+            DeadlineExceeded: The hypervisor is still busy with the guest: it may have it open.
+        """
 
     def disk_states(self) -> tuple[DiskState, ...]:
         """Every disk with a volume id, of every guest on this host, running or not."""

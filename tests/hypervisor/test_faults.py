@@ -53,7 +53,7 @@ def disk() -> Disk:
     return Disk(volume_id=str(uuid.uuid4()), source=FileSource("/images/a.img"))
 
 
-PRIMITIVES = ("view", "plug", "unplug")
+PRIMITIVES = ("view", "settle", "plug", "unplug")
 
 
 @pytest.mark.parametrize(("primitive", "fault", "number"), list(itertools.product(PRIMITIVES, Fault, range(4))))
@@ -78,6 +78,16 @@ def test_any_fault_of_any_call_is_got_over(hypervisor, instance_id, disk, primit
     hypervisor.faults.planned.clear()
     assert hypervisor.detach_disk(instance_id, disk.volume_id) is DetachOutcome.DETACHED
     assert not hypervisor.disk_state(instance_id, disk.volume_id).present
+
+
+def test_a_disk_that_the_definition_lost_counts_as_gone_once_the_hypervisor_has_settled(hypervisor, instance_id, disk):
+    """libvirt takes it out of the live definition before QEMU has closed it."""
+    hypervisor.attach_disk(instance_id, disk)
+    hypervisor.faults.plan("settle", Fault.TIMEOUT_BEFORE, Fault.TIMEOUT_BEFORE)
+    assert hypervisor.detach_disk(instance_id, disk.volume_id) is DetachOutcome.PENDING
+    with pytest.raises(DeadlineExceeded):
+        hypervisor.disk_state(instance_id, disk.volume_id)
+    assert hypervisor.detach_disk(instance_id, disk.volume_id) is DetachOutcome.DETACHED
 
 
 @pytest.mark.parametrize("fault", [Fault.LOST_BEFORE, Fault.LOST_AFTER])

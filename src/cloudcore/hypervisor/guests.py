@@ -185,6 +185,9 @@ class GuestDriver(Protocol):
     def views(self) -> Iterable[GuestView]:
         """All guests. One that vanishes meanwhile is left out."""
 
+    def settle(self, instance_id: str) -> None:
+        """Wait until the hypervisor is done with what it is doing to the guest. Nothing to wait for is no error."""
+
     def plug(self, instance_id: str, disk: Disk, scope: Scope) -> None:
         """Add the disk, whose target is set, to one definition.
 

@@ -9,7 +9,13 @@ from cloudcore._extras import require_extra
 from cloudcore.errors import GuestNotFound
 from cloudcore.hypervisor.disk_xml import bootable_xml, disk_xml, domain_disks
 from cloudcore.hypervisor.guests import GuestState, GuestView, Hint, Scope, TargetTaken, UnplugRunning, Watches
-from cloudcore.hypervisor.libvirt_errors import failure_of, target_taken, unplug_running
+from cloudcore.hypervisor.libvirt_errors import (
+    OPERATION_TIMEOUT,
+    connection_lost,
+    failure_of,
+    target_taken,
+    unplug_running,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,6 +56,24 @@ class LibvirtDriver:
     def views(self) -> list[GuestView]:
         """See :class:`~cloudcore.hypervisor.guests.GuestDriver`."""
         return self._connection.call("read all guests", _views, seconds=self._timeouts.facts, repeat=True)
+
+    def settle(self, instance_id: str) -> None:
+        """See :class:`~cloudcore.hypervisor.guests.GuestDriver`.
+
+        libvirt lets one job at a time work on a guest, and a question to its QEMU is a job: any answer to it, a refusal
+        included, comes after the job that was under way.
+        """
+        libvirt = require_extra("libvirt", "libvirt")
+
+        def ask(connection: Any) -> None:
+            try:
+                connection.lookupByUUIDString(instance_id).memoryStats()
+            except libvirt.libvirtError as error:
+                failure = failure_of(error)
+                if connection_lost(failure) or failure.code == OPERATION_TIMEOUT:
+                    raise
+
+        self._connection.call(f"wait for guest {instance_id} to settle", ask, identifier=instance_id, repeat=True)
 
     def plug(self, instance_id: str, disk: Disk, scope: Scope) -> None:
         """See :class:`~cloudcore.hypervisor.guests.GuestDriver`."""

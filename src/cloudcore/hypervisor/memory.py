@@ -62,8 +62,8 @@ class MemoryFaults:
     Attributes:
         lose_events: No event arrives.
         away: No connection: every call fails, nothing is done.
-        planned: Faults of the next calls of a primitive (``"view"``, ``"plug"``, ``"unplug"``, ``"resize"``), in order;
-            None lets one pass.
+        planned: Faults of the next calls of a primitive (``"view"``, ``"settle"``, ``"plug"``, ``"unplug"``,
+            ``"resize"``), in order; None lets one pass.
     """
 
     lose_events: bool = False
@@ -114,6 +114,10 @@ class _MemoryDriver:
 
     def views(self) -> list[GuestView]:
         return self._call("view", lambda: [_view(name, guest) for name, guest in self.guests.items()])
+
+    def settle(self, instance_id: str) -> None:
+        del instance_id  # each call is done when it returns; what takes longer is a fault on request
+        self._call("settle", lambda: None)
 
     def plug(self, instance_id: str, disk: Disk, scope: Scope) -> None:
         def work() -> None:

@@ -5,7 +5,8 @@ Rules, each with its reason:
 1. Persistent before live, both ways. Attaching, the persistent definition reserves the device name against another
    thread. Detaching, it is certain at once, so that a guest that restarts meanwhile comes up without the disk.
 2. Each definition is asked for by itself: libvirt's "both at once" does nothing when only one of them has the disk.
-3. Gone is what the definition, read again, does not have. Return values and events are hints.
+3. Gone is what the definition does not have, read again after the hypervisor has settled: libvirt takes a disk out of
+   the live definition before it has QEMU close it. Return values and events are hints.
 4. A disk that only the live definition has is one that is being let go, since rule 1 makes it so. Attaching it again is
    refused until that has ended; asking for the detach again goes on with it, also after a restart of ours.
 5. When the guest refuses for good, the persistent definition gets the disk back, lest it be missing at the next start.
@@ -189,9 +190,11 @@ class DiskOperations:
                 self._driver.unplug(view.instance_id, entry, Scope.PERSISTENT)
 
     def _gone(self, instance_id: str, volume_id: str) -> DetachOutcome:
-        """Gone from both definitions, as read again."""
-        view = self._driver.view(instance_id)
-        present = view is not None and view.state_of(volume_id).present
+        """Gone from both definitions, as read again, and let go of by the hypervisor."""
+        try:
+            present = self.state(instance_id, volume_id).present
+        except DeadlineExceeded:
+            present = True  # it may be open still
         return DetachOutcome.PENDING if present else DetachOutcome.DETACHED
 
     def _let_go(self, view: GuestView, volume_id: str, watch: Watch) -> DetachOutcome:
@@ -258,6 +261,9 @@ class DiskOperations:
         instance_id = normalise_uuid(instance_id, "instance_id")
         volume_id = normalise_uuid(volume_id, "volume_id")
         view = self._driver.view(instance_id)
+        if view is not None and view.live is not None and view.find(volume_id, Scope.LIVE) is None:
+            self._driver.settle(instance_id)  # QEMU may still be closing it, or opening it
+            view = self._driver.view(instance_id)
         return view.state_of(volume_id) if view else DiskState(instance_id=instance_id, volume_id=volume_id)
 
     def states(self) -> tuple[DiskState, ...]:
