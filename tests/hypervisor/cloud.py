@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import time
 import uuid
 from collections.abc import Iterator
 
@@ -51,9 +52,14 @@ class Cloud:
         """What Cinder says of it."""
         return self.cinder.client().volumes.get(volume_id).status
 
-    def watchers(self, volume_id: str) -> int:
-        """How many have the image open, as Ceph counts them."""
-        return self.ceph.rbd("status", f"volume-{volume_id}").count("watcher=")
+    def watchers(self, volume_id: str, *, awaited: int) -> int:
+        """How many have the image open, as Ceph counts them: looked at until it is *awaited*, for ten seconds."""
+        deadline = time.monotonic() + 10
+        while (count := self.ceph.rbd("status", f"volume-{volume_id}").count("watcher=")) != awaited:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
+        return count
 
 
 @contextlib.contextmanager

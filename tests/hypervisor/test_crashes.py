@@ -86,7 +86,7 @@ def test_a_restart_in_the_middle_of_attach_goes_unnoticed(cloud, instance, host,
         disk, text = console.wait_disk(volume_id), token()
         console.write(disk, 1, text)
         assert console.read(disk, 1) == text
-        assert cloud.watchers(volume_id) == 1
+        assert cloud.watchers(volume_id, awaited=1) == 1
 
 
 def test_a_restart_in_the_middle_of_detach_goes_unnoticed(cloud, instance, host, volume_id):
@@ -102,7 +102,7 @@ def test_a_restart_in_the_middle_of_detach_goes_unnoticed(cloud, instance, host,
         assert manager.attachment(attachment.id).state is State.ABSENT
     host.guests.console(instance).wait_disk(volume_id, present=False)
     assert not host.hypervisor.disk_state(instance, volume_id).present
-    assert (cloud.status(volume_id), cloud.watchers(volume_id)) == ("available", 0)
+    assert (cloud.status(volume_id), cloud.watchers(volume_id, awaited=0)) == ("available", 0)
 
 
 @pytest.mark.parametrize("point", [*ATTACH, *DETACH])
@@ -119,7 +119,7 @@ def test_a_daemon_that_stays_away_is_recovered_from(cloud, instance, host, volum
     found = host.hypervisor.disk_state(instance, volume_id)
     assert (found.live is not None, found.persistent is not None) == (attached, attached)
     assert cloud.status(volume_id) == ("in-use" if attached else "available")
-    assert cloud.watchers(volume_id) == attached
+    assert cloud.watchers(volume_id, awaited=attached) == attached
 
 
 def interrupted(cloud: Cloud, host: Compute, instance: str, volume_id: str, point: str) -> str:

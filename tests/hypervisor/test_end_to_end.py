@@ -49,7 +49,7 @@ def test_one_volume_on_two_guests_on_two_hosts(cloud, pair, manager):
     first, second = (manager.attach(volume_id, one, host=host) for one, host in zip(pair, cloud.hosts, strict=True))
     a, b = consoles(cloud, pair)
     disk_a, disk_b = a.wait_disk(volume_id), b.wait_disk(volume_id)
-    assert cloud.watchers(volume_id) == 2
+    assert cloud.watchers(volume_id, awaited=2) == 2
     for writer, wrote, reader, read in ((a, disk_a, b, disk_b), (b, disk_b, a, disk_a)):
         text = token()
         writer.write(wrote, 7, text)
@@ -65,7 +65,7 @@ def test_one_volume_on_two_guests_on_two_hosts(cloud, pair, manager):
     assert manager.detach(first.id).state is State.ABSENT
     a.wait_disk(volume_id, present=False)
     assert cloud.status(volume_id) == "in-use"
-    assert cloud.watchers(volume_id) == 1
+    assert cloud.watchers(volume_id, awaited=1) == 1
     text = token()
     b.write(disk_b, 9, text)
     assert b.read(disk_b, 9) == text
@@ -73,7 +73,7 @@ def test_one_volume_on_two_guests_on_two_hosts(cloud, pair, manager):
 
     assert manager.detach(second.id).state is State.ABSENT
     assert cloud.status(volume_id) == "available"
-    assert cloud.watchers(volume_id) == 0
+    assert cloud.watchers(volume_id, awaited=0) == 0
 
 
 def test_an_exclusive_volume_has_one_user(cloud, pair, manager):
@@ -83,7 +83,7 @@ def test_an_exclusive_volume_has_one_user(cloud, pair, manager):
     with pytest.raises((InUse, Conflict)):
         manager.attach(volume_id, pair[1], host="host-b")
     assert not cloud.hosts["host-b"].hypervisor.disk_state(pair[1], volume_id).present
-    assert cloud.watchers(volume_id) == 1
+    assert cloud.watchers(volume_id, awaited=1) == 1
     a, _ = consoles(cloud, pair)
     a.wait_disk(volume_id)
     manager.detach(attachment.id)
@@ -115,7 +115,7 @@ def test_a_paused_guest_keeps_its_disk_until_it_goes_on(cloud, pair, manager):
     try:
         assert manager.detach(attachment.id).state is State.PENDING
         assert cloud.status(volume_id) == "in-use"  # nothing was taken away behind the guest
-        assert cloud.watchers(volume_id) == 1
+        assert cloud.watchers(volume_id, awaited=1) == 1
         with cloud.manager() as second:
             report = second.recover()
             assert [leg.id for leg in report.waiting] == [attachment.id]
@@ -125,4 +125,4 @@ def test_a_paused_guest_keeps_its_disk_until_it_goes_on(cloud, pair, manager):
         assert third.recover().complete
         assert third.attachment(attachment.id).state is State.ABSENT
     assert cloud.status(volume_id) == "available"
-    assert cloud.watchers(volume_id) == 0
+    assert cloud.watchers(volume_id, awaited=0) == 0

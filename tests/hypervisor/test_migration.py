@@ -145,7 +145,7 @@ def test_live_migration_with_a_shared_volume(cloud):
         again = token()
         console.write(disk, 6, again)
         assert console.read(disk, 6) == again
-        assert cloud.watchers(volume_id) == 1
+        assert cloud.watchers(volume_id, awaited=1) == 1
         (leg,) = manager.attachments(volume_id=volume_id)
         assert manager.detach(leg.id).state is State.ABSENT
         ledger.release(instance)
