@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import uuid
 from collections.abc import Iterator
 
@@ -25,6 +26,7 @@ from cloudcore.errors import (
     InvariantViolated,
 )
 from cloudcore.hypervisor import Fault, MemoryHypervisor, Timeouts, Unplug
+from cloudcore.hypervisor.operations import DiskOperations
 
 QUICK = Timeouts(detach=0.02, paused=0.02)
 
@@ -78,6 +80,18 @@ def test_any_fault_of_any_call_is_got_over(hypervisor, instance_id, disk, primit
     hypervisor.faults.planned.clear()
     assert hypervisor.detach_disk(instance_id, disk.volume_id) is DetachOutcome.DETACHED
     assert not hypervisor.disk_state(instance_id, disk.volume_id).present
+
+
+def test_a_guest_that_was_asked_is_given_time_before_it_is_asked_again(hypervisor, instance_id, disk):
+    """Asked while it is just letting go, libvirt would leave the image open for as long as the guest lives."""
+    hypervisor.attach_disk(instance_id, disk)
+    hypervisor.pause(instance_id)
+    assert hypervisor.detach_disk(instance_id, disk.volume_id) is DetachOutcome.PENDING
+    hypervisor.faults.plan("unplug", Fault.ERROR_BEFORE)
+    threading.Timer(0.05, hypervisor.resume, [instance_id]).start()
+    next_process = DiskOperations(hypervisor._driver, Timeouts(detach=60, paused=60))
+    assert next_process.detach(instance_id, disk.volume_id) is DetachOutcome.DETACHED
+    assert hypervisor.faults.planned["unplug"] == [Fault.ERROR_BEFORE]  # it never asked
 
 
 def test_a_disk_that_the_definition_lost_counts_as_gone_once_the_hypervisor_has_settled(hypervisor, instance_id, disk):

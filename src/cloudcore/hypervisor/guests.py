@@ -60,6 +60,11 @@ class GuestView:
         entries = self.live if scope is Scope.LIVE else self.persistent
         return next((one for one in entries or () if one.disk is not None and one.disk.volume_id == volume_id), None)
 
+    def lets_go(self, volume_id: str) -> bool:
+        """Whether a detach of *volume_id* is under way: only the live one of two definitions has it."""
+        live, persistent = (self.find(volume_id, scope) for scope in (Scope.LIVE, Scope.PERSISTENT))
+        return self.persistent is not None and live is not None and persistent is None
+
     @property
     def targets(self) -> frozenset[str]:
         """Device names that are in use in either definition."""

@@ -9,8 +9,11 @@ Rules, each with its reason:
    the live definition before it has QEMU close it. Return values and events are hints.
 4. A disk that only the live definition has is one that is being let go, since rule 1 makes it so. Attaching it again is
    refused until that has ended; asking for the detach again goes on with it, also after a restart of ours.
-5. When the guest refuses for good, the persistent definition gets the disk back, lest it be missing at the next start.
-6. No lock is held; two callers at once get what one after the other would have got.
+5. A guest that may have been asked is given time before it is asked again. A request that meets a guest which is just
+   letting go makes libvirt (9.0 at least) take "no such device" for the end of it: it asks QEMU to close the image too
+   early, is told that it is in use, and never asks again, so that the image stays open until the guest stops.
+6. When the guest refuses for good, the persistent definition gets the disk back, lest it be missing at the next start.
+7. No lock is held; two callers at once get what one after the other would have got.
 """
 
 from __future__ import annotations
@@ -61,7 +64,7 @@ __all__ = ["DiskOperations"]
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _FIRST_LOOK, _LAST_LOOK = 0.05, 2.0  # seconds between looks at a guest that was asked to let go
-_ASK_AGAIN = 5.0  # seconds after which the guest is asked once more
+_ASK_AGAIN = 5.0  # seconds after which the guest is asked once more, if that is not too long a part of its deadline
 
 
 class DiskOperations:
@@ -86,7 +89,7 @@ class DiskOperations:
             view = self._view(instance_id)
             self._refuse_other(view, asked)
             live, persistent = (view.find(wanted.volume_id, scope) for scope in (Scope.LIVE, Scope.PERSISTENT))
-            if view.persistent is not None and live is not None and persistent is None:
+            if view.lets_go(wanted.volume_id):
                 raise Conflict(
                     f"volume {wanted.volume_id} is being detached from guest {instance_id}: finish that first",
                     identifier=wanted.volume_id,
@@ -199,16 +202,18 @@ class DiskOperations:
 
     def _let_go(self, view: GuestView, volume_id: str, watch: Watch) -> DetachOutcome:
         """Ask the guest and look, until the disk is out of its definition or the time is up."""
-        started = ask_at = self._clock()
+        patience = min(_ASK_AGAIN, self._timeouts.detach / 4)
+        started = self._clock()
+        ask_at = started + patience if view.lets_go(volume_id) else started
         pause = _FIRST_LOOK
         while (left := started + self._limit(view) - self._clock()) > 0:
             entry = view.find(volume_id, Scope.LIVE)
             if entry is not None and self._clock() >= ask_at:
                 if not self._ask(view, entry):
                     break
-                ask_at = self._clock() + _ASK_AGAIN
+                ask_at = self._clock() + patience
                 failpoint("hypervisor.detach.after_request")
-            hint = watch.wait(min(pause, left))
+            hint = watch.wait(min(pause, left, ask_at - self._clock()))
             pause = min(pause * 2, _LAST_LOOK)
             found = self._driver.view(view.instance_id)
             if found is None or found.find(volume_id, Scope.LIVE) is None:
