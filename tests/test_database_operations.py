@@ -356,6 +356,40 @@ def test_retry_policy_stops():
     assert len(calls) == 3
 
 
+def test_first_attempt_counts_against_the_deadline(monkeypatch):
+    """It runs before the retry loop is made; what it took is over all the same."""
+    now, calls = [0.0], []
+
+    class Clock:
+        monotonic = staticmethod(lambda: now[0])
+
+    def attempt():
+        calls.append(1)
+        now[0] += 31.0
+        raise DatabaseBusy("waited for a lock in vain")
+
+    monkeypatch.setattr(module, "time", Clock)
+    with pytest.raises(DatabaseBusy):
+        RetryPolicy(attempts=5, deadline=30.0, initial=0.0001, maximum=0.001).call(attempt)
+    assert len(calls) == 1
+
+
+def test_only_what_is_named_is_repeated():
+    """An unknown outcome is not repeated where nobody could resolve it."""
+    policy = RetryPolicy(attempts=3, initial=0.0001, maximum=0.001)
+    outcomes = [DatabaseUnavailable("away"), OutcomeUnknown("lost"), None]
+
+    def attempt():
+        outcome = outcomes.pop(0)
+        if outcome is not None:
+            raise outcome
+        return "done"
+
+    with pytest.raises(OutcomeUnknown):
+        policy.call(attempt, (DatabaseBusy, DatabaseUnavailable))
+    assert policy.call(attempt) == "done"
+
+
 def test_results_are_json(counted):
     with pytest.raises(TypeError):
         counted.operate(operation(), lambda _: {1, 2})

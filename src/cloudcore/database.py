@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import time
 import uuid
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -213,6 +214,9 @@ class Outcome(Generic[T]):
     repeated: bool
 
 
+_TRANSIENT = (DatabaseBusy, DatabaseUnavailable, OutcomeUnknown)
+
+
 @attrs.frozen(kw_only=True)
 class RetryPolicy:
     """How often and how long a transaction is repeated after a deadlock or a lost connection.
@@ -229,14 +233,35 @@ class RetryPolicy:
     initial: float = 0.004
     maximum: float = 1.0
 
-    def retrying(self) -> tenacity.Retrying:
-        """A fresh tenacity loop that repeats on transient database errors and on unknown outcomes."""
+    def retrying(self, transient: tuple[type[Exception], ...] = _TRANSIENT) -> tenacity.Retrying:
+        """A fresh tenacity loop that repeats on *transient*: by default errors that pass, and unknown outcomes."""
         return tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type((DatabaseBusy, DatabaseUnavailable, OutcomeUnknown)),
+            retry=tenacity.retry_if_exception_type(transient),
             stop=tenacity.stop_after_attempt(self.attempts) | tenacity.stop_after_delay(self.deadline),
             wait=tenacity.wait_random_exponential(multiplier=self.initial, max=self.maximum),
             reraise=True,
         )
+
+    def call(self, attempt: Callable[[], T], transient: tuple[type[Exception], ...] = _TRANSIENT) -> T:
+        """Return *attempt*'s result, repeated as :meth:`retrying` says; the loop is made when an attempt has failed.
+
+        Raises:
+            Exception: Whatever *attempt* raised last.
+        """
+        begun = time.monotonic()
+        try:
+            return attempt()
+        except transient as error:
+            failures = [error]
+
+        def replayed() -> T:  # the first attempt is over: tenacity counts it, and pauses after it
+            if failures:
+                raise failures.pop()
+            return attempt()
+
+        left = attrs.evolve(self, deadline=self.deadline - (time.monotonic() - begun))
+        result: T = left.retrying(transient)(replayed)
+        return result
 
 
 # --- engines ---------------------------------------------------------------------------------------------------------
@@ -519,10 +544,7 @@ class Database:
             OutcomeUnknown: The answer to COMMIT was lost; use :meth:`operate` where that must be resolved.
             DatabaseUnavailable, DatabaseBusy: Still so after the bounded retries.
         """
-        retrying = self.retry.retrying()
-        retrying.retry = tenacity.retry_if_exception_type((DatabaseBusy, DatabaseUnavailable))
-        result: T = retrying(self._attempt, work)
-        return result
+        return self.retry.call(lambda: self._attempt(work), (DatabaseBusy, DatabaseUnavailable))
 
     def _attempt(self, work: Callable[[Connection], T]) -> T:
         with self.write() as connection:
@@ -548,22 +570,24 @@ class Database:
             DatabaseUnavailable, DatabaseBusy: Nothing was committed, after the bounded retries.
         """
         lost = False
-        for trial in self.retry.retrying():
-            with trial:
-                try:
-                    return attempt()
-                except OutcomeUnknown:
-                    lost = True
-                    raise
-                except (DatabaseBusy, DatabaseUnavailable) as error:
-                    if lost:
-                        raise OutcomeUnknown(
-                            f"{operation.name} {operation.id}: an answer was lost and the database did not come "
-                            f"back to be asked ({error}); repeat with the same operation id",
-                            operation_id=operation.id,
-                        ) from error
-                    raise
-        raise AssertionError("tenacity returns or raises")
+
+        def informed() -> Outcome[T]:
+            nonlocal lost
+            try:
+                return attempt()
+            except OutcomeUnknown:
+                lost = True
+                raise
+            except (DatabaseBusy, DatabaseUnavailable) as error:
+                if lost:
+                    raise OutcomeUnknown(
+                        f"{operation.name} {operation.id}: an answer was lost and the database did not come "
+                        f"back to be asked ({error}); repeat with the same operation id",
+                        operation_id=operation.id,
+                    ) from error
+                raise
+
+        return self.retry.call(informed)
 
     def _operate_once(self, operation: Operation, work: Callable[[Connection], T]) -> Outcome[T]:
         with self.write() as connection:
