@@ -11,8 +11,11 @@ from __future__ import annotations
 from collections import Counter
 
 from bench.harness import Bench
+from cloudcore.placement.dealing import fall_backs
 from cloudcore.placement.hosts import HostView
-from cloudcore.placement.placing import Contender, Option, Pick, Placement, Residual, Room, fall_backs
+from cloudcore.placement.picks import Contender, Option, Pick
+from cloudcore.placement.placing import Placement
+from cloudcore.placement.residual import Residual, Room
 
 AMOUNTS = {"VCPU": 2, "MEMORY_MB": 2048}
 ROOMS = {"VCPU": Room(used=0, capacity=64), "MEMORY_MB": Room(used=0, capacity=262144)}

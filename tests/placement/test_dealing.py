@@ -7,72 +7,83 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloudcore.placement.dealing import Hand, Spare, deal
+from cloudcore.placement.dealing import deal
+from cloudcore.placement.hosts import HostView
+from cloudcore.placement.picks import Contender, Option, Pick
 
 CELLS = ("c1", "c2")
 
 
+def card(host: str, cell: str = "c1", domain: str | None = None) -> Pick:
+    """A host with one option."""
+    option = Option(allocations={host: {"VCPU": 1}})
+    return Pick(Contender(HostView(root=host, name=host, cell=cell, domain=domain), [option]), option, 0.0, 0)
+
+
+def name(pick: Pick) -> str:
+    return pick.host.view.root
+
+
 @st.composite
-def tables(draw: st.DrawFn) -> tuple[list[Hand], dict[str, list[Spare]]]:
+def tables(draw: st.DrawFn) -> tuple[list[Pick], dict[str, list[Pick]]]:
+    """Picks, on hosts that may be among the spares and on others; and the spares of each cell."""
     domains = st.sampled_from([None, "r1", "r2", "r3"])
-    hosts = st.none() | st.integers(0, 7)
-    dealt_to = st.tuples(st.sampled_from(CELLS), hosts, domains)
-    hands = [
-        Hand(cell=cell, host=None if number is None else f"{cell}-h{number}", domain=domain)
-        for cell, number, domain in draw(st.lists(dealt_to, max_size=12))
-    ]
+    hosts = st.sampled_from(["elsewhere", *range(8)])
+    picked = draw(st.lists(st.tuples(st.sampled_from(CELLS), hosts, domains), max_size=12))
+    picks = [card(f"{cell}-h{number}", cell, domain) for cell, number, domain in picked]
     spares = {
-        cell: [Spare(host=f"{cell}-h{number}", domain=draw(domains)) for number in range(draw(st.integers(0, 8)))]
+        cell: [card(f"{cell}-h{number}", cell, draw(domains)) for number in range(draw(st.integers(0, 8)))]
         for cell in CELLS
     }
-    return hands, spares
+    return picks, spares
 
 
-def room(spare: Spare) -> int:
+def room(spare: Pick) -> int:
     """How often a host fits: anything from 1 to 4, the same at every question."""
-    return 1 + sum(map(ord, spare.host)) % 4
+    return 1 + sum(map(ord, name(spare))) % 4
 
 
 @given(tables(), st.integers(0, 4), st.booleans())
 def test_what_is_dealt_is_distinct_fits_and_stays_in_the_cell(
-    table: tuple[list[Hand], dict[str, list[Spare]]], alternates: int, share: bool
+    table: tuple[list[Pick], dict[str, list[Pick]]], alternates: int, share: bool
 ) -> None:
-    hands, spares = table
-    dealt = deal(hands, spares, alternates=alternates, fits=room if share else None)
-    assert len(dealt) == len(hands)
-    times = Counter(card.host for cards in dealt for card in cards)
-    for hand, cards in zip(hands, dealt, strict=True):
-        assert len({card.host for card in cards} - {hand.host}) == len(cards) <= alternates
-        assert all(card in spares[hand.cell] for card in cards)
+    picks, spares = table
+    dealt = deal(picks, spares, alternates=alternates, fits=room if share else None)
+    assert len(dealt) == len(picks)
+    times = Counter(name(one) for cards in dealt for one in cards)
+    for pick, cards in zip(picks, dealt, strict=True):
+        assert len({name(one) for one in cards} - {name(pick)}) == len(cards) <= alternates
+        assert all(one in spares[pick.host.view.cell] for one in cards)
     for cell in CELLS:
-        asked = alternates * sum(hand.cell == cell for hand in hands)
-        distinct = sum(card.host in times for card in spares[cell])
-        if all(hand.host is None for hand in hands):
-            assert distinct == min(len(spares[cell]), asked)
-        for card in spares[cell]:
-            assert times[card.host] <= (room(card) if share else 1)
+        own = [pick for pick in picks if pick.host.view.cell == cell]
+        distinct = sum(name(one) in times for one in spares[cell])
+        if {name(pick) for pick in own}.isdisjoint(map(name, spares[cell])):
+            assert distinct == min(len(spares[cell]), alternates * len(own))
+        for one in spares[cell]:
+            assert times[name(one)] <= (room(one) if share else 1)
 
 
 @given(tables(), st.integers(1, 4))
 def test_a_hand_is_short_only_when_nothing_it_lacks_has_room(
-    table: tuple[list[Hand], dict[str, list[Spare]]], alternates: int
+    table: tuple[list[Pick], dict[str, list[Pick]]], alternates: int
 ) -> None:
-    hands, spares = table
-    dealt = deal(hands, spares, alternates=alternates, fits=room)
-    times = Counter(card.host for cards in dealt for card in cards)
-    for hand, cards in zip(hands, dealt, strict=True):
+    picks, spares = table
+    dealt = deal(picks, spares, alternates=alternates, fits=room)
+    times = Counter(name(one) for cards in dealt for one in cards)
+    for pick, cards in zip(picks, dealt, strict=True):
         if len(cards) < alternates:
-            held = {hand.host, *(card.host for card in cards)}
-            assert all(card.host in held or times[card.host] == room(card) for card in spares[hand.cell])
+            held = {name(pick), *map(name, cards)}
+            cell = pick.host.view.cell
+            assert all(name(one) in held or times[name(one)] == room(one) for one in spares[cell])
 
 
 def test_another_failure_domain_is_preferred_to_a_better_rank() -> None:
-    spares = {"c1": [Spare(host="a", domain="r1"), Spare(host="b", domain="r2"), Spare(host="c", domain="r3")]}
-    (cards,) = deal([Hand(cell="c1", domain="r1")], spares, alternates=3)
-    assert [card.host for card in cards] == ["b", "c", "a"]
+    spares = {"c1": [card("a", domain="r1"), card("b", domain="r2"), card("c", domain="r3")]}
+    (cards,) = deal([card("p", domain="r1")], spares, alternates=3)
+    assert [name(one) for one in cards] == ["b", "c", "a"]
 
 
 def test_hosts_are_shared_only_after_every_one_was_dealt() -> None:
-    spares = {"c1": [Spare(host=name) for name in "abc"]}
-    dealt = deal([Hand(cell="c1")] * 2, spares, alternates=2, fits=lambda _: 2)
-    assert [[card.host for card in cards] for cards in dealt] == [["a", "c"], ["b", "a"]]
+    spares = {"c1": [card(host) for host in "abc"]}
+    dealt = deal([card("p"), card("q")], spares, alternates=2, fits=lambda _: 2)
+    assert [[name(one) for one in cards] for cards in dealt] == [["a", "c"], ["b", "a"]]

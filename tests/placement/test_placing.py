@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cloudcore.errors import InvalidRequest
+from cloudcore.placement.dealing import fall_backs
 from cloudcore.placement.hosts import (
     AffinityPolicy,
     HostGroup,
@@ -22,7 +24,9 @@ from cloudcore.placement.hosts import (
     spread,
     weigh,
 )
-from cloudcore.placement.placing import Contender, Option, Placement, Residual, Room, fall_backs, place
+from cloudcore.placement.picks import Contender, Option
+from cloudcore.placement.placing import Placement, place
+from cloudcore.placement.residual import Residual, Room
 
 
 def view(name: str, free_cores: int = 8, **facts: object) -> HostView:
@@ -169,3 +173,20 @@ def test_members_of_a_hard_group_share_no_alternate_and_affinity_has_none() -> N
         placement, residual = prepared([8, 8, 8], 2, group=group)
         dealt = fall_backs(placement, residual, 2, group)
         assert [[pick.host.view.name for pick in hand] for hand in dealt] == expected
+
+
+def test_instances_that_share_an_alternate_do_not_share_its_room() -> None:
+    """Two options of a host take from one provider: it is dealt as often as they fit together, not each by itself."""
+    pool = {"h2": {"VCPU": 1}, "pool": {"DISK_GB": 2}}
+    other = {"h2": {"VCPU": 1, "MEMORY_MB": 1}, "pool": {"DISK_GB": 2}}
+    hosts = [
+        Contender(view("h0"), [Option(allocations={"h0": {"VCPU": 1}})]),
+        Contender(view("h1"), [Option(allocations={"h1": {"VCPU": 1}})]),
+        Contender(view("h2"), [Option(allocations=pool), Option(allocations=other)]),
+    ]
+    rooms = {"pool": Room(used=0, capacity=3)}
+    residual = Residual(lambda provider, _: rooms.get(provider, Room(used=0, capacity=1)))
+    placement = place(hosts[:2], 2, residual)
+    placement = attrs.evolve(placement, ranking=tuple((host, 0.0) for host in hosts))
+    dealt = fall_backs(placement, residual, 1)
+    assert [[pick.host.view.name for pick in hand] for hand in dealt] == [["h2"], []]

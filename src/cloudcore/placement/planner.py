@@ -16,8 +16,11 @@ from cloudcore.errors import (
     ProviderNotFound,
     UnitViolation,
 )
+from cloudcore.placement.dealing import fall_backs
 from cloudcore.placement.hosts import HostView
-from cloudcore.placement.placing import Contender, Option, Pick, Placement, Residual, Room, fall_backs, place
+from cloudcore.placement.picks import Contender, Option, Pick
+from cloudcore.placement.placing import Placement, place
+from cloudcore.placement.residual import Residual, Room
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from cloudcore.placement.hosts import Filter, HostGroup, Weigher
     from cloudcore.placement.ledger import AllocationLedger
     from cloudcore.placement.ledger_reads import ConsumerState
-    from cloudcore.placement.placing import Pick
+    from cloudcore.placement.picks import Pick
     from cloudcore.placement.planner import Plan
     from cloudcore.placement.tree import PlacementTree
     from cloudcore.placement.values import Provider
