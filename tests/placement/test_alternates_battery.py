@@ -30,13 +30,15 @@ from tests.placement.selector_worlds import FLAVOUR, Cloud, cell_of
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_killed_at_every_point_nothing_is_held_that_is_not_owned(scenario: str, tmp_path) -> None:
-    command = [sys.executable, "-m", "tests.placement.selector_killing", str(tmp_path), scenario]
+def test_killed_at_every_point_nothing_is_held_that_is_not_owned(scenario, dialect, new_database_url, request) -> None:
+    """On the servers, where a process is dearer, every fourth point and the last two; all of them with --long."""
+    step = 1 if dialect == "sqlite" or request.config.getoption("--long") else 4
+    command = [sys.executable, "-m", "tests.placement.selector_killing", new_database_url(), scenario, str(step)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-4000:]
     kills = [json.loads(line) for line in done.stdout.splitlines()]
     assert [kill for kill in kills if kill["trouble"]] == []
-    assert len(kills) >= 8
+    assert len(kills) * step >= 8
     assert "database.commit.after" in {kill["point"] for kill in kills}
 
 
