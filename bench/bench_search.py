@@ -54,6 +54,7 @@ class Ours:
     def __init__(self, folder: Path, shape: str, count: int) -> None:
         self._step = -1
         self.database = Database(f"sqlite:///{folder / f'{shape}-{count}.db'}")
+        self._another = Database(self.database.engine.url)
         create_schema(self.database)
         size = self._store(forests.SHAPES[shape](count))
         self.tree = PlacementTree.open(self.database)
@@ -84,13 +85,13 @@ class Ours:
 
     def change(self, count: int) -> list[int]:
         """Another writer uses or frees one unit of something of *count* providers, spread over the forest."""
-        with self.database.write() as connection:
+        with self._another.write() as connection:
             every = list(connection.execute(sa.select(inventories.c.provider_id).distinct()).scalars())
             chosen = every[:: max(1, len(every) // count)][:count]
             self._step = -self._step
             statement = sa.update(inventories).where(inventories.c.provider_id.in_(chosen))
             connection.execute(statement.values(used=inventories.c.used + self._step))
-            record_changes(connection, chosen)
+            record_changes(connection, chosen, edited=False)
         return chosen
 
     def search(self, query: str) -> list[tuple[dict[str, dict[str, int]], dict[str, tuple[str, ...]]]]:
@@ -102,6 +103,7 @@ class Ours:
     def close(self) -> None:
         self.tree.close()
         self.database.close()
+        self._another.close()
 
 
 def identity(candidates: Iterable[Any]) -> set[Any]:

@@ -25,8 +25,9 @@ from cloudcore.errors import (
     SchemaMismatch,
     UnsupportedFeature,
 )
-from cloudcore.placement import AllocationLedger, Inventory, PlacementTree, prune_changes, store
+from cloudcore.placement import AllocationLedger, Inventory, PlacementTree, changes_since, prune_changes, store
 from cloudcore.placement import tables as t
+from cloudcore.placement.changes import use_since
 
 A = "aaaaaaaa-0000-0000-0000-000000000001"
 Open = Callable[[], PlacementTree]
@@ -119,6 +120,50 @@ def test_provider_that_went_is_missed_among_others_that_changed(open_tree: Open,
     one.add("cn4")
     other.refresh()
     assert names(other) == ["cn1", "cn3", "cn4"]
+
+
+def test_reshape_by_the_ledger_is_followed_as_an_edit(open_tree: Open, ledger_database: Database) -> None:
+    """It changes inventories too: reading what is in use would not do, even where the feed can tell the two apart."""
+    one, other = open_tree(), open_tree()
+    add_host(one)
+    other.refresh()
+    ledger = AllocationLedger(ledger_database)
+    uuid = other["cn1-numa"].uuid
+    ledger.claim(str(uuids.uuid4()), {uuid: {"VCPU": 1}}, project_id="p", user_id="u")
+    other.refresh()
+    ledger.reshape({uuid: {"VCPU": 6, "PCPU": 2}}, {})
+    assert other.refresh() == 1
+    assert other["cn1-numa"].inventories == {"VCPU": Inventory(6), "PCPU": Inventory(2)}
+    assert other["cn1-numa"].generation == 1
+
+
+def test_use_alone_is_told_from_edits(open_tree: Open, ledger_database: Database) -> None:
+    """On SQLite a follower is told what is in use, without ids to look up, unless something else changed as well."""
+    tree = open_tree()
+    add_host(tree)
+    uuid = tree["cn1-numa"].uuid
+    ledger = AllocationLedger(ledger_database)
+    with ledger_database.read() as connection:
+        watermark = changes_since(connection, None)[1]
+
+    def use(since: str) -> tuple[list[tuple[int, str, int]], str] | None:
+        with ledger_database.read() as connection:
+            return use_since(connection, since)
+
+    for amount in (2, 3):
+        ledger.claim(str(uuids.uuid4()), {uuid: {"VCPU": amount}}, project_id="p", user_id="u")
+    found = use(watermark)
+    if ledger_database.dialect != "sqlite":
+        assert found is None
+        return
+    assert found is not None
+    assert found[0] == [(tree["cn1-numa"].number, "VCPU", 5)]
+    assert use(found[1]) == ([], found[1])
+    tree.set_traits("cn1", {"CUSTOM_B"})
+    assert use(watermark) is None
+    assert use(found[1]) is None
+    ledger_database.run(lambda connection: prune_changes(connection, keep=1))
+    assert use(watermark) is None
 
 
 def test_inventory_in_use_cannot_go(open_tree: Open, ledger_database: Database) -> None:

@@ -77,7 +77,7 @@ class Edited:
             for name, amount in used.items():
                 where = (inventories.c.provider_id == number, inventories.c.resource_class == name)
                 connection.execute(sa.update(inventories).where(*where).values(used=amount))
-            record_changes(connection, [number])
+            record_changes(connection, [number], edited=number % 2 == 0)  # not knowing costs time only
         self.tree.refresh()
 
     def traits(self, choose: Chooser, provider: Provider) -> None:

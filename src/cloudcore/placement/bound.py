@@ -12,14 +12,14 @@ import numpy as np
 from cloudcore.database import Database, Operation
 from cloudcore.errors import ProviderNotFound, UnsupportedFeature, WatermarkLost
 from cloudcore.placement import store
-from cloudcore.placement.changes import changes_since
+from cloudcore.placement.changes import changes_since, use_since
 from cloudcore.placement.editing import describe, plan
 from cloudcore.placement.forest import Edit, Forest
 from cloudcore.placement.tree import PlacementTree
 from cloudcore.placement.upkeep import NumberIndex, set_used
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Sequence
 
     from sqlalchemy.engine import URL, Connection, Engine
 
@@ -34,16 +34,20 @@ class _News:
     """What a refresh read.
 
     Attributes:
-        rows: (number, generation, class, in use) of providers of which nothing else changed.
+        watermark: What was read is the state of this watermark.
+        count: How many providers changed.
+        rows: (number, class, in use, ...) of providers of which nothing else changed.
         places: Their places in the index of numbers.
         edit: Providers that were added, edited or removed.
         usage: What is in use of those.
     """
 
-    rows: list[tuple[Any, ...]]
-    places: Any
-    edit: Edit
-    usage: dict[str, Usage]
+    watermark: str
+    count: int
+    rows: Sequence[tuple[Any, ...]] = ()
+    places: Any = ()
+    edit: Edit = attrs.field(factory=Edit)
+    usage: dict[str, Usage] = attrs.field(factory=dict)
 
 
 class BoundTree(PlacementTree):
@@ -116,26 +120,41 @@ class BoundTree(PlacementTree):
                 self._snapshot()  # own edits are laid out now, so that no search moves a position while this one reads
             try:
                 with store.read_snapshot(self._database) as connection:
-                    changed, watermark = changes_since(connection, self._watermark)
-                    news = self._read_news(connection, changed) if changed else None
+                    news = self._read_use(connection) or self._read_news(connection)
             except WatermarkLost:
                 self.reload()
                 return len(self)
             with self._lock:
-                if news is not None:
-                    self._take(news)
-                self._watermark = watermark
+                self._take(news)
+                self._watermark = news.watermark
             self._seen = version
-            return len(changed)
+            return news.count
 
-    def _read_news(self, connection: Connection, changed: Collection[int]) -> _News:
-        """Read the changed providers: mostly only what is in use changed, and the generation tells."""
-        rows = store.read_usage(connection, changed)
-        columns = list(zip(*rows, strict=True)) or [(), (), (), ()]
-        numbers, generations = (np.asarray(column, dtype=np.int64) for column in columns[:2])
+    def _up_to_date_index(self) -> NumberIndex:
         if not self._index.fits(self._columns):
             self._index = NumberIndex.of(self._columns)
-        places, known = self._index.find(numbers, generations)
+        return self._index
+
+    def _read_use(self, connection: Connection) -> _News | None:
+        """Read what is in use, when the feed tells that nothing else changed; None when it does not."""
+        found = use_since(connection, self._watermark)
+        if found is None:
+            return None
+        rows, watermark = found
+        numbers = np.asarray([row[0] for row in rows], dtype=np.int64)
+        places, known = self._up_to_date_index().find(numbers)
+        count = int(np.count_nonzero(np.diff(numbers))) + 1 if rows else 0  # all rows of a provider stand together
+        return _News(watermark=watermark, count=count, rows=rows, places=places) if known.all() else None
+
+    def _read_news(self, connection: Connection) -> _News:
+        """Read the changed providers: mostly only what is in use changed, and the generation tells."""
+        changed, watermark = changes_since(connection, self._watermark)
+        if not changed:
+            return _News(watermark=watermark, count=0)
+        rows = store.read_usage(connection, changed)
+        columns = list(zip(*rows, strict=True)) or [(), (), (), ()]
+        numbers, generations = (np.asarray(column, dtype=np.int64) for column in (columns[0], columns[3]))
+        places, known = self._up_to_date_index().find(numbers, generations)
         stale = set(numbers[~known].tolist())
         edit = Edit()
         usage: dict[str, Usage] = {}
@@ -146,10 +165,10 @@ class BoundTree(PlacementTree):
             gone = sorted((self._forest.providers[by_number[n]] for n in missing), key=self._depth, reverse=True)
             found, usage = store.read_some(connection, stale, by_number) if stale else ([], {})
             edit = Edit(put=tuple(found), gone=tuple(gone))
-        if stale or None in columns[2]:  # a provider without inventories has a row without class
-            kept = [i for i, row in enumerate(rows) if row[2] is not None and known[i]]
+        if stale or None in columns[1]:  # a provider without inventories has a row without class
+            kept = [i for i, row in enumerate(rows) if row[1] is not None and known[i]]
             rows, places = [rows[i] for i in kept], places[kept]
-        return _News(rows=rows, places=places, edit=edit, usage=usage)
+        return _News(watermark=watermark, count=len(changed), rows=rows, places=places, edit=edit, usage=usage)
 
     def _depth(self, provider: Provider) -> int:
         return sum(1 for _ in self._forest.ancestors(provider.uuid))
@@ -157,7 +176,7 @@ class BoundTree(PlacementTree):
     def _take(self, news: _News) -> None:
         forest = self._forest
         if news.rows:
-            numbers, _, classes, used = zip(*news.rows, strict=True)
+            numbers, classes, used = list(zip(*news.rows, strict=True))[:3]
             amounts = np.asarray(used, dtype=np.int64)
             self._columns = set_used(self._columns, self._index, news.places, classes, amounts)
             forest.note_usage(news.rows, numbers)

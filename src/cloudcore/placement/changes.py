@@ -9,7 +9,8 @@ one writer draws 1, another draws 2 and commits, a reader stands at 2, and then 
 * MariaDB and MySQL know no such function. A writer counts up one of a few slots as its last step; the row lock makes
   the numbers within a slot appear in the order of commits, and the watermark holds one number a slot. The slot goes by
   the connection, so writers of one pool rarely wait for each other.
-* SQLite has one writer at a time: one slot.
+* SQLite has one writer at a time: one slot. Another one counts edits of providers: a reader that finds none since its
+  watermark knows that all it has to read is what is in use (:func:`use_since`).
 
 Writers must call :func:`record_changes` once, as the last statement before their commit, so that a slot is held
 briefly and always after every other lock.
@@ -17,6 +18,7 @@ briefly and always after every other lock.
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +29,13 @@ from cloudcore.placement.tables import provider_change_slots as slots
 from cloudcore.placement.tables import provider_changes as changes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from sqlalchemy.engine import Connection
 
 __all__ = ["changes_since", "prune_changes", "record_changes"]
 
+_EDITS = 1  # the slot on SQLite that counts edits
 _SLOTS = 16  # on MariaDB/MySQL; more would spread writers better and cost readers more
 
 _POSTGRESQL_RECORD = """
@@ -42,6 +45,15 @@ SELECT 0, pg_current_xact_id()::text::bigint, unnest(%s::bigint[]) ON CONFLICT D
 _SQLITE_COUNT = """
 INSERT INTO provider_change_slots (slot, position, pruned) VALUES (0, 1, 0)
 ON CONFLICT (slot) DO UPDATE SET position = position + 1 RETURNING position
+"""
+_SQLITE_EDITED = f"""
+INSERT INTO provider_change_slots (slot, position, pruned) VALUES ({_EDITS}, 1, 0)
+ON CONFLICT (slot) DO UPDATE SET position = position + 1
+"""  # noqa: S608 - a constant
+_SQLITE_USE = """
+SELECT i.provider_id, i.resource_class, i.used
+FROM (SELECT DISTINCT provider_id FROM provider_changes WHERE slot = 0 AND position > ? AND position <= ?) AS changed
+CROSS JOIN inventories i ON i.provider_id = changed.provider_id
 """
 _SQLITE_RECORD = "INSERT INTO provider_changes (slot, position, provider_id) VALUES (0, ?, ?)"
 _MYSQL_COUNT = f"""
@@ -72,10 +84,15 @@ LEFT JOIN (SELECT DISTINCT provider_id FROM provider_changes
 )
 
 
-def record_changes(connection: Connection, provider_ids: Iterable[int]) -> None:
+def record_changes(connection: Connection, provider_ids: Iterable[int], *, edited: bool = True) -> None:
     """Note in the transaction of *connection* that these providers changed: anything that a search would see.
 
-    Call it once, last before the commit. Costs one statement on PostgreSQL, two on the others.
+    Call it once, last before the commit. Costs one statement on PostgreSQL, two or three on the others.
+
+    Args:
+        connection: In the transaction of the change.
+        provider_ids: Which providers.
+        edited: False when nothing changed but what is in use of them: trees that follow may then read less.
     """
     chosen = sorted(set(provider_ids))
     if not chosen:
@@ -84,6 +101,8 @@ def record_changes(connection: Connection, provider_ids: Iterable[int]) -> None:
     if dialect == "postgresql":
         connection.exec_driver_sql(_POSTGRESQL_RECORD, (chosen,))
     elif dialect == "sqlite":
+        if edited:
+            connection.exec_driver_sql(_SQLITE_EDITED)
         position = connection.exec_driver_sql(_SQLITE_COUNT).scalar_one()
         connection.exec_driver_sql(_SQLITE_RECORD, [(position, provider) for provider in chosen])
     else:
@@ -92,7 +111,10 @@ def record_changes(connection: Connection, provider_ids: Iterable[int]) -> None:
 
 
 def record_changes_raw(cursor: Any, dialect: str, provider_ids: Iterable[int]) -> None:
-    """Do as :func:`record_changes` on a cursor of the driver: the ledger's hot path."""
+    """Do as :func:`record_changes` on a cursor of the driver, for what is in use: the ledger's hot path.
+
+    Where the transaction also edits providers, it calls :func:`record_edit_raw` before.
+    """
     chosen = sorted(set(provider_ids))
     if not chosen:
         return
@@ -104,6 +126,12 @@ def record_changes_raw(cursor: Any, dialect: str, provider_ids: Iterable[int]) -
     else:
         cursor.execute(_MYSQL_COUNT)
         cursor.executemany(_MYSQL_RECORD, [(provider,) for provider in chosen])
+
+
+def record_edit_raw(cursor: Any, dialect: str) -> None:
+    """Note that the transaction edits providers, besides what is in use of them."""
+    if dialect == "sqlite":
+        cursor.execute(_SQLITE_EDITED)
 
 
 def changes_since(connection: Connection, watermark: str | None) -> tuple[frozenset[int], str]:
@@ -122,6 +150,26 @@ def changes_since(connection: Connection, watermark: str | None) -> tuple[frozen
     return _since_positions(connection, watermark)
 
 
+def use_since(connection: Connection, watermark: str) -> tuple[list[tuple[int, str, int]], str] | None:
+    """What is in use of all that changed since *watermark*, and the new watermark, when nothing else changed.
+
+    Rows are (provider id, class, units), those of a provider one after the other. None when providers were edited, or
+    where that cannot be told: only SQLite tells. Then ask :func:`changes_since`.
+
+    Raises:
+        InvalidArgument: It is no watermark.
+    """
+    if connection.dialect.name != "sqlite":
+        return None
+    now, old = _read_slots(connection), _decode_positions(watermark)
+    edits, (position, pruned) = now.get(_EDITS, (None, 0))[0], now.get(0, (0, 0))
+    begin = old.get(0, 0)
+    if edits != old.get(_EDITS) or not pruned <= begin <= position:
+        return None
+    rows = _fetch(connection, _SQLITE_USE, (begin, position)) if begin < position else []
+    return rows, _encode_positions(now)
+
+
 def _since_snapshot(connection: Connection, watermark: str | None) -> tuple[frozenset[int], str]:
     if watermark is None:
         return frozenset(), str(connection.execute(_POSTGRESQL_START).scalar_one())
@@ -135,7 +183,7 @@ def _since_snapshot(connection: Connection, watermark: str | None) -> tuple[froz
 
 def _since_positions(connection: Connection, watermark: str | None) -> tuple[frozenset[int], str]:
     now = _read_slots(connection)
-    new = json.dumps({str(slot): position for slot, (position, _) in now.items()}, separators=(",", ":"))
+    new = _encode_positions(now)
     if watermark is None:
         return frozenset(), new
     if new == watermark:
@@ -146,8 +194,9 @@ def _since_positions(connection: Connection, watermark: str | None) -> tuple[fro
     moved = {slot: old.get(slot, 0) for slot, (position, _) in now.items() if position > old.get(slot, 0)}
     found: set[int] = set()
     for slot, position in moved.items():
-        query = sa.select(changes.c.provider_id).where(changes.c.slot == slot, changes.c.position > position)
-        found.update(connection.scalars(query.where(changes.c.position <= now[slot][0])).all())
+        bounds = f"slot = {slot} AND position > {position} AND position <= {now[slot][0]}"  # whole numbers, all three
+        rows = _fetch(connection, f"SELECT provider_id FROM provider_changes WHERE {bounds}")  # noqa: S608 - they are
+        found.update(itertools.chain.from_iterable(rows))
     # Pruning may have run between the two looks; what it took away must not be missed.
     if moved and any(pruned > moved.get(slot, pruned) for slot, (_, pruned) in _read_slots(connection).items()):
         raise _lost(watermark)
@@ -155,8 +204,19 @@ def _since_positions(connection: Connection, watermark: str | None) -> tuple[fro
 
 
 def _read_slots(connection: Connection) -> dict[int, tuple[int, int]]:
-    rows = connection.execute(sa.select(slots.c.slot, slots.c.position, slots.c.pruned).order_by(slots.c.slot))
+    rows = _fetch(connection, "SELECT slot, position, pruned FROM provider_change_slots ORDER BY slot")
     return {slot: (position, pruned) for slot, position, pruned in rows}
+
+
+def _fetch(connection: Connection, statement: str, values: tuple[int, ...] | None = None) -> list[tuple[Any, ...]]:
+    """Rows as the driver gives them: a follower reads thousands, of numbers that need no conversion."""
+    cursor: Any = connection.exec_driver_sql(statement, values).cursor
+    rows: list[tuple[Any, ...]] = cursor.fetchall()
+    return rows
+
+
+def _encode_positions(now: Mapping[int, tuple[int, int]]) -> str:
+    return json.dumps({str(slot): position for slot, (position, _) in now.items()}, separators=(",", ":"))
 
 
 def _decode_positions(watermark: str) -> dict[int, int]:

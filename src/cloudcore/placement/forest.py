@@ -426,7 +426,7 @@ class Forest:
     def note_usage(self, rows: Sequence[tuple[Any, ...]], numbers: Iterable[int]) -> None:
         """Note what is in use of providers, where the columns show it already.
 
-        *rows* are (number, generation, class, units), all classes of a provider one after the other; *numbers* theirs.
+        *rows* begin with number, class, units, all classes of a provider one after the other; *numbers* are theirs.
         """
         self._late.append(rows)
         if self.sharing and not {provider.number for provider in self.sharing.values()}.isdisjoint(numbers):
@@ -439,10 +439,10 @@ class Forest:
         late, self._late = self._late, []
         for rows in late:
             used_by: dict[int, dict[str, int]] = {}
-            for number, _, name, used in rows:
-                amounts = used_by.setdefault(number, {})
-                if used:
-                    amounts[name] = int(used)
+            for row in rows:
+                amounts = used_by.setdefault(row[0], {})
+                if row[2]:
+                    amounts[row[1]] = int(row[2])
             for number, amounts in used_by.items():
                 if amounts:
                     self._usage[self.by_number[number]] = amounts

@@ -9,6 +9,7 @@ import attrs
 from cloudcore._failpoints import failpoint
 from cloudcore.errors import GenerationConflict, InUse, ProviderNotFound
 from cloudcore.placement import ledger_moves
+from cloudcore.placement.changes import record_edit_raw
 from cloudcore.placement.ledger_session import marks
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def reshape(session: Session, operation_id: str, asked: Reshape, *, history: boo
     session.many(
         "UPDATE resource_providers SET generation = generation + 1 WHERE id = ?", [(n,) for n in providers.values()]
     )
+    record_edit_raw(session.cursor, session.dialect)
     session.add_changes(providers.values())
     return {"consumers": written, "providers": _generations(session, providers)}
 

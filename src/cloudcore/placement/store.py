@@ -35,12 +35,12 @@ _INVENTORIES = (
 _TRAITS = "SELECT provider_id, trait FROM provider_traits"
 _AGGREGATES = "SELECT provider_id, aggregate FROM provider_aggregates"
 _USAGE = (
-    "SELECT p.id, p.generation, i.resource_class, i.used FROM resource_providers p "
+    "SELECT p.id, i.resource_class, i.used, p.generation FROM resource_providers p "
     "LEFT JOIN inventories i ON i.provider_id = p.id"
 )
 _SQLITE_MAP = "PRAGMA mmap_size=268435456"  # pages in memory need no copy: thousands are read here and there, once each
 _SQLITE_USAGE = (
-    "SELECT p.id, p.generation, i.resource_class, i.used FROM json_each(?) j CROSS JOIN resource_providers p "
+    "SELECT p.id, i.resource_class, i.used, p.generation FROM json_each(?) j CROSS JOIN resource_providers p "
     "ON p.id = j.value LEFT JOIN inventories i ON i.provider_id = p.id"
 )
 
@@ -219,8 +219,8 @@ def read_all(connection: Connection) -> tuple[list[Provider], dict[str, Usage], 
     return providers, usage, watermark
 
 
-def read_usage(connection: Connection, ids: Iterable[int]) -> list[tuple[int, int, str | None, int | None]]:
-    """(id, generation, class, in use) of these providers, in the order of the ids; those that are gone are left out."""
+def read_usage(connection: Connection, ids: Iterable[int]) -> list[tuple[int, str | None, int | None, int]]:
+    """(id, class, in use, generation) of these providers, in the order of the ids; those that are gone are left out."""
     if connection.dialect.name == "sqlite":  # one lookup for each, which beats a list of numbers twice over
         cursor: Any = connection.exec_driver_sql(_SQLITE_USAGE, (json.dumps(sorted(ids)),)).cursor
         found: list[tuple[Any, ...]] = cursor.fetchall()

@@ -195,12 +195,13 @@ class NumberIndex:
             return False
         return all(source is block.numbers for source, block in zip(self.sources, columns.blocks, strict=True))
 
-    def find(self, numbers: Amounts, generations: Amounts) -> tuple[Positions, Mask]:
-        """For each number its place in the index, and whether it is there at this generation."""
+    def find(self, numbers: Amounts, generations: Amounts | None = None) -> tuple[Positions, Mask]:
+        """For each number its place in the index, and whether it is there, at this generation if one is given."""
         if not len(self.numbers):
             return np.zeros(len(numbers), dtype=np.intp), np.zeros(len(numbers), dtype=np.bool_)
         places = np.minimum(self.numbers.searchsorted(numbers), len(self.numbers) - 1)
-        return places, (self.numbers[places] == numbers) & (self.generations[places] == generations)
+        known = self.numbers[places] == numbers
+        return places, known if generations is None else known & (self.generations[places] == generations)
 
 
 def set_used(columns: Columns, index: NumberIndex, places: Positions, classes: Sequence[str], used: Amounts) -> Columns:
