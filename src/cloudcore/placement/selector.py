@@ -214,6 +214,7 @@ class HostSelector:
             NoValidHost: No destination; ``report`` says why. Nothing has changed.
             ConsumerNotFound: The instance holds nothing.
             InUse: The instance is moving already.
+            GenerationConflict: What the instance holds changed meanwhile; ask again.
         """
         instance = normalise_uuid(instance, "instance", InvalidRequest)
         migration = normalise_uuid(migration, "migration", InvalidRequest)
