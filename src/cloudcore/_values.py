@@ -20,6 +20,7 @@ __all__ = [
 MAX_INTEGER = 2**31 - 1
 """The largest amount, total or unit: Placement's limit, which every supported database can hold."""
 
+_DASHED = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 _HEX = re.compile(r"[0-9a-f]{32}\Z")
 _NAME = re.compile(r"[A-Z0-9_]{1,255}\Z")
 
@@ -32,6 +33,8 @@ def normalise_uuid(value: str, field: str, error: type[InvalidArgument] = Invali
     Raises:
         InvalidArgument: *value* is not the text of a UUID (or the subclass given as *error*).
     """
+    if type(value) is str and _DASHED.match(value):
+        return value
     if not isinstance(value, str):
         raise error(f"{field}: expected the text of a UUID, got {value!r}", field=field, value=value)
     digits = value.strip().lower().removeprefix("urn:uuid:").strip("{}").replace("-", "")
