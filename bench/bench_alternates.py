@@ -1,4 +1,4 @@
-"""Alternates: Nova 34's own loop beside ours, on the same hosts, cells and instances.
+"""Alternates: Nova 34's own loop beside ours, on the same hosts, cells and instances; then a rack is lost.
 
 Both begin where hosts are filtered, weighed and claimed, and end with a list of hosts for each instance: that is what
 Nova's `_get_alternate_hosts` does. The answers cannot be equal, since Nova gives many instances the same alternates;
@@ -8,9 +8,23 @@ there can be.
 
 from __future__ import annotations
 
+import tempfile
+import uuid
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 
-from bench.harness import Bench
+from bench.harness import Bench, Peer
+from cloudcore import Database, create_schema
+from cloudcore.errors import MaxRetriesExceeded
+from cloudcore.placement import (
+    AllocationLedger,
+    HostChoice,
+    HostSelector,
+    PlacementTree,
+    Selection,
+    reschedule,
+)
 from cloudcore.placement.dealing import fall_backs
 from cloudcore.placement.hosts import HostView
 from cloudcore.placement.picks import Contender, Option, Pick
@@ -62,8 +76,115 @@ def same_rules(ours: list[list[str]], theirs: list[list[str]], *, hosts: int, ce
     return len({name for chosen in ours for name in chosen[1:]}) == possible
 
 
+# --- a rack is lost ---------------------------------------------------------------------------------------------------
+
+SPACE = uuid.UUID("00000000-0000-4000-8000-000000000000")
+
+
+def uuid_of(name: str) -> str:
+    return str(uuid.uuid5(SPACE, name))
+
+
+class Cloud:
+    """Hosts that hold two instances each, in a database; racks as the caller has them."""
+
+    def __init__(self, url: str, hosts: int, cells: int, rack_of: Callable[[int], str]) -> None:
+        self.database = Database(url, durable=False)
+        create_schema(self.database, areas=["placement"])
+        drawn = PlacementTree()
+        for number in range(hosts):
+            inventory = {name: 2 * amount for name, amount in AMOUNTS.items()}
+            drawn.add(f"h{number}", uuid=uuid_of(f"h{number}"), inventory=inventory)
+        self.tree = PlacementTree.open(self.database)
+        self.tree.load(drawn.as_placement())
+        self.ledger = AllocationLedger(self.database)
+        self.cells = cells
+        self.rack_of = rack_of
+
+    def select(self, count: int, alternates: int) -> list[Selection]:
+        """By our selector; hosts in the order of their numbers, as Nova's peer has them."""
+        selector = HostSelector(
+            self.tree,
+            self.ledger,
+            cell_of=lambda root: f"c{int(root.name[1:]) % self.cells}",
+            domain_of=lambda root: self.rack_of(int(root.name[1:])),
+            weighers=[(1.0, lambda host: -host.members), (1.0, lambda host: -float(host.name[1:]))],
+        )
+        request = "resources=" + ",".join(f"{name}:{amount}" for name, amount in AMOUNTS.items())
+        return list(selector.select(request, count, alternates=alternates, project_id="p", user_id="u"))
+
+    def claim(self, lists: list[list[str]]) -> list[Selection]:
+        """Lists of names as selections, the first of each claimed."""
+        selections = []
+        for number, names in enumerate(lists):
+            choices = [
+                HostChoice(
+                    root=uuid_of(name),
+                    name=name,
+                    cell=f"c{int(name[1:]) % self.cells}",
+                    allocations={uuid_of(name): AMOUNTS},
+                )
+                for name in names
+            ]
+            instance = uuid_of(f"instance {number}")
+            self.ledger.claim(instance, choices[0].allocations, project_id="p", user_id="u")
+            selections.append(
+                Selection(instance=instance, primary=choices[0], alternates=choices[1:], project_id="p", user_id="u")
+            )
+        return selections
+
+    def lose(self, rack: str, selections: list[Selection]) -> tuple[int, int]:
+        """How many instances were in the rack, and how many of them are on a living host of their cell afterwards."""
+        dead = {choice.name for s in selections for choice in s.choices if self.rack_of(int(choice.name[1:])) == rack}
+        hit = [selection for selection in selections if selection.primary.name in dead]
+        return len(hit), sum(self._goes_on(selection, dead) for selection in hit)
+
+    def _goes_on(self, selection: Selection, dead: set[str]) -> bool:
+        choice = selection.primary
+        while choice.name in dead:
+            try:
+                choice = reschedule(self.ledger, selection, failed="its rack is lost").choice
+            except MaxRetriesExceeded:
+                return False
+        return choice.cell == selection.cell
+
+    def close(self) -> None:
+        self.ledger.check()
+        self.ledger.close()
+        self.tree.close()
+        self.database.close()
+
+
+def lose_a_rack(bench: Bench, nova: Peer, folder: Path) -> None:
+    """100 instances on the first 100 of 1,000 hosts, all in the first rack of their cells."""
+    hosts, cells, instances, alternates = 1_000, 10, 100, 3
+    nova.run("load", hosts=hosts, cells=cells, instances=instances)
+    racks: dict[str, Callable[[int], str]] = {
+        "racks of 20 hosts side by side": lambda number: str(number // cells // 20),
+        "hosts dealt over 5 racks": lambda number: str(number // cells % 5),
+    }
+    for name, rack_of in racks.items():
+        clouds = [Cloud(f"sqlite:///{folder}/{name}-{whose}.db", hosts, cells, rack_of) for whose in ("ours", "nova")]
+        ours = clouds[0].select(instances, alternates)
+        theirs = clouds[1].claim(nova.run("select", alternates=alternates))
+        if [one.primary.name for one in ours] != [one.primary.name for one in theirs]:
+            raise AssertionError("not the same primaries: the lists cannot be compared")
+        shares = []
+        for cloud, selections in zip(clouds, (ours, theirs), strict=True):
+            hit, saved = cloud.lose("0", selections)
+            shares.append(saved / hit)
+            cloud.close()
+        bench.record(
+            f"a rack of each of {cells} cells is lost, {name}: share of {hit} instances that go on in their cell",
+            ours=shares[0],
+            peer=shares[1],
+            must=0.99,
+            met=shares[0] >= 0.99,
+        )
+
+
 def main() -> None:
-    with Bench("alternates") as bench:
+    with Bench("alternates") as bench, tempfile.TemporaryDirectory() as folder:
         nova = bench.peer("nova", script="peer_nova_alternates.py")
         for hosts, cells, instances, must in ((1_000, 10, 100, 30), (10_000, 80, 100, None), (1_000, 1, 1, None)):
             nova.run("load", hosts=hosts, cells=cells, instances=instances)
@@ -82,6 +203,7 @@ def main() -> None:
                 equal=equal,
                 must=must,
             )
+        lose_a_rack(bench, nova, Path(folder))
 
 
 if __name__ == "__main__":
