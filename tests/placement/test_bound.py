@@ -25,7 +25,7 @@ from cloudcore.errors import (
     SchemaMismatch,
     UnsupportedFeature,
 )
-from cloudcore.placement import AllocationLedger, Inventory, PlacementTree, changes_since, prune_changes, store
+from cloudcore.placement import AllocationLedger, Inventory, PlacementTree, bulk, changes_since, prune_changes, store
 from cloudcore.placement import tables as t
 from cloudcore.placement.changes import use_since
 
@@ -372,6 +372,26 @@ def test_forest_is_loaded_in_one_edit(open_tree: Open) -> None:
     assert other["cn7"].inventories == source["cn7"].inventories
     tree.load(data, operation_id="load")
     assert len(tree) == 60
+
+
+def test_numbers_are_never_used_twice_and_keep_the_order(open_tree: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are written some thousand at a time (here three); what went leaves its number unused."""
+    monkeypatch.setattr(bulk, "_CHUNK", 3)
+    tree, other = open_tree(), open_tree()
+    tree.add("gone")
+    last = tree["gone"].number
+    tree.remove("gone")
+    source = PlacementTree()
+    for host in range(5):
+        add_host(source, f"cn{host}")
+    other.add("between")
+    tree.load(source.as_placement())
+    assert names(tree) == [*names(source)]
+    numbers = [provider.number for provider in tree]
+    assert numbers == sorted(numbers)
+    assert numbers[0] > other["between"].number > last
+    tree.refresh()
+    assert names(tree) == ["between", *names(source)]
 
 
 def test_tree_behind_a_pruned_feed_reads_everything(open_tree: Open, ledger_database: Database) -> None:

@@ -199,16 +199,19 @@ class BoundTree(PlacementTree):
             edit, about = plan(self._forest, name, arguments, self._uuid_factory)
             if not edit.put and not edit.gone:
                 return about
-            outcome = self._database.operate(operation, lambda connection: self._write(connection, edit, about))
+            numbers: dict[str, int] = {}
+
+            def write(connection: Connection) -> dict[str, Any]:
+                numbers.clear()  # of an attempt before that came to nothing
+                numbers.update(store.write_edit(connection, self._forest, edit))
+                return {"provider": about.uuid}
+
+            outcome = self._database.operate(operation, write)
             if outcome.repeated:
                 return self._repeated(outcome.result)
             with self._lock:
-                self._forest.apply(_numbered(edit, outcome.result["numbers"]))
+                self._forest.apply(_numbered(edit, numbers))
                 return self._forest.providers.get(about.uuid, about)
-
-    def _write(self, connection: Connection, edit: Edit, about: Provider) -> dict[str, Any]:
-        numbers = store.write_edit(connection, self._forest, edit)
-        return {"provider": about.uuid, "numbers": numbers}
 
     def _repeated(self, result: dict[str, Any]) -> Provider:
         """An earlier call did it: look at what became of it."""
@@ -238,6 +241,4 @@ class BoundTree(PlacementTree):
 
 def _numbered(edit: Edit, numbers: dict[str, int]) -> Edit:
     """The edit with the numbers that the database gave to what was added."""
-    return attrs.evolve(
-        edit, put=tuple(attrs.evolve(p, number=numbers[p.uuid]) if p.uuid in numbers else p for p in edit.put)
-    )
+    return Edit(put=tuple(p.numbered(numbers[p.uuid]) if p.uuid in numbers else p for p in edit.put), gone=edit.gone)

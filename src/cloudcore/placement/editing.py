@@ -65,13 +65,21 @@ def describe(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         "aggregates": lambda value: sorted(read_aggregates(value)),
         "name": read_name,
         "changes": lambda value: describe(name, value),
-        "edit": lambda value: [[p.uuid, p.name, p.parent, _describe_inventories(p.inventories)] for p in value.put],
+        "edit": _describe_load,
     }
     return {
         field: readers[field](value) if field in readers else value
         for field, value in arguments.items()
         if field != "usage"
     }
+
+
+def _describe_load(edit: Edit) -> list[Any]:
+    described: dict[int, dict[str, Any]] = {}  # hosts alike share one mapping, which lives as long as its provider
+    for p in edit.put:
+        if id(p.inventories) not in described:
+            described[id(p.inventories)] = _describe_inventories(p.inventories)
+    return [[p.uuid, p.name, p.parent, described[id(p.inventories)]] for p in edit.put]
 
 
 def _describe_inventories(value: Any) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import marshal
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from cloudcore._values import normalise_uuid
@@ -52,10 +53,11 @@ def dump(providers: Iterable[Provider], usage: Mapping[str, Mapping[str, int]]) 
 def _part(data: Mapping[str, Any], part: str, uuid: str, empty: Any) -> Any:
     """What *data* says in *part* about the provider: with or without the wrapping of Placement's answers."""
     of_all = data.get(part, {})
-    if not isinstance(of_all, Mapping):
+    if type(of_all) is not dict and not isinstance(of_all, Mapping):  # asked for each provider: the quick look first
         raise InvalidProvider(f"{part}: expected an object by provider uuid, got {of_all!r}", field=part)
     found = of_all.get(uuid, empty)
-    return found[part] if isinstance(found, Mapping) and part in found else found
+    wrapped = (type(found) is dict or isinstance(found, Mapping)) and part in found
+    return found[part] if wrapped else found
 
 
 def load(data: Mapping[str, Any], *, first_number: int = 1) -> tuple[Edit, dict[str, Mapping[str, int]]]:
@@ -86,29 +88,35 @@ class _Alike:
     """Reads equal parts once: thousands of hosts have the same inventories and the same traits."""
 
     def __init__(self) -> None:
-        self._inventories: dict[Any, FrozenDict[str, Inventory]] = {}
-        self._traits: dict[Any, frozenset[str]] = {}
+        self._inventories: dict[bytes, FrozenDict[str, Inventory]] = {}
+        self._sets: dict[Any, frozenset[str]] = {}
 
     def inventories(self, given: Any) -> FrozenDict[str, Inventory]:
         try:
-            key = tuple((name, tuple((part, type(n), n) for part, n in each.items())) for name, each in given.items())
-            found = self._inventories.get(key)
-        except (AttributeError, TypeError):  # not as Placement writes it: let the careful reader say what is wrong
+            key = marshal.dumps(given, 2)  # tells 1 from 1.0 and True, and takes nothing that could change its mind
+        except ValueError:  # not as Placement writes it: let the careful reader say what is wrong
             return read_inventories(given)
+        found = self._inventories.get(key)
         if found is None:
             found = self._inventories[key] = read_inventories(given)
         return found
 
     def traits(self, given: Any) -> frozenset[str]:
+        return self._names(given, read_traits)
+
+    def aggregates(self, given: Any) -> frozenset[str]:
+        return self._names(given, read_aggregates)
+
+    def _names(self, given: Any, read: Callable[[Any], frozenset[str]]) -> frozenset[str]:
         try:
-            key = tuple(given) if isinstance(given, list | tuple) else None
-            found = self._traits.get(key)
+            key = (read, *given) if isinstance(given, list | tuple) else None
+            found = self._sets.get(key)
         except TypeError:
-            return read_traits(given)
+            return read(given)
         if key is None or found is None:
-            found = read_traits(given)
+            found = read(given)
             if key is not None:
-                self._traits[key] = found
+                self._sets[key] = found
         return found
 
 
@@ -128,7 +136,7 @@ def _read_entry(entry: Any, data: Mapping[str, Any], alike: _Alike) -> dict[str,
         "generation": generation,
         "inventories": alike.inventories(inventories),
         "traits": alike.traits(_part(data, "traits", uuid, ())),
-        "aggregates": read_aggregates(_part(data, "aggregates", uuid, ())),
+        "aggregates": alike.aggregates(_part(data, "aggregates", uuid, ())),
     }
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from cloudcore.errors import AlreadyExists, GenerationConflict, InUse
+from cloudcore.placement.bulk import draw_ids, insert_rows
 from cloudcore.placement.changes import changes_since, record_changes
 from cloudcore.placement.tables import inventories, provider_aggregates, provider_traits, resource_providers
 from cloudcore.placement.values import FrozenDict, Inventory, Provider
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Watch", "read_all", "read_snapshot", "read_some", "read_usage", "write_edit"]
 
 _CHUNK = 10_000
+_NAMED = 1_000  # names in a statement
 
 _PROVIDERS = "SELECT id, uuid, name, parent_id, root_id, generation FROM resource_providers"
 _INVENTORIES = (
@@ -294,50 +296,70 @@ def _lock_parents(connection: Connection, forest: Forest, edit: Edit) -> None:
 
 
 def _insert(connection: Connection, forest: Forest, fresh: Sequence[Provider]) -> dict[str, int]:
-    rows = [{"uuid": p.uuid, "name": p.name, "generation": p.generation} for p in fresh]
     try:
-        connection.execute(sa.insert(resource_providers), rows)
+        numbers = _insert_providers(connection, forest, fresh)
     except sa.exc.IntegrityError as error:
         raise AlreadyExists(
             f"{fresh[0].name}: the name or the uuid (or that of another provider added with it) is taken",
             identifier=fresh[0].name,
         ) from error
-    numbers = _numbers(connection, [p.uuid for p in fresh])
+    numbered = [(numbers[p.uuid], p) for p in fresh]
+    stock = [_inventory_row(number, name, inv) for number, p in numbered for name, inv in p.inventories.items()]
+    traits = [(number, name) for number, p in numbered for name in sorted(p.traits)]
+    groups = [(number, name) for number, p in numbered for name in sorted(p.aggregates)]
+    insert_rows(connection, inventories, _INVENTORY, stock)
+    insert_rows(connection, provider_traits, ("provider_id", "trait"), traits)
+    insert_rows(connection, provider_aggregates, ("provider_id", "aggregate"), groups)
+    return numbers
 
-    def number(uuid: str) -> int:
-        return numbers[uuid] if uuid in numbers else forest.providers[uuid].number
 
-    places = [
-        {"i": numbers[p.uuid], "p": None if p.parent is None else number(p.parent), "r": number(p.root)} for p in fresh
-    ]
-    columns = resource_providers.c
-    place = sa.update(resource_providers).where(columns.id == sa.bindparam("i"))
-    connection.execute(place.values(parent_id=sa.bindparam("p"), root_id=sa.bindparam("r")), places)
-    _insert_parts(connection, [(numbers[p.uuid], p) for p in fresh])
+def _insert_providers(connection: Connection, forest: Forest, fresh: Sequence[Provider]) -> dict[str, int]:
+    """Insert the providers alone; uuid → id. Where ids come with the rows, places are filled in afterwards."""
+    ids = draw_ids(connection, resource_providers, len(fresh))
+    if ids is not None:
+        numbers = {p.uuid: number for p, number in zip(fresh, ids, strict=True)}
+    else:
+        rows = [(p.uuid, p.name, p.generation) for p in fresh]
+        insert_rows(connection, resource_providers, ("uuid", "name", "generation"), rows)
+        numbers = _numbers(connection, [p.uuid for p in fresh])
+
+    def number(uuid: str | None) -> int | None:
+        return None if uuid is None else numbers[uuid] if uuid in numbers else forest.providers[uuid].number
+
+    places = [(numbers[p.uuid], p.uuid, p.name, number(p.parent), number(p.root), p.generation) for p in fresh]
+    also = "" if ids is not None else "ON DUPLICATE KEY UPDATE parent_id = VALUES(parent_id), root_id = VALUES(root_id)"
+    insert_rows(
+        connection, resource_providers, ("id", "uuid", "name", "parent_id", "root_id", "generation"), places, also=also
+    )
     return numbers
 
 
 def _numbers(connection: Connection, uuids: Sequence[str]) -> dict[str, int]:
     columns = resource_providers.c
     numbers: dict[str, int] = {}
-    for first in range(0, len(uuids), 500):
-        query = sa.select(columns.uuid, columns.id).where(columns.uuid.in_(uuids[first : first + 500]))
+    for first in range(0, len(uuids), _NAMED):
+        query = sa.select(columns.uuid, columns.id).where(columns.uuid.in_(uuids[first : first + _NAMED]))
         numbers.update((row.uuid, row.id) for row in connection.execute(query))
     return numbers
 
 
-def _insert_parts(connection: Connection, providers: Sequence[tuple[int, Provider]]) -> None:
-    rows = [_inventory_row(number, name, inv) for number, p in providers for name, inv in p.inventories.items()]
-    traits = [{"provider_id": number, "trait": name} for number, p in providers for name in sorted(p.traits)]
-    groups = [{"provider_id": number, "aggregate": name} for number, p in providers for name in sorted(p.aggregates)]
-    for table, values in ((inventories, rows), (provider_traits, traits), (provider_aggregates, groups)):
-        if values:
-            connection.execute(sa.insert(table), values)
+_INVENTORY = (
+    "provider_id",
+    "resource_class",
+    "total",
+    "reserved",
+    "min_unit",
+    "max_unit",
+    "step_size",
+    "allocation_ratio",
+    "capacity",
+)
 
 
-def _inventory_row(number: int, name: str, inventory: Inventory) -> dict[str, Any]:
-    row = {"provider_id": number, "resource_class": name, "capacity": inventory.capacity}
-    return {**inventory.as_placement(), **row}
+def _inventory_row(number: int, name: str, given: Inventory) -> tuple[Any, ...]:
+    """The values of the columns in ``_INVENTORY``."""
+    units = (given.min_unit, given.max_unit, given.step_size)
+    return (number, name, given.total, given.reserved, *units, given.allocation_ratio, given.capacity)
 
 
 def _update(connection: Connection, before: Provider, after: Provider, forest: Forest) -> None:
@@ -375,9 +397,9 @@ def _update_inventories(connection: Connection, before: Provider, after: Provide
             added.append(row)
         elif inventory != before.inventories[name]:
             here = sa.and_(columns.provider_id == before.number, columns.resource_class == name)
-            connection.execute(sa.update(inventories).where(here).values(row))
-    if added:
-        connection.execute(sa.insert(inventories), added)
+            values = dict(zip(_INVENTORY, row, strict=True))
+            connection.execute(sa.update(inventories).where(here).values(values))
+    insert_rows(connection, inventories, _INVENTORY, added)
 
 
 def _update_names(

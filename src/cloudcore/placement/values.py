@@ -188,6 +188,20 @@ class Provider:
     traits: frozenset[str] = frozenset()
     aggregates: frozenset[str] = frozenset()
 
+    def numbered(self, number: int) -> Provider:
+        """The same provider with another number; for thousands this is quicker than :func:`attrs.evolve`."""
+        return Provider(
+            number=number,
+            uuid=self.uuid,
+            name=self.name,
+            parent=self.parent,
+            root=self.root,
+            generation=self.generation,
+            inventories=self.inventories,
+            traits=self.traits,
+            aggregates=self.aggregates,
+        )
+
     def as_placement(self) -> dict[str, Any]:
         """The provider as Placement's ``/resource_providers`` lists it."""
         return {
