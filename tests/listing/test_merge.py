@@ -186,7 +186,7 @@ def test_first_batches_go_out_together_and_are_small():
     assert len(fetches) == 80
     assert sum(fetch.count for fetch in fetches) <= 2500
     assert merge.fetches() == []
-    assert [batch_size(n) for n in (0, 1, 12.5, 1000)] == [4, 8, 28, 1100]
+    assert [batch_size(n) for n in (0, 1, 12.5, 1000)] == [3, 7, 26, 1090]
 
 
 def test_a_short_batch_ends_its_cell():

@@ -18,46 +18,62 @@ if TYPE_CHECKING:
     from cloudcore.listing.cells import Lease, Link
     from cloudcore.listing.ports import Port
 
-__all__ = ["Answer", "Ask", "Flight", "Flights", "Part", "ask_all"]
+__all__ = ["Ask", "Flight", "Flights", "Part", "ask_all"]
 
 T = TypeVar("T")
 
 
-@attrs.define(eq=False)
 class Ask:
-    """One job for a worker: run something on one database of a cell and put the answer where it belongs."""
+    """One job for a worker: run something on one database of a cell and put itself, with what came of it, back.
 
-    port: Port
-    link: Link
-    work: Callable[[Ask], Any]
-    limit: float
-    answers: SimpleQueue[Answer]
-    clock: Callable[[], float]
-    lease: Lease | None = None
-    statements: int = 0
-    dropped: bool = False
+    Attributes:
+        result: What the work returned.
+        error: Why there is no result.
+        seconds: What it took.
+    """
+
+    __slots__ = (
+        "_answers", "_clock", "_work", "dropped", "error", "flight", "lease", "limit", "link", "result", "seconds",
+        "statements",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        flight: Flight,
+        link: Link,
+        answers: SimpleQueue[Ask],
+        clock: Callable[[], float],
+    ) -> None:
+        self.flight, self.link, self.limit = flight, link, flight.limit
+        self._work, self._answers, self._clock = flight.work, answers, clock
+        self.lease: Lease | None = None
+        self.statements = 0
+        self.dropped = False
+        self.result: Any = None
+        self.error: CloudcoreError | None = None
+        self.seconds = 0.0
 
     def __call__(self) -> None:
         """Run in a worker. Never raises."""
-        began = self.clock()
-        result, error = None, None
+        began = self._clock()
         try:
             if not self.dropped:
-                result = self.work(self)
+                self.result = self._work(self)
         except CloudcoreError as raised:
-            error = raised
+            self.error = raised
         except Exception as raised:
-            error = CloudcoreError(f"{type(raised).__name__}: {raised}")
-            error.__cause__ = raised
-        self.answers.put(Answer(self, result, error, self.clock() - began))
+            self.error = CloudcoreError(f"{type(raised).__name__}: {raised}")
+            self.error.__cause__ = raised
+        self.seconds = self._clock() - began
+        self._answers.put(self)
 
     def run(self, lease: Lease, text: str, parameters: Any) -> list[tuple[Any, ...]]:
         """One statement, counted."""
         self.statements += 1
         return lease.run(text, parameters, self.limit)
 
-    def with_lease(self, use: Callable[[Lease], T]) -> T:
-        """Call *use*, which only reads, with a connection that :meth:`drop` can break.
+    def with_lease(self, use: Callable[[Ask, Lease], T]) -> T:
+        """Call *use*, which only reads, with this and a connection that :meth:`drop` can break.
 
         A connection kept from before may have died with its server, which may be back: then once more with a new one.
         """
@@ -66,7 +82,7 @@ class Ask:
             reused = lease.used
             self.lease = lease
             try:
-                result = use(lease)
+                result = use(self, lease)
             except Exception as error:
                 self.lease = None
                 blamed = self.link.blame(lease, error)
@@ -84,16 +100,6 @@ class Ask:
         lease = self.lease
         if lease is not None:
             lease.abort()
-
-
-@attrs.frozen(eq=False)
-class Answer:
-    """What came of an :class:`Ask`."""
-
-    ask: Ask
-    result: Any
-    error: CloudcoreError | None
-    seconds: float
 
 
 @attrs.define
@@ -120,17 +126,19 @@ class Part:
         )
 
 
-@attrs.define(eq=False)
 class Flight:
     """What is under way to one cell: one ask, or two when a replica was asked as well."""
 
-    port: Port
-    work: Callable[[Ask], Any]
-    began: float
-    limit: float
-    hedge_at: float | None
-    asks: list[Ask]
-    links_left: list[Link]
+    __slots__ = ("asks", "began", "cell", "hedge_at", "limit", "links", "port", "work")
+
+    def __init__(
+        self, cell: str, port: Port, work: Callable[[Ask], Any], began: float, limit: float, hedge_at: float | None
+    ) -> None:
+        self.cell, self.port, self.work = cell, port, work
+        self.began, self.limit, self.hedge_at = began, limit, hedge_at
+        self.links = list(port.links)
+        """Databases not yet asked."""
+        self.asks: list[Ask] = []
 
 
 class Flights:
@@ -148,7 +156,7 @@ class Flights:
         self.ports = ports
         self.parts = {name: Part() for name in ports}
         self._start, self._clock = start, clock
-        self._answers: SimpleQueue[Answer] = SimpleQueue()
+        self._answers: SimpleQueue[Ask] = SimpleQueue()
         self._flights: dict[str, Flight] = {}
         self._wake = math.inf
         """No limit and no hedge comes before this instant."""
@@ -158,24 +166,20 @@ class Flights:
         port = self.ports[cell]
         now = self._clock()
         patience = port.patience()
-        flight = Flight(
-            port=port,
-            work=work,
-            began=now,
-            limit=now + (port.deadline if seconds is None else seconds),
-            hedge_at=None if patience is None else now + patience,
-            asks=[],
-            links_left=list(port.links),
-        )
+        limit = now + (port.deadline if seconds is None else seconds)
+        flight = Flight(cell, port, work, now, limit, None if patience is None else now + patience)
         self._flights[cell] = flight
         self._ask(flight)
 
     def _ask(self, flight: Flight) -> None:
-        self._wake = min(self._wake, flight.limit, flight.hedge_at or flight.limit)
-        ask = Ask(flight.port, flight.links_left.pop(0), flight.work, flight.limit, self._answers, self._clock)
-        flight.asks.append(ask)
-        if not flight.links_left:
+        """Ask the next database of the cell."""
+        ask = Ask(flight, flight.links.pop(0), self._answers, self._clock)
+        first = flight.limit if flight.hedge_at is None else min(flight.limit, flight.hedge_at)
+        if first < self._wake:
+            self._wake = first
+        if not flight.links:
             flight.hedge_at = None
+        flight.asks.append(ask)
         self._start(ask)
 
     def wait(self) -> list[tuple[str, Any, CloudcoreError | None]]:
@@ -187,13 +191,13 @@ class Flights:
         done: list[tuple[str, Any, CloudcoreError | None]] = []
         while self._flights and not done:
             try:
-                answer = self._answers.get(timeout=max(0.0, self._wake - self._clock()))
+                ask = self._answers.get(timeout=max(0.0, self._wake - self._clock()))
             except Empty:
                 done += self._overdue(self._clock())
                 continue
-            done += self._land(answer)
+            self._land(ask, done)
             while not self._answers.empty():
-                done += self._land(self._answers.get())
+                self._land(self._answers.get(), done)
         return done
 
     def _overdue(self, now: float) -> list[tuple[str, Any, CloudcoreError | None]]:
@@ -213,25 +217,26 @@ class Flights:
                 self._blame(cell, CellState.SLOW, error)
         return late
 
-    def _land(self, answer: Answer) -> list[tuple[str, Any, CloudcoreError | None]]:
-        cell = answer.ask.port.cell.name
-        flight = self._flights.get(cell)
-        if flight is None or answer.ask not in flight.asks:
-            return []  # it was given up, or another database of the cell was faster
-        if answer.error is not None:
-            flight.asks.remove(answer.ask)
-            self.parts[cell].statements += answer.ask.statements
-            if flight.links_left and self._clock() < flight.limit:
-                self._ask(flight)  # a replica may be able
-            if flight.asks:
-                return []
+    def _land(self, ask: Ask, done: list[tuple[str, Any, CloudcoreError | None]]) -> None:
+        """Take an answer; what became of its cell, once that is known, goes to *done*."""
+        flight = ask.flight
+        cell = flight.cell
+        if self._flights.get(cell) is not flight or ask not in flight.asks:
+            return  # it was given up, or another database of the cell was faster
+        if ask.error is None:
             self._close(cell, flight)
-            state = CellState.SLOW if isinstance(answer.error, DeadlineExceeded) else CellState.DOWN
-            self._blame(cell, state, answer.error)
-            return [(cell, None, answer.error)]
-        self._close(cell, flight)
-        flight.port.succeed(answer.seconds)
-        return [(cell, answer.result, None)]
+            flight.port.succeed(ask.seconds)
+            done.append((cell, ask.result, None))
+            return
+        flight.asks.remove(ask)
+        self.parts[cell].statements += ask.statements
+        if flight.links and self._clock() < flight.limit:
+            self._ask(flight)  # a replica may be able
+        if not flight.asks:
+            self._close(cell, flight)
+            state = CellState.SLOW if isinstance(ask.error, DeadlineExceeded) else CellState.DOWN
+            self._blame(cell, state, ask.error)
+            done.append((cell, None, ask.error))
 
     def _close(self, cell: str, flight: Flight) -> None:
         del self._flights[cell]
@@ -240,6 +245,7 @@ class Flights:
         for ask in flight.asks:
             part.statements += ask.statements
             ask.drop()
+        flight.asks = []  # no circle of references: rows that nobody wants any more go at once
 
     def _blame(self, cell: str, state: CellState, error: CloudcoreError) -> None:
         part = self.parts[cell]
@@ -249,6 +255,8 @@ class Flights:
 
     def stop(self) -> None:
         """Nobody wants what is still under way. It ends by itself, and no cell is blamed."""
+        for flight in self._flights.values():
+            flight.asks = []
         self._flights.clear()
 
 

@@ -71,11 +71,13 @@ class Cell:
 class Lease:
     """One connection, used by one thread at a time."""
 
-    __slots__ = ("_autocommit", "_proxied", "connection", "cursor", "dialect", "limit", "mine", "used")
+    __slots__ = ("_autocommit", "_proxied", "connection", "cursor", "dialect", "form", "limit", "mine", "used")
 
     def __init__(self, proxied: PoolProxiedConnection, dialect: Dialect, *, mine: bool) -> None:
         self._proxied = proxied
         self.dialect = dialect
+        self.form = f"{dialect_name(dialect)} {dialect.driver}"
+        """Leases of one form take the same text and parameters."""
         self.mine = mine
         self.connection: Any = proxied.dbapi_connection
         self.limit = math.inf
@@ -173,7 +175,9 @@ class Link:
         self._clock = clock
         self._free = threading.Condition()
         self._idle: list[Lease] = []
+        """Taken from and added to without the lock: both are atomic."""
         self._room = connections
+        self._waiting = 0
         self._closed = False
         self._engine: Engine | None = None if self.mine else source  # type: ignore[assignment]  # checked above
         self._database: Database | None = None
@@ -205,44 +209,66 @@ class Link:
             DeadlineExceeded: None became free.
             DatabaseUnavailable, DatabaseError: The database cannot be reached.
         """
-        engine = self.engine
-        self._enter(limit)
+        if fresh:
+            self._forget_idle()
         try:
-            if fresh:
-                self._forget_idle()
-            return self._take(engine)
+            return self._idle.pop()
+        except IndexError:
+            pass
+        engine = self.engine
+        kept = self._enter(limit)
+        if kept is not None:
+            return kept
+        try:
+            return self._open(engine)
         except Exception as error:
-            self._leave(None)
+            self._leave()
             raise _typed(error, engine) from error
 
     def _forget_idle(self) -> None:
-        with self._free:
-            idle, self._idle = self._idle, []
-        for lease in idle:
-            lease.discard()
+        with contextlib.suppress(IndexError):
+            while True:
+                self._idle.pop().discard()
+                self._leave()
 
     def release(self, lease: Lease) -> None:
         """Take a connection back after a statement that went well."""
-        self._leave(lease)
+        if not self.mine:
+            lease.release()
+            self._leave()
+            return
+        lease.used = True
+        self._idle.append(lease)
+        if self._waiting:  # whoever waits said so before looking for an idle one once more
+            with self._free:
+                self._free.notify()
+        if self._closed:
+            self._close_idle()
 
     def blame(self, lease: Lease, error: Exception) -> CloudcoreError:
         """Take a connection back after *error*, for good; returns the error to raise."""
         lease.discard()
-        self._leave(None)
+        self._leave()
         return error if isinstance(error, CloudcoreError) else _typed(error, self.engine)
 
-    def _enter(self, limit: float) -> None:
+    def _enter(self, limit: float) -> Lease | None:
+        """Wait for an idle connection, or for the right to open one (None)."""
         with self._free:
-            while self._room == 0:
-                left = limit - self._clock()
-                if left <= 0 or not self._free.wait(left):
-                    raise DeadlineExceeded("all connections to the cell are busy; give the cell more connections")
-            self._room -= 1
+            self._waiting += 1
+            try:
+                while True:
+                    with contextlib.suppress(IndexError):
+                        return self._idle.pop()
+                    if self._room:
+                        self._room -= 1
+                        return None
+                    left = limit - self._clock()
+                    if left <= 0 or not self._free.wait(left):
+                        raise DeadlineExceeded("all connections to the cell are busy; give the cell more connections")
+            finally:
+                self._waiting -= 1
 
-    def _take(self, engine: Engine) -> Lease:
-        with self._free:
-            if self._idle:
-                return self._idle.pop()
+    def _open(self, engine: Engine) -> Lease:
         proxied = engine.raw_connection()
         try:
             lease = Lease(proxied, engine.dialect, mine=self.mine)
@@ -252,27 +278,21 @@ class Link:
             raise
         return lease
 
-    def _leave(self, lease: Lease | None) -> None:
-        if lease is not None and not self.mine:
-            lease.release()
-            lease = None
+    def _leave(self) -> None:
+        """One connection fewer is open."""
         with self._free:
-            if lease is not None and not self._closed:
-                lease.used = True
-                self._idle.append(lease)
-                lease = None
             self._room += 1
             self._free.notify()
-        if lease is not None:
-            lease.release()
+
+    def _close_idle(self) -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                self._idle.pop().release()
 
     def close(self) -> None:
         """Close what is idle now and what is in use as soon as it is free. May be called twice."""
-        with self._free:
-            self._closed = True
-            idle, self._idle = self._idle, []
-        for lease in idle:
-            lease.release()
+        self._closed = True
+        self._close_idle()
         if self._database is not None:
             self._database.close()
         if (self.mine or self._memory) and self._engine is not None:

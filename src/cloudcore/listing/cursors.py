@@ -30,6 +30,7 @@ __all__ = ["Cursor", "digest"]
 _VERSION = 1
 _PLAIN, _COMPRESSED = b"\x01", b"\x02"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_WRITER = json.JSONEncoder(separators=(",", ":"))
 _MICROSECOND = timedelta(microseconds=1)
 
 
@@ -68,8 +69,7 @@ class Cursor:
         """The word."""
         lagging = {cell: _packed(position) for cell, position in self.lagging.items()}
         content = [_VERSION, self.digest, _packed(self.position), lagging, self.tail]
-        text = json.dumps(content, separators=(",", ":"))
-        body = text.encode()
+        body = _WRITER.encode(content).encode()
         data = _COMPRESSED + zlib.compress(body) if len(body) > 400 else _PLAIN + body
         return base64.urlsafe_b64encode(data + _checksum(data)).rstrip(b"=").decode()
 

@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from cloudcore.listing.cells import Lease
     from cloudcore.listing.merge import Entry, Fetch, Merge
     from cloudcore.listing.ports import Port
-    from cloudcore.listing.statements import Plan
+    from cloudcore.listing.statements import Plan, Segment
 
 __all__ = ["Gather"]
 
+_KEPT = 200
+"""Statements that one merge keeps."""
 _DISORDER = "rows came out of order or twice: the database does not sort as told, or an index of it is corrupt"
 
 
@@ -46,7 +48,8 @@ class Gather:
         clock: Callable[[], float] = time.monotonic,
         patient: bool = False,
     ) -> None:
-        self.plan, self.merge = plan, merge
+        self.merge = merge
+        self._reader = _Reader(plan)
         self._flights = Flights(ports, start=start, clock=clock)
         self._settle, self._patient = settle, patient
         self._starved: set[str] = set()
@@ -89,7 +92,7 @@ class Gather:
             if part.seconds and not self._patient:
                 deadline = self._flights.ports[fetch.cell].deadline
                 seconds = max(deadline - part.seconds, deadline / 20)
-            self._flights.send(fetch.cell, _fetcher(self.plan, fetch), seconds=seconds)
+            self._flights.send(fetch.cell, self._reader.work(fetch), seconds=seconds)
 
     def _receive(self) -> None:
         """Wait until every cell without which nothing is certain has answered or failed."""
@@ -114,17 +117,38 @@ class Gather:
             self._flights.ports[cell].fail(_DISORDER)
 
 
-def _fetcher(plan: Plan, fetch: Fetch) -> Callable[[Ask], list[tuple[Any, ...]]]:
-    def read(ask: Ask, lease: Lease) -> list[tuple[Any, ...]]:
-        rows: list[tuple[Any, ...]] = []
-        for segment in segments(plan.order, fetch.after):
-            found = ask.run(lease, *plan.page(lease.dialect, segment, fetch.count - len(rows)))
-            rows = rows + found if rows else found
-            if len(rows) >= fetch.count:
-                break
-        return rows
+class _Reader:
+    """Reads batches: statement after statement until there are enough rows.
 
-    def work(ask: Ask) -> list[tuple[Any, ...]]:
-        return ask.with_lease(lambda lease: read(ask, lease))
+    Most cells of a merge are asked the same thing, so what the first of them sends is kept for the others. May be
+    called from several threads.
+    """
 
-    return work
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._sent: dict[Any, tuple[list[Segment], tuple[str, Any]]] = {}
+
+    def work(self, fetch: Fetch) -> Callable[[Ask], list[tuple[Any, ...]]]:
+        """The job that answers *fetch*."""
+
+        def read(ask: Ask, lease: Lease) -> list[tuple[Any, ...]]:
+            stretches, first = self._first(lease, fetch)
+            rows = ask.run(lease, *first)
+            for segment in stretches[1:]:
+                if len(rows) >= fetch.count:
+                    break
+                statement = self._plan.page(lease.dialect, segment, fetch.count - len(rows))
+                rows = rows + ask.run(lease, *statement)
+            return rows
+
+        return lambda ask: ask.with_lease(read)
+
+    def _first(self, lease: Lease, fetch: Fetch) -> tuple[list[Segment], tuple[str, Any]]:
+        key = lease.form, fetch.after, fetch.count
+        found = self._sent.get(key)
+        if found is None:
+            stretches = segments(self._plan.order, fetch.after)
+            found = stretches, self._plan.page(lease.dialect, stretches[0], fetch.count)
+            if len(self._sent) < _KEPT:
+                self._sent[key] = found
+        return found

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from enum import StrEnum
-from operator import gt, lt, neg
+from itertools import repeat
+from operator import gt, lt, neg, sub
 from typing import Any
 
 import attrs
@@ -72,16 +73,19 @@ class _Reversed:
         return hash(self.value)
 
 
-def _since_epoch(value: Any) -> Any:
-    if value.__class__ is str:
-        value = datetime.fromisoformat(value)
-    return value - (_NAIVE_EPOCH if value.tzinfo is None else _EPOCH)
+def _from_epoch(values: list[Any], *, descending: bool) -> list[Any]:
+    """How long after the epoch each instant is, or before it when *descending*: comparable whatever the driver sent.
 
-
-def _until_epoch(value: Any) -> Any:
-    if value.__class__ is str:
-        value = datetime.fromisoformat(value)
-    return (_NAIVE_EPOCH if value.tzinfo is None else _EPOCH) - value
+    A driver sends one form for a whole column, so the loops are the interpreter's own; SQLite may hold a mixture.
+    """
+    try:
+        if values and values[0].__class__ is str:
+            values = list(map(datetime.fromisoformat, values))
+        epoch = _EPOCH if values and values[0].tzinfo is not None else _NAIVE_EPOCH
+        return list(map(sub, repeat(epoch), values) if descending else map(sub, values, repeat(epoch)))
+    except TypeError:
+        instants = [plain(Kind.INSTANT, value) for value in values]
+        return [_EPOCH - instant if descending else instant - _EPOCH for instant in instants]
 
 
 @attrs.frozen(kw_only=True)
@@ -118,9 +122,9 @@ class Key:
 
     def _directed(self, values: list[Any]) -> list[Any]:
         if self.kind is Kind.INSTANT:
-            return list(map(_until_epoch if self.descending else _since_epoch, values))
+            return _from_epoch(values, descending=self.descending)
         if self.kind is Kind.UUID:
-            values = [value if value.__class__ is str else str(value) for value in values]
+            values = list(map(str, values))
         if not self.descending:
             return values
         if self.kind in {Kind.TEXT, Kind.UUID}:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from operator import itemgetter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -112,9 +113,7 @@ class Pager:
         return [Record(layout, row, names[number]) for _, number, row in entries]
 
     def _reports(self, entries: list[Entry]) -> dict[str, CellReport]:
-        numbers: dict[int, int] = defaultdict(int)
-        for entry in entries:
-            numbers[entry[1]] += 1
+        numbers = Counter(map(itemgetter(1), entries))
         reports = dict(self._others)
         for number, (name, run) in enumerate(self._merge.runs.items()):
             ended = run.exhausted and not run.left
@@ -183,7 +182,7 @@ class Pager:
 
     def _row_fetcher(self, keys: list[str]) -> Callable[[Ask], Any]:
         def work(ask: Ask) -> Any:
-            return ask.with_lease(lambda lease: ask.run(lease, *self._asked.plan.winners(lease.dialect, keys)))
+            return ask.with_lease(lambda ask, lease: ask.run(lease, *self._asked.plan.winners(lease.dialect, keys)))
 
         return work
 

@@ -251,7 +251,7 @@ class CellRouter:
             copies = [key for key, owner in owners.items() if owner != cell and owner in ports]
 
             def work(ask: Ask) -> Any:
-                return ask.with_lease(lambda lease: ask.run(lease, *asked.plan.count(lease.dialect, by, copies)))
+                return ask.with_lease(lambda ask, lease: ask.run(lease, *asked.plan.count(lease.dialect, by, copies)))
 
             return work
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -30,9 +31,12 @@ class Workers:
     def __init__(self, maximum: int) -> None:
         self._maximum = maximum
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._idle: deque[None] = deque()
+        """One token for each thread that waits and that no job was promised to; both ends are atomic."""
+        self._waiting = 0
+        """Jobs beyond the number of threads: who takes one of them becomes idle a job later."""
         self._lock = threading.Lock()
         self._threads: set[threading.Thread] = set()
-        self._idle = 0
         self._closed = False
 
     def run(self, job: Callable[[], None]) -> None:
@@ -41,33 +45,56 @@ class Workers:
         Raises:
             InvalidArgument: :meth:`close` was called.
         """
-        with self._lock:
-            if self._closed:
-                raise InvalidArgument("the router is closed; make a new one", field="router")
-            if self._idle > 0:
-                self._idle -= 1
-            elif len(self._threads) < self._maximum:
-                thread = threading.Thread(target=self._work, name="cloudcore-listing", daemon=True)
-                self._threads.add(thread)
-                thread.start()
+        try:
+            self._idle.pop()
+        except IndexError:
+            self._grow()
         self._jobs.put(job)
+        if self._closed:  # asked afterwards: a job put before the end's marks is still run
+            raise InvalidArgument("the router is closed; make a new one", field="router")
+
+    def _grow(self) -> None:
+        """One thread more, if there may be."""
+        with self._lock:
+            if self._closed or len(self._threads) >= self._maximum:
+                self._waiting += 1
+                return
+            thread = threading.Thread(target=self._work, name="cloudcore-listing", daemon=True)
+            self._threads.add(thread)
+            thread.start()
 
     def _work(self) -> None:
+        jobs, idle = self._jobs, self._idle
         while True:
             try:
-                job = self._jobs.get(timeout=_IDLE)
+                job = jobs.get(timeout=_IDLE)
             except Empty:
-                with self._lock:
-                    if self._jobs.empty() and self._idle > 0:
-                        self._idle -= 1
-                        self._threads.discard(threading.current_thread())
-                        return
+                if self._retire():
+                    return
                 continue
             if job is None:
                 return
             job()
-            with self._lock:
-                self._idle += 1
+            if not (self._waiting and self._goes_on()):
+                idle.append(None)
+
+    def _goes_on(self) -> bool:
+        """Whether a job waits that no thread was promised to."""
+        with self._lock:
+            if not self._waiting:
+                return False
+            self._waiting -= 1
+            return True
+
+    def _retire(self) -> bool:
+        """End this thread, unless a job is promised to it."""
+        try:
+            self._idle.pop()
+        except IndexError:
+            return False
+        with self._lock:
+            self._threads.discard(threading.current_thread())
+        return True
 
     def close(self, timeout: float = 1.0) -> None:
         """End the threads; one that is stuck in a dead connection is left behind after *timeout* seconds."""
