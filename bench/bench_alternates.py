@@ -54,10 +54,7 @@ def world(hosts: int, cells: int, instances: int) -> tuple[Placement, Residual]:
 
 def select(placement: Placement, residual: Residual, alternates: int) -> list[list[str]]:
     hands = fall_backs(placement, residual, alternates)
-    return [
-        [pick.host.view.name, *(other.host.view.name for other in hand)]
-        for pick, hand in zip(placement.picks, hands, strict=True)
-    ]
+    return [[one.host.view.name for one in (pick, *hand)] for pick, hand in zip(placement.picks, hands, strict=True)]
 
 
 def same_rules(ours: list[list[str]], theirs: list[list[str]], *, hosts: int, cells: int, alternates: int) -> bool:

@@ -57,28 +57,29 @@ def _spares(
     """For each cell the hosts to deal, best first: as many as its picks may get, of each failure domain."""
     picks = placement.picks
     picked = {pick.host.view.root for pick in picks}
-    enough = Counter(pick.host.view.cell for pick in picks)
-    for cell in enough:
-        enough[cell] *= alternates
+    enough = {cell: alternates * count for cell, count in Counter(pick.host.view.cell for pick in picks).items()}
     spares: dict[str, list[Pick]] = {cell: [] for cell in enough}
-    of_domain: dict[str, Counter[str | None]] = {cell: Counter() for cell in enough}
+    wanted = {cell: _for_each_domain(most) for cell, most in enough.items()}
     short = len(enough) if alternates else 0
+    untouched = residual.untouched
     for rank, (host, weight) in enumerate(placement.ranking):
         view = host.view
-        if not short and view.domain is None:
+        domain = view.domain
+        if not short and domain is None:
             break  # every cell has enough, and there are no domains to look for
-        cell, root = view.cell, view.root
-        if root in picked or cell not in enough or of_domain[cell][view.domain] >= enough[cell]:
+        of_domain = wanted.get(view.cell)
+        if of_domain is None or view.root in picked or not of_domain[domain]:
             continue
-        if allowed is not None and not allowed(root):
+        if allowed is not None and not allowed(view.root):
             continue
         option = host.first
-        if option is None or not residual.untouched(option.allocations):
+        if option is None or not untouched(option.allocations):
             option, _ = first_that_fits(host, residual)
         if option is not None:
-            spares[cell].append(Pick(host, option, weight, rank))
-            of_domain[cell][view.domain] += 1
-            short -= len(spares[cell]) == enough[cell]
+            cards = spares[view.cell]
+            cards.append(Pick(host, option, weight, rank))
+            of_domain[domain] -= 1
+            short -= len(cards) == enough[view.cell]
     for pick in picks:  # the last resort: hosts of the others that would hold one more
         view = pick.host.view
         if len(spares[view.cell]) < enough[view.cell] and view.root in picked and (not allowed or allowed(view.root)):
@@ -87,6 +88,11 @@ def _spares(
                 spares[view.cell].append(pick._replace(option=option))
                 picked.discard(view.root)
     return spares
+
+
+def _for_each_domain(most: int) -> defaultdict[str | None, int]:
+    """``{failure domain: hosts that may still be gathered of it}``."""
+    return defaultdict(lambda: most)
 
 
 def deal(
@@ -128,8 +134,11 @@ def deal(
 
 def _alike(cards: Sequence[Pick], own: set[str]) -> bool:
     """Whether one card is as good for a player as another: no need to play where there are enough for all."""
-    views = [card.host.view for card in cards]
-    return all(view.domain is None for view in views) and own.isdisjoint([view.root for view in views])
+    for card in cards:
+        view = card.host.view
+        if view.domain is not None or view.root in own:
+            return False
+    return True
 
 
 def _play(
