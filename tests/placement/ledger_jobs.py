@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from cloudcore import database as database_module
-from cloudcore.database import Database
+from cloudcore.database import Database, Operation
 from cloudcore.errors import CapacityExceeded, ConsumerNotFound, NotFound
 from cloudcore.placement import AllocationLedger
 from cloudcore.placement.audit import Finding, FindingKind
+from cloudcore.placement.claims import Owner, normalise_allocations
+from cloudcore.placement.ledger_claims import NewClaim
+from cloudcore.placement.ledger_group import Ticket
 from tests.placement import ledger_worlds
 from tests.placement.ledger_worlds import uuid_of
 
@@ -89,6 +93,19 @@ def _drifted(ledger, trial):
         )
 
 
+def _orphaned(ledger, trial):
+    """Allocations of a retired consumer: the orphans that foreign keys allow."""
+    import sqlalchemy as sa
+
+    from cloudcore.placement import tables
+
+    _claimed(ledger, trial)
+    consumers = tables.consumers
+    with ledger.database.write() as connection:
+        chosen = sa.update(consumers).where(consumers.c.uuid == trial.a)
+        connection.execute(chosen.values(retired_at=consumers.c.created_at))
+
+
 def _nothing(ledger, trial):
     pass
 
@@ -108,6 +125,39 @@ def _heal(ledger, t, op):
     return ledger.heal(findings, apply=True)
 
 
+def _heal_orphans(ledger, t, op):
+    """Those of the trial's own consumer; other trials have theirs."""
+    with ledger.database.read() as connection:
+        number = ledger_worlds.consumer_id(connection, t.a)
+    return ledger.heal([Finding(kind=FindingKind.ORPHANED_ALLOCATION, subject=str(number), text="")], apply=True)
+
+
+def _group(ledger, t, op):
+    """Two claims of one group: they are committed together, or neither is."""
+    half = {t.h1: {"VCPU": 2, "MEMORY_MB": 5}}
+    return claim_as_group(ledger, [(t.a, half, op), (t.b, half, f"{op}/b")])
+
+
+def claim_as_group(ledger, asked) -> list:
+    """Claim for (consumer, allocations, operation id) each as one group; the answers, or the first error."""
+    tickets = [Ticket(new_claim(*one)) for one in asked]
+    ledger._claim_group(tickets)
+    for ticket in tickets:
+        if ticket.error is not None:
+            raise ticket.error
+    return [ticket.answer for ticket in tickets]
+
+
+def new_claim(consumer, wanted, operation_id) -> NewClaim:
+    arguments = [consumer, wanted]
+    return NewClaim(
+        operation=Operation.of("ledger.claim", {"new": arguments}, operation_id),
+        consumer=consumer,
+        allocations=normalise_allocations(wanted),
+        owner=Owner.of("project", "user", "INSTANCE"),
+    )
+
+
 TRIALS = {
     "claim": (_nothing, lambda to, t, op: to.claim(t.a, t.here, operation_id=op, **OWNER)),
     "claim_anew": (_claimed, lambda to, t, op: to.claim(t.a, t.there, generation=1, operation_id=op, **OWNER)),
@@ -124,6 +174,8 @@ TRIALS = {
     "expire_move": (_overdue_move, lambda to, t, op: to.expire(operation_id=op)),
     "reshape": (_claimed, _reshape),
     "heal": (_drifted, _heal),
+    "heal_orphans": (_orphaned, _heal_orphans),
+    "group": (_nothing, _group),
 }
 
 
@@ -152,20 +204,32 @@ class _Deadlocks:
 
 
 def fill(url: str, *, worker: int, hosts: list[str], amount: int, group: int) -> dict:
-    """Claim *amount* on random hosts until every host refuses (or 200 times); answer what was granted where."""
-    rng, deadlocks = random.Random(worker), _Deadlocks()
+    """Claim *amount* on random hosts until every host refuses (or 200 times); answer what was granted where.
+
+    With *group* four threads do so, whose claims share transactions.
+    """
+    deadlocks = _Deadlocks()
+    with opened(url, group_commit=group) as ledger:
+        names = [f"{worker}/{number}" for number in range(4)] if group else [str(worker)]
+        with ThreadPoolExecutor(len(names)) as pool:
+            parts = list(pool.map(lambda name: _fill(ledger, name, hosts, amount), names))
+    granted = {host: sum(part[host] for part, _ in parts) for host in hosts}
+    return {"granted": granted, "deadlocks": deadlocks.count, "false_refusals": sum(part[1] for part in parts)}
+
+
+def _fill(ledger, name: str, hosts: list[str], amount: int) -> tuple[dict[str, int], int]:
+    rng = random.Random(name)
     granted: dict[str, int] = dict.fromkeys(hosts, 0)
     left, number, false_refusals = list(hosts), 0, 0
-    with opened(url, group_commit=group) as ledger:
-        while left and number < 200:
-            host, number = rng.choice(left), number + 1
-            try:
-                ledger.claim(uuid_of(f"fill/{worker}/{number}"), {host: {"VCPU": amount}}, **OWNER)
-                granted[host] += amount
-            except CapacityExceeded as refused:
-                false_refusals += refused.used + amount <= refused.capacity
-                left.remove(host)
-    return {"granted": granted, "deadlocks": deadlocks.count, "false_refusals": false_refusals}
+    while left and number < 200:
+        host, number = rng.choice(left), number + 1
+        try:
+            ledger.claim(uuid_of(f"fill/{name}/{number}"), {host: {"VCPU": amount}}, **OWNER)
+            granted[host] += amount
+        except CapacityExceeded as refused:
+            false_refusals += refused.used + amount <= refused.capacity
+            left.remove(host)
+    return granted, false_refusals
 
 
 def churn(url: str, *, worker: int, hosts: list[str], rounds: int, shrink: str | None) -> dict:

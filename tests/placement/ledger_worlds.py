@@ -55,6 +55,11 @@ def provider_id(connection, uuid_: str) -> int:
     return connection.execute(query).scalar_one()
 
 
+def consumer_id(connection, uuid_: str) -> int:
+    query = sa.select(tables.consumers.c.id).where(tables.consumers.c.uuid == uuid_)
+    return connection.execute(query).scalar_one()
+
+
 def row(resource_class: str, fields: dict) -> dict:
     full = {
         "reserved": 0,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import attrs
@@ -30,6 +30,7 @@ __all__ = [
     "normalise_allocations",
     "plan_rewrite",
     "refusal",
+    "sum_takes",
     "total_by_class",
 ]
 
@@ -219,6 +220,18 @@ def _take(key: Key, delta: int, granted: list[int] | None) -> Take:
     if not granted:
         return Take(key=key, delta=delta)
     return Take(key=key, delta=delta, smallest=min(granted), largest=max(granted), divisor=math.gcd(*granted))
+
+
+def sum_takes(rows: Iterable[tuple[Key, int]]) -> list[tuple[int, str, int, int, int, int]]:
+    """What several new claims take together: one change for each inventory, granted iff all of them may be.
+
+    Plain rows in the order of keys, made in their hundreds: provider id, class, and delta, smallest, largest and
+    divisor of a :class:`Take`.
+    """
+    granted: dict[Key, list[int]] = {}
+    for key, amount in rows:
+        granted.setdefault(key, []).append(amount)
+    return [(*key, sum(n), min(n), max(n), math.gcd(*n)) for key, n in sorted(granted.items())]
 
 
 @attrs.frozen(kw_only=True)

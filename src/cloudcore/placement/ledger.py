@@ -16,11 +16,12 @@ from cloudcore.placement import ledger_moves
 from cloudcore.placement.audit import plan_repairs
 from cloudcore.placement.claims import Held, Owner, normalise_allocations
 from cloudcore.placement.ledger_audit import Writers, apply_repair
-from cloudcore.placement.ledger_claims import NewClaim, claim_by_statements, claim_in_one_statement, claim_together
+from cloudcore.placement.ledger_claims import NewClaim, claim_by_statements, claim_in_one_statement
 from cloudcore.placement.ledger_group import GroupCommit
 from cloudcore.placement.ledger_reader import LedgerReader, consumer_uuid
 from cloudcore.placement.ledger_reshape import Reshape, reshape
 from cloudcore.placement.ledger_session import Session
+from cloudcore.placement.ledger_together import claim_together
 from cloudcore.placement.ledger_writes import NEW, Target, settle
 from cloudcore.placement.moves import Move, MoveEvent, MoveKind, MoveState, Overlap
 from cloudcore.placement.values import Inventory

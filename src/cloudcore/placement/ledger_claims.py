@@ -18,27 +18,24 @@ from cloudcore._failpoints import failpoint
 from cloudcore.database import Operation, Outcome, translate
 from cloudcore.errors import (
     AlreadyExists,
-    CloudcoreError,
     ConsumerRetired,
     DatabaseBusy,
     DatabaseUnavailable,
     OutcomeUnknown,
     ProviderNotFound,
-    Transient,
 )
 from cloudcore.placement.claims import InventoryRow, Key, Owner, Take, refusal
-from cloudcore.placement.ledger_session import Session, to_json
+from cloudcore.placement.ledger_session import Session
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, MutableMapping, Sequence
+    from collections.abc import Iterator, MutableMapping
 
     from sqlalchemy.engine import Connection
 
     from cloudcore.database import Database
     from cloudcore.placement.claims import Allocations
-    from cloudcore.placement.ledger_group import Ticket
 
-__all__ = ["NewClaim", "claim_by_statements", "claim_in_one_statement", "claim_together"]
+__all__ = ["NewClaim", "claim_by_statements", "claim_in_one_statement"]
 
 
 @attrs.frozen(kw_only=True)
@@ -72,8 +69,12 @@ class NewClaim:
 
     @functools.cached_property
     def stored_holdings(self) -> str:
-        """What history keeps."""
-        return to_json(self.allocations)
+        """What history keeps: the allocations as JSON. Uuids and names of classes need no escapes."""
+        providers = []
+        for provider, classes in self.allocations.items():
+            amounts = ",".join([f'"{name}":{amount}' for name, amount in classes.items()])
+            providers.append(f'"{provider}":{{{amounts}}}')
+        return f"{{{','.join(providers)}}}"
 
     def amounts(self) -> Iterator[tuple[str, str, int]]:
         """Provider uuid, class and amount of each row."""
@@ -132,48 +133,6 @@ def claim_by_statements(
         failpoint("ledger.claim.note")
         session.run(_NOTE, (claim.consumer, claim.operation.id, claim.stored_holdings))
     return Outcome(result=claim.result, repeated=False), frozenset(key[0] for key, _ in rows)
-
-
-_LOCK_ALL = """
-SELECT 1 FROM inventories i JOIN resource_providers p ON p.id = i.provider_id
-WHERE p.uuid IN {marks} ORDER BY i.provider_id, i.resource_class FOR UPDATE
-"""
-
-
-def claim_together(
-    session: Session,
-    tickets: Sequence[Ticket[NewClaim, Outcome[Any]]],
-    known: MutableMapping[str, int],
-    *,
-    history: bool,
-) -> None:
-    """Do the claims of *tickets* in the transaction of *session*, each with a verdict of its own.
-
-    Where writers run side by side, all inventories are locked first in their order, and consumers come in theirs: two
-    groups then wait for each other instead of blocking each other.
-
-    Raises:
-        DatabaseBusy, DatabaseUnavailable: None of them was done; try all again.
-    """
-    order = list(tickets)
-    if session.dialect != "sqlite":
-        order.sort(key=lambda ticket: ticket.ask.consumer)
-        failpoint("ledger.group.lock")
-        for _ in session.in_parts(_LOCK_ALL, sorted({p for ticket in tickets for p in ticket.ask.allocations})):
-            pass
-    changed: set[int] = set()
-    for ticket in order:
-        session.run("SAVEPOINT claim")
-        try:
-            ticket.answer, providers = claim_by_statements(session, ticket.ask, known, history=history)
-            changed.update(providers)
-        except Transient:
-            raise
-        except CloudcoreError as error:
-            ticket.error = error
-            session.run("ROLLBACK TO SAVEPOINT claim")
-        session.run("RELEASE SAVEPOINT claim")
-    session.add_changes(changed)
 
 
 def _take_operation(session: Session, claim: NewClaim) -> Outcome[Any] | None:

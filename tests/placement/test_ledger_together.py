@@ -1,0 +1,160 @@
+"""Claims that share a transaction are granted and refused as they would be one by one."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cloudcore import _failpoints
+from cloudcore.database import Database
+from cloudcore.errors import AlreadyExists, CapacityExceeded, CloudcoreError, InventoryNotFound
+from cloudcore.placement import AllocationLedger
+from cloudcore.placement.ledger_group import Ticket
+from tests.placement import ledger_worlds
+from tests.placement.ledger_jobs import OWNER, claim_as_group, new_claim
+from tests.placement.ledger_worlds import add_providers, used, uuid_of
+
+INVENTORY = {"VCPU": {"total": 9, "max_unit": 5}, "MEMORY_MB": {"total": 40, "min_unit": 2, "step_size": 2}}
+PROVIDERS = dict.fromkeys(("h1", "h2", "h3"), INVENTORY)
+HELD, RETIRED = "held", "retired"
+
+amounts = st.dictionaries(st.sampled_from(["VCPU", "MEMORY_MB", "PGPU"]), st.integers(1, 7), min_size=1, max_size=2)
+usual = st.dictionaries(st.sampled_from(["VCPU"]), st.integers(1, 3), min_size=1)
+wanted = st.dictionaries(st.sampled_from(["h1", "h2", "h2", "h3", "nowhere"]), amounts | usual, min_size=1, max_size=2)
+asks = st.tuples(st.integers(0, 12), wanted | st.just({"h1": {"VCPU": 1}}), st.integers(0, 15))
+
+
+def world(database: Database) -> AllocationLedger:
+    """Three hosts; one consumer that holds something, one that was released for ever."""
+    ledger_worlds.empty(database)
+    add_providers(database, PROVIDERS)
+    ledger = AllocationLedger(database)
+    ledger.claim(uuid_of(HELD), {uuid_of("h3"): {"VCPU": 1}}, operation_id="op-15", **OWNER)
+    ledger.release(uuid_of(RETIRED), forever=True)
+    return ledger
+
+
+def claim_of(consumer: int, allocations: dict, operation: int):
+    name = {11: HELD, 12: RETIRED}.get(consumer, str(consumer))
+    return new_claim(uuid_of(name), {uuid_of(host): held for host, held in allocations.items()}, f"op-{operation}")
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """Two databases: for the group, and for the same claims one by one."""
+    folder = tmp_path_factory.mktemp("together")
+    databases = [Database(f"sqlite:///{folder / name}.db", durable=False) for name in ("grouped", "alone")]
+    for database in databases:
+        ledger_worlds.create_tables(database)
+    yield databases
+    for database in databases:
+        database.close()
+
+
+class Settled(Ticket):
+    """Notes when it was settled."""
+
+    order: list[Settled]
+
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, value)
+        if name in {"answer", "error"} and value is not None:
+            self.order.append(self)
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(asked=st.lists(asks, min_size=2, max_size=14))
+def test_group_is_some_order_of_single_claims(pair, asked):
+    """In the order in which a group settles them, each of its claims hears what it would hear alone."""
+    grouped, alone = (world(database) for database in pair)
+    Settled.order = []
+    grouped._claim_group([Settled(claim_of(*ask)) for ask in asked])
+    assert len(Settled.order) == len(asked)
+    for ticket in list(Settled.order):
+        single = Ticket(ticket.ask)
+        try:
+            single.answer = alone._claim(ticket.ask)
+        except CloudcoreError as error:
+            single.error = error
+        assert single.answer == ticket.answer
+        assert type(single.error) is type(ticket.error)
+    assert contents(grouped) == contents(alone)
+    grouped.check()
+
+
+def contents(ledger: AllocationLedger) -> list:
+    """All that claims write, without what differs from run to run."""
+    with ledger.database.read() as connection:
+        return [
+            connection.exec_driver_sql(f"SELECT {columns} FROM {table} ORDER BY 1, 2, 3, 4").all()
+            for table, columns in {
+                "consumers": "uuid, project_id, user_id, consumer_type, generation, retired_at IS NULL, expires_at",
+                "allocations a JOIN consumers c ON c.id = a.consumer_id": "uuid, provider_id, resource_class, amount",
+                "inventories": "provider_id, resource_class, used, capacity",
+                "allocation_history": "consumer, event, operation_id LIKE 'op-%', holdings",
+                "operations WHERE id LIKE 'op-%'": "id, name, fingerprint, result",
+            }.items()
+        ]
+
+
+def test_group_tells_the_feed_of_every_provider(pair):
+    from cloudcore.placement.changes import changes_since
+
+    ledger = world(pair[0])
+    with ledger.database.read() as connection:
+        _, before = changes_since(connection, None)
+        numbers = {ledger_worlds.provider_id(connection, uuid_of(host)) for host in ("h1", "h2")}
+    claim_as_group(ledger, [(uuid_of(f"feed/{n}"), {uuid_of(f"h{n}"): {"VCPU": 1}}, f"f{n}") for n in (1, 2)])
+    with ledger.database.read() as connection:
+        assert changes_since(connection, before)[0] == numbers
+
+
+def test_whole_group_takes_few_statements(pair):
+    """None of a hundred is in the way of another: nothing is done one by one."""
+    ledger = world(pair[0])
+    add_providers(ledger.database, {"large": {"VCPU": 1000}})
+    passed: list[str] = []
+    _failpoints.arm("*", passed.append)
+    try:
+        claim_as_group(ledger, [(uuid_of(f"few/{n}"), {uuid_of("large"): {"VCPU": 3}}, f"few{n}") for n in range(100)])
+    finally:
+        _failpoints.disarm()
+    assert used(ledger.database, uuid_of("large"), "VCPU") == 300
+    assert [point for point in passed if point.startswith("ledger.claim")] == []
+    ledger.check()
+
+
+def test_those_in_the_way_are_done_by_themselves(pair):
+    """A full host, a missing class and a consumer that is there already cost their own callers only."""
+    ledger = world(pair[0])
+    asked = [
+        (uuid_of("fits"), {uuid_of("h1"): {"VCPU": 1}}, "w1"),
+        (uuid_of("fills"), {uuid_of("h2"): {"VCPU": 5}}, "w2"),
+        (uuid_of("exceeds"), {uuid_of("h2"): {"VCPU": 5}}, "w3"),
+        (uuid_of("lacks"), {uuid_of("h1"): {"PGPU": 1}}, "w4"),
+        (uuid_of(HELD), {uuid_of("h1"): {"VCPU": 1}}, "w5"),
+        (uuid_of("other"), {uuid_of("h1"): {"VCPU": 2}}, "op-15"),
+    ]
+    tickets = [Ticket(new_claim(*one)) for one in asked]
+    ledger._claim_group(tickets)
+    kinds = [type(ticket.error).__name__ if ticket.error else "granted" for ticket in tickets]
+    exceeded, lacking, existing = CapacityExceeded.__name__, InventoryNotFound.__name__, AlreadyExists.__name__
+    assert kinds == ["granted", "granted", exceeded, lacking, existing, "OperationMismatch"]
+    assert [used(ledger.database, uuid_of(host), "VCPU") for host in ("h1", "h2")] == [1, 5]
+    ledger.check()
+
+
+def test_pending_claims_of_a_group_have_deadlines_of_their_own(pair):
+    """By the database's clock, each counted from now."""
+    import attrs
+
+    ledger = world(pair[0])
+    claims = [new_claim(uuid_of(f"p{n}"), {uuid_of("h1"): {"VCPU": 1}}, f"p{n}") for n in range(3)]
+    tickets = [
+        Ticket(attrs.evolve(claim, expires_in=wait)) for claim, wait in zip(claims, (None, 60, 600), strict=True)
+    ]
+    ledger._claim_group(tickets)
+    lasting, soon, late = (ledger.consumer(uuid_of(f"p{n}")).expires_at for n in range(3))
+    assert lasting is None
+    assert (late - soon).total_seconds() == pytest.approx(540, abs=1)
