@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from cloudcore.errors import AlreadyExists, ConsumerNotFound, InvalidRequest, NoValidHost, OperationMismatch
-from cloudcore.placement import HostGroup, HostSelector, PlacementTree, Selection, SelectionReport
+from cloudcore.placement import HostGroup, HostSelector, PlacementTree, Selection, SelectionReport, reschedule
 from cloudcore.placement.hosts import ignore_hosts
 from cloudcore.placement.planner import Planner
 from tests.placement.ledger_worlds import overdue, uuid_of
@@ -308,3 +308,25 @@ def test_shared_storage_is_counted_once_during_a_move(cloud: Cloud) -> None:
     assert cloud.ledger.usages(provider=pool) == {"DISK_GB": 10}
     cloud.ledger.confirm_move(migration)
     assert cloud.ledger.usages(provider=pool) == {"DISK_GB": 10}
+
+
+def test_shared_storage_is_counted_once_by_an_alternate_too(cloud: Cloud) -> None:
+    """The primary has disks of its own, the alternate those of the pool that the source is on."""
+    pool, rack = uuid_of("pool"), uuid_of("rack")
+    shares = {"traits": {"MISC_SHARES_VIA_AGGREGATE"}, "aggregates": {rack}}
+    cloud.tree.add("pool", uuid=pool, inventory={"DISK_GB": 15}, **shares)
+    for number in range(2):
+        cloud.tree.add(f"c0-r0-h{number}", inventory={"VCPU": 8}, aggregates={rack})
+    flavour = "resources=VCPU:2,DISK_GB:10"
+    (chosen,) = cloud.selector.select(flavour, project_id="p", user_id="u")
+    cloud.tree.add("c0-r1-h2", inventory={"VCPU": 8, "DISK_GB": 1000})
+    other = {cloud.tree.provider("c0-r0-h1").uuid: {"VCPU": 1}}  # so that the new host is liked better
+    cloud.ledger.claim(uuid_of("other"), other, project_id="p", user_id="u")
+    migration = uuid_of("migration")
+    destination = cloud.selector.select_destination(chosen.instance, migration, flavour)
+    assert destination.primary.name == "c0-r1-h2"
+    moved = reschedule(cloud.ledger, destination, failed="x", migration=migration)
+    assert pool in moved.choice.allocations
+    assert cloud.ledger.usages(provider=pool) == {"DISK_GB": 10}
+    cloud.ledger.revert_move(migration)
+    assert cloud.ledger.allocations(chosen.instance) == chosen.primary.allocations

@@ -183,7 +183,7 @@ class Move:
         source: What the instance held when the move began, and holds again after a revert.
         destination: What the instance held last at the destination.
         asked: The destination that the move began with; another one follows when an alternate is taken.
-        shared: Providers that hold the same thing for both halves, counted once.
+        shared: Providers of the source that hold the same thing for a destination that has them too, counted once.
         overlap: How a provider on both sides is counted: the ``sum`` of the halves, or their ``maximum``.
         expires_at: When it reverts by itself, by the database's clock; None for never.
         story: One line for each step, oldest first.
@@ -234,7 +234,7 @@ def validate_beginning(move: Move, *, expires: bool) -> None:
     """Check what a move may begin with.
 
     Raises:
-        InvalidAllocation: A live migration would change the shape, or *shared* names a provider not on both sides.
+        InvalidAllocation: A live migration would change the shape, or *shared* names a provider that is not in the source.
         InvalidArgument: An evacuation would expire.
     """
     if move.kind is MoveKind.EVACUATION and expires:
@@ -248,10 +248,10 @@ def validate_beginning(move: Move, *, expires: bool) -> None:
             f"a live migration keeps the shape: the instance holds {old}, the destination is {new}",
             field="destination",
         )
-    stray = sorted(set(move.shared) - (move.source.keys() & move.destination.keys()))
+    stray = sorted(set(move.shared) - move.source.keys())  # the destination may change, and share it later
     if stray:
         raise InvalidAllocation(
-            f"shared providers must be in the source and in the destination; not so {', '.join(stray)}",
+            f"shared providers must be in the source; not so {', '.join(stray)}",
             field="shared",
             value=stray,
         )

@@ -374,14 +374,13 @@ class HostSelector:
         """Begin the move to the pick in one transaction, and keep the selection as its result."""
         selections = self._selections(asked, plan)
         destination = normalise_allocations(selections[0].primary)
-        both = state.allocations.keys() & destination.keys()
         beginning = ledger_moves.Beginning(
             migration=migration,
             instance=asked.instances[0],
             destination=destination,
             kind=kind,
             overlap="sum",
-            shared=tuple(sorted(p for p in both if SHARES_VIA_AGGREGATE in self.tree.provider(p).traits)),
+            shared=tuple(sorted(asked.freed)),  # also for alternates on the same pool
             expires_in=asked.expires_in,
             generation=state.generation,
         )
