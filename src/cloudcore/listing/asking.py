@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import attrs
 
 from cloudcore.errors import CloudcoreError, DatabaseUnavailable, DeadlineExceeded
+from cloudcore.listing.lanes import STALL, Lane
 from cloudcore.listing.values import CellReport, CellState
 
 if TYPE_CHECKING:
@@ -30,25 +31,26 @@ class Ask:
         result: What the work returned.
         error: Why there is no result.
         seconds: What it took.
+        warm: Whether its connection was open already.
     """
 
     __slots__ = (
-        "_answers", "_clock", "_work", "dropped", "error", "flight", "lease", "limit", "link", "result", "seconds",
-        "statements",
+        "_clock", "_work", "answers", "dropped", "error", "flight", "lease", "limit", "link", "result", "seconds",
+        "statements", "warm",
     )  # fmt: skip
 
     def __init__(
         self,
         flight: Flight,
         link: Link,
-        answers: SimpleQueue[Ask],
+        answers: SimpleQueue[Ask | Lane] | Lane,
         clock: Callable[[], float],
     ) -> None:
         self.flight, self.link, self.limit = flight, link, flight.limit
-        self._work, self._answers, self._clock = flight.work, answers, clock
+        self._work, self.answers, self._clock = flight.work, answers, clock
         self.lease: Lease | None = None
         self.statements = 0
-        self.dropped = False
+        self.dropped = self.warm = False
         self.result: Any = None
         self.error: CloudcoreError | None = None
         self.seconds = 0.0
@@ -65,7 +67,7 @@ class Ask:
             self.error = CloudcoreError(f"{type(raised).__name__}: {raised}")
             self.error.__cause__ = raised
         self.seconds = self._clock() - began
-        self._answers.put(self)
+        self.answers.put(self)
 
     def run(self, lease: Lease, text: str, parameters: Any) -> list[tuple[Any, ...]]:
         """One statement, counted."""
@@ -79,17 +81,19 @@ class Ask:
         """
         lease = self.link.acquire(self.limit)
         while True:
-            reused = lease.used
-            self.lease = lease
+            self.warm, self.lease = lease.used, lease
             try:
                 result = use(self, lease)
             except Exception as error:
                 self.lease = None
                 blamed = self.link.blame(lease, error)
-                if self.dropped or not reused or not isinstance(blamed, DatabaseUnavailable):
+                if self.dropped or not self.warm or not isinstance(blamed, DatabaseUnavailable):
                     raise blamed from error
                 lease = self.link.acquire(self.limit, fresh=True)
                 continue
+            except BaseException:  # the caller's own thread was interrupted
+                self.link.scrap(lease)
+                raise
             self.lease = None
             self.link.release(lease)
             return result
@@ -148,39 +152,68 @@ class Flights:
         ports: The cells.
         start: Starts a job in another thread.
         clock: Monotonic seconds.
+        lanes: Whether cells that answer at once may share a thread, and a single one the caller's; for statements of
+            which none is known to take long.
     """
 
     def __init__(
-        self, ports: Mapping[str, Port], *, start: Callable[[Ask], None], clock: Callable[[], float] = time.monotonic
+        self,
+        ports: Mapping[str, Port],
+        *,
+        start: Callable[[Callable[[], None]], None],
+        clock: Callable[[], float] = time.monotonic,
+        lanes: bool = False,
     ) -> None:
         self.ports = ports
         self.parts = {name: Part() for name in ports}
-        self._start, self._clock = start, clock
-        self._answers: SimpleQueue[Ask] = SimpleQueue()
+        self._start, self._clock, self._lanes = start, clock, lanes
+        self._answers: SimpleQueue[Ask | Lane] = SimpleQueue()
         self._flights: dict[str, Flight] = {}
+        self._lane: Lane | None = None
+        self._watched: Ask | None = None
+        """What the lane was at when it was last looked at."""
         self._wake = math.inf
         """No limit and no hedge comes before this instant."""
 
     def send(self, cell: str, work: Callable[[Ask], Any], *, seconds: float | None = None) -> None:
-        """Ask *cell*, which has the given time, else its deadline."""
+        """Ask *cell*, which has the given time, else its deadline. Call :meth:`go` after the last."""
         port = self.ports[cell]
         now = self._clock()
         patience = port.patience()
         limit = now + (port.deadline if seconds is None else seconds)
         flight = Flight(cell, port, work, now, limit, None if patience is None else now + patience)
         self._flights[cell] = flight
-        self._ask(flight)
+        if self._lanes and patience is None and port.pace.quick(now) and not (self._lane and self._lane.started):
+            if self._lane is None:
+                self._lane = Lane(self._answers)
+            self._lane.waiting.append(self._asking(flight, self._lane))
+        else:
+            self._ask(flight)
+
+    def go(self) -> None:
+        """Start what was sent to the lane."""
+        lane = self._lane
+        if lane is None or lane.started:
+            return
+        lane.started = True
+        if len(self._flights) == 1 and lane.waiting[0].flight.port.direct:
+            lane()  # the database itself keeps the deadline
+        else:
+            self._start(lane)
 
     def _ask(self, flight: Flight) -> None:
         """Ask the next database of the cell."""
-        ask = Ask(flight, flight.links.pop(0), self._answers, self._clock)
+        self._start(self._asking(flight, self._answers))
+
+    def _asking(self, flight: Flight, answers: SimpleQueue[Ask | Lane] | Lane) -> Ask:
+        ask = Ask(flight, flight.links.pop(0), answers, self._clock)
         first = flight.limit if flight.hedge_at is None else min(flight.limit, flight.hedge_at)
         if first < self._wake:
             self._wake = first
         if not flight.links:
             flight.hedge_at = None
         flight.asks.append(ask)
-        self._start(ask)
+        return ask
 
     def wait(self) -> list[tuple[str, Any, CloudcoreError | None]]:
         """Results of at least one cell: (cell, result, error). Empty when nothing is under way.
@@ -190,15 +223,61 @@ class Flights:
         """
         done: list[tuple[str, Any, CloudcoreError | None]] = []
         while self._flights and not done:
+            pause = max(0.0, self._wake - self._clock())
             try:
-                ask = self._answers.get(timeout=max(0.0, self._wake - self._clock()))
+                ask = self._answers.get(timeout=pause if self._lane is None else min(pause, STALL))
             except Empty:
-                done += self._overdue(self._clock())
+                if self._lane is not None:
+                    self._look_after(self._lane, done)
+                if not done and self._wake <= (now := self._clock()):
+                    done += self._overdue(now)
                 continue
-            self._land(ask, done)
+            self._take(ask, done)
             while not self._answers.empty():
-                self._land(self._answers.get(), done)
+                self._take(self._answers.get(), done)
         return done
+
+    def _take(self, answer: Ask | Lane, done: list[tuple[str, Any, CloudcoreError | None]]) -> None:
+        if isinstance(answer, Lane):
+            self._empty(answer, done)
+            if answer is self._lane:
+                self._lane = None
+        else:
+            self._land(answer, done)
+
+    def _empty(self, lane: Lane, done: list[tuple[str, Any, CloudcoreError | None]]) -> None:
+        """Take what a lane has finished."""
+        now = self._clock()
+        while lane.finished:
+            ask = lane.finished.popleft()
+            if ask.warm and ask.error is None:
+                ask.flight.port.pace.answered(ask.seconds, now)
+            self._land(ask, done)
+
+    def _look_after(self, lane: Lane, done: list[tuple[str, Any, CloudcoreError | None]]) -> None:
+        """Take what a lane has finished; when it is where it was last time, go on without it."""
+        if lane.finished or lane.running is not self._watched:
+            self._watched = lane.running
+            self._empty(lane, done)
+            return
+        self._spill(lane)
+
+    def _spill(self, lane: Lane) -> None:
+        """Give what waits in a lane to threads of its own."""
+        self._lane = None
+        now = self._clock()
+        stuck = lane.running
+        if stuck is not None:
+            stuck.flight.port.pace.stalled(now)
+        while lane.waiting:
+            try:
+                ask = lane.waiting.popleft()
+            except IndexError:  # the lane's own thread was faster
+                break
+            if stuck is not None:
+                ask.flight.port.pace.stalled(now)
+            ask.answers = self._answers
+            self._start(ask)
 
     def _overdue(self, now: float) -> list[tuple[str, Any, CloudcoreError | None]]:
         late: list[tuple[str, Any, CloudcoreError | None]] = []
@@ -264,14 +343,16 @@ def ask_all(
     ports: Mapping[str, Port],
     work: Callable[[str], Callable[[Ask], Any]],
     *,
-    start: Callable[[Ask], None],
+    start: Callable[[Callable[[], None]], None],
     clock: Callable[[], float],
     seconds: float | None = None,
+    lanes: bool = False,
 ) -> tuple[dict[str, Any], dict[str, Part], dict[str, CloudcoreError]]:
     """Ask every cell the same at once: results of those that answered, what became of each, and the errors."""
-    flights = Flights(ports, start=start, clock=clock)
+    flights = Flights(ports, start=start, clock=clock, lanes=lanes)
     for cell in ports:
         flights.send(cell, work(cell), seconds=seconds)
+    flights.go()
     results: dict[str, Any] = {}
     errors: dict[str, CloudcoreError] = {}
     while done := flights.wait():

@@ -170,6 +170,9 @@ class Link:
             source = open_engine(source, **options)
         self._source = source
         self.mine = not isinstance(source, sa.Engine)
+        url = source.url if isinstance(source, sa.Engine) else sa.make_url(source)
+        self.local = url.get_backend_name() == "sqlite"
+        """Whether it is a file that this process reads by itself."""
         self._deadline = deadline
         self._options = options
         self._clock = clock
@@ -228,8 +231,7 @@ class Link:
     def _forget_idle(self) -> None:
         with contextlib.suppress(IndexError):
             while True:
-                self._idle.pop().discard()
-                self._leave()
+                self.scrap(self._idle.pop())
 
     def release(self, lease: Lease) -> None:
         """Take a connection back after a statement that went well."""
@@ -245,10 +247,14 @@ class Link:
         if self._closed:
             self._close_idle()
 
-    def blame(self, lease: Lease, error: Exception) -> CloudcoreError:
-        """Take a connection back after *error*, for good; returns the error to raise."""
+    def scrap(self, lease: Lease) -> None:
+        """Take a connection back for good."""
         lease.discard()
         self._leave()
+
+    def blame(self, lease: Lease, error: Exception) -> CloudcoreError:
+        """Take a connection back after *error*, for good; returns the error to raise."""
+        self.scrap(lease)
         return error if isinstance(error, CloudcoreError) else _typed(error, self.engine)
 
     def _enter(self, limit: float) -> Lease | None:

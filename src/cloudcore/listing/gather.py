@@ -43,14 +43,14 @@ class Gather:
         merge: Merge,
         ports: Mapping[str, Port],
         *,
-        start: Callable[[Ask], None],
+        start: Callable[[Callable[[], None]], None],
         settle: Callable[[Iterable[str]], Mapping[str, str]],
         clock: Callable[[], float] = time.monotonic,
         patient: bool = False,
     ) -> None:
         self.merge = merge
         self._reader = _Reader(plan)
-        self._flights = Flights(ports, start=start, clock=clock)
+        self._flights = Flights(ports, start=start, clock=clock, lanes=True)
         self._settle, self._patient = settle, patient
         self._starved: set[str] = set()
 
@@ -93,6 +93,7 @@ class Gather:
                 deadline = self._flights.ports[fetch.cell].deadline
                 seconds = max(deadline - part.seconds, deadline / 20)
             self._flights.send(fetch.cell, self._reader.work(fetch), seconds=seconds)
+        self._flights.go()
 
     def _receive(self) -> None:
         """Wait until every cell without which nothing is certain has answered or failed."""

@@ -39,7 +39,7 @@ _AWAY = frozenset({CellState.SLOW, CellState.DOWN})
 class Means:
     """What a call needs of its router."""
 
-    start: Callable[[Ask], None]
+    start: Callable[[Callable[[], None]], None]
     clock: Callable[[], float]
     directory: Directory | None
 
@@ -168,7 +168,11 @@ class Pager:
                 keys[cell].append(self._merge.key_of(entry))
         ports = {cell: self._ports[cell] for cell in keys}
         results, parts, errors = ask_all(
-            ports, lambda cell: self._row_fetcher(keys[cell]), start=self._means.start, clock=self._means.clock
+            ports,
+            lambda cell: self._row_fetcher(keys[cell]),
+            start=self._means.start,
+            clock=self._means.clock,
+            lanes=True,
         )
         for cell, part in parts.items():
             mine = self._gather.parts[cell]

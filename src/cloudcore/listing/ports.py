@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from cloudcore.listing.cells import Cell, Link
 from cloudcore.listing.hedging import HedgePolicy, Hedger
+from cloudcore.listing.lanes import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,6 +82,8 @@ class Port:
             Link(database, connections=cell.connections, deadline=self.deadline, options=cell.options, clock=clock)
             for database in (cell.database, *cell.replicas)
         ]
+        self.pace = Pace(self.link.local)
+        self._plain = self.link.mine and not cell.options
         self._guard = guard
         self._hedger = Hedger(hedging) if cell.replicas else None
         self._lock = threading.Lock()
@@ -89,6 +92,15 @@ class Port:
     def link(self) -> Link:
         """The first of its databases, which is also the one written to."""
         return self.links[0]
+
+    @property
+    def direct(self) -> bool:
+        """Whether the caller's own thread may wait for an answer.
+
+        Only for a file that has just answered at once over a connection of ours: SQLite gives up a statement at the
+        deadline by itself, and waits no longer for a lock. A file system that hangs would hold the caller.
+        """
+        return self._plain and self.pace.proven
 
     def patience(self) -> float | None:
         """Note a request; seconds after which a replica should be asked too, None when there is none."""
