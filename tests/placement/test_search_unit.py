@@ -48,6 +48,28 @@ def test_many_blocks_find_what_brute_force_finds(case: tuple, seed: int, order_b
     tree.check()
 
 
+def test_groups_of_one_class_are_kept_apart_by_conditions_until_an_edit() -> None:
+    """While no device is of use to both groups nothing needs to be summed up; that is remembered, and forgotten."""
+    tree = PlacementTree()
+    tree.add("cn")
+    for name in "ab":
+        tree.add(name, parent="cn", inventory={"SRIOV_NET_VF": 1}, traits={f"CUSTOM_{name.upper()}"})
+    query = (
+        "resources1=SRIOV_NET_VF:1&required1=CUSTOM_A&resources2=SRIOV_NET_VF:1&required2=CUSTOM_B&group_policy=none"
+    )
+
+    def found() -> list[list[str]]:
+        return [[tree[uuid].name for (uuid,) in c.mappings.values()] for c in tree.candidates(query)]
+
+    assert found() == [["a", "b"]]
+    tree.set_traits("b", {"CUSTOM_A", "CUSTOM_B"})
+    assert found() == [["a", "b"]], "b has one unit, not two"
+    tree.set_inventory("b", {"SRIOV_NET_VF": 2})
+    assert found() == [["a", "b"], ["b", "b"]]
+    tree.set_traits("b", {"CUSTOM_B"})
+    assert found() == [["a", "b"]]
+
+
 def nested(hosts: int) -> PlacementTree:
     tree = PlacementTree()
     for host in range(hosts):

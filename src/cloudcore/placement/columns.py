@@ -159,6 +159,7 @@ class Block:
         traits: Trait → positions that carry it.
         aggregates: Aggregate → positions that are in it.
         remembered: What the search worked out about conditions that only an edit of the block could change; bounded.
+        apart: The same, of whether conditions leave no provider to two slots.
     """
 
     providers: list[Provider]
@@ -172,6 +173,7 @@ class Block:
     traits: dict[str, Members]
     aggregates: dict[str, Members]
     remembered: dict[Any, Mask] = attrs.field(factory=dict)
+    apart: dict[Any, bool] = attrs.field(factory=dict)
 
     @property
     def size(self) -> int:
@@ -239,6 +241,7 @@ class Block:
             traits=self.traits,
             aggregates=self.aggregates,
             remembered=self.remembered,
+            apart=self.apart,
         )
 
 

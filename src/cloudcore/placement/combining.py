@@ -31,12 +31,22 @@ class OneTree:
         tree: Its place in the block.
         options: Per slot, the handles that could give it.
         sharing: The sharing providers, None when there are none.
+        apart: Whether it is known that no provider could give one class to two slots.
     """
 
-    def __init__(self, block: Block, tree: int, options: Sequence[Sequence[int]], sharing: Sharing | None) -> None:
+    def __init__(
+        self,
+        block: Block,
+        tree: int,
+        options: Sequence[Sequence[int]],
+        sharing: Sharing | None,
+        *,
+        apart: bool = False,
+    ) -> None:
         self.block = block
         self.tree = tree
         self.sharing = sharing
+        self.apart = apart
         self.options = _by_handle(block, options, sharing)
 
     @property
@@ -317,7 +327,11 @@ def combinations(
         fold: Of ways that differ only in which of several equal groups gets what, yield the first.
         conditions: Those that must hold.
     """
-    active = [condition(compiled, tree) for condition in conditions if condition.applies(compiled)]
+    active = [
+        condition(compiled, tree)
+        for condition in conditions
+        if condition.applies(compiled) and not (condition is Room and tree.apart)
+    ]
     twins = [slot.twin for slot in compiled.slots]
     folding = fold and any(twin is not None for twin in twins)
     if not active and not folding:

@@ -55,6 +55,7 @@ class CompiledRequest:
         request: What was asked.
         slots: The group without a suffix first, class by class; then the suffixed groups as given.
         shared: Classes that more than one slot asks for, with the sum over the slots.
+        rivals: For each of these, the slots that ask for it, and their conditions; None when one of them has none.
         isolated: Slots of which no two may be on one provider.
         collective: Slots of the group without a suffix, when it requires traits.
     """
@@ -62,6 +63,7 @@ class CompiledRequest:
     request: ResourceRequest
     slots: tuple[Slot, ...]
     shared: dict[str, int]
+    rivals: tuple[tuple[str, tuple[int, ...], tuple[Any, ...] | None], ...]
     isolated: tuple[int, ...]
     collective: tuple[int, ...]
 
@@ -99,10 +101,12 @@ def _compile(request: ResourceRequest, _: object) -> CompiledRequest:
     suffixed = tuple(i for i, slot in enumerate(slots) if slot.suffix)
     isolated = suffixed if request.group_policy == "isolate" and len(suffixed) > 1 else ()
     collective = tuple(i for i, slot in enumerate(slots) if not slot.suffix and slot.group.required)
+    shared = _shared(slots)
     return CompiledRequest(
         request=request,
         slots=tuple(slots),
-        shared=_shared(slots),
+        shared=shared,
+        rivals=tuple((name, *_rivals(slots, name)) for name in shared),
         isolated=isolated,
         collective=collective,
     )
@@ -113,6 +117,12 @@ def _twin(slots: Sequence[Slot], group: RequestGroup, subtrees: tuple[int, ...])
         if slots[i].suffix and slots[i].group == group and slots[i].subtrees == subtrees:
             return i
     return None
+
+
+def _rivals(slots: Sequence[Slot], name: str) -> tuple[tuple[int, ...], tuple[Any, ...] | None]:
+    asking = tuple(i for i, slot in enumerate(slots) if any(c == name for c, _ in slot.resources))
+    conditions = tuple(slots[i].conditions for i in asking)
+    return asking, None if None in conditions else conditions
 
 
 def _shared(slots: Sequence[Slot]) -> dict[str, int]:

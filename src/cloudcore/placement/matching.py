@@ -37,12 +37,14 @@ class BlockMatch:
         trees: The trees that have something for every slot, ascending.
         positions: Per slot, the positions of the block that could give it, ascending.
         anchors: Per slot, sharing provider that could give it → the trees that it serves from outside.
+        apart: Whether no provider could give one class to two slots: then what each may take is there for all.
     """
 
     block: Block
     trees: Positions
     positions: Sequence[Positions]
     anchors: Sequence[Mapping[int, Mask]]
+    apart: bool = False
 
 
 _REMEMBERED = 64  # condition masks a block keeps; a byte for each row
@@ -154,12 +156,13 @@ class Matcher:
             trees = there
         if trees is None or not trees.any():
             return None
-        if self.compiled.shared:
+        apart = self._apart(block, anchors)
+        if not apart:
             self._narrow_by_sums(block, trees, positions, anchors)
         if self.compiled.collective:
             self._narrow_by_traits(block, trees, positions, anchors)
         found = np.flatnonzero(trees[first:last]) + first
-        return BlockMatch(block, found, positions, anchors) if len(found) else None
+        return BlockMatch(block, found, positions, anchors, apart) if len(found) else None
 
     def _hopeless(self, block: Block) -> bool:
         """Whether a glance tells that nothing in the block can give some slot, and no sharing provider can either."""
@@ -258,6 +261,31 @@ class Matcher:
         positions = [self.positions(block, slot, 0, block.size) for slot in self.compiled.slots]
         self._narrow_by_sums(block, enough, positions, self.anchors(block))
         return ~enough
+
+    def _apart(self, block: Block, anchors: Sequence[Mapping[int, Mask]]) -> bool:
+        """Whether conditions (different networks, say) leave no provider of *block* to two slots of a class."""
+        for name, slots, conditions in self.compiled.rivals:
+            if conditions is None or any(anchors[i] for i in slots):
+                return False
+            apart = block.apart.get((name, conditions))
+            if apart is None:
+                apart = self._no_rivals(block, name, slots)
+                if len(block.apart) >= _REMEMBERED:
+                    block.apart.clear()
+                block.apart[name, conditions] = apart
+            if not apart:
+                return False
+        return True
+
+    def _no_rivals(self, block: Block, name: str, slots: Sequence[int]) -> bool:
+        rows = block.classes[name].rows if name in block.classes else _NOWHERE
+        taken = np.zeros(len(rows), dtype=np.bool_)
+        for i in slots:
+            mask = _conditions(block, self.compiled.slots[i], rows, shared=False)
+            if (taken & mask).any():
+                return False
+            taken |= mask
+        return True
 
     # --- whole trees -------------------------------------------------------------------------------------------------
 

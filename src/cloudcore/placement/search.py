@@ -19,7 +19,7 @@ from cloudcore.placement.ordering import scores, starting_tree
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from cloudcore.placement.columns import Block, Columns
+    from cloudcore.placement.columns import Block, Columns, Positions
     from cloudcore.placement.compiled import CompiledRequest
     from cloudcore.placement.matching import BlockMatch
     from cloudcore.placement.ordering import OrderBy
@@ -176,6 +176,19 @@ class Search:
 
     def _promising(self) -> Iterator[OneTree]:
         """Trees that have something for every slot, in the order in which they are offered."""
+        options = self.options
+        if options.order_by or options.preferred or options.within is not None:
+            yield from self._promising_of_found()
+            return
+        size = _FIRST_BATCH
+        for match in self._matches():
+            done = 0
+            while done < len(match.trees):
+                yield from self._open(match, match.trees[done : done + size])
+                done += size
+                size *= 4
+
+    def _promising_of_found(self) -> Iterator[OneTree]:
         batch: list[tuple[_Found, int]] = []
         size = _FIRST_BATCH
         for found, tree in self._found():
@@ -190,19 +203,20 @@ class Search:
     def _one_tree(self, match: BlockMatch, tree: int) -> OneTree:
         return next(self._open(match, [tree]))
 
-    def _open(self, match: BlockMatch, trees: Sequence[int]) -> Iterator[OneTree]:
+    def _open(self, match: BlockMatch, trees: Sequence[int] | Positions) -> Iterator[OneTree]:
         """Read out what each of *trees* has for each slot."""
-        block = match.block
-        begins = block.starts[np.asarray(trees)]
-        ends = block.starts[np.asarray(trees) + 1]
-        bounds = [(p, p.searchsorted(begins).tolist(), p.searchsorted(ends).tolist()) for p in match.positions]
+        block, sharing = match.block, self._columns.sharing
+        chosen = np.asarray(trees)
+        count = len(chosen)
+        edges = block.starts[np.concatenate((chosen, chosen + 1))]  # where the trees begin, then where they end
+        bounds = [(positions, positions.searchsorted(edges).tolist()) for positions in match.positions]
         preferred = self.options.preferred
-        for i, tree in enumerate(trees):
-            options = [positions[first[i] : last[i]].tolist() for positions, first, last in bounds]
-            for handles, served in zip(options, match.anchors, strict=True):
-                if served:
+        for i, tree in enumerate(chosen.tolist()):
+            options = [positions[edge[i] : edge[i + count]].tolist() for positions, edge in bounds]
+            if sharing is not None:
+                for handles, served in zip(options, match.anchors, strict=True):
                     handles.extend(-1 - index for index in sorted(served) if served[index][tree])
-            one = OneTree(block, tree, options, self._columns.sharing)
+            one = OneTree(block, tree, options, sharing, apart=match.apart)
             if preferred:
                 one.options = [sorted(handles, key=lambda h: -self._liking(one, h)) for handles in one.options]
             yield one
@@ -221,12 +235,16 @@ class Search:
                 yield found, tree
 
     def _in_order(self) -> Iterator[tuple[_Found, int]]:
+        for match in self._matches():
+            found = _Found(match, ())
+            for tree in match.trees.tolist():
+                yield found, tree
+
+    def _matches(self) -> Iterator[BlockMatch]:
         for block, first, last in self._windows():
             match = self._matcher.match(block, first, last)
             if match is not None:
-                found = _Found(match, ())
-                for tree in match.trees.tolist():
-                    yield found, tree
+                yield match
 
     def _windows(self) -> Iterator[tuple[Block, int, int]]:
         """Small slices first, in case they have all that is wanted; then whole blocks."""
