@@ -89,6 +89,11 @@ class Breakers:
         """Whether *cell* has failed since its last success."""
         return cell in self._views
 
+    @property
+    def any_troubled(self) -> bool:
+        """Whether any cell is."""
+        return bool(self._views)
+
     def succeed(self, cell: str) -> None:
         """*cell* has answered: it is closed again."""
         self._set(cell, None)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import URL, Dialect, Engine
     from sqlalchemy.pool import PoolProxiedConnection
 
-__all__ = ["Cell", "Lease", "Link"]
+__all__ = ["Cell", "Lease", "Link", "in_memory"]
 
 
 def _replicas(value: Any) -> tuple[Any, ...]:
@@ -165,7 +165,7 @@ class Link:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._memory = False
-        if not isinstance(source, sa.Engine) and _in_memory(sa.make_url(source)):
+        if not isinstance(source, sa.Engine) and in_memory(sa.make_url(source)):
             self._memory = True  # reading and writing must share the one connection that is the database
             source = open_engine(source, **options)
         self._source = source
@@ -325,7 +325,8 @@ def _typed(error: Exception, engine: Engine) -> CloudcoreError:
     return translate(wrapped, engine)
 
 
-def _in_memory(url: URL) -> bool:
+def in_memory(url: URL) -> bool:
+    """Whether the database is one connection's own, in memory."""
     return url.get_backend_name() == "sqlite" and url.database in {None, "", ":memory:"}
 
 

@@ -8,7 +8,6 @@ directory does not know, which a routed query would miss.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -17,8 +16,8 @@ import attrs
 import sqlalchemy as sa
 
 from cloudcore.database import Database, insert_ignoring_duplicates
-from cloudcore.errors import AlreadyExists, Conflict, InstanceNotFound
-from cloudcore.listing.cells import Link
+from cloudcore.errors import AlreadyExists, Conflict, DatabaseUnavailable, InstanceNotFound
+from cloudcore.listing.cells import Link, in_memory
 from cloudcore.listing.sources import RecordSource
 from cloudcore.listing.statements import Prepared
 from cloudcore.listing.tables import create_directory_tables, directory_instances, directory_routes
@@ -110,7 +109,11 @@ class InstanceDirectory:
         self._owned = self.database is not source
         create_directory_tables(self.database.engine)
         engine = self.database.engine
-        self._link = Link(engine, connections=_CONNECTIONS, deadline=_PATIENCE, options={})
+        opened_here = not isinstance(source, Database | sa.Engine) and not in_memory(engine.url)
+        # Connections of its own are kept open between questions; those of a caller's pool go back after each.
+        self._link = Link(
+            engine.url if opened_here else engine, connections=_CONNECTIONS, deadline=_PATIENCE, options={}
+        )
 
     # ---- questions
 
@@ -131,13 +134,20 @@ class InstanceDirectory:
 
     def _ask(self, statement: Prepared, values: dict[str, Any]) -> list[tuple[Any, ...]]:
         """The rows of a statement that every page sends: as cached text, past SQLAlchemy's executor."""
-        lease = self._link.acquire(monotonic() + _PATIENCE)
-        try:
-            rows = lease.run(*statement.text(lease.dialect, values), math.inf)
-        except Exception as error:
-            raise self._link.blame(lease, error) from error
-        self._link.release(lease)
-        return rows
+        limit = monotonic() + _PATIENCE
+        lease = self._link.acquire(limit)
+        while True:
+            kept = lease.used
+            try:
+                rows = lease.run(*statement.text(lease.dialect, values), limit)
+            except Exception as error:
+                blamed = self._link.blame(lease, error)
+                if not kept or not isinstance(blamed, DatabaseUnavailable):
+                    raise blamed from error
+                lease = self._link.acquire(limit, fresh=True)  # it may have died with a server that is back
+                continue
+            self._link.release(lease)
+            return rows
 
     def cells_of(self, uuids: Iterable[str]) -> dict[str, str]:
         """The cell that owns each of these; unknown ones are left out."""
@@ -320,6 +330,7 @@ class InstanceDirectory:
 
     def close(self) -> None:
         """Close the connections, unless the database is the caller's."""
+        self._link.close()
         if self._owned:
             self.database.close()
 

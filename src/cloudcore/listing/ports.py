@@ -30,6 +30,11 @@ class Guard:
         with self._lock:
             return self._breakers.admit(cell, self._clock())
 
+    @property
+    def quiet(self) -> bool:
+        """Whether no cell has failed since its last success: all are admitted."""
+        return not self._breakers.any_troubled
+
     def succeed(self, cell: str) -> None:
         """*cell* has answered."""
         if not self._breakers.troubled(cell):  # the common case needs no lock: reading a dictionary is atomic
