@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 import threading
@@ -14,6 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cloudcore import create_schema
+from cloudcore.database import Database
 from cloudcore.errors import (
     AlreadyExists,
     CapacityExceeded,
@@ -35,7 +38,7 @@ from cloudcore.errors import (
 from cloudcore.placement import Inventory, PlacementTree, upkeep
 from tests.placement import ours
 from tests.placement.peer import SERVER, Peer, peer_python
-from tests.placement.worlds import cases
+from tests.placement.worlds import World, cases
 
 A = "aaaaaaaa-0000-0000-0000-000000000001"
 POOL = "MISC_SHARES_VIA_AGGREGATE"
@@ -366,6 +369,102 @@ def test_forest_is_read_from_the_database_of_placement(tmp_path: Path) -> None:
     tree = PlacementTree.from_placement_database(f"sqlite:///{file}")
     tree.check()
     assert comparable(tree) == comparable(ours.build(world))
+
+
+RESHAPED = "dddddddd-0000-4000-8000-000000000001"
+OVERDRAWN = {"VCPU": {"total": 10, "reserved": 11, "allocation_ratio": 0.5}, "DISK_GB": {"total": 10}}
+"""The first is accepted by Placement as any inventory is: half of the unit that is missing is none."""
+RESERVED = {"VCPU": {"total": 8, "reserved": 20}, "MEMORY_MB": {"total": 8, "allocation_ratio": -1.5}}
+"""Only a reshape stores these."""
+
+
+def store_what_is_refused(peer: Peer) -> None:
+    """Over Placement's API: what it lets through."""
+
+    def call(method: str, path: str, body: dict) -> dict:
+        answer = peer.ask("call", method=method, path=path, body=body)
+        assert answer["status"] < 300, answer
+        return answer["body"]
+
+    peer.load(World(()))
+    path = f"/resource_providers/{RESHAPED}/inventories"
+    call("POST", "/resource_providers", {"name": "cn1", "uuid": RESHAPED})
+    call("PUT", path, {"inventories": OVERDRAWN, "resource_provider_generation": 0})
+    answer = peer.ask(
+        "call", method="PUT", path=path, body={"inventories": RESERVED, "resource_provider_generation": 1}
+    )
+    assert answer["status"] == 400
+    reshaped = {"inventories": OVERDRAWN | {"PCPU": RESERVED["VCPU"]} | {"MEMORY_MB": RESERVED["MEMORY_MB"]}}
+    inventories = {RESHAPED: reshaped | {"resource_provider_generation": 1}}
+    call("POST", "/reshaper", {"inventories": inventories, "allocations": {}})
+
+
+def test_inventories_that_placement_would_refuse_are_read_where_it_stored_them(tmp_path: Path) -> None:
+    """They give nothing out, as with Placement, and a report says why; what else is there is not in their way."""
+    with Peer(peer_python()) as peer:
+        store_what_is_refused(peer)
+        tree = PlacementTree.from_service(OverPeer(peer), threads=1)
+        queries = [f"resources={name}:1" for name in ("VCPU", "PCPU", "MEMORY_MB", "DISK_GB")]
+        answers = dict(zip(queries, peer.search(queries), strict=True))
+    for query, answer in answers.items():
+        assert set(ours.listed(tree, query)) == answer.candidates
+    assert len(ours.listed(tree, queries[-1])) == 1
+    assert {name: inventory.capacity for name, inventory in tree["cn1"].inventories.items()} == {
+        "VCPU": 0,
+        "PCPU": 0,
+        "MEMORY_MB": 0,
+        "DISK_GB": 10,
+    }
+    (rejection,) = tree.candidates("resources=PCPU:2").report()
+    assert (rejection.reason, rejection.reserved, rejection.total, rejection.capacity) == ("capacity", 20, 8, 0)
+    assert "reserved 20 of only 8, so that nothing is given out" in str(rejection)
+    with Database(f"sqlite:///{tmp_path / 'bound.db'}") as database:
+        create_schema(database)
+        with PlacementTree.open(database) as bound:
+            bound.load(tree.as_placement())
+        with PlacementTree.open(database) as bound:
+            bound.set_traits("cn1", {"CUSTOM_A"})
+            bound.check()
+            assert comparable(bound)[0][3] == comparable(tree)[0][3]
+            assert list(bound.candidates(queries[0])) == []
+            with pytest.raises(InvalidInventory, match="leaves less than nothing"):
+                bound.set_inventory("cn1", tree["cn1"].inventories)
+            bound.set_inventory("cn1", {"VCPU": Inventory(10, 2)})
+            assert len(list(bound.candidates(queries[0]))) == 1
+
+
+@pytest.mark.parametrize(
+    ("numbers", "field"),
+    [
+        ({"total": 0, "reserved": 1}, "total"),
+        ({"total": 1, "reserved": -1}, "reserved"),
+        ({"total": 1, "reserved": "2"}, "reserved"),
+        ({"total": 1, "reserved": 2, "step_size": 0}, "step_size"),
+        ({"total": 1, "reserved": 2, "min_unit": 0}, "min_unit"),
+        ({"total": 1, "allocation_ratio": float("nan")}, "allocation_ratio"),
+        ({"total": 1, "allocation_ratio": -float("inf")}, "allocation_ratio"),
+        ({"total": 1, "allocation_ratio": "-1"}, "allocation_ratio"),
+    ],
+)
+def test_what_no_deployment_can_have_stored_is_refused(numbers: dict, field: str) -> None:
+    with pytest.raises(InvalidInventory) as caught:
+        Inventory.stored(**numbers)
+    assert caught.value.field == field
+
+
+def test_stored_inventories_are_values_like_others() -> None:
+    found = Inventory.stored(8, 20, max_unit=4)
+    assert found == Inventory.stored(8, 20, max_unit=4) != Inventory(8, max_unit=4)
+    assert pickle.loads(pickle.dumps(found)) == found
+    assert Inventory.stored(8, 4) == Inventory(8, 4)
+    for numbers in ((8, 20), (8, 0, -1.0)):
+        given = {"total": numbers[0], "reserved": numbers[1], "allocation_ratio": (*numbers, 1.0)[2]}
+        with pytest.raises(InvalidInventory):
+            Inventory(**given)
+        with pytest.raises(InvalidInventory):
+            PlacementTree().add("cn1", inventory={"VCPU": given})
+        with pytest.raises(InvalidInventory):
+            PlacementTree().add("cn1", inventory={"VCPU": Inventory.stored(**given)})
 
 
 def test_service_that_fails_is_unavailable() -> None:

@@ -78,7 +78,7 @@ def _describe_load(edit: Edit) -> list[Any]:
     described: dict[int, dict[str, Any]] = {}  # hosts alike share one mapping, which lives as long as its provider
     for p in edit.put:
         if id(p.inventories) not in described:
-            described[id(p.inventories)] = _describe_inventories(p.inventories)
+            described[id(p.inventories)] = {name: given.as_placement() for name, given in p.inventories.items()}
     return [[p.uuid, p.name, p.parent, described[id(p.inventories)]] for p in edit.put]
 
 

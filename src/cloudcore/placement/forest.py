@@ -6,7 +6,7 @@ stands between the two. A forest does no locking: its owner does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -55,8 +55,10 @@ def read_name(value: str) -> str:
     return require_text(value, "name", maximum=200, error=InvalidProvider)
 
 
-def read_inventories(value: Any) -> FrozenDict[str, Inventory]:
+def read_inventories(value: Any, *, stored: bool = False) -> FrozenDict[str, Inventory]:
     """Return *value* (resource class → total or :class:`Inventory` or Placement's JSON of one) in its normal form.
+
+    *stored*: it is there already, and is taken as it is where that can be (:meth:`Inventory.stored`).
 
     Raises:
         InvalidProvider: A resource class has no valid name.
@@ -68,9 +70,11 @@ def read_inventories(value: Any) -> FrozenDict[str, Inventory]:
     for resource_class, given in value.items():
         require_resource_class(resource_class, "inventory")
         if isinstance(given, Inventory):
+            if not stored:
+                given.require_sound()
             inventories[resource_class] = given
         elif isinstance(given, Mapping):
-            inventories[resource_class] = Inventory.from_placement(given)
+            inventories[resource_class] = Inventory.from_placement(given, stored=stored)
         else:
             require_integer(given, f"inventory {resource_class}", minimum=1, error=InvalidInventory)
             inventories[resource_class] = Inventory(given)
@@ -262,7 +266,7 @@ class Forest:
             AlreadyExists: The new name is taken.
             InUse: A class of which units are in use would lose its inventory.
         """
-        readers = {
+        readers: dict[str, Callable[[Any], Any]] = {
             "name": read_name,
             "inventories": read_inventories,
             "traits": read_traits,

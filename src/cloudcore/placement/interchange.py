@@ -63,6 +63,8 @@ def _part(data: Mapping[str, Any], part: str, uuid: str, empty: Any) -> Any:
 def load(data: Mapping[str, Any], *, first_number: int = 1) -> tuple[Edit, dict[str, Mapping[str, int]]]:
     """Read what :func:`dump` gives: all providers, numbered as listed from *first_number*, and what is in use of them.
 
+    Inventories that Placement has stored but would refuse are taken as they are: see :meth:`Inventory.stored`.
+
     Raises:
         InvalidProvider, InvalidInventory: The data is malformed, a parent is missing, or there is a loop.
     """
@@ -95,10 +97,10 @@ class _Alike:
         try:
             key = marshal.dumps(given, 2)  # tells 1 from 1.0 and True, and takes nothing that could change its mind
         except ValueError:  # not as Placement writes it: let the careful reader say what is wrong
-            return read_inventories(given)
+            return read_inventories(given, stored=True)
         found = self._inventories.get(key)
         if found is None:
-            found = self._inventories[key] = read_inventories(given)
+            found = self._inventories[key] = read_inventories(given, stored=True)
         return found
 
     def traits(self, given: Any) -> frozenset[str]:

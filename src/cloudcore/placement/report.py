@@ -48,6 +48,7 @@ class Rejection:
         asked: How much of it.
         used: How much of it is in use there.
         reserved: How much of it the host keeps for itself.
+        total: How much of it there is.
         capacity: How much of it may be in use.
         bound: The min_unit, max_unit or step_size that was broken.
         names: The traits or aggregates of which one is missing, or that are forbidden and there.
@@ -63,6 +64,7 @@ class Rejection:
     asked: int | None = None
     used: int | None = None
     reserved: int | None = None
+    total: int | None = None
     capacity: int | None = None
     bound: int | None = None
     names: tuple[str, ...] = ()
@@ -93,6 +95,8 @@ def _names(rejection: Rejection) -> str:
 def _capacity(rejection: Rejection) -> str:
     numbers = f"asked {rejection.asked}, used {rejection.used} of {rejection.capacity}"
     reserved = f", reserved {rejection.reserved}" if rejection.reserved else ""
+    if rejection.reserved is not None and rejection.total is not None and rejection.reserved > rejection.total:
+        reserved += f" of only {rejection.total}, so that nothing is given out"
     return f"lacks {rejection.missing} {rejection.resource_class} ({numbers}{reserved})"
 
 
@@ -346,6 +350,7 @@ class SearchReport:
                 facts.update(
                     used=int(column.used[column.row(position)]),
                     reserved=inventory.reserved,
+                    total=inventory.total,
                     capacity=inventory.capacity,
                 )
                 facts["bound"] = getattr(inventory, stage.reason, None) if stage.reason != "capacity" else None

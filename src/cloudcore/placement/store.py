@@ -132,7 +132,7 @@ class _Parts:
         found = self._known.get(numbers)
         if found is None:
             name, total, reserved, least, most, step, ratio = numbers
-            inventory = Inventory(
+            inventory = Inventory.stored(
                 total, reserved, min_unit=least, max_unit=most, step_size=step, allocation_ratio=float(ratio)
             )
             found = self._known[numbers] = (len(self._known), name, inventory)

@@ -91,6 +91,12 @@ def _finite_ratio(_: Any, attribute: attrs.Attribute[float], value: float) -> No
         )
 
 
+def _overdrawn(total: int, reserved: int) -> InvalidInventory:
+    return InvalidInventory(
+        f"reserved: {reserved} of a total of {total} leaves less than nothing", field="reserved", value=reserved
+    )
+
+
 def _to_float(value: Any) -> Any:
     return float(value) if type(value) is int and abs(value) <= MAX_INTEGER else value
 
@@ -110,7 +116,8 @@ class Inventory:
         allocation_ratio: Over-commit; 0 gives nothing out.
 
     Raises:
-        InvalidInventory: A number is out of its range; the error names the field.
+        InvalidInventory: A number is out of its range; the error names the field. What a deployment has stored
+            nevertheless is read with :meth:`stored`.
     """
 
     total: int = attrs.field(validator=_amount(1))
@@ -122,16 +129,59 @@ class Inventory:
 
     def __attrs_post_init__(self) -> None:
         if self.reserved > self.total:
-            raise InvalidInventory(
-                f"reserved: {self.reserved} of a total of {self.total} leaves less than nothing",
-                field="reserved",
-                value=self.reserved,
-            )
+            raise _overdrawn(self.total, self.reserved)
 
     @property
     def capacity(self) -> int:
-        """What may be in use at most: ``floor((total - reserved) * allocation_ratio)``, cut off at 2⁶³ - 1."""
+        """What may be in use at most: ``floor((total - reserved) * allocation_ratio)``, cut off at 2⁶³ - 1.
+
+        0 where that means nothing: more is reserved than there is, or the ratio is negative.
+        """
+        if self.reserved > self.total or self.allocation_ratio < 0:
+            return 0
         return min(math.floor((self.total - self.reserved) * self.allocation_ratio), MAX_CAPACITY)
+
+    def require_sound(self) -> None:
+        """Refuse what may be read (see :meth:`stored`) but not be written.
+
+        Raises:
+            InvalidInventory: More is reserved than there is, or the ratio is negative.
+        """
+        if self.reserved > self.total or self.allocation_ratio < 0:
+            Inventory(self.total, self.reserved, allocation_ratio=self.allocation_ratio)
+
+    @classmethod
+    def stored(
+        cls,
+        total: int,
+        reserved: int = 0,
+        *,
+        min_unit: int = 1,
+        max_unit: int = MAX_INTEGER,
+        step_size: int = 1,
+        allocation_ratio: float = 1.0,
+    ) -> Inventory:
+        """An inventory as a deployment has it, even where it could not be written like that.
+
+        Placement refuses to reserve more than there is, and negative ratios, but keeps them in corner cases: when a
+        reshape stores them, or a small ratio makes less than one unit of what is missing. Such an inventory gives
+        nothing out: its :attr:`capacity` is 0, and a search that it refuses says how much of how much is reserved.
+
+        Raises:
+            InvalidInventory: Any other number is out of its range.
+        """
+        units = {"min_unit": min_unit, "max_unit": max_unit, "step_size": step_size}
+        try:
+            return cls(total, reserved, allocation_ratio=allocation_ratio, **units)
+        except InvalidInventory:
+            ratio = allocation_ratio
+            if isinstance(ratio, int | float) and ratio < 0:
+                ratio = -ratio
+            found = cls(total, allocation_ratio=ratio, **units)  # all but the two must be right
+            require_integer(reserved, "reserved", minimum=0, error=InvalidInventory)
+        object.__setattr__(found, "reserved", reserved)
+        object.__setattr__(found, "allocation_ratio", float(allocation_ratio))
+        return found
 
     def as_placement(self) -> dict[str, Any]:
         """The inventory as Placement's JSON writes it."""
@@ -145,8 +195,8 @@ class Inventory:
         }
 
     @classmethod
-    def from_placement(cls, data: Mapping[str, Any]) -> Inventory:
-        """Read Placement's JSON of one inventory.
+    def from_placement(cls, data: Mapping[str, Any], *, stored: bool = False) -> Inventory:
+        """Read Placement's JSON of one inventory; with *stored* one that is there already: see :meth:`stored`.
 
         Raises:
             InvalidInventory: ``total`` is missing, a key is unknown, or a number is out of range.
@@ -158,7 +208,7 @@ class Inventory:
         if unknown or "total" not in data:
             field = unknown[0] if unknown else "total"
             raise InvalidInventory(f"{field}: {'unknown' if unknown else 'missing'}", field=field, value=data)
-        return cls(**{key: data[key] for key in known if key in data})
+        return (cls.stored if stored else cls)(**{key: data[key] for key in known if key in data})
 
 
 @attrs.frozen(kw_only=True)
