@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from cloudcore._failpoints import failpoint
 from cloudcore._values import require_text
 from cloudcore.attach.failures import failure
+from cloudcore.attach.instructions import target_lock
 from cloudcore.attach.records import Attachment
 from cloudcore.attach.recovery import volume_lock
 from cloudcore.attach.rules import AttachPlan, AttachRequest, needs_target_lock, plan, violations
 from cloudcore.attach.states import Instruction, State
-from cloudcore.attach.steps import target_lock
 from cloudcore.disks import DiskBus
 from cloudcore.errors import Conflict, InvalidArgument, OperationMismatch
 
