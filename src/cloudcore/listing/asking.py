@@ -250,7 +250,9 @@ class Flights:
         now = self._clock()
         while lane.finished:
             ask = lane.finished.popleft()
-            if ask.warm and ask.error is None:
+            if ask.error is not None:
+                ask.flight.port.pace.stalled(now)
+            elif ask.warm:
                 ask.flight.port.pace.answered(ask.seconds, now)
             self._land(ask, done)
 
@@ -284,8 +286,7 @@ class Flights:
         for cell, flight in list(self._flights.items()):
             if flight.limit <= now:
                 self._close(cell, flight)
-                text = f"no answer within {flight.limit - flight.began:g} s"
-                late.append((cell, None, DeadlineExceeded(text, seconds=flight.limit - flight.began)))
+                late.append((cell, None, _late(flight)))
             elif flight.hedge_at is not None and flight.hedge_at <= now:
                 flight.hedge_at = None
                 if flight.port.may_hedge():
@@ -312,10 +313,10 @@ class Flights:
         if flight.links and self._clock() < flight.limit:
             self._ask(flight)  # a replica may be able
         if not flight.asks:
+            error = ask.error if self._clock() < flight.limit else _late(flight)
             self._close(cell, flight)
-            state = CellState.SLOW if isinstance(ask.error, DeadlineExceeded) else CellState.DOWN
-            self._blame(cell, state, ask.error)
-            done.append((cell, None, ask.error))
+            self._blame(cell, CellState.SLOW if isinstance(error, DeadlineExceeded) else CellState.DOWN, error)
+            done.append((cell, None, error))
 
     def _close(self, cell: str, flight: Flight) -> None:
         del self._flights[cell]
@@ -337,6 +338,11 @@ class Flights:
         for flight in self._flights.values():
             flight.asks = []
         self._flights.clear()
+
+
+def _late(flight: Flight) -> DeadlineExceeded:
+    seconds = flight.limit - flight.began
+    return DeadlineExceeded(f"no answer within {seconds:g} s", seconds=seconds)
 
 
 def ask_all(

@@ -1,0 +1,156 @@
+"""Cells that answer at once share a thread, and a slow one among them holds nobody up."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+
+import pytest
+
+from cloudcore.database import open_engine
+from cloudcore.listing import Cell, CellState, Query
+from cloudcore.listing.lanes import Pace
+from tests.listing.conftest import THINGS, things
+from tests.listing.test_faults import NEVER, rows
+
+QUERY = Query(sort=["size"], limit=50)
+
+
+class Gate(sqlite3.Connection):
+    """A connection whose statements wait while the gate is shut, as those of a hanging file system would."""
+
+    open = threading.Event()
+    reached = threading.Event()
+
+    def cursor(self, *_):
+        return super().cursor(GatedCursor)
+
+
+class GatedCursor(sqlite3.Cursor):
+    def execute(self, *arguments):
+        if "SELECT" in arguments[0]:
+            Gate.reached.set()
+            assert Gate.open.wait(60)
+        return super().execute(*arguments)
+
+
+@pytest.fixture
+def gate():
+    Gate.open.set()
+    Gate.reached.clear()
+    yield Gate
+    Gate.open.set()
+
+
+@pytest.fixture
+def urls(databases):
+    made = [databases.url("sqlite") for _ in range(6)]
+    for number, url in enumerate(made):
+        engine = open_engine(url)
+        things.metadata.create_all(engine)
+        with engine.begin() as connection:
+            connection.execute(things.insert(), rows(number, 5))
+        engine.dispose()
+    return made
+
+
+def cells_of(urls, gated=()):
+    gated_options = {"connect_args": {"factory": Gate}}
+    return [
+        Cell(f"c{n}", url, options=gated_options if n in gated else {}, deadline=0.3 if n in gated else None)
+        for n, url in enumerate(urls)
+    ]
+
+
+def threads():
+    return sum(thread.name == "cloudcore-listing" for thread in threading.enumerate())
+
+
+def test_files_that_answer_at_once_need_one_thread(urls, routers):
+    """Not one each: they would fight over the interpreter's lock."""
+    before = threads()
+    router = routers(cells_of(urls), source=THINGS)
+    assert len(router.page(QUERY).records) == 30
+    assert threads() - before <= 1 or any(not port.pace.proven for port in router._ports.values()), (
+        "unless one was late"
+    )
+
+
+@pytest.mark.parametrize("stuck", [0, 3, 5], ids=["first", "middle", "last"])
+def test_a_cell_that_hangs_in_the_lane_holds_up_no_other(urls, routers, gate, stuck):
+    """Only it is blamed; every row of the others is there, and their order is kept."""
+    router = routers(cells_of(urls, {stuck}), source=THINGS, breaker=NEVER)
+    assert router.page(QUERY).complete
+    gate.open.clear()
+    page = router.page(QUERY)
+    assert {name for name, report in page.cells.items() if report.state is not CellState.ANSWERED} == {f"c{stuck}"}
+    assert page.cells[f"c{stuck}"].state is CellState.SLOW
+    assert len(page.records) == 25
+    gate.open.set()
+    found = [record.id for record in page.records]
+    while page.resume_cursor is not None:
+        page = router.page(QUERY, cursor=page.resume_cursor)
+        found += [record.id for record in page.records]
+    assert sorted(found) == sorted(row["id"] for cell in range(6) for row in rows(cell, 5))
+
+
+def test_a_lone_file_is_read_by_the_caller_and_keeps_its_deadline(urls, routers):
+    """Without a thread; SQLite itself gives up a statement that takes longer than the cell may."""
+    before = threads()
+    router = routers([Cell("c0", urls[0], deadline=0.2)], source=THINGS, breaker=NEVER)
+    port = router._ports["c0"]
+    for _ in range(200):  # a busy machine may make it look slow
+        router.page(QUERY)
+        if port.direct:
+            break
+    made = threads() - before
+    assert port.direct
+    assert router.page(QUERY).complete
+    assert threads() - before == made
+    engine = open_engine(urls[0])
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE things")
+        connection.exec_driver_sql(
+            "CREATE VIEW things AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) "
+            "SELECT '0' AS id, NULL AS name, i AS size, NULL AS at, NULL AS flag, 'x' AS kind FROM n"
+        )
+    engine.dispose()
+    page = router.page(QUERY)
+    assert page.cells["c0"].state is CellState.SLOW
+    assert page.cells["c0"].seconds < 30, "it would have gone on for ever"
+    assert not port.direct, "it has to earn the caller's trust again"
+
+
+def test_a_lone_file_that_is_locked_is_given_up_at_its_deadline(urls, routers):
+    """A writer that holds the file exclusively keeps the caller no longer than the cell may take."""
+    writer = sqlite3.connect(urls[0].removeprefix("sqlite:///"), isolation_level=None)
+    assert writer.execute("PRAGMA journal_mode=DELETE").fetchone() == ("delete",)
+    router = routers([Cell("c0", urls[0], deadline=0.2)], source=THINGS, breaker=NEVER)
+    for _ in range(3):
+        assert router.page(QUERY).complete
+    writer.execute("BEGIN EXCLUSIVE")
+    page = router.page(QUERY)
+    assert page.cells["c0"].state is not CellState.ANSWERED
+    assert page.cells["c0"].seconds < 30
+    writer.execute("ROLLBACK")
+    writer.close()
+    assert router.page(QUERY).complete
+
+
+def test_trust_is_lost_for_longer_each_time_and_won_back_at_once():
+    """A distant cell is tried less and less often."""
+    pace = Pace(able=True)
+    assert pace.quick(0.0)
+    pauses, now = [], 0.0
+    for _ in range(6):
+        pace.stalled(now)
+        later = next(step for step in range(2000) if pace.quick(now + step))
+        pauses.append(later)
+        now += later
+    assert pauses == [1, 4, 16, 64, 256, 256]
+    pace.answered(0.0001, now)
+    assert pace.proven
+    pace.stalled(now)
+    assert not pace.proven
+    assert pace.quick(now + 1)
+    assert not Pace(able=False).quick(now)
