@@ -22,8 +22,9 @@ COMMIT = {"postgresql": b"COMMIT\x00", "mariadb": b"\x03COMMIT"}  # not READ COM
 
 
 def committing(dialect: str, name: str) -> bytes:
-    """What is on the wire when the operation commits; a claim on PostgreSQL is one statement that commits itself."""
-    return b"WITH wanted" if (dialect, name) == ("postgresql", "claim") else COMMIT[dialect]
+    """What is on the wire at the commit; on PostgreSQL claim and begin are statements that commit themselves."""
+    alone = dialect == "postgresql" and name in {"claim", "begin"}
+    return b"WITH wanted" if alone else COMMIT[dialect]
 
 
 OPERATIONS = ("claim", "release", "replace", "swap", "begin", "confirm", "revert", "reshape", "settle")

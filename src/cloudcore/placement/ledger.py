@@ -16,6 +16,7 @@ from cloudcore.placement import ledger_moves
 from cloudcore.placement.audit import plan_repairs
 from cloudcore.placement.claims import Held, Owner, normalise_allocations
 from cloudcore.placement.ledger_audit import Writers, apply_repair
+from cloudcore.placement.ledger_begin import begin_in_one_statement, is_usual
 from cloudcore.placement.ledger_claims import NewClaim, claim_by_statements, claim_in_one_statement
 from cloudcore.placement.ledger_group import GroupCommit
 from cloudcore.placement.ledger_reader import LedgerReader, consumer_uuid
@@ -290,10 +291,21 @@ class AllocationLedger(LedgerReader):
         if asked.migration == asked.instance:
             raise InvalidAllocation("the migration needs a uuid of its own", field="migration")
 
-        def work(session: Session, operation: str) -> Any:
-            return ledger_moves.begin(session, operation, asked, history=self.history)
+        operation = Operation.of("ledger.begin_move", attrs.asdict(asked), operation_id, id_factory=self._id_factory)
+        outcome = self._begin(operation, asked)
+        return ledger_moves.move_from_json(outcome.result, repeated=outcome.repeated)
 
-        return self._move("begin_move", attrs.asdict(asked), work, operation_id)
+    def _begin(self, operation: Operation, asked: ledger_moves.Beginning) -> Outcome[Any]:
+        database = self.database
+        if database.dialect == "postgresql" and is_usual(asked):
+            outcome = database.resolve(
+                operation, lambda: begin_in_one_statement(database, operation, asked, history=self.history)
+            )
+            if outcome.result is not None:
+                return outcome
+        return self.transact(
+            operation, lambda session: ledger_moves.begin(session, operation.id, asked, history=self.history)
+        )
 
     def confirm_move(self, migration: str, *, proof: str | None = None, operation_id: str | None = None) -> Move:
         """End a move at the destination: the source is free. A repeat changes nothing.

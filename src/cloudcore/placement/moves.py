@@ -234,7 +234,7 @@ def validate_beginning(move: Move, *, expires: bool) -> None:
     """Check what a move may begin with.
 
     Raises:
-        InvalidAllocation: A live migration would change the shape, or *shared* names a provider that is not in the source.
+        InvalidAllocation: A live migration would change the shape, or *shared* names a provider not in the source.
         InvalidArgument: An evacuation would expire.
     """
     if move.kind is MoveKind.EVACUATION and expires:
