@@ -27,7 +27,6 @@ from cloudcore.errors import (
 )
 from cloudcore.placement import AllocationLedger, Inventory, PlacementTree, bulk, changes_since, prune_changes, store
 from cloudcore.placement import tables as t
-from cloudcore.placement.changes import use_since
 
 A = "aaaaaaaa-0000-0000-0000-000000000001"
 Open = Callable[[], PlacementTree]
@@ -143,27 +142,30 @@ def test_use_alone_is_told_from_edits(open_tree: Open, ledger_database: Database
     add_host(tree)
     uuid = tree["cn1-numa"].uuid
     ledger = AllocationLedger(ledger_database)
+    watch = store.Watch.of(ledger_database)
     with ledger_database.read() as connection:
         watermark = changes_since(connection, None)[1]
-
-    def use(since: str) -> tuple[list[tuple[int, str, int]], str] | None:
-        with ledger_database.read() as connection:
-            return use_since(connection, since)
-
     for amount in (2, 3):
         ledger.claim(str(uuids.uuid4()), {uuid: {"VCPU": amount}}, project_id="p", user_id="u")
-    found = use(watermark)
+    found = watch.use_since(watermark)
     if ledger_database.dialect != "sqlite":
         assert found is None
         return
     assert found is not None
     assert found[0] == [(tree["cn1-numa"].number, "VCPU", 5)]
-    assert use(found[1]) == ([], found[1])
+    assert watch.use_since(found[1]) == ([], found[1])
     tree.set_traits("cn1", {"CUSTOM_B"})
-    assert use(watermark) is None
-    assert use(found[1]) is None
+    assert watch.use_since(watermark) is None
+    assert watch.use_since(found[1]) is None
+    with ledger_database.read() as connection:
+        behind = changes_since(connection, None)[1]
+    for amount in (1, 2):
+        ledger.claim(str(uuids.uuid4()), {uuid: {"VCPU": amount}}, project_id="p", user_id="u")
+    assert watch.use_since(behind) is not None
     ledger_database.run(lambda connection: prune_changes(connection, keep=1))
-    assert use(watermark) is None
+    assert watch.use_since(behind) is None, "the feed no longer reaches back"
+    watch.close()
+    assert watch.use_since(behind) is None
 
 
 def test_inventory_in_use_cannot_go(open_tree: Open, ledger_database: Database) -> None:

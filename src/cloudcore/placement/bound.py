@@ -12,14 +12,14 @@ import numpy as np
 from cloudcore.database import Database, Operation
 from cloudcore.errors import ProviderNotFound, UnsupportedFeature, WatermarkLost
 from cloudcore.placement import store
-from cloudcore.placement.changes import changes_since, use_since
+from cloudcore.placement.changes import changes_since
 from cloudcore.placement.editing import describe, plan
 from cloudcore.placement.forest import Edit, Forest
 from cloudcore.placement.tree import PlacementTree
 from cloudcore.placement.upkeep import NumberIndex, set_used
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from sqlalchemy.engine import URL, Connection, Engine
 
@@ -119,8 +119,7 @@ class BoundTree(PlacementTree):
             with self._lock:
                 self._snapshot()  # own edits are laid out now, so that no search moves a position while this one reads
             try:
-                with store.read_snapshot(self._database) as connection:
-                    news = self._read_use(connection) or self._read_news(connection)
+                news = self._read_use() or self._read_news()
             except WatermarkLost:
                 self.reload()
                 return len(self)
@@ -135,9 +134,9 @@ class BoundTree(PlacementTree):
             self._index = NumberIndex.of(self._columns)
         return self._index
 
-    def _read_use(self, connection: Connection) -> _News | None:
+    def _read_use(self) -> _News | None:
         """Read what is in use, when the feed tells that nothing else changed; None when it does not."""
-        found = use_since(connection, self._watermark)
+        found = self._watch.use_since(self._watermark)
         if found is None:
             return None
         rows, watermark = found
@@ -146,9 +145,13 @@ class BoundTree(PlacementTree):
         count = int(np.count_nonzero(np.diff(numbers))) + 1 if rows else 0  # all rows of a provider stand together
         return _News(watermark=watermark, count=count, rows=rows, places=places) if known.all() else None
 
-    def _read_news(self, connection: Connection) -> _News:
+    def _read_news(self) -> _News:
+        with store.read_snapshot(self._database) as connection:
+            changed, watermark = changes_since(connection, self._watermark)
+            return self._read_changed(connection, changed, watermark)
+
+    def _read_changed(self, connection: Connection, changed: Collection[int], watermark: str) -> _News:
         """Read the changed providers: mostly only what is in use changed, and the generation tells."""
-        changed, watermark = changes_since(connection, self._watermark)
         if not changed:
             return _News(watermark=watermark, count=0)
         rows = store.read_usage(connection, changed)

@@ -29,6 +29,7 @@ from cloudcore.placement.tables import provider_change_slots as slots
 from cloudcore.placement.tables import provider_changes as changes
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Iterable, Mapping
 
     from sqlalchemy.engine import Connection
@@ -50,6 +51,7 @@ _SQLITE_EDITED = f"""
 INSERT INTO provider_change_slots (slot, position, pruned) VALUES ({_EDITS}, 1, 0)
 ON CONFLICT (slot) DO UPDATE SET position = position + 1
 """  # noqa: S608 - a constant
+_READ_SLOTS = "SELECT slot, position, pruned FROM provider_change_slots ORDER BY slot"
 _SQLITE_USE = """
 SELECT i.provider_id, i.resource_class, i.used
 FROM (SELECT DISTINCT provider_id FROM provider_changes WHERE slot = 0 AND position > ? AND position <= ?) AS changed
@@ -150,23 +152,24 @@ def changes_since(connection: Connection, watermark: str | None) -> tuple[frozen
     return _since_positions(connection, watermark)
 
 
-def use_since(connection: Connection, watermark: str) -> tuple[list[tuple[int, str, int]], str] | None:
+def use_since(connection: sqlite3.Connection, watermark: str) -> tuple[list[tuple[int, str, int]], str] | None:
     """What is in use of all that changed since *watermark*, and the new watermark, when nothing else changed.
 
-    Rows are (provider id, class, units), those of a provider one after the other. None when providers were edited, or
-    where that cannot be told: only SQLite tells. Then ask :func:`changes_since`.
+    Rows are (provider id, class, units), those of a provider one after the other. None when providers were edited:
+    then ask :func:`changes_since`. Only SQLite can tell, and it is asked without SQLAlchemy, in a transaction of
+    *connection*: this is what a tree does before every search.
 
     Raises:
         InvalidArgument: It is no watermark.
+        sqlite3.Error: The database does not answer.
     """
-    if connection.dialect.name != "sqlite":
-        return None
-    now, old = _read_slots(connection), _decode_positions(watermark)
+    old = _decode_positions(watermark)
+    now = {slot: (position, pruned) for slot, position, pruned in connection.execute(_READ_SLOTS)}
     edits, (position, pruned) = now.get(_EDITS, (None, 0))[0], now.get(0, (0, 0))
     begin = old.get(0, 0)
     if edits != old.get(_EDITS) or not pruned <= begin <= position:
         return None
-    rows = _fetch(connection, _SQLITE_USE, (begin, position)) if begin < position else []
+    rows = connection.execute(_SQLITE_USE, (begin, position)).fetchall() if begin < position else []
     return rows, _encode_positions(now)
 
 
@@ -204,13 +207,12 @@ def _since_positions(connection: Connection, watermark: str | None) -> tuple[fro
 
 
 def _read_slots(connection: Connection) -> dict[int, tuple[int, int]]:
-    rows = _fetch(connection, "SELECT slot, position, pruned FROM provider_change_slots ORDER BY slot")
-    return {slot: (position, pruned) for slot, position, pruned in rows}
+    return {slot: (position, pruned) for slot, position, pruned in _fetch(connection, _READ_SLOTS)}
 
 
-def _fetch(connection: Connection, statement: str, values: tuple[int, ...] | None = None) -> list[tuple[Any, ...]]:
+def _fetch(connection: Connection, statement: str) -> list[tuple[Any, ...]]:
     """Rows as the driver gives them: a follower reads thousands, of numbers that need no conversion."""
-    cursor: Any = connection.exec_driver_sql(statement, values).cursor
+    cursor: Any = connection.exec_driver_sql(statement).cursor
     rows: list[tuple[Any, ...]] = cursor.fetchall()
     return rows
 

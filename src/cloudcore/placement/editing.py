@@ -75,11 +75,17 @@ def describe(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _describe_load(edit: Edit) -> list[Any]:
-    described: dict[int, dict[str, Any]] = {}  # hosts alike share one mapping, which lives as long as its provider
-    for p in edit.put:
-        if id(p.inventories) not in described:
-            described[id(p.inventories)] = {name: given.as_placement() for name, given in p.inventories.items()}
-    return [[p.uuid, p.name, p.parent, described[id(p.inventories)]] for p in edit.put]
+    """What the providers have, each once (thousands of hosts are alike), and who has which."""
+    kinds: dict[tuple[Any, ...], int] = {}
+    providers = [
+        (p.uuid, p.name, p.parent, kinds.setdefault((p.inventories, p.traits, p.aggregates), len(kinds)))
+        for p in edit.put
+    ]
+    described = [
+        [{name: given.as_placement() for name, given in inventories.items()}, sorted(traits), sorted(aggregates)]
+        for inventories, traits, aggregates in kinds
+    ]
+    return [described, providers]
 
 
 def _describe_inventories(value: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from cloudcore.errors import AlreadyExists, GenerationConflict, InUse
 from cloudcore.placement.bulk import draw_ids, insert_rows
-from cloudcore.placement.changes import changes_since, record_changes
+from cloudcore.placement.changes import changes_since, record_changes, use_since
 from cloudcore.placement.tables import inventories, provider_aggregates, provider_traits, resource_providers
 from cloudcore.placement.values import FrozenDict, Inventory, Provider
 
@@ -59,10 +59,10 @@ def read_snapshot(database: Database) -> Iterator[Connection]:
 
 
 class Watch:
-    """Tells without a transaction whether anybody may have written to the database since the last look.
+    """Tells whether anybody may have written to the database since the last look, and what is in use since then.
 
     SQLite counts commits, and a connection of one's own reads the count in microseconds. For other databases, and for
-    one in memory, it tells nothing: :meth:`version` is None. Not for several threads at once.
+    one in memory, it tells nothing: :meth:`version` and :meth:`use_since` are None. Not for several threads at once.
     """
 
     def __init__(self, connection: sqlite3.Connection | None) -> None:
@@ -79,6 +79,7 @@ class Watch:
             connection = sqlite3.connect(
                 f"{path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False, isolation_level=None
             )
+            connection.execute(_SQLITE_MAP)
         except sqlite3.Error:
             return cls(None)
         return cls(connection)
@@ -91,6 +92,18 @@ class Watch:
             return int(self._connection.execute("PRAGMA data_version").fetchone()[0])
         except sqlite3.Error:
             return None
+
+    def use_since(self, watermark: str) -> tuple[list[tuple[int, str, int]], str] | None:
+        """See :func:`cloudcore.placement.changes.use_since`; None also when it cannot be told."""
+        if self._connection is None:
+            return None
+        try:
+            self._connection.execute("BEGIN")
+            return use_since(self._connection, watermark)
+        except sqlite3.Error:  # whoever asks in the other way is told what is wrong
+            return None
+        finally:
+            self._connection.rollback()
 
     def close(self) -> None:
         """Let go of the database. May be called twice."""
