@@ -13,6 +13,8 @@ from cloudcore.placement.values import FrozenDict, Inventory, Provider
 
 __all__ = ["dump", "load"]
 
+_NONE: dict[str, Any] = {}
+
 
 def dump(providers: Iterable[Provider], usage: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
     """Return *providers* and what is in use of them, each part as Placement's API answers for it."""
@@ -70,20 +72,35 @@ def load(data: Mapping[str, Any], *, first_number: int = 1) -> tuple[Edit, dict[
     """
     if not isinstance(data, Mapping) or not isinstance(data.get("resource_providers"), list | tuple):
         raise InvalidProvider("resource_providers: missing, or no list", field="resource_providers")
-    drafts: dict[str, dict[str, Any]] = {}
+    entries = data["resource_providers"]
     names: set[str] = set()
+    parents: dict[str, str | None] = {}
+    for entry in entries:
+        uuid, name, parent = _read_place(entry)
+        if uuid in parents or name in names:
+            raise InvalidProvider(f"{name}: the uuid or the name is listed twice", field="resource_providers")
+        parents[uuid] = parent
+        names.add(name)
+    roots = _roots(parents)
     alike = _Alike()
-    for entry in data["resource_providers"]:
-        draft = _read_entry(entry, data, alike)
-        if draft["uuid"] in drafts or draft["name"] in names:
-            raise InvalidProvider(f"{draft['name']}: the uuid or the name is listed twice", field="resource_providers")
-        drafts[draft["uuid"]] = draft
-        names.add(draft["name"])
-    numbers = {uuid: number for number, uuid in enumerate(drafts, first_number)}
-    roots = _roots({uuid: draft["parent"] for uuid, draft in drafts.items()})
-    providers = {u: Provider(number=numbers[u], root=roots[u], **draft) for u, draft in drafts.items()}
-    usage = {uuid: _read_usage(_part(data, "usages", uuid, {})) for uuid in drafts}
-    return Edit(put=tuple(_parents_first(providers))), {uuid: used for uuid, used in usage.items() if used}
+    providers: dict[str, Provider] = {}
+    usage: dict[str, Mapping[str, int]] = {}
+    for number, ((uuid, parent), entry) in enumerate(zip(parents.items(), entries, strict=True), first_number):
+        providers[uuid] = Provider(
+            number=number,
+            uuid=uuid,
+            name=entry["name"],
+            parent=parent,
+            root=roots[uuid],
+            generation=_read_generation(entry, uuid),
+            inventories=alike.inventories(_part(data, "inventories", uuid, _NONE)),
+            traits=alike.traits(_part(data, "traits", uuid, ())),
+            aggregates=alike.aggregates(_part(data, "aggregates", uuid, ())),
+        )
+        used = _read_usage(_part(data, "usages", uuid, _NONE))
+        if used:
+            usage[uuid] = used
+    return Edit(put=tuple(_parents_first(providers))), usage
 
 
 class _Alike:
@@ -122,27 +139,27 @@ class _Alike:
         return found
 
 
-def _read_entry(entry: Any, data: Mapping[str, Any], alike: _Alike) -> dict[str, Any]:
+def _read_place(entry: Any) -> tuple[str, str, str | None]:
+    """The uuid, the name and the parent of a provider."""
     if not isinstance(entry, Mapping) or "uuid" not in entry or "name" not in entry:
         raise InvalidProvider(f"resource_providers: {entry!r} has no uuid or no name", field="resource_providers")
     uuid = normalise_uuid(entry["uuid"], "uuid", InvalidProvider)
     parent = entry.get("parent_provider_uuid")
+    if parent is not None:
+        parent = normalise_uuid(parent, "parent_provider_uuid", InvalidProvider)
+    return uuid, read_name(entry["name"]), parent
+
+
+def _read_generation(entry: Mapping[str, Any], uuid: str) -> int:
     generation = entry.get("generation", 0)
     if type(generation) is not int or generation < 0:
         raise InvalidProvider(f"generation: {generation!r} of {uuid} is no whole number", field="generation")
-    inventories = _part(data, "inventories", uuid, {})
-    return {
-        "uuid": uuid,
-        "name": read_name(entry["name"]),
-        "parent": None if parent is None else normalise_uuid(parent, "parent_provider_uuid", InvalidProvider),
-        "generation": generation,
-        "inventories": alike.inventories(inventories),
-        "traits": alike.traits(_part(data, "traits", uuid, ())),
-        "aggregates": alike.aggregates(_part(data, "aggregates", uuid, ())),
-    }
+    return generation
 
 
 def _read_usage(used: Any) -> Mapping[str, int]:
+    if used is _NONE:
+        return {}
     if not isinstance(used, Mapping):
         raise InvalidInventory(f"usages: expected resource class → amount, got {used!r}", field="usages")
     return {name: amount for name, amount in used.items() if amount}
