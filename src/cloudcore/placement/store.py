@@ -136,29 +136,31 @@ class _Parts:
     """Shares equal parts: thousands of hosts have the same inventories and the same traits."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[Any, ...], tuple[int, str, Inventory]] = {}
-        self._mappings: dict[tuple[int, ...], FrozenDict[str, Inventory]] = {(): FrozenDict()}
+        self._known: dict[tuple[Any, ...], int] = {}
+        self._inventories: list[tuple[str, Inventory]] = []
+        self._mappings: dict[tuple[int, ...], FrozenDict[str, Inventory]] = {}
         self._sets: dict[tuple[str, ...], frozenset[str]] = {}
 
-    def inventory(self, numbers: tuple[Any, ...]) -> tuple[int, str, Inventory]:
-        """A number that stands for these values, the class, and the inventory."""
+    def inventory(self, numbers: tuple[Any, ...]) -> int:
+        """What stands for the inventory of these values: class, total, reserved, units, ratio."""
         found = self._known.get(numbers)
         if found is None:
             name, total, reserved, least, most, step, ratio = numbers
             inventory = Inventory.stored(
                 total, reserved, min_unit=least, max_unit=most, step_size=step, allocation_ratio=float(ratio)
             )
-            found = self._known[numbers] = (len(self._known), name, inventory)
+            found = self._known[numbers] = len(self._inventories)
+            self._inventories.append((name, inventory))
         return found
 
-    def mapping(self, known: Sequence[tuple[int, str, Inventory]]) -> FrozenDict[str, Inventory]:
-        key = tuple([number for number, _, _ in known])
+    def mapping(self, known: Iterable[int]) -> FrozenDict[str, Inventory]:
+        key = tuple(known)
         found = self._mappings.get(key)
         if found is None:
-            found = self._mappings[key] = FrozenDict({name: inventory for _, name, inventory in known})
+            found = self._mappings[key] = FrozenDict(self._inventories[number] for number in key)
         return found
 
-    def names(self, names: Sequence[str]) -> frozenset[str]:
+    def names(self, names: Iterable[str]) -> frozenset[str]:
         key = tuple(names)
         found = self._sets.get(key)
         if found is None:
@@ -168,40 +170,55 @@ class _Parts:
 
 def _grouped(
     rows: Iterable[tuple[Any, ...]], parts: _Parts
-) -> tuple[dict[int, list[tuple[int, str, Inventory]]], dict[int, dict[str, int]]]:
-    """By provider: its inventories, and what is in use."""
-    groups: dict[int, list[tuple[int, str, Inventory]]] = {}
+) -> tuple[dict[int, FrozenDict[str, Inventory]], dict[int, dict[str, int]]]:
+    """By provider: its inventories, and what is in use. Rows of a provider stand together."""
+    groups: dict[int, FrozenDict[str, Inventory]] = {}
     usage: dict[int, dict[str, int]] = {}
+    current = -1
+    known: list[int] = []  # one for all: what lives on is shared, and the garbage collector has little to look at
     for row in rows:
-        provider, used = row[0], row[1]
-        known = parts.inventory(row[2:])
-        if provider in groups:
-            groups[provider].append(known)
-        else:
-            groups[provider] = [known]
-        if used:
-            usage.setdefault(provider, {})[known[1]] = int(used)
+        if row[0] != current:
+            if known:
+                groups[current] = parts.mapping(known)
+            current = row[0]
+            known.clear()
+        known.append(parts.inventory(row[2:]))
+        if row[1]:
+            usage.setdefault(current, {})[row[2]] = int(row[1])
+    if known:
+        groups[current] = parts.mapping(known)
     return groups, usage
 
 
-def _named(rows: Iterable[tuple[Any, ...]]) -> dict[int, list[str]]:
-    groups: dict[int, list[str]] = {}
+def _named(rows: Iterable[tuple[int, str]], parts: _Parts) -> dict[int, frozenset[str]]:
+    """By provider: its traits, or its aggregates. Rows of a provider stand together."""
+    groups: dict[int, frozenset[str]] = {}
+    current = -1
+    names: list[str] = []
     for provider, name in rows:
-        groups.setdefault(provider, []).append(name)
+        if provider != current:
+            if names:
+                groups[current] = parts.names(names)
+            current = provider
+            names.clear()
+        names.append(name)
+    if names:
+        groups[current] = parts.names(names)
     return groups
 
 
 def _assemble(
     providers: Sequence[tuple[Any, ...]],
     inventory_rows: Iterable[tuple[Any, ...]],
-    trait_rows: Iterable[tuple[Any, ...]],
-    aggregate_rows: Iterable[tuple[Any, ...]],
+    trait_rows: Iterable[tuple[int, str]],
+    aggregate_rows: Iterable[tuple[int, str]],
     uuids: Mapping[int, str],
 ) -> tuple[list[Provider], dict[str, Usage]]:
     """Put the rows together. *uuids* knows the uuid of every parent and root that is not among *providers*."""
     parts = _Parts()
-    rows_of, used_of = _grouped(inventory_rows, parts)
-    traits_of, aggregates_of = _named(trait_rows), _named(aggregate_rows)
+    stock_of, used_of = _grouped(inventory_rows, parts)
+    traits_of, aggregates_of = _named(trait_rows, parts), _named(aggregate_rows, parts)
+    nothing, nowhere = parts.mapping(()), parts.names(())
     names = {**uuids, **{row[0]: row[1] for row in providers}}
     found: list[Provider] = []
     for number, uuid, name, parent, root, generation in providers:
@@ -213,9 +230,9 @@ def _assemble(
                 parent=None if parent is None else names[parent],
                 root=uuid if root is None else names[root],
                 generation=generation,
-                inventories=parts.mapping(rows_of.get(number, ())),
-                traits=parts.names(traits_of.get(number, ())),
-                aggregates=parts.names(aggregates_of.get(number, ())),
+                inventories=stock_of.get(number, nothing),
+                traits=traits_of.get(number, nowhere),
+                aggregates=aggregates_of.get(number, nowhere),
             )
         )
     return found, {names[number]: used for number, used in used_of.items() if number in names}
