@@ -143,8 +143,8 @@ class DiskState:
 class DetachOutcome(StrEnum):
     """What came of asking a guest to let a disk go."""
 
-    DETACHED = "detached"  # gone from the live and from the persistent definition, as read back
-    PENDING = "pending"  # asked, but the guest has not let go yet; ask again later, also after a restart
+    DETACHED = "detached"  # gone from the live and from the persistent definition, as read back, and closed
+    PENDING = "pending"  # the guest has not let go yet, or the hypervisor not closed it; ask again, also after a restart
 
 
 @runtime_checkable
@@ -192,7 +192,10 @@ class GuestDisks(Protocol):
         """
 
     def disk_states(self) -> tuple[DiskState, ...]:
-        """Every disk with a volume id, of every guest on this host, running or not."""
+        """Every disk with a volume id, of every guest on this host, running or not.
+
+        As the definitions have them: one that is not among them may be open still, see :meth:`disk_state`.
+        """
 
     def resize_disk(self, instance_id: str, volume_id: str, size: int) -> None:
         """Tell the running guest that the volume now has *size* bytes; nothing to do for one that does not run.

@@ -35,6 +35,10 @@ class Crash(Exception):
     """Our process dies here."""
 
 
+def crash(point: str) -> None:
+    raise Crash(point)
+
+
 @pytest.fixture
 def hypervisor() -> Iterator[MemoryHypervisor]:
     with MemoryHypervisor(timeouts=QUICK) as hypervisor:
@@ -85,13 +89,60 @@ def test_any_fault_of_any_call_is_got_over(hypervisor, instance_id, disk, primit
 def test_a_guest_that_was_asked_is_given_time_before_it_is_asked_again(hypervisor, instance_id, disk):
     """Asked while it is just letting go, libvirt would leave the image open for as long as the guest lives."""
     hypervisor.attach_disk(instance_id, disk)
-    hypervisor.pause(instance_id)
+    hypervisor.set_unplug(instance_id, Unplug.IGNORES)
     assert hypervisor.detach_disk(instance_id, disk.volume_id) is DetachOutcome.PENDING
     hypervisor.faults.plan("unplug", Fault.ERROR_BEFORE)
-    threading.Timer(0.05, hypervisor.resume, [instance_id]).start()
+    threading.Timer(0.05, hypervisor.release, [instance_id]).start()
     next_process = DiskOperations(hypervisor._driver, Timeouts(detach=60, paused=60))
     assert next_process.detach(instance_id, disk.volume_id) is DetachOutcome.DETACHED
     assert hypervisor.faults.planned["unplug"] == [Fault.ERROR_BEFORE]  # it never asked
+
+
+def test_a_paused_guest_that_was_never_asked_is_asked(hypervisor, instance_id, disk):
+    """We died between the two definitions. It cannot let go while it is paused, so there is nothing to wait for."""
+    hypervisor.attach_disk(instance_id, disk)
+    hypervisor.pause(instance_id)
+    _failpoints.arm("hypervisor.detach.after_persistent", crash)
+    with pytest.raises(Crash):
+        hypervisor.detach_disk(instance_id, disk.volume_id)
+    _failpoints.disarm()
+    next_process = DiskOperations(hypervisor._driver, Timeouts(detach=60, paused=0.02))
+    assert next_process.detach(instance_id, disk.volume_id) is DetachOutcome.PENDING
+    hypervisor.resume(instance_id)
+    assert not hypervisor.disk_state(instance_id, disk.volume_id).present
+
+
+@pytest.mark.parametrize("transient", [False, True])
+def test_a_request_whose_answer_was_lost_is_not_repeated_at_once(hypervisor, disk, transient):
+    """A transient guest shows no sign of having been asked; the call remembers."""
+    instance_id = str(uuid.uuid4())
+    hypervisor.add_guest(instance_id, transient=transient, unplug=Unplug.IGNORES)
+    hypervisor.attach_disk(instance_id, disk)
+    live = [None] if not transient else []  # the first request of a guest with two definitions is for the other one
+    hypervisor.faults.plan("unplug", *live, Fault.LOST_AFTER, Fault.ERROR_BEFORE)
+    threading.Timer(0.2, hypervisor.release, [instance_id]).start()
+    patient = DiskOperations(hypervisor._driver, Timeouts(detach=60, paused=60))
+    assert patient.detach(instance_id, disk.volume_id) is DetachOutcome.DETACHED
+    assert hypervisor.faults.planned["unplug"] == [Fault.ERROR_BEFORE]  # it asked once
+
+
+def test_whoever_is_overtaken_does_not_ask_at_once(hypervisor, instance_id, disk):
+    """Another call took it out of the persistent definition after ours had looked, and asked the guest."""
+    hypervisor.attach_disk(instance_id, disk)
+    hypervisor.set_unplug(instance_id, Unplug.IGNORES)
+    driver, unplug = hypervisor._driver, hypervisor._driver.unplug
+
+    def overtaken(*arguments):
+        driver.unplug = unplug
+        hypervisor.detach_disk(instance_id, disk.volume_id)
+        hypervisor.faults.plan("unplug", None, Fault.ERROR_BEFORE)
+        return unplug(*arguments)
+
+    driver.unplug = overtaken
+    threading.Timer(0.2, hypervisor.release, [instance_id]).start()
+    ours = DiskOperations(driver, Timeouts(detach=60, paused=60))
+    assert ours.detach(instance_id, disk.volume_id) is DetachOutcome.DETACHED
+    assert hypervisor.faults.planned["unplug"] == [Fault.ERROR_BEFORE]
 
 
 def test_a_disk_that_the_definition_lost_counts_as_gone_once_the_hypervisor_has_settled(hypervisor, instance_id, disk):

@@ -301,7 +301,7 @@ class Instructions:
             return Outcome(Event.LOST, note=_note(error), error=error)
         failpoint("attach.unplug.after")
         if outcome is DetachOutcome.PENDING:
-            return Outcome(Event.PENDING, note="the guest was asked and has not let go yet")
+            return Outcome(Event.PENDING, note="the guest has not let go yet")
         return Outcome(Event.DONE)
 
     def _disconnect(self, work: Work) -> Outcome:

@@ -10,6 +10,7 @@ from cloudcore.errors import GuestNotFound
 from cloudcore.hypervisor.disk_xml import bootable_xml, disk_xml, domain_disks
 from cloudcore.hypervisor.guests import GuestState, GuestView, Hint, Scope, TargetTaken, UnplugRunning, Watches
 from cloudcore.hypervisor.libvirt_errors import (
+    ACCESS_DENIED,
     OPERATION_TIMEOUT,
     connection_lost,
     failure_of,
@@ -60,8 +61,8 @@ class LibvirtDriver:
     def settle(self, instance_id: str) -> None:
         """See :class:`~cloudcore.hypervisor.guests.GuestDriver`.
 
-        libvirt lets one job at a time work on a guest, and a question to its QEMU is a job: any answer to it, a refusal
-        included, comes after the job that was under way.
+        libvirt lets one job at a time work on a guest, and a question to its QEMU is a job: its answer, whatever it is,
+        comes after the job that was under way. A driver that has no such question has no such jobs.
         """
         libvirt = require_extra("libvirt", "libvirt")
 
@@ -70,7 +71,7 @@ class LibvirtDriver:
                 connection.lookupByUUIDString(instance_id).memoryStats()
             except libvirt.libvirtError as error:
                 failure = failure_of(error)
-                if connection_lost(failure) or failure.code == OPERATION_TIMEOUT:
+                if connection_lost(failure) or failure.code in {OPERATION_TIMEOUT, ACCESS_DENIED}:
                     raise
 
         self._connection.call(f"wait for guest {instance_id} to settle", ask, identifier=instance_id, repeat=True)

@@ -40,6 +40,7 @@ CONFIG_UNSUPPORTED: Final = 67
 OPERATION_TIMEOUT: Final = 68
 OPERATION_UNSUPPORTED: Final = 84
 AGENT_UNRESPONSIVE: Final = 86
+ACCESS_DENIED: Final = 88
 DEVICE_MISSING: Final = 99
 
 _FROM_RPC: Final = 7  # VIR_FROM_RPC: the error is that of the connection, not of what was asked

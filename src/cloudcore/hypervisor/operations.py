@@ -7,18 +7,19 @@ Rules, each with its reason:
 2. Each definition is asked for by itself: libvirt's "both at once" does nothing when only one of them has the disk.
 3. Gone is what the definition does not have, read again after the hypervisor has settled: libvirt takes a disk out of
    the live definition before it has QEMU close it. Return values and events are hints.
-4. A disk that only the live definition has is one that is being let go, since rule 1 makes it so. Attaching it again is
-   refused until that has ended; asking for the detach again goes on with it, also after a restart of ours.
-5. A guest that may have been asked is given time before it is asked again. A request that meets a guest which is just
-   letting go makes libvirt (9.0 at least) take "no such device" for the end of it: it asks QEMU to close the image too
-   early, is told that it is in use, and never asks again, so that the image stays open until the guest stops.
+4. A disk that only the live definition of a guest with two has is one that is being let go, since rule 1 makes it so.
+   Attaching it again is refused until that has ended; asking for the detach again goes on with it, also after a restart
+   of ours.
+5. A running guest that may have been asked is given time before it is asked again. A request that meets a guest which
+   is just letting go makes libvirt (9.0 at least) take "no such device" for the end of it: it asks QEMU to close the
+   image too early, is told that it is in use, and never asks again, so that the image stays open until the guest stops.
+   That it was asked is known by rule 4; of a transient guest, only within one call.
 6. When the guest refuses for good, the persistent definition gets the disk back, lest it be missing at the next start.
 7. No lock is held; two callers at once get what one after the other would have got.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections import Counter
@@ -65,6 +66,13 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _FIRST_LOOK, _LAST_LOOK = 0.05, 2.0  # seconds between looks at a guest that was asked to let go
 _ASK_AGAIN = 5.0  # seconds after which the guest is asked once more, if that is not too long a part of its deadline
+
+
+@attrs.define
+class _Request:
+    """To let a disk go: whether the guest may have got it, from this call or from another."""
+
+    sent: bool = False
 
 
 class DiskOperations:
@@ -171,26 +179,30 @@ class DiskOperations:
         """See :meth:`cloudcore.disks.GuestDisks.detach_disk`."""
         instance_id = normalise_uuid(instance_id, "instance_id")
         volume_id = normalise_uuid(volume_id, "volume_id")
-        return self._patiently(self._detach_once, instance_id, volume_id)
+        return self._patiently(self._detach_once, instance_id, volume_id, _Request())
 
-    def _detach_once(self, instance_id: str, volume_id: str) -> DetachOutcome:
+    def _detach_once(self, instance_id: str, volume_id: str, request: _Request) -> DetachOutcome:
         view = self._driver.view(instance_id)
         if view is None:
             return DetachOutcome.DETACHED
         entry = view.find(volume_id, Scope.LIVE)
         alias = entry.alias if entry and entry.alias else alias_of(volume_id)
         with Watch(self._driver.watches, (instance_id, alias)) as watch:
-            self._unplug_persistent(view, volume_id)
+            request.sent |= view.lets_go(volume_id) | self._unplug_persistent(view, volume_id)
             failpoint("hypervisor.detach.after_persistent")
             if entry is None:
                 return self._gone(instance_id, volume_id)
-            return self._let_go(view, volume_id, watch)
+            return self._let_go(view, volume_id, watch, request)
 
-    def _unplug_persistent(self, view: GuestView, volume_id: str) -> None:
+    def _unplug_persistent(self, view: GuestView, volume_id: str) -> bool:
+        """Take it out of the persistent definition; True if somebody else just did."""
         entry = view.find(volume_id, Scope.PERSISTENT)
         if entry is not None:
-            with contextlib.suppress(DeviceNotFound, GuestNotFound):
+            try:
                 self._driver.unplug(view.instance_id, entry, Scope.PERSISTENT)
+            except (DeviceNotFound, GuestNotFound):
+                return True
+        return False
 
     def _gone(self, instance_id: str, volume_id: str) -> DetachOutcome:
         """Gone from both definitions, as read again, and let go of by the hypervisor."""
@@ -200,15 +212,17 @@ class DiskOperations:
             present = True  # it may be open still
         return DetachOutcome.PENDING if present else DetachOutcome.DETACHED
 
-    def _let_go(self, view: GuestView, volume_id: str, watch: Watch) -> DetachOutcome:
+    def _let_go(self, view: GuestView, volume_id: str, watch: Watch, request: _Request) -> DetachOutcome:
         """Ask the guest and look, until the disk is out of its definition or the time is up."""
         patience = min(_ASK_AGAIN, self._timeouts.detach / 4)
         started = self._clock()
-        ask_at = started + patience if view.lets_go(volume_id) else started
+        wait_first = request.sent and view.state is GuestState.RUNNING  # a paused guest lets nothing go just now
+        ask_at = started + patience if wait_first else started
         pause = _FIRST_LOOK
         while (left := started + self._limit(view) - self._clock()) > 0:
             entry = view.find(volume_id, Scope.LIVE)
             if entry is not None and self._clock() >= ask_at:
+                request.sent = True
                 if not self._ask(view, entry):
                     break
                 ask_at = self._clock() + patience
