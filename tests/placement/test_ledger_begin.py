@@ -6,10 +6,12 @@ import json
 import threading
 
 import pytest
+import sqlalchemy as sa
 
 from cloudcore import _failpoints
+from cloudcore.database import Database
 from cloudcore.errors import CloudcoreError
-from cloudcore.placement import AllocationLedger
+from cloudcore.placement import AllocationLedger, tables
 from cloudcore.placement import ledger as ledger_module
 from tests.placement import ledger_worlds
 from tests.placement.ledger_jobs import OWNER, Trial
@@ -226,3 +228,33 @@ def step_by_step(ledger: AllocationLedger, trial: Trial):
     )
     operation = Operation.of("test", {}, "other")
     return operation, lambda session: ledger_moves.begin(session, "other", asked, history=True)
+
+
+PLANS = "SELECT generic_plans, custom_plans FROM pg_prepared_statements WHERE strpos(statement, 'WITH wanted') > 0"
+
+
+def many_providers(database: Database, count: int) -> None:
+    """So many that the planner sees a difference between three look-ups and ten."""
+    providers, numbers = tables.resource_providers, range(10**6, 10**6 + count)
+    with database.write() as connection:
+        rows = [{"id": n, "uuid": uuid_of(f"h{n - 10**6}"), "name": f"h{n}", "generation": 0} for n in numbers]
+        connection.execute(sa.insert(providers), rows)
+        inventory = ledger_worlds.row("VCPU", {"total": 1000})
+        connection.execute(sa.insert(tables.inventories), [{"provider_id": n, **inventory} for n in numbers])
+
+
+def test_single_statements_are_planned_once(ledger_database, dialect):
+    """Planning one takes longer than carrying it out: after a few trials the server must keep a plan for all."""
+    with Database(ledger_database.engine.url, pool_size=1) as database:
+        many_providers(database, 5000)
+        with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("ANALYZE")
+        ledger = AllocationLedger(database)
+        for n in range(20):
+            ledger.claim(uuid_of(n), {uuid_of("h1"): {"VCPU": 1}}, **OWNER)
+        for n in range(20):
+            ledger.begin_move(uuid_of(n), uuid_of(f"m{n}"), {uuid_of("h2"): {"VCPU": 1}})
+        with database.read() as connection:
+            plans = connection.exec_driver_sql(PLANS).all()
+    assert len(plans) == 2
+    assert all(generic > custom for generic, custom in plans)

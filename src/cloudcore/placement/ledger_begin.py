@@ -29,10 +29,11 @@ if TYPE_CHECKING:
 
 __all__ = ["begin_in_one_statement", "is_usual"]
 
+# Arrays in sub-selects: see the single statement of a claim.
 _ONE_STATEMENT = """
 WITH wanted AS MATERIALIZED (
     SELECT p.id AS provider_id, w.resource_class, w.amount
-    FROM unnest(%(providers)s::text[], %(classes)s::text[], %(amounts)s::bigint[])
+    FROM unnest((SELECT %(providers)s::text[]), (SELECT %(classes)s::text[]), (SELECT %(amounts)s::bigint[]))
          AS w (provider, resource_class, amount)
     JOIN resource_providers p ON p.uuid = w.provider
 ), seen AS MATERIALIZED (

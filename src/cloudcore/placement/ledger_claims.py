@@ -192,10 +192,12 @@ def _taken(session: Session, consumer: str) -> Exception:
 
 # --- one statement, on PostgreSQL ------------------------------------------------------------------------------------
 
+# The arrays come out of sub-selects: if the planner knew their lengths it would plan each claim anew, and that takes
+# longer than to carry it out.
 _ONE_STATEMENT = """
 WITH wanted AS MATERIALIZED (
     SELECT w.provider, w.resource_class, w.amount, p.id AS provider_id
-    FROM unnest(%(providers)s::text[], %(classes)s::text[], %(amounts)s::bigint[])
+    FROM unnest((SELECT %(providers)s::text[]), (SELECT %(classes)s::text[]), (SELECT %(amounts)s::bigint[]))
          AS w (provider, resource_class, amount)
     LEFT JOIN resource_providers p ON p.uuid = w.provider
 ), locked AS MATERIALIZED (

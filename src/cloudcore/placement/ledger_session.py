@@ -81,7 +81,8 @@ AND (? <= 0 OR used + ? <= capacity) AND min_unit <= ? AND max_unit >= ? AND ? %
 """
 _TAKE_ALL = """
 WITH wanted AS MATERIALIZED (
-    SELECT * FROM unnest(%s::bigint[], %s::text[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[])
+    SELECT * FROM unnest((SELECT %s::bigint[]), (SELECT %s::text[]), (SELECT %s::bigint[]), (SELECT %s::bigint[]),
+                         (SELECT %s::bigint[]), (SELECT %s::bigint[])) -- hidden from the planner: one plan for all
     AS w (provider_id, resource_class, delta, smallest, largest, divisor)
 ), locked AS MATERIALIZED (
     SELECT i.provider_id, i.resource_class
