@@ -49,7 +49,7 @@ def world(hosts: int, cells: int, instances: int) -> tuple[Placement, Residual]:
     for pick in picks:
         residual.take(pick.option.allocations)
     ranking = tuple((host, 0.0) for host in contenders)
-    return Placement(picks=tuple(picks), refused={}, ranking=ranking), residual
+    return Placement(picks=tuple(picks), refused={}, ranking=ranking, in_domains=False), residual
 
 
 def select(placement: Placement, residual: Residual, alternates: int) -> list[list[str]]:

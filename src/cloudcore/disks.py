@@ -144,7 +144,7 @@ class DetachOutcome(StrEnum):
     """What came of asking a guest to let a disk go."""
 
     DETACHED = "detached"  # gone from the live and from the persistent definition, as read back, and closed
-    PENDING = "pending"  # the guest has not let go yet, or the hypervisor not closed it; ask again, also after a restart
+    PENDING = "pending"  # not let go by the guest yet, or not closed by the hypervisor; ask again, after a restart too
 
 
 @runtime_checkable

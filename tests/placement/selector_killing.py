@@ -1,8 +1,8 @@
 """Kill a process at every point that selecting and rescheduling pass, and look at what is held then.
 
 Run as a program, so that it forks from a process without threads:
-``python -m tests.placement.selector_killing URL SCENARIO STEP`` prints one JSON line for each kill, at every STEP-th
-point and at the last two. Each kill has instances of its own, on the same four hosts, which are empty in between.
+``python -m tests.placement.selector_killing URL SCENARIO STEP`` prints the points, and one JSON line for each kill, at
+every STEP-th point and at the last two. Each kill has instances of its own, on the same four hosts, empty in between.
 """
 
 from __future__ import annotations
@@ -206,6 +206,7 @@ def battery(url: str, name: str, step: int) -> None:
     prepare, work = SCENARIOS[name]
     reported(lambda: build(url))
     before, after, names = reported(lambda: run_whole(url, Trial(f"{name}/whole"), prepare, work))
+    print(json.dumps(names), flush=True)
     numbers = range(1, len(names) + 1)
     for number in sorted({*numbers[::step], *numbers[-2:]}):
         trial = Trial(f"{name}/{number}")

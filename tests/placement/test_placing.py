@@ -190,3 +190,25 @@ def test_instances_that_share_an_alternate_do_not_share_its_room() -> None:
     placement = attrs.evolve(placement, ranking=tuple((host, 0.0) for host in hosts))
     dealt = fall_backs(placement, residual, 1)
     assert [[pick.host.view.name for pick in hand] for hand in dealt] == [["h2"], []]
+
+
+def test_a_host_in_no_known_domain_does_not_end_the_search_for_others() -> None:
+    domains = {"a": "r1", "b": "r1", "c": "r1", "d": None, "e": "r2", "f": "r3"}
+    hosts = [
+        Contender(view(name, domain=domain), [Option(allocations={name: {"VCPU": 1}})])
+        for name, domain in domains.items()
+    ]
+    residual = Residual(lambda *_: Room(used=0, capacity=8))
+    (hand,) = fall_backs(place(hosts, 1, residual), residual, 3)
+    assert [pick.host.view.name for pick in hand] == ["d", "e", "f"], "none in the rack of the primary"
+
+
+def test_one_instance_needs_no_more_of_a_pool_that_it_has_a_part_of() -> None:
+    hosts = [
+        Contender(view(name), [Option(allocations={name: {"VCPU": 1}, "pool": {"DISK_GB": 10}})]) for name in "abc"
+    ]
+    residual = Residual(lambda provider, _: Room(used=0, capacity=15 if provider == "pool" else 8))
+    placement = place(hosts, 1, residual)
+    (hand,) = fall_backs(placement, residual, 2)
+    assert [pick.host.view.name for pick in hand] == ["b", "c"]
+    assert residual.used("pool", "DISK_GB") == (10, 15), "it holds its own again"

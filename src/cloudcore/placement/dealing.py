@@ -37,6 +37,9 @@ def fall_backs(
     They are in the cell of the pick, can hold the request after all the picks, and are allowed by a hard policy of the
     group: its members do not share them, and a group that is kept together gets none. Hosts that were picked for nobody
     come first; where a cell has too few of them, those picked for other instances follow.
+
+    A single instance gives back what it holds before it takes an alternate: what it has of a pool that both share is
+    counted as free for it. Of several instances nobody knows which will fall back: theirs must fit beside each other.
     """
     picks = placement.picks
     members = Counter(group.members if group else {})
@@ -45,7 +48,10 @@ def fall_backs(
         return [() for _ in picks]
     hard = group if group is not None and group.hard else None
     allowed = None if hard is None else (lambda root: hard.refuses(root, members) is None)
+    alone = picks[0].option.allocations if len(picks) == 1 else {}
+    residual.take(alone, -1)
     spares = _spares(placement, residual, alternates, allowed)
+    residual.take(alone)
     seats = _Seats(residual, most=len(picks))
     dealt = deal(picks, spares, alternates=alternates, fits=None if hard else seats.count)
     return seats.assign(dealt)
@@ -65,8 +71,8 @@ def _spares(
     for rank, (host, weight) in enumerate(placement.ranking):
         view = host.view
         domain = view.domain
-        if not short and domain is None:
-            break  # every cell has enough, and there are no domains to look for
+        if not short and not placement.in_domains:
+            break  # every cell has enough, and there are no other domains to look for
         of_domain = wanted.get(view.cell)
         if of_domain is None or view.root in picked or not of_domain[domain]:
             continue

@@ -265,7 +265,8 @@ class AllocationLedger(LedgerReader):
                 it is proved gone).
             overlap: What a provider on both sides must fit: the ``sum`` (safe), or the ``maximum`` of each class, where
                 the host guarantees that the two are never live together.
-            shared: Providers on both sides that hold the same thing for both (shared storage): counted as ``maximum``.
+            shared: Providers of the source that hold the same thing for a destination that has them too (shared
+                storage): counted as ``maximum``.
             expires_in: Seconds after which the move reverts by itself unless it was ended, by the database's clock.
             generation: The instance's generation read last; None for any.
             operation_id: See :meth:`claim`.

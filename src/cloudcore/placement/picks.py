@@ -24,7 +24,7 @@ class Option:
 
 
 class Contender:
-    """A host that passed search and filters, with its options, each made when it is first asked for.
+    """A host that passed search and filters, with its options: the first one, and others made when asked for.
 
     Attributes:
         view: What is known of it.

@@ -33,11 +33,13 @@ class Placement:
         picks: In the order of the instances; fewer than asked for when no host was left.
         refused: Then: host name → why it took no more.
         ranking: Every host with its weight after the picks, best first.
+        in_domains: Whether the failure domain of any of them is known.
     """
 
     picks: tuple[Pick, ...]
     refused: Mapping[str, str]
     ranking: tuple[tuple[Contender, float], ...]
+    in_domains: bool
 
 
 class _Order:
@@ -102,7 +104,12 @@ def place(
     else:
         picks, refused = _apart(hosts, count, order, residual, choose, subset)
     ranking = tuple((hosts[number], -negated) for negated, number in order.ranking)
-    return Placement(picks=tuple(picks), refused={} if len(picks) == count else refused, ranking=ranking)
+    return Placement(
+        picks=tuple(picks),
+        refused={} if len(picks) == count else refused,
+        ranking=ranking,
+        in_domains=any(host.view.domain is not None for host in hosts),
+    )
 
 
 def _apart(
