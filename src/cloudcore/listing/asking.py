@@ -269,6 +269,8 @@ class Flights:
         self._lane = None
         now = self._clock()
         stuck = lane.running
+        if stuck is not None and not stuck.warm:
+            stuck = None  # opening a connection takes its time; that says nothing of the answers
         if stuck is not None:
             stuck.flight.port.pace.stalled(now)
         while lane.waiting:

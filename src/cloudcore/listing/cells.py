@@ -30,6 +30,14 @@ if TYPE_CHECKING:
 __all__ = ["Cell", "Lease", "Link", "in_memory"]
 
 
+_READING = threading.Lock()
+"""Held while rows are read from a SQLite file: at each the interpreter's lock is let go and taken again, and threads
+that do so together spend ten times their work on waking each other. Rows that are long in coming delay the others by
+``_TURN`` at most."""
+_TURN = 0.02
+"""Seconds to wait for one's turn to read before reading beside the others."""
+
+
 def _replicas(value: Any) -> tuple[Any, ...]:
     return (value,) if isinstance(value, str | sa.URL | sa.Engine) else tuple(value)
 
@@ -71,13 +79,14 @@ class Cell:
 class Lease:
     """One connection, used by one thread at a time."""
 
-    __slots__ = ("_autocommit", "_proxied", "connection", "cursor", "dialect", "form", "limit", "mine", "used")
+    __slots__ = ("_autocommit", "_proxied", "connection", "cursor", "dialect", "form", "limit", "local", "mine", "used")
 
     def __init__(self, proxied: PoolProxiedConnection, dialect: Dialect, *, mine: bool) -> None:
         self._proxied = proxied
         self.dialect = dialect
         self.form = f"{dialect_name(dialect)} {dialect.driver}"
         """Leases of one form take the same text and parameters."""
+        self.local = dialect.name == "sqlite"
         self.mine = mine
         self.connection: Any = proxied.dbapi_connection
         self.limit = math.inf
@@ -117,8 +126,16 @@ class Lease:
         """All rows of one statement, as the driver gives them; *limit* is the monotonic instant to give up at."""
         self.limit = limit
         self.cursor.execute(text, parameters)
-        rows = self.cursor.fetchall()
-        return rows if rows.__class__ is list else list(rows)
+        if not self.local:
+            rows = self.cursor.fetchall()
+            return rows if rows.__class__ is list else list(rows)
+        alone = _READING.acquire(timeout=_TURN)
+        try:
+            found: list[tuple[Any, ...]] = self.cursor.fetchall()
+        finally:
+            if alone:
+                _READING.release()
+        return found
 
     def abort(self) -> None:
         """From another thread: make the statement under way fail now."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["STALL", "Lane", "Pace"]
 
-STALL = 0.003
+STALL = 0.005
 """Seconds without any answer after which a lane is given up."""
 
 
@@ -32,7 +32,7 @@ class Pace:
 
     SHORTEST, LONGEST, GROWTH = 1.0, 256.0, 4.0
     """Seconds for which a cell is taken for slow: at first, at most, and how they grow with each disappointment."""
-    SLOW = 4 * STALL
+    SLOW = 3 * STALL
     """Seconds of an answer that disappoints; the other threads of the process may have taken most of a shorter time."""
 
     __slots__ = ("_able", "_pause", "_until", "proven")
