@@ -11,6 +11,7 @@ each limited answer must then consist of ten of these.
 from __future__ import annotations
 
 import gc
+import itertools
 import statistics
 import tempfile
 import time
@@ -286,9 +287,11 @@ def bulk_load(bench: Bench, folder: Path, ours: Ours) -> None:
     """Write a whole forest, as Placement's JSON has it, through a bound tree into an empty database."""
     data = {part: of_all for part, of_all in ours.tree.as_placement().items() if part != "usages"}
     trees: list[PlacementTree] = []
+    turns = itertools.count()
 
     def empty() -> None:
-        database = Database(f"sqlite:///{folder / f'empty-{len(trees)}.db'}")
+        trees.clear()
+        database = Database(f"sqlite:///{folder / f'empty-{next(turns)}.db'}")
         create_schema(database)
         trees.append(PlacementTree.open(database))
 

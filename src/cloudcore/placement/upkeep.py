@@ -163,15 +163,13 @@ class NumberIndex:
     Attributes:
         sources: The arrays of numbers that it was made of, block by block.
         numbers: All numbers, ascending.
-        owners: The block of each.
-        positions: Its position there.
+        places: The block of each, and in the lower 32 bits its position there: one look at memory instead of two.
         generations: Its generation.
     """
 
     sources: tuple[Amounts, ...]
     numbers: Amounts
-    owners: Positions
-    positions: Positions
+    places: Amounts
     generations: Amounts
 
     @classmethod
@@ -180,12 +178,11 @@ class NumberIndex:
         blocks = columns.blocks
         numbers = joined([block.numbers for block in blocks], np.int64)
         order = numbers.argsort(kind="stable")
-        sizes = [block.size for block in blocks]
+        places = [np.arange(block.size, dtype=np.int64) + (owner << 32) for owner, block in enumerate(blocks)]
         return cls(
             sources=tuple(block.numbers for block in blocks),
             numbers=numbers[order],
-            owners=np.repeat(np.arange(len(blocks)), sizes)[order],
-            positions=joined([np.arange(size) for size in sizes], np.intp)[order],
+            places=joined(places, np.int64)[order],
             generations=joined([block.generations for block in blocks], np.int64)[order],
         )
 
@@ -204,18 +201,22 @@ class NumberIndex:
         return places, known if generations is None else known & (self.generations[places] == generations)
 
 
-def set_used(columns: Columns, index: NumberIndex, places: Positions, classes: Sequence[str], used: Amounts) -> Columns:
-    """The same columns with other use: of *classes* at *places* in *index*, row by row."""
-    codes = {name: code for code, name in enumerate(dict.fromkeys(classes))}
-    names = list(codes)
-    keys = index.owners[places] * len(names) + np.asarray([codes[name] for name in classes], dtype=np.intp)
-    order = keys.argsort(kind="stable")
-    keys, positions, amounts = keys[order], index.positions[places][order], used[order]
-    edges = [0, *(np.flatnonzero(np.diff(keys)) + 1).tolist(), len(keys)]
+def set_used(columns: Columns, index: NumberIndex, found: Positions, classes: Sequence[str], used: Amounts) -> Columns:
+    """The same columns with other use: of *classes* of what was *found* in *index*, row by row."""
+    places = index.places[found]
     changes: dict[int, dict[str, tuple[Positions, Amounts]]] = {}
-    for first, last in itertools.pairwise(edges):
-        owner, code = divmod(int(keys[first]), len(names))
-        changes.setdefault(owner, {})[names[code]] = (positions[first:last], amounts[first:last])
+    names = dict.fromkeys(classes)
+    for name in names:
+        mine, amounts = places, used
+        if len(names) > 1:
+            chosen = np.asarray([each == name for each in classes], dtype=np.bool_)
+            mine, amounts = places[chosen], used[chosen]
+        order = mine.argsort(kind="stable")
+        mine, amounts = mine[order], amounts[order]
+        owners, positions = mine >> 32, mine & 0xFFFFFFFF
+        edges = [0, *(np.flatnonzero(np.diff(owners)) + 1).tolist(), len(owners)]
+        for first, last in itertools.pairwise(edges):
+            changes.setdefault(int(owners[first]), {})[name] = (positions[first:last], amounts[first:last])
     blocks = list(columns.blocks)
     for owner, change in changes.items():
         blocks[owner] = blocks[owner].with_used(change)
