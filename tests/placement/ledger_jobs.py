@@ -66,6 +66,13 @@ def _moving(ledger, trial):
     ledger.begin_move(trial.a, trial.m, trial.there, expires_in=600)
 
 
+def _resizing(ledger, trial):
+    """The migration holds nothing while the larger flavour is on the same host."""
+    ledger.claim(trial.a, {trial.h2: {"VCPU": 1}}, **OWNER)
+    larger = {trial.h2: {"VCPU": 2, "MEMORY_MB": 5}}
+    ledger.begin_move(trial.a, trial.m, larger, kind="resize", overlap="maximum")
+
+
 def _overdue_claim(ledger, trial):
     ledger.claim(trial.a, trial.here, expires_in=600, **OWNER)
     ledger_worlds.overdue(ledger.database, trial.a)
@@ -165,6 +172,7 @@ TRIALS = {
     "retire": (_moving, lambda to, t, op: to.release(t.a, forever=True, operation_id=op)),
     "replace": (_claimed, lambda to, t, op: to.replace({t.a: {}, t.b: t.here}, operation_id=op, **OWNER)),
     "swap": (_moving, lambda to, t, op: to.swap(t.a, t.there, t.here, operation_id=op)),
+    "swap_back": (_resizing, lambda to, t, op: to.swap(t.a, t.there, t.here, operation_id=op)),
     "settle": (_pending, lambda to, t, op: to.settle(t.a, operation_id=op)),
     "begin": (_claimed, lambda to, t, op: to.begin_move(t.a, t.m, t.there, expires_in=600, operation_id=op)),
     "confirm": (_moving, lambda to, t, op: to.confirm_move(t.m, operation_id=op)),

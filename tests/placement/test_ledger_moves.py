@@ -12,6 +12,8 @@ from cloudcore.errors import (
     AlreadyExists,
     CapacityExceeded,
     ConsumerNotFound,
+    ConsumerRetired,
+    GenerationConflict,
     InvalidAllocation,
     InvalidArgument,
     InvalidTransition,
@@ -253,6 +255,30 @@ def test_shared_pool_is_counted_once(ledger, hosts):
     ledger.check()
     ledger.revert_move(MIGRATION)
     assert used(ledger.database, pool, "MEMORY_MB") == 300
+
+
+def test_a_migration_that_holds_nothing_for_a_while_holds_the_source_again(ledger, hosts):
+    """A smaller flavour fits into the larger of the same host, and then the instance goes elsewhere, and back."""
+    ledger.claim(INSTANCE, {hosts["s"]: {"VCPU": 2}}, **OWNER)
+    ledger.begin_move(INSTANCE, MIGRATION, {hosts["s"]: {"VCPU": 4}}, kind="resize", overlap="maximum")
+    assert ledger.allocations(MIGRATION) == {}
+    with pytest.raises(ConsumerRetired):
+        ledger.claim(MIGRATION, {hosts["d"]: {"VCPU": 1}}, **OWNER)
+    for there, kept in (("d", {hosts["s"]: {"VCPU": 2}}), ("s", {}), ("d", {hosts["s"]: {"VCPU": 2}})):
+        ledger.replace({INSTANCE: {hosts[there]: {"VCPU": 4}}})
+        assert ledger.allocations(MIGRATION) == kept
+        ledger.check()
+    ledger.confirm_move(MIGRATION)
+    assert (ledger.allocations(MIGRATION), used(ledger.database, hosts["s"], "VCPU")) == ({}, 0)
+
+
+def test_a_stale_generation_is_told_before_what_follows_from_it(ledger, hosts):
+    """What is shared was read with the generation: it is no wrong argument when somebody else was faster."""
+    pool = hosts["e"]
+    ledger.claim(INSTANCE, {hosts["s"]: {"VCPU": 4}, pool: {"MEMORY_MB": 300}}, **OWNER)
+    ledger.replace({INSTANCE: {hosts["s"]: {"VCPU": 4}}})
+    with pytest.raises(GenerationConflict):
+        ledger.begin_move(INSTANCE, MIGRATION, {hosts["d"]: {"VCPU": 4}}, shared=[pool], generation=1)
 
 
 def test_over_full_source_blocks_no_hand_over(ledger, hosts):

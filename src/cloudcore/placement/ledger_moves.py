@@ -14,7 +14,7 @@ import attrs
 from cloudcore._failpoints import failpoint
 from cloudcore.errors import AlreadyExists, DatabaseBusy, InUse, InvalidTransition, MoveNotFound
 from cloudcore.placement.ledger_session import to_json
-from cloudcore.placement.ledger_writes import NEW, Target, apply_targets, in_uuids, missing
+from cloudcore.placement.ledger_writes import NEW, Target, apply_targets, check_consumer, in_uuids, missing
 from cloudcore.placement.moves import (
     Holds,
     Move,
@@ -214,7 +214,8 @@ def write(
             )
         if record.move.state is MoveState.AWAITING_PROOF:
             continue
-        after, source = _follow(record, targets[record.move.instance], operation_id)
+        instance = record.move.instance
+        after, source = _follow(record, targets[instance], rows[instance], operation_id)
         settled.append(after)
         if source is not None:
             both[migration] = source
@@ -242,7 +243,7 @@ def _lock(session: Session, consumers: Collection[str]) -> tuple[dict[str, Consu
     return rows, records
 
 
-def _follow(record: _Record, target: Target, operation_id: str) -> tuple[Move, Target | None]:
+def _follow(record: _Record, target: Target, row: ConsumerRow, operation_id: str) -> tuple[Move, Target | None]:
     """The move after its instance was written to hold *target*, and what its migration shall hold, if that changes."""
     move = record.move
     if not target.allocations:
@@ -263,7 +264,10 @@ def _follow(record: _Record, target: Target, operation_id: str) -> tuple[Move, T
         story=(*move.story, f"another destination ({operation_id})"),
     )
     held = held_by_migration(after)
-    return after, None if held == held_by_migration(move) else Target(allocations=held)
+    if held == held_by_migration(move):
+        return after, None
+    owner = attrs.evolve(row.owner, consumer_type=MIGRATION)
+    return after, Target(allocations=held, owner=owner, retire=not held, revive=True)
 
 
 def _save(session: Session, move: Move) -> None:
@@ -314,6 +318,7 @@ def begin(session: Session, operation_id: str, asked: Beginning, *, history: boo
                 identifier=asked.instance,
                 users=(migration,),
             )
+    check_consumer(asked.instance, Target(allocations=asked.destination, generation=asked.generation), row)
     before = session.holdings([found for uuid, found in rows.items() if not found.retired])
     move = asked.of(in_uuids(session, before)[asked.instance], operation_id)
     validate_beginning(move, expires=asked.expires_in is not None)

@@ -231,6 +231,11 @@ class Session:
         else:
             self.run("DELETE FROM consumers WHERE id = ?", (consumer_id,))
 
+    def revive_consumer(self, row: ConsumerRow) -> None:
+        """Let a retired consumer hold something again."""
+        failpoint("ledger.consumer.revive")
+        self.run("UPDATE consumers SET retired_at = NULL WHERE id = ?", (row.id,))
+
     # ---- holdings
 
     def holdings(self, rows: Collection[ConsumerRow]) -> dict[str, dict[Key, int]]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from cloudcore.placement.ledger_session import ConsumerRow, Session
 
-__all__ = ["NEW", "Target", "apply_targets", "in_uuids", "missing", "settle"]
+__all__ = ["NEW", "Target", "apply_targets", "check_consumer", "in_uuids", "missing", "settle"]
 
 NEW = 0
 """The generation of a consumer that holds nothing yet."""
@@ -39,6 +39,7 @@ class Target:
         owner: Who answers for it; None keeps who does now.
         generation: What the caller read last; NEW for "must hold nothing yet", None for any.
         retire: It holds nothing, for ever.
+        revive: It may be retired now: the half of an open move that held nothing for a while.
         expires_in: Seconds until a new consumer's claim lapses unless it is settled.
         settle: The claim is pending no more.
         expected: Refuse unless it holds exactly this now.
@@ -48,6 +49,7 @@ class Target:
     owner: Owner | None = None
     generation: int | None = None
     retire: bool = False
+    revive: bool = False
     expires_in: float | None = None
     settle: bool = False
     expected: Allocations | None = None
@@ -75,7 +77,7 @@ def apply_targets(
         DatabaseBusy: Somebody interfered in a way that a second attempt resolves.
     """
     for uuid, target in sorted(targets.items()):
-        _check_consumer(uuid, target, rows.get(uuid))
+        check_consumer(uuid, target, rows.get(uuid))
     ids = _ids_of_consumers(session, targets, rows)
     if before is None:
         before = session.holdings([rows[uuid] for uuid in targets if uuid in rows])
@@ -112,10 +114,16 @@ def _in_lock_order(session: Session, rewrite: Rewrite) -> Iterable[Take]:
     return (takes[key] for key in sorted(takes))
 
 
-def _check_consumer(uuid: str, target: Target, row: ConsumerRow | None) -> None:
+def check_consumer(uuid: str, target: Target, row: ConsumerRow | None) -> None:
+    """Check that *row*, which is locked, is as *target* expects its consumer.
+
+    Raises:
+        AlreadyExists, GenerationConflict, ConsumerRetired, InvalidTransition: It is not.
+        InvalidAllocation: It is new, and has no owner.
+    """
     if row is not None and row.retired:
-        if not target.allocations:
-            return  # it holds nothing, and stays retired
+        if not target.allocations or target.revive:
+            return
         raise ConsumerRetired(f"consumer {uuid} was released for ever and cannot hold anything again", identifier=uuid)
     if row is None:
         if target.generation:
@@ -219,6 +227,8 @@ def _end(
         return {"generation": NEW, "allocations": {}}
     if row is None:
         return {"generation": 1, "allocations": _plain(target.allocations)}
+    if row.retired:
+        session.revive_consumer(row)
     session.bump_consumer(row, target.owner or row.owner, settle=target.settle)
     return {"generation": row.generation + 1, "allocations": _plain(target.allocations)}
 
@@ -239,7 +249,7 @@ def settle(session: Session, operation_id: str, uuid: str, *, history: bool) -> 
     held = in_uuids(session, session.holdings([row]))[uuid]
     if not row.pending:
         return {"generation": row.generation, "allocations": held}
-    _check_consumer(uuid, Target(allocations=held, settle=True), row)
+    check_consumer(uuid, Target(allocations=held, settle=True), row)
     session.bump_consumer(row, row.owner, settle=True)
     if history:
         session.add_history("settle", operation_id, {uuid: held})
