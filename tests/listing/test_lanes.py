@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from types import SimpleNamespace
 
 import pytest
 
 from cloudcore.database import open_engine
 from cloudcore.listing import Cell, CellState, Query
+from cloudcore.listing.asking import Answers
 from cloudcore.listing.lanes import Pace
 from tests.listing.conftest import THINGS, things
 from tests.listing.test_faults import NEVER, rows
@@ -154,3 +156,23 @@ def test_trust_is_lost_for_longer_each_time_and_won_back_at_once():
     assert not pace.proven
     assert pace.quick(now + 1)
     assert not Pace(able=False).quick(now)
+
+
+def test_whoever_waits_for_several_answers_is_woken_by_the_last_or_by_trouble():
+    """Not by each; and a bell that rang for what was taken already is not an answer."""
+    answers = Answers()
+    first, second, bad = (SimpleNamespace(error=None), SimpleNamespace(error=None), SimpleNamespace(error=ValueError()))
+    answers.put(first)
+    assert answers.take(1, 0.0) == [first]
+    assert answers.take(1, 0.0) == []
+    thread = threading.Thread(target=lambda: [answers.put(first), answers.put(second)])
+    thread.start()
+    taken = []
+    while len(taken) < 2:
+        taken += answers.take(2 - len(taken), 60.0)
+    thread.join()
+    assert taken == [first, second]
+    thread = threading.Thread(target=answers.put, args=[bad])
+    thread.start()
+    assert answers.take(50, 60.0) == [bad], "it might have a replica"
+    thread.join()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from queue import Empty, SimpleQueue
+from collections import deque
+from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
 from cloudcore.errors import CloudcoreError, DatabaseUnavailable, DeadlineExceeded
-from cloudcore.listing.lanes import STALL, Lane
+from cloudcore.listing.lanes import FEWEST, STALL, Lane
 from cloudcore.listing.values import CellReport, CellState
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from cloudcore.listing.cells import Lease, Link
     from cloudcore.listing.ports import Port
 
-__all__ = ["Ask", "Flight", "Flights", "Part", "ask_all"]
+__all__ = ["Answers", "Ask", "Flight", "Flights", "Part", "ask_all"]
 
 T = TypeVar("T")
 
@@ -43,7 +45,7 @@ class Ask:
         self,
         flight: Flight,
         link: Link,
-        answers: SimpleQueue[Ask | Lane] | Lane,
+        answers: Answers | Lane,
         clock: Callable[[], float],
     ) -> None:
         self.flight, self.link, self.limit = flight, link, flight.limit
@@ -145,6 +147,43 @@ class Flight:
         self.asks: list[Ask] = []
 
 
+class Answers:
+    """Where asks and lanes put themselves when they are done; one thread waits until enough are there.
+
+    It is woken once for all of them rather than for each: by the last, by a lane, or by one that went wrong, for which
+    a replica may have to be asked.
+    """
+
+    __slots__ = ("_bell", "_enough", "_landed")
+
+    def __init__(self) -> None:
+        self._landed: deque[Ask | Lane] = deque()
+        self._enough = 1
+        self._bell = Lock()
+        self._bell.acquire()
+
+    def put(self, answer: Ask | Lane) -> None:
+        """Take an answer, in any thread."""
+        self._landed.append(answer)
+        if len(self._landed) >= self._enough or isinstance(answer, Lane) or answer.error is not None:
+            self._ring()
+
+    def _ring(self) -> None:
+        with contextlib.suppress(RuntimeError):  # somebody else has just done so
+            self._bell.release()
+
+    def take(self, enough: int, timeout: float) -> list[Ask | Lane]:
+        """What has come, once there is *enough* of it or somebody rang; whatever there is after *timeout* seconds."""
+        self._enough = enough
+        if len(self._landed) < enough:  # who puts the last one after this look sees the number, and rings
+            while self._bell.acquire(timeout=timeout) and not self._landed:
+                pass  # it rang for what was taken already
+        taken: list[Ask | Lane] = []
+        while self._landed:
+            taken.append(self._landed.popleft())
+        return taken
+
+
 class Flights:
     """The asks under way, at most one flight per cell. Used by one thread at a time.
 
@@ -167,11 +206,9 @@ class Flights:
         self.ports = ports
         self.parts = {name: Part() for name in ports}
         self._start, self._clock, self._lanes = start, clock, lanes
-        self._answers: SimpleQueue[Ask | Lane] = SimpleQueue()
+        self._answers = Answers()
         self._flights: dict[str, Flight] = {}
         self._lane: Lane | None = None
-        self._watched: Ask | None = None
-        """What the lane was at when it was last looked at."""
         self._wake = math.inf
         """No limit and no hedge comes before this instant."""
 
@@ -205,7 +242,7 @@ class Flights:
         """Ask the next database of the cell."""
         self._start(self._asking(flight, self._answers))
 
-    def _asking(self, flight: Flight, answers: SimpleQueue[Ask | Lane] | Lane) -> Ask:
+    def _asking(self, flight: Flight, answers: Answers | Lane) -> Ask:
         ask = Ask(flight, flight.links.pop(0), answers, self._clock)
         first = flight.limit if flight.hedge_at is None else min(flight.limit, flight.hedge_at)
         if first < self._wake:
@@ -215,26 +252,25 @@ class Flights:
         flight.asks.append(ask)
         return ask
 
-    def wait(self) -> list[tuple[str, Any, CloudcoreError | None]]:
-        """Results of at least one cell: (cell, result, error). Empty when nothing is under way.
+    def wait(self, least: int = 1) -> list[tuple[str, Any, CloudcoreError | None]]:
+        """Results of some cells: (cell, result, error). Empty when nothing is under way.
 
-        A cell that has not answered by its limit gets :class:`DeadlineExceeded`; answers that arrived while nobody
-        waited are taken first, so a caller's pause is never held against a cell.
+        Comes back when about *least* cells have answered, when one has failed or is late, or a lane has ended. A cell
+        that has not answered by its limit gets :class:`DeadlineExceeded`; answers that arrived while nobody waited are
+        taken first, so a caller's pause is never held against a cell.
         """
         done: list[tuple[str, Any, CloudcoreError | None]] = []
         while self._flights and not done:
             pause = max(0.0, self._wake - self._clock())
-            try:
-                ask = self._answers.get(timeout=pause if self._lane is None else min(pause, STALL))
-            except Empty:
+            enough = max(1, min(least, len(self._flights)))
+            taken = self._answers.take(enough, pause if self._lane is None else min(pause, STALL))
+            for answer in taken:
+                self._take(answer, done)
+            if not taken:
                 if self._lane is not None:
                     self._look_after(self._lane, done)
                 if not done and self._wake <= (now := self._clock()):
                     done += self._overdue(now)
-                continue
-            self._take(ask, done)
-            while not self._answers.empty():
-                self._take(self._answers.get(), done)
         return done
 
     def _take(self, answer: Ask | Lane, done: list[tuple[str, Any, CloudcoreError | None]]) -> None:
@@ -257,12 +293,10 @@ class Flights:
             self._land(ask, done)
 
     def _look_after(self, lane: Lane, done: list[tuple[str, Any, CloudcoreError | None]]) -> None:
-        """Take what a lane has finished; when it is where it was last time, go on without it."""
-        if lane.finished or lane.running is not self._watched:
-            self._watched = lane.running
-            self._empty(lane, done)
-            return
-        self._spill(lane)
+        """Take what a lane has finished; when that is little, go on without it."""
+        if len(lane.finished) < FEWEST:
+            self._spill(lane)
+        self._empty(lane, done)
 
     def _spill(self, lane: Lane) -> None:
         """Give what waits in a lane to threads of its own."""

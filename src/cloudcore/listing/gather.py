@@ -100,7 +100,7 @@ class Gather:
         waited = False
         while self._starved or not waited:
             waited = True
-            done = self._flights.wait()
+            done = self._flights.wait(len(self._starved))
             if not done:
                 return
             for cell, rows, error in done:

@@ -13,14 +13,14 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from queue import SimpleQueue
+    from cloudcore.listing.asking import Answers, Ask
 
-    from cloudcore.listing.asking import Ask
+__all__ = ["FEWEST", "STALL", "Lane", "Pace"]
 
-__all__ = ["STALL", "Lane", "Pace"]
-
-STALL = 0.005
-"""Seconds without any answer after which a lane is given up."""
+STALL = 0.004
+"""Seconds after which a lane is looked at, and of an answer that did not come at once."""
+FEWEST = 3
+"""Answers between two looks without which a lane is given up."""
 
 
 class Pace:
@@ -32,8 +32,6 @@ class Pace:
 
     SHORTEST, LONGEST, GROWTH = 1.0, 256.0, 4.0
     """Seconds for which a cell is taken for slow: at first, at most, and how they grow with each disappointment."""
-    SLOW = 3 * STALL
-    """Seconds of an answer that disappoints; the other threads of the process may have taken most of a shorter time."""
 
     __slots__ = ("_able", "_pause", "_until", "proven")
 
@@ -50,7 +48,7 @@ class Pace:
 
     def answered(self, seconds: float, now: float) -> None:
         """An answer took so long, in a lane and over a connection that was open already."""
-        if seconds > self.SLOW:
+        if seconds > STALL:
             self.stalled(now)
         else:
             self.proven, self._pause = True, self.SHORTEST
@@ -70,7 +68,7 @@ class Lane:
 
     __slots__ = ("_answers", "finished", "running", "started", "waiting")
 
-    def __init__(self, answers: SimpleQueue[Ask | Lane]) -> None:
+    def __init__(self, answers: Answers) -> None:
         self._answers = answers
         self.waiting: deque[Ask] = deque()
         self.started = False
