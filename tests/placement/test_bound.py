@@ -441,6 +441,46 @@ def test_followers_see_whole_edits_while_others_write(open_tree: Open) -> None:
     assert failures == []
 
 
+def test_followers_keep_up_with_claims_among_edits(open_tree: Open, ledger_database: Database) -> None:
+    """One claims and releases, one edits, a third follows: use alone and edits come in any mixture, none is missed."""
+    editor, follower = open_tree(), open_tree()
+    for host in range(4):
+        add_host(editor, f"cn{host}")
+    uuid_of = {name: editor[name].uuid for name in names(editor)}
+    failures: list[BaseException] = []
+
+    def guarded(work: Callable[[int], object]) -> None:
+        try:
+            for step in range(25):
+                work(step)
+        except BaseException as error:
+            failures.append(error)
+            raise
+
+    def edit(step: int) -> None:
+        editor.set_inventory(f"cn{step % 4}-numa", {"VCPU": Inventory(8 + step)})
+
+    def claim(step: int) -> None:
+        ledger = AllocationLedger(ledger_database)
+        consumer = str(uuids.uuid4())
+        ledger.claim(consumer, {uuid_of[f"cn{step % 3}-numa"]: {"VCPU": 1}}, project_id="p", user_id="u")
+        if step % 3 == 0:
+            ledger.release(consumer)
+
+    threads = [threading.Thread(target=guarded, args=(work,)) for work in (edit, claim)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        follower.refresh()
+        follower.check()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    follower.refresh()
+    assert sum(follower.usage(name).get("VCPU", 0) for name in uuid_of) == 16
+    assert [follower[f"cn{host}-numa"].inventories["VCPU"].total for host in range(4)] == [32, 29, 30, 31]
+
+
 def test_refresh_reads_one_state(open_tree: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is committed while a refresh is reading is for the next one: a parent is never missed."""
     one, other = open_tree(), open_tree()
