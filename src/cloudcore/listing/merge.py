@@ -274,7 +274,8 @@ class Merge:
             if run.left:
                 stop = len(run.keys) if frontier is None else bisect_right(run.keys, frontier, run.start)
                 block += zip(run.keys[run.start : stop], repeat(number), run.rows[run.start : stop])
-        block.sort()
+        if not self._alone:
+            block.sort()
         return block
 
     def _accept(self, block: list[Entry]) -> list[Entry] | None:
@@ -331,7 +332,7 @@ class Merge:
         self._count -= 1
 
     def _consume(self, block: list[Entry], consumed: int, accepted: list[Entry]) -> None:
-        for number, times in Counter(map(_NUMBER, accepted)).items():
+        for number, times in self.numbers(accepted).items():
             self._numbered[number].emitted += times
         if not consumed:
             return
@@ -345,6 +346,10 @@ class Merge:
     def taken(self) -> list[Entry]:
         """Everything given out, in order, after replacements."""
         return self._taken
+
+    def numbers(self, entries: list[Entry]) -> Mapping[int, int]:
+        """How many of the entries came from each run, by its number."""
+        return {0: len(entries)} if self._alone else Counter(map(_NUMBER, entries))
 
     def key_of(self, entry: Entry) -> str:
         """The record's key of a row."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from operator import itemgetter
+from collections import defaultdict
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -111,14 +110,17 @@ class Pager:
         layout, names = self._asked.layout, list(self._merge.runs)
         if self._keys_first:
             return [Record(layout, rows[self._merge.key_of(entry)], names[entry[1]]) for entry in entries]
+        if len(names) == 1:
+            name = names[0]
+            return [Record(layout, entry[2], name) for entry in entries]
         return [Record(layout, row, names[number]) for _, number, row in entries]
 
     def _reports(self, entries: list[Entry]) -> dict[str, CellReport]:
-        numbers = Counter(map(itemgetter(1), entries))
+        numbers = self._merge.numbers(entries)
         reports = dict(self._others)
         for number, (name, run) in enumerate(self._merge.runs.items()):
             ended = run.exhausted and not run.left
-            reports[name] = self._gather.parts[name].report(name, numbers[number], exhausted=ended)
+            reports[name] = self._gather.parts[name].report(name, numbers.get(number, 0), exhausted=ended)
         return reports
 
     def _positions(self, reports: Mapping[str, CellReport], end: Entry | None) -> dict[str, Position | None]:
