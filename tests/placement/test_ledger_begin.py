@@ -258,3 +258,32 @@ def test_single_statements_are_planned_once(ledger_database, dialect):
             plans = connection.exec_driver_sql(PLANS).all()
     assert len(plans) == 2
     assert all(generic > custom for generic, custom in plans)
+
+
+@pytest.mark.parametrize("rival", ["repeat", "another migration"])
+def test_beginnings_that_race(ledger_database, dialect, rival):
+    """Repeats: one takes effect and all hear of it. Rivals: one begins, the others are told of it."""
+    ledger = AllocationLedger(ledger_database)
+    trial = Trial(f"race/{rival}")
+    trial.build(ledger_database)
+    held(ledger, trial)
+    start, outcomes = threading.Barrier(6), []
+
+    def work(number: int) -> None:
+        migration = trial.m if rival == "repeat" else uuid_of(f"{trial.tag}/{number}")
+        operation = "the same" if rival == "repeat" else f"op {number}"
+        start.wait()
+        try:
+            outcomes.append(ledger.begin_move(trial.a, migration, trial.there, operation_id=operation).repeated)
+        except CloudcoreError as error:
+            outcomes.append(type(error).__name__)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outcomes.count(False) == 1
+    assert outcomes.count(True if rival == "repeat" else "InUse") == 5
+    assert ledger.allocations(trial.a) == trial.there
+    ledger.check()
