@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cloudcore import _failpoints
 from cloudcore.database import Database
-from cloudcore.errors import AlreadyExists, CapacityExceeded, CloudcoreError, InventoryNotFound
+from cloudcore.errors import AlreadyExists, CapacityExceeded, CloudcoreError, DatabaseBusy, InventoryNotFound
 from cloudcore.placement import AllocationLedger
 from cloudcore.placement.ledger_group import Ticket
 from tests.placement import ledger_worlds
@@ -162,3 +162,28 @@ def test_pending_claims_of_a_group_have_deadlines_of_their_own(pair):
     lasting, soon, late = (ledger.consumer(uuid_of(f"p{n}")).expires_at for n in range(3))
     assert lasting is None
     assert (late - soon).total_seconds() == pytest.approx(540, abs=1)
+
+
+@pytest.mark.parametrize("dialect", ["sqlite", "postgresql", "mariadb"], indirect=True)
+def test_verdicts_of_an_attempt_that_was_not_committed_are_void(ledger_database):
+    """Refused, then the whole group is done again, and by now there is room: granted means granted."""
+    ledger = AllocationLedger(ledger_database)
+    add_providers(ledger_database, {"small": {"VCPU": 1}})
+    asked = [(uuid_of(f"again/{n}"), {uuid_of("small"): {"VCPU": 1}}, f"again {n}") for n in range(2)]
+    tickets = [Ticket(new_claim(*one)) for one in asked]
+
+    def busy(_: str) -> None:
+        raise DatabaseBusy("deadlock")
+
+    _failpoints.arm("database.commit.before", busy)
+    try:
+        with pytest.raises(DatabaseBusy):
+            ledger._claim_together(tickets)
+    finally:
+        _failpoints.disarm()
+    assert [type(ticket.error) for ticket in tickets].count(CapacityExceeded) == 1
+    ledger_worlds.resize(ledger_database, uuid_of("small"), "VCPU", 2)
+    ledger._claim_together(tickets)
+    assert [(ticket.error, ticket.answer.repeated) for ticket in tickets] == [(None, False)] * 2
+    assert used(ledger_database, uuid_of("small"), "VCPU") == 2
+    ledger.check()

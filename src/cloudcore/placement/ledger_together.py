@@ -48,6 +48,8 @@ def claim_together(
         DatabaseBusy, DatabaseUnavailable: None of them was done; try all again.
     """
     order: list[ClaimTicket] = list(tickets)
+    for ticket in order:  # what an attempt said that was not committed is void
+        ticket.answer = ticket.error = None
     changed: set[int] = set()
     if session.dialect == "sqlite":
         order, changed = _in_bulk(session, order, known, history=history)
