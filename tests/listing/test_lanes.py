@@ -158,6 +158,17 @@ def test_trust_is_lost_for_longer_each_time_and_won_back_at_once():
     assert not Pace(able=False).quick(now)
 
 
+def test_one_late_answer_is_forgiven_and_three_in_a_row_are_not():
+    """A busy machine lets any thread wait now and then."""
+    pace = Pace(able=True)
+    for seconds in (0.0001, 1.0, 1.0, 0.0001, 1.0, 1.0):
+        pace.answered(seconds, 0.0)
+        assert pace.quick(0.0)
+    pace.answered(1.0, 0.0)
+    assert not pace.quick(0.0)
+    assert not pace.proven
+
+
 def test_whoever_waits_for_several_answers_is_woken_by_the_last_or_by_trouble():
     """Not by each; and a bell that rang for what was taken already is not an answer."""
     answers = Answers()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Gather"]
 
-_KEPT = 200
+_KEPT = 16
 """Statements that one merge keeps."""
 _DISORDER = "rows came out of order or twice: the database does not sort as told, or an index of it is corrupt"
 

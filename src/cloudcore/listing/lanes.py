@@ -33,11 +33,15 @@ class Pace:
     SHORTEST, LONGEST, GROWTH = 1.0, 256.0, 4.0
     """Seconds for which a cell is taken for slow: at first, at most, and how they grow with each disappointment."""
 
-    __slots__ = ("_able", "_pause", "_until", "proven")
+    STRIKES = 3
+    """Late answers in a row that disappoint."""
+
+    __slots__ = ("_able", "_pause", "_strikes", "_until", "proven")
 
     def __init__(self, able: bool) -> None:
         self._able = able
         self._pause = self.SHORTEST
+        self._strikes = 0
         self._until = 0.0
         self.proven = False
         """Its last answer came at once."""
@@ -48,14 +52,16 @@ class Pace:
 
     def answered(self, seconds: float, now: float) -> None:
         """An answer took so long, in a lane and over a connection that was open already."""
-        if seconds > STALL:
+        if seconds <= STALL:
+            self.proven, self._pause, self._strikes = True, self.SHORTEST, 0
+            return
+        self._strikes += 1  # a single one may be the machine's fault
+        if self._strikes >= self.STRIKES:
             self.stalled(now)
-        else:
-            self.proven, self._pause = True, self.SHORTEST
 
     def stalled(self, now: float) -> None:
         """It did not answer at once, or nobody knows whether it would have."""
-        self.proven = False
+        self.proven, self._strikes = False, 0
         self._until, self._pause = now + self._pause, min(self._pause * self.GROWTH, self.LONGEST)
 
 

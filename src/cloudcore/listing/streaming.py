@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Stream"]
 
-_BUFFERED = 2_000
+_BUFFERED = 800
 """Rows asked for at once, over all cells: what bounds the memory."""
 
 
