@@ -115,6 +115,8 @@ class Lease:
         milliseconds = max(1, math.ceil(deadline * 1000))
         if kind == "postgresql":
             self.cursor.execute(f"SET statement_timeout = {milliseconds}")
+            if self.dialect.driver == "psycopg":
+                self.connection.prepare_threshold = 1  # few texts, sent again and again: plan each but once
         elif kind == "mariadb":
             self.cursor.execute(f"SET SESSION max_statement_time = {deadline:.3f}")
         elif kind == "mysql":
