@@ -436,6 +436,22 @@ def test_history_can_be_left_out(ledger_database):
     assert ledger.history_of(A) == []
 
 
+# ---- operation ids
+
+
+def test_ids_of_operations_are_made_once(sqlite_database):
+    """Whoever makes them, in whatever thread; new ones sort after old ones, and fit."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    ledgers = [AllocationLedger(sqlite_database) for _ in range(3)]
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda n: ledgers[n % 3]._id_factory(), range(3000)))
+    assert len(set(found)) == 3000
+    assert max(map(len, found)) <= 64
+    first, second = ledgers[0]._id_factory(), ledgers[1]._id_factory()
+    assert first[:16] <= second[:16]
+
+
 # ---- group commit
 
 
