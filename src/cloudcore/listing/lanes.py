@@ -34,7 +34,7 @@ class Pace:
     """Seconds for which a cell is taken for slow: at first, at most, and how they grow with each disappointment."""
 
     STRIKES = 3
-    """Late answers in a row that disappoint."""
+    """Late answers in a row that disappoint when there is no other cell that they could hold up."""
 
     __slots__ = ("_able", "_pause", "_strikes", "_until", "proven")
 
@@ -50,13 +50,13 @@ class Pace:
         """Whether to expect an answer at once."""
         return self._able and self._until <= now
 
-    def answered(self, seconds: float, now: float) -> None:
+    def answered(self, seconds: float, now: float, *, lenient: bool = False) -> None:
         """An answer took so long, in a lane and over a connection that was open already."""
         if seconds <= STALL:
             self.proven, self._pause, self._strikes = True, self.SHORTEST, 0
             return
-        self._strikes += 1  # a single one may be the machine's fault
-        if self._strikes >= self.STRIKES:
+        self._strikes += 1
+        if self._strikes >= self.STRIKES or not lenient:  # alone it holds up nobody
             self.stalled(now)
 
     def stalled(self, now: float) -> None:
