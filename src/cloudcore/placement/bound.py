@@ -140,10 +140,10 @@ class BoundTree(PlacementTree):
         if found is None:
             return None
         rows, watermark = found
-        numbers = np.asarray([row[0] for row in rows], dtype=np.int64)
-        places, known = self._up_to_date_index().find(numbers)
-        count = int(np.count_nonzero(np.diff(numbers))) + 1 if rows else 0  # all rows of a provider stand together
-        return _News(watermark=watermark, count=count, rows=rows, places=places) if known.all() else None
+        numbers = [row[0] for row in rows]
+        places, known = self._up_to_date_index().find(np.asarray(numbers, dtype=np.int64))
+        news = _News(watermark=watermark, count=len(set(numbers)), rows=rows, places=places)
+        return news if known.all() else None
 
     def _read_news(self) -> _News:
         with store.read_snapshot(self._database) as connection:

@@ -9,11 +9,12 @@ one writer draws 1, another draws 2 and commits, a reader stands at 2, and then 
 * MariaDB and MySQL know no such function. A writer counts up one of a few slots as its last step; the row lock makes
   the numbers within a slot appear in the order of commits, and the watermark holds one number a slot. The slot goes by
   the connection, so writers of one pool rarely wait for each other.
-* SQLite has one writer at a time: one slot. Another one counts edits of providers: a reader that finds none since its
-  watermark knows that all it has to read is what is in use (:func:`use_since`).
+* SQLite has one writer at a time: one slot. What changed in order may be repeated in order, so the feed also says what
+  is in use after the change: to look it up, provider by provider, would touch as many pages. Another slot counts edits
+  of providers: a reader that finds none since its watermark has all that it needs in the feed (:func:`use_since`).
 
 Writers must call :func:`record_changes` once, as the last statement before their commit, so that a slot is held
-briefly and always after every other lock.
+briefly and always after every other lock, and so that what it says of use is true.
 """
 
 from __future__ import annotations
@@ -53,11 +54,14 @@ ON CONFLICT (slot) DO UPDATE SET position = position + 1
 """  # noqa: S608 - a constant
 _READ_SLOTS = "SELECT slot, position, pruned FROM provider_change_slots ORDER BY slot"
 _SQLITE_USE = """
-SELECT i.provider_id, i.resource_class, i.used
-FROM (SELECT DISTINCT provider_id FROM provider_changes WHERE slot = 0 AND position > ? AND position <= ?) AS changed
-CROSS JOIN inventories i ON i.provider_id = changed.provider_id
+SELECT provider_id, resource_class, used FROM provider_changes
+WHERE slot = 0 AND position > ? AND position <= ? AND used IS NOT NULL ORDER BY position
 """
-_SQLITE_RECORD = "INSERT INTO provider_changes (slot, position, provider_id) VALUES (0, ?, ?)"
+_SQLITE_RECORD = """
+INSERT INTO provider_changes (slot, position, provider_id, resource_class, used)
+SELECT 0, ?, changed.id, COALESCE(i.resource_class, ''), i.used
+FROM (SELECT ? AS id) AS changed LEFT JOIN inventories i ON i.provider_id = changed.id
+"""  # a provider without inventories, or without anything left of it, has a row too
 _MYSQL_COUNT = f"""
 INSERT INTO provider_change_slots (slot, position, pruned) VALUES (MOD(CONNECTION_ID(), {_SLOTS}), LAST_INSERT_ID(1), 0)
 ON DUPLICATE KEY UPDATE position = LAST_INSERT_ID(position + 1)
@@ -155,8 +159,8 @@ def changes_since(connection: Connection, watermark: str | None) -> tuple[frozen
 def use_since(connection: sqlite3.Connection, watermark: str) -> tuple[list[tuple[int, str, int]], str] | None:
     """What is in use of all that changed since *watermark*, and the new watermark, when nothing else changed.
 
-    Rows are (provider id, class, units), those of a provider one after the other. None when providers were edited:
-    then ask :func:`changes_since`. Only SQLite can tell, and it is asked without SQLAlchemy, in a transaction of
+    Rows are (provider id, class, units), one for each class of such a provider. None when providers were edited: then
+    ask :func:`changes_since`. Only SQLite can tell, and it is asked without SQLAlchemy, in a transaction of
     *connection*: this is what a tree does before every search.
 
     Raises:
@@ -169,8 +173,11 @@ def use_since(connection: sqlite3.Connection, watermark: str) -> tuple[list[tupl
     begin = old.get(0, 0)
     if edits != old.get(_EDITS) or not pruned <= begin <= position:
         return None
-    rows = connection.execute(_SQLITE_USE, (begin, position)).fetchall() if begin < position else []
-    return rows, _encode_positions(now)
+    latest: dict[tuple[int, str], int] = {}
+    if begin < position:
+        for number, name, used in connection.execute(_SQLITE_USE, (begin, position)):
+            latest[number, name] = used
+    return [(number, name, used) for (number, name), used in latest.items()], _encode_positions(now)
 
 
 def _since_snapshot(connection: Connection, watermark: str | None) -> tuple[frozenset[int], str]:

@@ -430,7 +430,7 @@ class Forest:
     def note_usage(self, rows: Sequence[tuple[Any, ...]], numbers: Iterable[int]) -> None:
         """Note what is in use of providers, where the columns show it already.
 
-        *rows* begin with number, class, units, all classes of a provider one after the other; *numbers* are theirs.
+        *rows* begin with number, class, units, and tell all classes of a provider; *numbers* are theirs.
         """
         self._late.append(rows)
         if self.sharing and not {provider.number for provider in self.sharing.values()}.isdisjoint(numbers):

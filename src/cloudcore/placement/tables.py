@@ -139,9 +139,12 @@ provider_changes = sa.Table(
     sa.Column("slot", sa.Integer(), primary_key=True, autoincrement=False),
     sa.Column("position", sa.BigInteger(), primary_key=True, autoincrement=False),
     sa.Column("provider_id", sa.BigInteger(), primary_key=True, autoincrement=False),
+    sa.Column("resource_class", Text(255), primary_key=True, server_default=""),
+    sa.Column("used", sa.BigInteger()),
     sqlite_with_rowid=False,
 )
-"""Which providers changed, in an order that is safe to follow; see ``changes.py``."""
+"""Which providers changed, in an order that is safe to follow, and on SQLite what was in use then; see
+``changes.py``."""
 
 provider_change_slots = sa.Table(
     "provider_change_slots",

@@ -254,7 +254,9 @@ def upgrade() -> None:
         sa.Column("slot", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("position", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("provider_id", sa.BigInteger(), autoincrement=False, nullable=False),
-        sa.PrimaryKeyConstraint("slot", "position", "provider_id", name=op.f("pk_provider_changes")),
+        sa.Column("resource_class", Text(255), server_default="", nullable=False),
+        sa.Column("used", sa.BigInteger(), nullable=True),
+        sa.PrimaryKeyConstraint("slot", "position", "provider_id", "resource_class", name=op.f("pk_provider_changes")),
         sqlite_with_rowid=False,
     )
     op.create_table(
