@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import sqlalchemy as sa
 
-from cloudcore import database as module
 from cloudcore.database import (
     Database,
     Operation,
@@ -17,6 +16,8 @@ from cloudcore.database import (
     insert_ignoring_duplicates,
     open_engine,
     operations,
+    retrying,
+    transactions,
 )
 from cloudcore.errors import (
     ConstraintViolated,
@@ -191,17 +192,17 @@ def test_database_that_stays_away_leaves_the_outcome_unknown(counted, proxied, d
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_crash_at_commit_of_sqlite_is_resolved(counted, monkeypatch):
     """The process that dies right after COMMIT never answers; the repeat in the next one finds the effect."""
-    real = module.failpoint
+    real = transactions.failpoint
 
     def die(name):
         if name == "database.commit.after":
             raise SystemExit
         real(name)
 
-    monkeypatch.setattr(module, "failpoint", die)
+    monkeypatch.setattr(transactions, "failpoint", die)
     with pytest.raises(SystemExit):
         counted.operate(operation(), add)
-    monkeypatch.setattr(module, "failpoint", real)
+    monkeypatch.setattr(transactions, "failpoint", real)
     assert counted.operate(operation(), add).repeated
     assert value(counted) == 1
 
@@ -368,7 +369,7 @@ def test_first_attempt_counts_against_the_deadline(monkeypatch):
         now[0] += 31.0
         raise DatabaseBusy("waited for a lock in vain")
 
-    monkeypatch.setattr(module, "time", Clock)
+    monkeypatch.setattr(retrying, "time", Clock)
     with pytest.raises(DatabaseBusy):
         RetryPolicy(attempts=5, deadline=30.0, initial=0.0001, maximum=0.001).call(attempt)
     assert len(calls) == 1
