@@ -103,6 +103,23 @@ def test_a_cell_that_fails_at_any_batch_loses_nothing(content, limit, data):
 
 
 @settings(max_examples=100)
+@given(st.dictionaries(st.sampled_from("abcd"), rows_of, min_size=2), st.integers(1, 12), st.data())
+def test_answers_left_off_anywhere_give_the_same(content, limit, data):
+    """A reader that stops after some row says so; the cell is asked again if that was too early."""
+    cells = Cells({cell: named(cell, rows) for cell, rows in content.items()})
+    merge = Merge(ORDER, dict.fromkeys(content), limit=limit, indexes=INDEXES)
+    while not merge.done:
+        for fetch in merge.fetches():
+            rows = cells.answer(fetch)
+            left_off = bool(rows) and data.draw(st.booleans())
+            kept = rows[: data.draw(st.integers(1, len(rows)))] if left_off else rows
+            assert merge.feed(fetch.cell, kept, cut=left_off)
+        merge.emit()
+    expected = sorted((row for rows in cells.rows.values() for row in rows), key=key_of)
+    assert [entry[2] for entry in merge.taken()] == expected[:limit]
+
+
+@settings(max_examples=100)
 @given(st.dictionaries(st.sampled_from("abc"), rows_of, min_size=1), st.integers(1, 10))
 def test_streams_give_the_same(content, batch):
     """Without a limit, in blocks, nothing kept."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from cloudcore.listing.cells import Lease, Link
+    from cloudcore.listing.horizon import Horizon
     from cloudcore.listing.ports import Port
 
 __all__ = ["Answers", "Ask", "Flight", "Flights", "Part", "ask_all"]
@@ -75,6 +76,11 @@ class Ask:
         """One statement, counted."""
         self.statements += 1
         return lease.run(text, parameters, self.limit)
+
+    def run_to(self, horizon: Horizon, lease: Lease, text: str, parameters: Any) -> tuple[list[tuple[Any, ...]], bool]:
+        """One statement, counted, as far as *horizon*; and whether it was left there."""
+        self.statements += 1
+        return lease.run_to(horizon, text, parameters, self.limit)
 
     def with_lease(self, use: Callable[[Ask, Lease], T]) -> T:
         """Call *use*, which only reads, with this and a connection that :meth:`drop` can break.

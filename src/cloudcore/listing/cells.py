@@ -9,7 +9,7 @@ import re
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 import attrs
@@ -27,8 +27,11 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import URL, Dialect, Engine
     from sqlalchemy.pool import PoolProxiedConnection
 
+    from cloudcore.listing.horizon import Horizon
+
 __all__ = ["Cell", "Lease", "Link", "in_memory"]
 
+T = TypeVar("T")
 
 _READING = threading.Lock()
 """Held while rows are read from a SQLite file: at each the interpreter's lock is let go and taken again, and threads
@@ -128,16 +131,28 @@ class Lease:
         """All rows of one statement, as the driver gives them; *limit* is the monotonic instant to give up at."""
         self.limit = limit
         self.cursor.execute(text, parameters)
+        rows: list[tuple[Any, ...]] = self._in_turn(self.cursor.fetchall) if self.local else self.cursor.fetchall()
+        return rows if rows.__class__ is list else list(rows)
+
+    def run_to(self, horizon: Horizon, text: str, parameters: Any, limit: float) -> tuple[list[tuple[Any, ...]], bool]:
+        """Rows of one statement up to *horizon*, and whether it was left there; all of them where all have come."""
         if not self.local:
-            rows = self.cursor.fetchall()
-            return rows if rows.__class__ is list else list(rows)
+            return self.run(text, parameters, limit), False
+        self.limit = limit
+        self.cursor.execute(text, parameters)
+        rows, cut = self._in_turn(lambda: horizon.take(self.cursor))
+        if cut:
+            self.cursor.close()  # ends the statement, and with it the lock on the file
+            self.cursor = self.connection.cursor()
+        return rows, cut
+
+    def _in_turn(self, read: Callable[[], T]) -> T:
         alone = _READING.acquire(timeout=_TURN)
         try:
-            found: list[tuple[Any, ...]] = self.cursor.fetchall()
+            return read()
         finally:
             if alone:
                 _READING.release()
-        return found
 
     def abort(self) -> None:
         """From another thread: make the statement under way fail now."""

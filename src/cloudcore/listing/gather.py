@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from cloudcore.listing.asking import Ask, Flights, Part
+from cloudcore.listing.horizon import Horizon
 from cloudcore.listing.statements import segments
 from cloudcore.listing.values import CellState
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from cloudcore.listing.statements import Plan, Segment
 
 __all__ = ["Gather"]
+
+Batch = tuple[list[tuple[Any, ...]], bool]
+"""Rows, and whether reading was left off before there were as many as asked for."""
 
 _KEPT = 16
 """Statements that one merge keeps."""
@@ -49,7 +53,7 @@ class Gather:
         patient: bool = False,
     ) -> None:
         self.merge = merge
-        self._reader = _Reader(plan)
+        self._reader = _Reader(plan, _horizon(plan, merge))
         self._flights = Flights(ports, start=start, clock=clock, lanes=True)
         self._settle, self._patient = settle, patient
         self._starved: set[str] = set()
@@ -63,8 +67,8 @@ class Gather:
         """The next rows that are certain; empty when the merge is done."""
         merge = self.merge
         while True:
-            self._send(merge.fetches())
             given = merge.emit()
+            self._send(merge.fetches())
             if given:
                 return given
             if merge.disputed:
@@ -103,19 +107,26 @@ class Gather:
             done = self._flights.wait(len(self._starved))
             if not done:
                 return
-            for cell, rows, error in done:
+            for cell, batch, error in done:
                 self._starved.discard(cell)
                 if error is not None:
                     self.merge.fail(cell)
                 else:
-                    self._feed(cell, rows)
+                    self._feed(cell, *batch)
 
-    def _feed(self, cell: str, rows: list[tuple[Any, ...]]) -> None:
+    def _feed(self, cell: str, rows: list[tuple[Any, ...]], cut: bool) -> None:
         part = self.parts[cell]
         part.fetched += len(rows)
-        if not self.merge.feed(cell, rows):
+        if not self.merge.feed(cell, rows, cut=cut):
             part.state, part.error = CellState.DOWN, _DISORDER
             self._flights.ports[cell].fail(_DISORDER)
+
+
+def _horizon(plan: Plan, merge: Merge) -> Horizon | None:
+    """Where the page will end; streams have no end, and a single cell is asked for just what is wanted."""
+    if merge.limit is None or len(merge.runs) < 2:
+        return None
+    return Horizon(merge.limit, len(merge.runs), plan.indexes[0], descending=plan.order.keys[0].descending)
 
 
 class _Reader:
@@ -125,22 +136,29 @@ class _Reader:
     called from several threads.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, horizon: Horizon | None) -> None:
         self._plan = plan
+        self._horizon = horizon
         self._sent: dict[Any, tuple[list[Segment], tuple[str, Any]]] = {}
 
-    def work(self, fetch: Fetch) -> Callable[[Ask], list[tuple[Any, ...]]]:
+    def work(self, fetch: Fetch) -> Callable[[Ask], Batch]:
         """The job that answers *fetch*."""
+        horizon = self._horizon if fetch.first else None  # who is asked again was left too early
 
-        def read(ask: Ask, lease: Lease) -> list[tuple[Any, ...]]:
-            stretches, first = self._first(lease, fetch)
-            rows = ask.run(lease, *first)
-            for segment in stretches[1:]:
-                if len(rows) >= fetch.count:
-                    break
-                statement = self._plan.page(lease.dialect, segment, fetch.count - len(rows))
-                rows = rows + ask.run(lease, *statement)
-            return rows
+        def read(ask: Ask, lease: Lease) -> Batch:
+            stretches, statement = self._first(lease, fetch)
+            rows: list[tuple[Any, ...]] = []
+            for number, segment in enumerate(stretches):
+                if number:
+                    statement = self._plan.page(lease.dialect, segment, fetch.count - len(rows))
+                if horizon is not None and segment.leading != "nulls":
+                    more, cut = ask.run_to(horizon, lease, *statement)
+                else:
+                    more, cut = ask.run(lease, *statement), False
+                rows = rows + more if rows else more
+                if cut or len(rows) >= fetch.count:
+                    return rows, cut
+            return rows, False
 
         return lambda ask: ask.with_lease(read)
 

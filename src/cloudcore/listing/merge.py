@@ -29,7 +29,7 @@ from cloudcore.errors import InvariantViolated
 from cloudcore.listing.order import Order, Position, ordered
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 __all__ = ["Fetch", "Merge", "Run", "batch_size"]
 
@@ -42,21 +42,22 @@ _NUMBER, _ROW = itemgetter(1), itemgetter(2)
 
 @attrs.frozen
 class Fetch:
-    """An instruction: ask *cell* for *count* rows that come strictly after *after* (None: from the start)."""
+    """An instruction: ask *cell* for *count* rows that come strictly after *after* (None: from the start).
+
+    ``first``: nothing has come from the cell yet.
+    """
 
     cell: str
     after: Position | None
     count: int
+    first: bool = True
 
 
-def batch_size(expected: float, *, near: bool = False) -> int:
+def batch_size(expected: float) -> int:
     """Rows to ask of a cell that is expected to give *expected*: plus nearly three standard deviations and a few.
 
-    Of eighty cells with an even share one falls short on a page in twenty. From a *near* cell, where a row costs more
-    than another statement, fewer: of eighty some four fall short.
+    Of eighty cells with an even share one falls short on a page in twenty.
     """
-    if near:
-        return max(2, ceil(expected + 1.7 * sqrt(expected)))
     size = ceil(expected + 2.7 * sqrt(expected) + 3)
     return size if size <= 16 else -(-size // 2) * 2  # few distinct sizes: few distinct statements
 
@@ -66,12 +67,11 @@ class Run:
 
     __slots__ = (
         "cell", "count", "edge", "emitted", "exhausted", "failed", "fetched",
-        "keys", "near", "origin", "rows", "start", "tail", "waiting",
+        "keys", "origin", "rows", "start", "tail", "waiting",
     )  # fmt: skip
 
-    def __init__(self, cell: str, origin: Position | None, edge: tuple[Any, ...] | None, *, near: bool) -> None:
+    def __init__(self, cell: str, origin: Position | None, edge: tuple[Any, ...] | None) -> None:
         self.cell = cell
-        self.near = near
         self.origin = origin
         self.edge = edge
         """Sort key of the last row received; at first that of the position to start after."""
@@ -114,7 +114,6 @@ class Merge:
             for streams, whose rows are gone once given out.
         alone: With a single cell, number its rows instead of working out sort keys; the keys of entries then mean
             nothing beyond this merge.
-        near: Cells for which a further statement costs less than rows that are fetched in vain.
     """
 
     def __init__(
@@ -128,11 +127,10 @@ class Merge:
         owners: Mapping[str, str] | None = None,
         retain: bool = True,
         alone: bool = True,
-        near: Collection[str] = (),
     ) -> None:
         self.order = order
         self._edges: dict[Position | None, Any] = {None: None}  # nearly all cells start after the same position
-        self.runs = {cell: Run(cell, origin, self._edge(origin), near=cell in near) for cell, origin in cells.items()}
+        self.runs = {cell: Run(cell, origin, self._edge(origin)) for cell, origin in cells.items()}
         self.limit = limit
         self.disputed: frozenset[str] = frozenset()
         self._numbered = list(self.runs.values())
@@ -166,20 +164,20 @@ class Merge:
         if self.done:
             return []
         wanted = []
-        counts: dict[tuple[int, int, bool], int] = {}  # at first all cells are alike
+        counts: dict[tuple[int, int], int] = {}  # at first all cells are alike
         for run in self._numbered:
             if run.waiting or run.exhausted or run.failed:
                 continue
-            standing = run.emitted, len(run.keys) - run.start, run.near
+            standing = run.emitted, len(run.keys) - run.start
             count = counts.get(standing)
             if count is None:
                 count = counts[standing] = self._wanted(*standing)
             if count:
                 run.waiting, run.count = True, count
-                wanted.append(Fetch(run.cell, self._last(run), count))
+                wanted.append(Fetch(run.cell, self._last(run), count, run.tail is None))
         return wanted
 
-    def _wanted(self, emitted: int, left: int, near: bool) -> int:
+    def _wanted(self, emitted: int, left: int) -> int:
         """Rows to ask of a cell that gave out *emitted* and has *left* waiting."""
         if self.limit is None:
             return self._batch if left <= self._batch // 2 else 0
@@ -190,16 +188,19 @@ class Merge:
         expected = remaining * share - left
         if left and expected <= 0:
             return 0
-        return min(batch_size(max(expected, 0.0), near=near), remaining + 1)
+        return min(batch_size(max(expected, 0.0)), remaining + 1)
 
     # ---- answers
 
-    def feed(self, cell: str, rows: Sequence[Row]) -> bool:
-        """Take the answer to the fetch of *cell*. Returns False when its rows are out of order: the cell has failed."""
+    def feed(self, cell: str, rows: Sequence[Row], *, cut: bool = False) -> bool:
+        """Take the answer to the fetch of *cell*. Returns False when its rows are out of order: the cell has failed.
+
+        *cut*: there are fewer rows than asked for because reading was left off, not because the cell has no more.
+        """
         run = self.runs[cell]
         run.waiting, number = False, run.fetched
         run.fetched += len(rows)
-        run.exhausted = len(rows) < run.count
+        run.exhausted = len(rows) < run.count and not cut
         if not rows:
             return True
         columns = [list(map(values_of, rows)) for values_of in self._values_of]

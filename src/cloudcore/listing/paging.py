@@ -81,7 +81,6 @@ class Pager:
             indexes=self._plan.indexes,
             owners=means.owners(len(ports)),
             alone=not asked.query.unknown,
-            near=frozenset(name for name, port in ports.items() if port.pace.proven),
         )
         self._gather = Gather(self._plan, self._merge, ports, start=means.start, settle=means.settle, clock=means.clock)
 
