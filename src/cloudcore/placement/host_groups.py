@@ -3,23 +3,31 @@
 Two schedulers may each see a host without a member and each place one there. So the transaction that claims for a
 member locks the group first and looks at what the other members hold by now. Where a member is, its allocations say
 (its own, and during a move those of its migration); nothing else has to be kept in step.
+
+The group's row is what is locked, and it may be forgotten when no member is left. So whoever waited for it may find
+nothing, and records it again: one of several does, the others wait for that one. And whoever forgets members holds the
+row first, and looks only then: nobody is joining meanwhile.
 """
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from cloudcore._failpoints import failpoint
-from cloudcore.errors import GroupViolation, InvalidRequest
+from cloudcore.errors import DatabaseBusy, GroupViolation, InvalidRequest
 from cloudcore.placement.hosts import HostGroup
+from cloudcore.placement.ledger_session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from cloudcore.placement.ledger_session import Session
+    from sqlalchemy.engine import Connection
 
-__all__ = ["count_members", "group_of", "join", "lock_group"]
+    from cloudcore.database import Database
+
+__all__ = ["count_members", "forget_groups", "group_of", "join", "lock_group"]
 
 _HOLDERS = """
 SELECT DISTINCT held.member, COALESCE(provider.root_id, provider.id) FROM (
@@ -40,6 +48,18 @@ _GROUP_OF = """
 SELECT host_groups.uuid, policy, max_per_host FROM host_groups
 JOIN host_group_members ON group_uuid = host_groups.uuid WHERE instance = ?
 """
+_GONE = """
+FROM host_group_members member
+LEFT JOIN consumers ON consumers.uuid = member.instance AND consumers.retired_at IS NULL
+LEFT JOIN moves ON moves.instance = member.instance AND moves.state IN ('held', 'awaiting_proof')
+WHERE consumers.id IS NULL AND moves.migration IS NULL
+"""  # an evacuated instance that was released counts on its source until that is proved gone
+_TO_FORGET = f"""
+SELECT member.group_uuid AS forgettable {_GONE}
+UNION SELECT uuid FROM host_groups WHERE uuid NOT IN (SELECT group_uuid FROM host_group_members)
+ORDER BY forgettable LIMIT ?
+"""  # noqa: S608 - constants
+_GONE_OF = f"SELECT member.instance {_GONE} AND member.group_uuid = ?"
 
 
 def lock_group(session: Session, group: HostGroup) -> None:
@@ -57,7 +77,7 @@ def lock_group(session: Session, group: HostGroup) -> None:
             "INSERT {ignore} INTO host_groups (uuid, policy, max_per_host) VALUES (?, ?, ?) {nothing}",
             (group.uuid, str(group.policy), group.max_per_host),
         )
-        known = session.all(_GROUP, (group.uuid,))
+        known = session.all(_GROUP, (group.uuid,)) or _forgotten(group)
     policy, bound = known[0]
     if (policy, bound) != (str(group.policy), group.max_per_host):
         raise InvalidRequest(
@@ -102,7 +122,45 @@ def join(session: Session, group: HostGroup, instance: str, root: str, members: 
             "INSERT {ignore} INTO host_group_members (instance, group_uuid) VALUES (?, ?) {nothing}",
             (instance, group.uuid),
         )
-        belongs = session.all("SELECT group_uuid FROM host_group_members WHERE instance = ?", (instance,))[0][0]
+        known = session.all("SELECT group_uuid FROM host_group_members WHERE instance = ?", (instance,))
+        belongs = (known or _forgotten(group))[0][0]  # what was in the way may be a forgotten member of another group
         if belongs != group.uuid:
             raise InvalidRequest(f"instance {instance} belongs to group {belongs}", field="group", value=group.uuid)
     members[root] += 1
+
+
+def _forgotten(group: HostGroup) -> NoReturn:
+    """Let the transaction be repeated: a row that an insert found in its way was deleted before it could be read."""
+    raise DatabaseBusy(f"group {group.uuid} was being forgotten just then; repeat the call")
+
+
+def forget_groups(database: Database, *, limit: int = 10_000) -> int:
+    """Forget members that hold nothing, and groups without members, of at most *limit* groups.
+
+    Each group is a transaction of its own, so that a claim waits for one at most. A group that comes back is recorded
+    again by the claim that brings it.
+
+    Returns:
+        How many groups were forgotten.
+    """
+    with database.read() as connection:
+        session = Session(connection)
+        with session.errors():
+            groups = [row[0] for row in session.all(_TO_FORGET, (limit,))]
+    return sum(database.run(functools.partial(_forget, group=group)) for group in groups)
+
+
+def _forget(connection: Connection, group: str) -> bool:
+    """Forget what *group* has no use for any more; True if that is all of it."""
+    session = Session(connection)
+    with session.errors():
+        failpoint("ledger.group.forget.before")
+        if not session.all(_GROUP, (group,)):  # from here on nobody joins, and who joined has ended
+            return False
+        gone = session.all(_GONE_OF, (group,))
+        session.many("DELETE FROM host_group_members WHERE instance = ?", gone)
+        if session.all("SELECT 1 FROM host_group_members WHERE group_uuid = ? LIMIT 1", (group,)):
+            return False
+        session.run("DELETE FROM host_groups WHERE uuid = ?", (group,))
+        failpoint("ledger.group.forget.after")
+        return True

@@ -34,7 +34,7 @@ from cloudcore.placement import host_groups, ledger_moves
 from cloudcore.placement.claims import normalise_allocations
 from cloudcore.placement.ledger_writes import Target, in_uuids, missing
 from cloudcore.placement.moves import MoveEvent
-from cloudcore.placement.tables import consumers, host_attempts, host_group_members
+from cloudcore.placement.tables import host_attempts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -356,20 +356,23 @@ class _Work:
 
 
 def prune_attempts(ledger: AllocationLedger, older_than: datetime, *, limit: int = 10_000) -> int:
-    """Forget attempts made before *older_than*, at most *limit*, and group members that are gone for ever.
+    """Forget attempts made before *older_than*, at most *limit*, and of as many groups what holds nothing any more.
 
-    Returns how many attempts were forgotten.
+    A member is forgotten when neither it nor a move of it holds anything, whatever its age; a group, when it has no
+    member. Claims go on meanwhile: see :func:`~cloudcore.placement.host_groups.forget_groups`.
+
+    Returns:
+        How many attempts were forgotten.
     """
     old = sa.select(host_attempts.c.id).where(host_attempts.c.recorded_at < older_than).limit(limit)
-    alive = sa.select(consumers.c.uuid).where(consumers.c.retired_at.is_(None))
 
     def work(connection: Connection) -> int:
         ids = list(connection.scalars(old))
-        connection.execute(sa.delete(host_group_members).where(host_group_members.c.instance.not_in(alive)))
         if not ids:
             return 0
         return connection.execute(sa.delete(host_attempts).where(host_attempts.c.id.in_(ids))).rowcount
 
+    host_groups.forget_groups(ledger.database, limit=limit)
     return ledger.database.run(work)
 
 
