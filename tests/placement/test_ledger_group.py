@@ -1,0 +1,199 @@
+"""Group commit: everybody gets the own answer, whoever comes, fails or is interrupted."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from concurrent.futures import Future
+from contextlib import contextmanager
+
+import pytest
+
+from cloudcore.errors import OutcomeUnknown
+from cloudcore.placement.ledger_group import GroupCommit
+
+SECONDS = 20
+
+
+class Interrupted(BaseException):
+    """What the test's signal raises in the main thread."""
+
+
+class Work:
+    """Answers each ask with its double; each group waits until it may."""
+
+    def __init__(self) -> None:
+        self.groups: list[list[int]] = []
+        self.asked: set[int] = set()
+        self.begun = threading.Semaphore(0)
+        self.may_end = threading.Semaphore(0)
+        self.raises: dict[int, BaseException] = {}
+
+    def __call__(self, tickets) -> None:
+        self.groups.append([ticket.ask for ticket in tickets])
+        self.asked.update(self.groups[-1])
+        self.begun.release()
+        assert self.may_end.acquire(timeout=SECONDS)
+        for ticket in tickets:
+            if ticket.ask in self.raises:
+                raise self.raises[ticket.ask]
+            ticket.answer = 2 * ticket.ask
+
+
+@contextmanager
+def group_commit(limit: int = 128, kind: type[GroupCommit] = GroupCommit):
+    work = Work()
+    group = kind(work, limit=limit)
+
+    def submit(ask: int) -> Future[int]:
+        """In a thread of its own; in the queue when this returns."""
+        before = len(group._waiting)
+        future: Future[int] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(group.submit(ask))
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=run, daemon=True).start()
+        wait_until(lambda: len(group._waiting) > before or future.done() or ask in work.asked)
+        return future
+
+    try:
+        yield group, work, submit
+    finally:
+        work.may_end.release(100)
+
+
+def wait_until(condition) -> None:
+    tick = threading.Event()
+    for _ in range(SECONDS * 1000):
+        if condition():
+            return
+        tick.wait(0.001)
+    raise AssertionError("it never came about")
+
+
+@contextmanager
+def interrupted_when(condition):
+    """A signal interrupts the main thread as soon as *condition* holds."""
+
+    def handler(*_: object) -> None:
+        raise Interrupted
+
+    def watch() -> None:
+        wait_until(condition)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        watcher.join()
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_who_comes_meanwhile_shares_the_next_group() -> None:
+    with group_commit(limit=3) as (_, work, submit):
+        futures = [submit(1)]
+        assert work.begun.acquire(timeout=SECONDS)
+        futures += [submit(n) for n in (2, 3, 4, 5)]
+        work.may_end.release(3)
+        assert [future.result(SECONDS) for future in futures] == [2, 4, 6, 8, 10]
+        assert work.groups == [[1], [2, 3, 4], [5]]
+
+
+def test_what_a_group_raises_is_everybodys_error_and_the_next_one_goes_on() -> None:
+    with group_commit(limit=2) as (_, work, submit):
+        first = submit(1)
+        assert work.begun.acquire(timeout=SECONDS)
+        failing, beside, after, last = (submit(n) for n in (2, 3, 4, 5))
+        work.raises = {2: ZeroDivisionError("two"), 4: Interrupted()}
+        work.may_end.release(3)
+        assert first.result(SECONDS) == 2
+        for future in (failing, beside):
+            assert isinstance(future.exception(SECONDS), ZeroDivisionError)
+        assert isinstance(after.exception(SECONDS), Interrupted)
+        assert isinstance(last.exception(SECONDS), OutcomeUnknown)
+        work.may_end.release()
+        assert submit(6).result(SECONDS) == 12
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_who_is_interrupted_in_the_queue_holds_nobody_up(ahead: int) -> None:
+    """Neither as the next leader nor behind it."""
+    with group_commit() as (group, work, submit):
+        futures = [submit(1)]
+        assert work.begun.acquire(timeout=SECONDS)
+        futures += [submit(2 + n) for n in range(ahead)]
+        with interrupted_when(lambda: len(group._waiting) > ahead), pytest.raises(Interrupted):
+            group.submit(9)
+        futures += [submit(5), submit(6)]
+        work.may_end.release(2)
+        expected = [2, *[4 + 2 * n for n in range(ahead)], 10, 12]
+        assert [future.result(SECONDS) for future in futures] == expected
+        assert 9 not in work.asked
+
+
+def test_who_is_interrupted_while_its_group_is_done_holds_nobody_up() -> None:
+    """It is in the middle of those who wake each other."""
+    with group_commit() as (group, work, submit):
+        first = submit(1)
+        assert work.begun.acquire(timeout=SECONDS)
+        leader = submit(2)
+        later = []
+
+        def in_the_middle() -> bool:
+            if len(group._waiting) == 2 and not later:
+                later.append(submit(4))
+                work.may_end.release()
+            return len(work.groups) == 2
+
+        with interrupted_when(in_the_middle), pytest.raises(Interrupted):
+            group.submit(3)
+        next_one = submit(5)
+        work.may_end.release(2)
+        assert [future.result(SECONDS) for future in (first, leader, *later, next_one)] == [2, 4, 8, 10]
+        assert work.groups == [[1], [2, 3, 4], [5]]
+
+
+@pytest.mark.parametrize("place", ["woken", "leads"])
+def test_who_is_interrupted_as_it_is_woken_wakes_the_next(place: str) -> None:
+    """The signal comes between the leader's word and the thread's return: the chain goes on, and somebody leads."""
+
+    class Late(GroupCommit):
+        def _queue(self, ticket) -> None:
+            super()._queue(ticket)
+            if ticket.ask == interrupted:
+                raise Interrupted
+
+    interrupted = 3 if place == "woken" else 5
+    with group_commit(limit=3, kind=Late) as (_, work, submit):
+        futures = {1: submit(1)}
+        assert work.begun.acquire(timeout=SECONDS)
+        futures.update({ask: submit(ask) for ask in range(2, 9)})
+        work.may_end.release(5)
+        assert isinstance(futures.pop(interrupted).exception(SECONDS), Interrupted)
+        assert {ask: future.result(SECONDS) for ask, future in futures.items()} == {n: 2 * n for n in futures}
+
+
+def test_a_hundred_threads_get_their_own_answers() -> None:
+    """Nobody is lost, nobody gets another's."""
+    group = GroupCommit(lambda tickets: [setattr(ticket, "answer", -ticket.ask) for ticket in tickets], limit=7)
+    answers: dict[int, list[int]] = {}
+
+    def work(number: int) -> None:
+        answers[number] = [group.submit(number * 1000 + step) for step in range(50)]
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(100)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(SECONDS * 3)
+        assert not thread.is_alive()
+    assert answers == {number: [-(number * 1000 + step) for step in range(50)] for number in range(100)}
+    assert not group._led
+    assert not group._waiting
