@@ -6,7 +6,7 @@ A group's row is what claims lock: it goes away while they wait for it, and a me
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
@@ -18,6 +18,7 @@ from cloudcore._failpoints import arm, disarm
 from cloudcore.errors import NoValidHost
 from cloudcore.placement import HostGroup
 from cloudcore.placement.host_groups import forget_groups
+from cloudcore.placement.ledger_session import Session
 from cloudcore.placement.rescheduling import prune_attempts
 from cloudcore.placement.tables import host_group_members, host_groups
 from tests.placement.ledger_worlds import uuid_of
@@ -180,6 +181,28 @@ def test_a_member_that_comes_back_is_not_forgotten(cloud: Cloud, schedulers: lis
     assert groups(cloud) == {GROUP.uuid: {chosen.instance}}
     with pytest.raises(NoValidHost, match="anti-affinity"):
         schedulers[0].select(group=GROUP)
+
+
+@pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)  # the others lock what an insert found in its way
+def test_a_membership_that_is_forgotten_between_insert_and_look_is_written_again(
+    cloud: Cloud, schedulers: list[Cloud], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The instance was a member of another group; that one is forgotten as soon as it was in the way."""
+    (chosen,) = cloud.select(group=GROUP)
+    cloud.ledger.release(chosen.instance)
+    run, forgotten = Session.run, []
+
+    def then_forget(session: Session, sql: str, parameters: Sequence[object] = ()) -> int:
+        rows = run(session, sql, parameters)
+        if "INTO host_group_members" in sql:
+            forgotten.append(forget_groups(cloud.database))
+        return rows
+
+    monkeypatch.setattr(Session, "run", then_forget)
+    other = HostGroup(policy="affinity", uuid=uuid_of("other"))
+    cloud.select(instances=[chosen.instance], group=other)
+    assert forgotten == [1, 0], "the transaction was repeated"
+    assert groups(cloud) == {other.uuid: {chosen.instance}}
 
 
 def test_a_crowd_never_exceeds_the_limit_while_its_group_is_forgotten(
