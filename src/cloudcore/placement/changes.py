@@ -59,8 +59,8 @@ WHERE slot = 0 AND position > ? AND position <= ? AND used IS NOT NULL ORDER BY 
 """
 _SQLITE_RECORD = """
 INSERT INTO provider_changes (slot, position, provider_id, resource_class, used)
-SELECT 0, ?, changed.id, COALESCE(i.resource_class, ''), i.used
-FROM (SELECT ? AS id) AS changed LEFT JOIN inventories i ON i.provider_id = changed.id
+SELECT 0, ?, changed.value, COALESCE(i.resource_class, ''), i.used
+FROM json_each(?) AS changed LEFT JOIN inventories i ON i.provider_id = changed.value
 """  # a provider without inventories, or without anything left of it, has a row too
 _MYSQL_COUNT = f"""
 INSERT INTO provider_change_slots (slot, position, pruned) VALUES (MOD(CONNECTION_ID(), {_SLOTS}), LAST_INSERT_ID(1), 0)
@@ -110,7 +110,7 @@ def record_changes(connection: Connection, provider_ids: Iterable[int], *, edite
         if edited:
             connection.exec_driver_sql(_SQLITE_EDITED)
         position = connection.exec_driver_sql(_SQLITE_COUNT).scalar_one()
-        connection.exec_driver_sql(_SQLITE_RECORD, [(position, provider) for provider in chosen])
+        connection.exec_driver_sql(_SQLITE_RECORD, (position, json.dumps(chosen)))
     else:
         connection.exec_driver_sql(_MYSQL_COUNT)
         connection.exec_driver_sql(_MYSQL_RECORD, [(provider,) for provider in chosen])
@@ -128,7 +128,7 @@ def record_changes_raw(cursor: Any, dialect: str, provider_ids: Iterable[int]) -
         cursor.execute(_POSTGRESQL_RECORD, (chosen,))
     elif dialect == "sqlite":
         position = cursor.execute(_SQLITE_COUNT).fetchone()[0]
-        cursor.executemany(_SQLITE_RECORD, [(position, provider) for provider in chosen])
+        cursor.execute(_SQLITE_RECORD, (position, json.dumps(chosen)))
     else:
         cursor.execute(_MYSQL_COUNT)
         cursor.executemany(_MYSQL_RECORD, [(provider,) for provider in chosen])

@@ -136,22 +136,20 @@ def _plain(
 
 
 _LOOK = "SELECT {now}, (SELECT COALESCE(MAX(id), 0) FROM consumers)"
-_TAKE_OPERATIONS = "INSERT OR IGNORE INTO operations (id, name, fingerprint, result, created_at) VALUES {rows}"
+_TAKE_OPERATIONS = "INSERT OR IGNORE INTO operations (id, name, fingerprint, result, created_at) {rows}"
 _ADD_CONSUMERS = """
 INSERT OR IGNORE INTO consumers (id, uuid, project_id, user_id, consumer_type, generation, created_at, expires_at)
-VALUES {rows}
+{rows}
 """
 _CONSUMER = "(?, ?, ?, ?, ?, 1, ?, {later})"  # no deadline: NULL
 _RULES = """
 i.provider_id = w.column1 AND i.resource_class = w.column2 AND i.used + w.column3 <= i.capacity
 AND i.min_unit <= w.column4 AND i.max_unit >= w.column5 AND w.column6 % i.step_size = 0
 """
-_GRANT = f"UPDATE inventories AS i SET used = i.used + w.column3 FROM (VALUES {{rows}}) w WHERE {_RULES}"  # noqa: S608 - constants
-_GRANTABLE = f"SELECT i.provider_id, i.resource_class FROM inventories i JOIN (VALUES {{rows}}) w ON {_RULES}"  # noqa: S608 - constants
-_HOLD = "INSERT INTO allocations (consumer_id, provider_id, resource_class, amount) VALUES {rows}"
-_NOTE = """
-INSERT INTO allocation_history (consumer, recorded_at, event, operation_id, holdings) VALUES {rows}
-"""
+_GRANT = f"UPDATE inventories AS i SET used = i.used + w.column3 FROM ({{rows}}) w WHERE {_RULES}"  # noqa: S608 - constants
+_GRANTABLE = f"SELECT i.provider_id, i.resource_class FROM inventories i JOIN ({{rows}}) w ON {_RULES}"  # noqa: S608 - constants
+_HOLD = "INSERT INTO allocations (consumer_id, provider_id, resource_class, amount) {rows}"
+_NOTE = "INSERT INTO allocation_history (consumer, recorded_at, event, operation_id, holdings) {rows}"
 
 
 def _write(session: Session, rows: Sequence[_Row], *, history: bool) -> bool:
@@ -204,18 +202,28 @@ def _in_the_way(session: Session, rows: Sequence[_Row]) -> set[ClaimTicket]:
     }
 
 
+_LARGEST = 256  # rows in a statement
+
+
 @functools.cache
 def _text(sql: str, row: str, count: int) -> str:
-    return sql.replace("{rows}", ", ".join([row] * count))
+    values = ", ".join([row] * count)
+    return sql.replace("{rows}", f"SELECT * FROM (VALUES {values}) WHERE column1 IS NOT NULL")  # noqa: S608 - constants
 
 
 def _parts(sql: str, rows: Sequence[Sequence[Any]], row: str = "") -> Iterator[tuple[str, list[Any]]]:
-    """*sql* with its ``{rows}``, and their values: in powers of two, so that few texts are prepared and kept."""
-    start = 0
-    for size in (64, 32, 16, 8, 4, 2, 1):
-        while len(rows) - start >= size:
-            yield _text(sql, row or marks(len(rows[0])), size), [v for one in rows[start : start + size] for v in one]
-            start += size
+    """*sql* with its ``{rows}``, and their values.
+
+    As few statements as can be, since each waits for the interpreter among the callers; and few texts, to be prepared
+    and kept: room for a power of two of rows, and NULLs where there are fewer.
+    """
+    width = len(rows[0])
+    for start in range(0, len(rows), _LARGEST):
+        part = rows[start : start + _LARGEST]
+        room = 1 << (len(part) - 1).bit_length()
+        values = [value for one in part for value in one]
+        values += [None] * (width * (room - len(part)))
+        yield _text(sql, row or marks(width), room), values
 
 
 def _run(session: Session, sql: str, rows: Sequence[Sequence[Any]], row: str = "") -> int:
