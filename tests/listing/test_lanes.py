@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
 
 from cloudcore.database import open_engine
 from cloudcore.listing import Cell, CellState, Query
-from cloudcore.listing.asking import Answers
-from cloudcore.listing.lanes import Pace
+from cloudcore.listing.asking import Answers, Flights
+from cloudcore.listing.lanes import PROMPT, STALL, Pace
 from tests.listing.conftest import THINGS, things
 from tests.listing.test_faults import NEVER, rows
 
@@ -156,6 +157,46 @@ def test_trust_is_lost_for_longer_each_time_and_won_back_at_once():
     assert not pace.proven
     assert pace.quick(now + 1)
     assert not Pace(able=False).quick(now)
+
+
+def test_a_prompt_answer_in_a_thread_of_its_own_wins_trust_back():
+    """A pause of the machine may make eighty files look slow; they need not stay so for minutes."""
+    pace = Pace(able=True)
+    for _ in range(6):
+        pace.stalled(0.0)
+    pace.answered_apart(STALL)
+    assert not pace.quick(1.0), "so may a distant one, with luck"
+    pace.answered_apart(PROMPT)
+    assert pace.quick(1.0)
+    pace.stalled(1.0)
+    assert not pace.quick(200.0), "but it is not forgotten"
+
+
+def test_what_a_busy_caller_does_to_a_lane_is_not_held_against_cells(urls, routers):
+    """It may keep a lane that reads ahead from the interpreter for a while."""
+    router = routers(cells_of(urls), source=THINGS)
+    ports = router._ports
+    released = threading.Event()
+
+    def work(asked):
+        assert released.wait(60)
+        return asked.with_lease(lambda asked, lease: asked.run(lease, "SELECT 1", ()))
+
+    for port in ports.values():
+        port.link.release(port.link.acquire(time.monotonic() + 60))  # its connection is open
+    flights = Flights(ports, start=router._workers.run, lanes=True)
+    for cell in ports:
+        flights.send(cell, work)
+    flights.go()
+    lane = flights._lane
+    time.sleep(2 * STALL)  # the caller is busy for longer than any answer may take
+    released.set()
+    while len(lane.finished) < len(ports):
+        released.wait(0.001)
+    assert lane.finished[0].seconds > STALL
+    while flights.wait():
+        pass
+    assert ports["c0"].pace.quick(time.monotonic())
 
 
 def test_one_late_answer_is_forgiven_and_three_in_a_row_are_not():

@@ -33,13 +33,14 @@ class Ask:
     Attributes:
         result: What the work returned.
         error: Why there is no result.
+        began: When it was started.
         seconds: What it took.
         warm: Whether its connection was open already.
     """
 
     __slots__ = (
-        "_clock", "_work", "answers", "dropped", "error", "flight", "lease", "limit", "link", "result", "seconds",
-        "statements", "warm",
+        "_clock", "_work", "answers", "began", "dropped", "error", "flight", "lease", "limit", "link", "result",
+        "seconds", "statements", "warm",
     )  # fmt: skip
 
     def __init__(
@@ -56,11 +57,11 @@ class Ask:
         self.dropped = self.warm = False
         self.result: Any = None
         self.error: CloudcoreError | None = None
-        self.seconds = 0.0
+        self.began = self.seconds = 0.0
 
     def __call__(self) -> None:
         """Run in a worker. Never raises."""
-        began = self._clock()
+        self.began = self._clock()
         try:
             if not self.dropped:
                 self.result = self._work(self)
@@ -69,7 +70,7 @@ class Ask:
         except Exception as raised:
             self.error = CloudcoreError(f"{type(raised).__name__}: {raised}")
             self.error.__cause__ = raised
-        self.seconds = self._clock() - began
+        self.seconds = self._clock() - self.began
         self.answers.put(self)
 
     def run(self, lease: Lease, text: str, parameters: Any) -> list[tuple[Any, ...]]:
@@ -215,6 +216,8 @@ class Flights:
         self._answers = Answers()
         self._flights: dict[str, Flight] = {}
         self._lane: Lane | None = None
+        self._attentive = math.inf
+        """Since when the caller waits. While it works itself, it may be what keeps a lane from the interpreter."""
         self._wake = math.inf
         """No limit and no hedge comes before this instant."""
 
@@ -240,6 +243,7 @@ class Flights:
             return
         lane.started = True
         if len(self._flights) == 1 and lane.waiting[0].flight.port.direct:
+            lane.own = True
             lane()  # the database itself keeps the deadline
         else:
             self._start(lane)
@@ -266,6 +270,7 @@ class Flights:
         taken first, so a caller's pause is never held against a cell.
         """
         done: list[tuple[str, Any, CloudcoreError | None]] = []
+        self._attentive = self._clock()
         while self._flights and not done:
             pause = max(0.0, self._wake - self._clock())
             enough = max(1, min(least, len(self._flights)))
@@ -285,6 +290,8 @@ class Flights:
             if answer is self._lane:
                 self._lane = None
         else:
+            if answer.warm and answer.error is None:
+                answer.flight.port.pace.answered_apart(answer.seconds)
             self._land(answer, done)
 
     def _empty(self, lane: Lane, done: list[tuple[str, Any, CloudcoreError | None]]) -> None:
@@ -294,14 +301,16 @@ class Flights:
             ask = lane.finished.popleft()
             if ask.error is not None:
                 ask.flight.port.pace.stalled(now)
-            elif ask.warm:
+            elif ask.warm and (ask.seconds <= STALL or lane.own or ask.began >= self._attentive):
                 ask.flight.port.pace.answered(ask.seconds, now, lenient=len(self.ports) == 1)
             self._land(ask, done)
 
     def _look_after(self, lane: Lane, done: list[tuple[str, Any, CloudcoreError | None]]) -> None:
-        """Take what a lane has finished; when that is little, go on without it."""
-        if len(lane.finished) < FEWEST:
+        """Take what a lane has finished; when that is little once more, go on without it."""
+        slow = len(lane.finished) < FEWEST
+        if slow and lane.doubted:
             self._spill(lane)
+        lane.doubted = slow
         self._empty(lane, done)
 
     def _spill(self, lane: Lane) -> None:

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cloudcore.listing.asking import Answers, Ask
 
-__all__ = ["FEWEST", "STALL", "Lane", "Pace"]
+__all__ = ["FEWEST", "PROMPT", "STALL", "Lane", "Pace"]
 
 STALL = 0.004
 """Seconds after which a lane is looked at, and of an answer that did not come at once."""
 FEWEST = 3
-"""Answers between two looks without which a lane is given up."""
+"""Answers between two looks without which a lane is doubted; a lane that is doubted twice running is given up."""
+PROMPT = 0.001
+"""Seconds within which an answer in a thread of its own wins back what trust was lost."""
 
 
 class Pace:
@@ -59,6 +61,11 @@ class Pace:
         if self._strikes >= self.STRIKES or not lenient:  # alone it holds up nobody
             self.stalled(now)
 
+    def answered_apart(self, seconds: float) -> None:
+        """An answer took so long in a thread of its own, where it may have waited for its turn among others."""
+        if seconds <= PROMPT:
+            self._until = 0.0
+
     def stalled(self, now: float) -> None:
         """It did not answer at once, or nobody knows whether it would have."""
         self.proven, self._strikes = False, 0
@@ -72,12 +79,14 @@ class Lane:
         answers: Where to report once everything is done; the asks themselves are in :attr:`finished` then.
     """
 
-    __slots__ = ("_answers", "finished", "running", "started", "waiting")
+    __slots__ = ("_answers", "doubted", "finished", "own", "running", "started", "waiting")
 
     def __init__(self, answers: Answers) -> None:
         self._answers = answers
         self.waiting: deque[Ask] = deque()
-        self.started = False
+        self.started = self.doubted = False
+        self.own = False
+        """Whether the caller's own thread runs it."""
         self.running: Ask | None = None
         self.finished: deque[Ask] = deque()
 
