@@ -119,7 +119,9 @@ def _open_sqlite(url: URL, pool_size: int, busy_timeout: float, *, durable: bool
             cursor.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
             cursor.execute("PRAGMA wal_autocheckpoint=4000")  # pages: fewer, longer copies back into the file
             cursor.execute("PRAGMA temp_store=MEMORY")  # what savepoints keep of changed pages
-            cursor.execute("PRAGMA cache_size=-32768")  # KiB: the upper levels of large indexes stay in memory
+            # KiB: the upper levels of large indexes stay in memory. Not more, for a commit after a balanced tree looks
+            # through all that is kept (SQLite moves pages by way of the number of the lock page, then truncates).
+            cursor.execute("PRAGMA cache_size=-8192")
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.close()
 
