@@ -24,6 +24,7 @@ class Gate(sqlite3.Connection):
 
     open = threading.Event()
     reached = threading.Event()
+    readable = threading.Event()
 
     def cursor(self, *_):
         return super().cursor(GatedCursor)
@@ -36,13 +37,24 @@ class GatedCursor(sqlite3.Cursor):
             assert Gate.open.wait(60)
         return super().execute(*arguments)
 
+    def fetchall(self):
+        Gate.reached.set()
+        assert Gate.readable.wait(60)
+        return super().fetchall()
+
+    def __next__(self):
+        assert Gate.readable.wait(60)
+        return super().__next__()
+
 
 @pytest.fixture
 def gate():
     Gate.open.set()
+    Gate.readable.set()
     Gate.reached.clear()
     yield Gate
     Gate.open.set()
+    Gate.readable.set()
 
 
 @pytest.fixture
@@ -95,6 +107,20 @@ def test_a_cell_that_hangs_in_the_lane_holds_up_no_other(urls, routers, gate, st
         page = router.page(QUERY, cursor=page.resume_cursor)
         found += [record.id for record in page.records]
     assert sorted(found) == sorted(row["id"] for cell in range(6) for row in rows(cell, 5))
+
+
+@pytest.mark.parametrize("stuck", [0, 5], ids=["first", "last"])
+def test_a_cell_whose_rows_hang_keeps_no_other_from_being_read(urls, routers, gate, stuck):
+    """It has answered, and whoever reads for all of them reads it: the others get threads of their own."""
+    router = routers(cells_of(urls, {stuck}), source=THINGS, breaker=NEVER)
+    assert router.page(QUERY).complete
+    for port in router._ports.values():
+        port.pace = Pace(able=False)  # each is waited for in a thread of its own
+    gate.readable.clear()
+    page = router.page(QUERY)
+    assert {name for name, report in page.cells.items() if report.state is not CellState.ANSWERED} == {f"c{stuck}"}
+    assert len(page.records) == 25
+    assert all(report.seconds < 30 for report in page.cells.values())
 
 
 def test_a_lone_file_is_read_by_the_caller_and_keeps_its_deadline(urls, routers):

@@ -129,17 +129,23 @@ class Lease:
 
     def run(self, text: str, parameters: Any, limit: float) -> list[tuple[Any, ...]]:
         """All rows of one statement, as the driver gives them; *limit* is the monotonic instant to give up at."""
+        self.execute(text, parameters, limit)
+        return self.fetch()
+
+    def execute(self, text: str, parameters: Any, limit: float) -> None:
+        """Send one statement and wait for its answer."""
         self.limit = limit
         self.cursor.execute(text, parameters)
+
+    def fetch(self) -> list[tuple[Any, ...]]:
+        """All rows of the answer."""
         rows: list[tuple[Any, ...]] = self._in_turn(self.cursor.fetchall) if self.local else self.cursor.fetchall()
         return rows if rows.__class__ is list else list(rows)
 
-    def run_to(self, horizon: Horizon, text: str, parameters: Any, limit: float) -> tuple[list[tuple[Any, ...]], bool]:
-        """Rows of one statement up to *horizon*, and whether it was left there; all of them where all have come."""
+    def fetch_to(self, horizon: Horizon) -> tuple[list[tuple[Any, ...]], bool]:
+        """Rows of the answer up to *horizon*, and whether it was left there; all of them where all have come."""
         if not self.local:
-            return self.run(text, parameters, limit), False
-        self.limit = limit
-        self.cursor.execute(text, parameters)
+            return self.fetch(), False
         rows, cut = self._in_turn(lambda: horizon.take(self.cursor))
         if cut:
             self.cursor.close()  # ends the statement, and with it the lock on the file

@@ -13,7 +13,8 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cloudcore.listing.asking import Answers, Ask
+    from cloudcore.listing.asking import Answers
+    from cloudcore.listing.asks import Ask
 
 __all__ = ["FEWEST", "PROMPT", "STALL", "Lane", "Pace"]
 
