@@ -1,12 +1,12 @@
 """Group commit: claims that arrive while a transaction is being committed share the next one.
 
 A commit that waits for the disk costs the same for one claim as for a hundred. The first thread that finds nobody at
-work leads: it takes what has gathered, does it in one transaction with a verdict for each, and hands the lead to one
-of those who came meanwhile. Nobody waits for a timer, and a lone caller for nobody.
+work leads: it takes what has gathered, and does it in one transaction with a verdict for each; then one of those who
+came meanwhile leads. Nobody waits for a timer, and a lone caller for nobody.
 
-The owners of a finished group wake each other, one by one, and the next leader last. Woken all at once they would
-queue for the interpreter, the next leader among them, again after each of its statements; one by one, each is back
-with its next call, and in the next group, by the time that the following one is up.
+The owners of a finished group wake each other, one by one, and the last of them passes on the lead. Woken all at once
+they would queue for the interpreter, the next leader among them, again after each of its statements; one by one, each
+is back with its next call, and in the next group, by the time that the following one is up.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class Ticket(Generic[Ask, Answer]):
     """One caller's place in a group: what it asks, then its answer or its error.
 
     Attributes:
-        leads: It is its owner who does the next group.
+        leads: Its owner has the lead: to do the next group, or only to pass it on when this one is settled.
+        settled: Its group was done.
         gone: Its owner was interrupted and waits no more.
         next: Whom its owner wakes.
     """
@@ -43,6 +44,7 @@ class Ticket(Generic[Ask, Answer]):
     answer: Answer | None = None
     error: BaseException | None = None
     leads: bool = False
+    settled: bool = False
     gone: bool = False
     next: Ticket[Ask, Answer] | None = None
     wake: threading.Lock = attrs.field(factory=threading.Lock)
@@ -70,12 +72,11 @@ class GroupCommit(Generic[Ask, Answer]):
         try:
             self._queue(ticket)
         except BaseException:  # a signal: nobody may wait for a thread that goes
-            with self._mutex:
-                self._leave(ticket)
+            self._leave(ticket)
             raise
-        if ticket.next is not None:
-            ticket.next.wake.release()
-        if ticket.leads:
+        if ticket.settled:
+            self._wake_next(ticket)
+        else:
             self._lead()
         if ticket.error is not None:
             raise ticket.error
@@ -90,17 +91,15 @@ class GroupCommit(Generic[Ask, Answer]):
             ticket.wake.acquire()
 
     def _leave(self, ticket: Ticket[Ask, Answer]) -> None:
-        """Go without an answer; the mutex is held."""
-        ticket.gone = True
-        if ticket in self._waiting:
-            self._waiting.remove(ticket)
-        if ticket.next is not None:
-            ticket.next.wake.release()
-        if ticket.leads:
-            self._pass_on([])
+        """Go without an answer."""
+        with self._mutex:
+            ticket.gone = True
+            if ticket in self._waiting:
+                self._waiting.remove(ticket)
+        self._wake_next(ticket)
 
     def _lead(self) -> None:
-        """Do one group, of which the caller's own ticket is the first, then pass the lead on."""
+        """Do one group, of which the caller's own ticket is the first."""
         with self._mutex:
             group = [self._waiting.popleft() for _ in range(min(self._limit, len(self._waiting)))]
         try:
@@ -113,16 +112,20 @@ class GroupCommit(Generic[Ask, Answer]):
                 ticket.error = OutcomeUnknown("the thread that committed for this one was interrupted; repeat the call")
             group[0].error = error
         with self._mutex:
-            self._pass_on(group[1:])
+            chain = [group[0], *(ticket for ticket in group[1:] if not ticket.gone)]
+            for ticket, after in itertools.pairwise(chain):
+                ticket.next = after
+            for ticket in chain:
+                ticket.settled, ticket.leads = True, ticket is chain[-1]
+        self._wake_next(group[0])
 
-    def _pass_on(self, settled: Sequence[Ticket[Ask, Answer]]) -> None:
-        """Wake the owners of what is settled, each by the one before, and the next leader after them."""
-        chain = [ticket for ticket in settled if not ticket.gone]
-        self._led = bool(self._waiting)
-        if self._led:
-            self._waiting[0].leads = True
-            chain.append(self._waiting[0])
-        for ticket, after in itertools.pairwise(chain):
-            ticket.next = after
-        if chain:
-            chain[0].wake.release()
+    def _wake_next(self, ticket: Ticket[Ask, Answer]) -> None:
+        """Wake the next of the group, or pass on the lead."""
+        if ticket.next is not None:
+            ticket.next.wake.release()
+        elif ticket.leads:
+            with self._mutex:
+                self._led = bool(self._waiting)
+                if self._led:
+                    self._waiting[0].leads = True
+                    self._waiting[0].wake.release()
