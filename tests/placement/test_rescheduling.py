@@ -7,6 +7,7 @@ import random
 import pytest
 
 from cloudcore import Database, create_schema
+from cloudcore._failpoints import arm, disarm
 from cloudcore.errors import (
     ConsumerNotFound,
     GenerationConflict,
@@ -173,6 +174,32 @@ def test_a_group_is_looked_at_again_for_each_alternate(cloud: Cloud) -> None:
     moved = reschedule(cloud.ledger, chosen, failed=Failure("group", kind="policy"))
     assert moved.choice == free
     assert "anti-affinity: holds 1 of at most 1" in moved.attempts[1].reason
+
+
+@pytest.mark.parametrize("dialect", ["postgresql", "mariadb"], indirect=True)  # SQLite has one writer at a time
+def test_a_group_that_is_joined_meanwhile_is_looked_at_too(cloud: Cloud) -> None:
+    """The instance is deleted and booted anew, into a group, between the look at its group and its lock."""
+    cloud.add_hosts(1, 2)
+    (chosen,) = cloud.select()
+    (taken,) = chosen.alternates
+    group = HostGroup(policy="anti-affinity", uuid=uuid_of("group"))
+    cloud.select(group=group, filters=[force_hosts({taken.name})])
+    other = Cloud(cloud.database)
+
+    def boot_anew(_: str) -> None:
+        disarm()
+        other.ledger.release(chosen.instance)
+        other.select(instances=[chosen.instance], group=group)
+        assert other.ledger.allocations(chosen.instance) == chosen.primary.allocations
+
+    arm("ledger.consumers.lock", boot_anew)
+    try:
+        with pytest.raises(MaxRetriesExceeded, match="anti-affinity"):
+            reschedule(cloud.ledger, chosen, failed="no kernel")
+    finally:
+        disarm()
+        other.close()
+    assert cloud.ledger.allocations(chosen.instance) == {}
 
 
 def test_under_a_migration_the_source_stays_held_and_comes_back_at_the_end(cloud: Cloud) -> None:

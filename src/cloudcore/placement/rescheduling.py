@@ -18,6 +18,7 @@ from cloudcore._values import normalise_uuid, require_integer, require_text
 from cloudcore.database import Operation
 from cloudcore.errors import (
     CapacityExceeded,
+    DatabaseBusy,
     GenerationConflict,
     GroupViolation,
     InUse,
@@ -232,10 +233,10 @@ class _Work:
 
     def __call__(self, session: Session, operation_id: str) -> dict[str, Any]:
         """Try the alternates that are left, in their order; return the answer as JSON."""
-        group = host_groups.group_of(session, self.selection.instance)
-        if group is not None:
-            host_groups.lock_group(session, group)
+        group = self._lock_group(session)
         held = self._held(session)
+        if host_groups.group_of(session, self.selection.instance) != group:
+            raise DatabaseBusy(f"instance {self.selection.instance} changed its group just then; repeat the call")
         story = self._story(session)
         present, later = next_choices(self.selection, held, [attempt.root for attempt in story])
         story.append(self._note(session, operation_id, present, "failed", self.failure.reason))
@@ -251,6 +252,13 @@ class _Work:
             story.append(self._note(session, operation_id, choice, "refused", reason))
         self._give_up(session, operation_id)
         return self._result(None, (), story)
+
+    def _lock_group(self, session: Session) -> HostGroup | None:
+        """The group of the instance; it is locked before the instance, as by whoever joins it."""
+        group = host_groups.group_of(session, self.selection.instance)
+        if group is not None:
+            host_groups.lock_group(session, group)
+        return group
 
     def _held(self, session: Session) -> Mapping[str, Mapping[str, int]]:
         """What the instance holds, locked with the other half of its move, which must be the one that was named."""
