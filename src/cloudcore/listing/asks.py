@@ -14,6 +14,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cloudcore.errors import CloudcoreError, DatabaseUnavailable
+from cloudcore.listing.cells import not_at_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
     from cloudcore.listing.horizon import Horizon
     from cloudcore.listing.lanes import Lane
 
-__all__ = ["Ask", "Next", "Rows", "Steps", "Turn"]
+__all__ = ["HURRY", "Ask", "Next", "Rows", "Steps", "Turn"]
+
+HURRY = 0.02
+"""Seconds for which a caller's own thread tries a cell."""
 
 T = TypeVar("T")
 Rows = list[tuple[Any, ...]]
@@ -49,13 +53,14 @@ class Ask:
         result: What the work returned.
         error: Why there is no result.
         began: When it was started.
+        hurried: Whether the caller's own thread tries it: what does not answer at once then says that it has to wait.
         seconds: What it took.
         warm: Whether its connection was open already.
     """
 
     __slots__ = (
-        "_clock", "_steps", "_turn", "answers", "began", "dropped", "error", "flight", "lease", "limit", "link",
-        "result", "seconds", "statements", "warm",
+        "_clock", "_steps", "_turn", "answers", "began", "dropped", "error", "flight", "hurried", "lease", "limit",
+        "link", "result", "seconds", "statements", "warm",
     )  # fmt: skip
 
     def __init__(
@@ -66,7 +71,7 @@ class Ask:
         self._steps: Steps[Any] | None = None
         self.lease: Lease | None = None
         self.statements = 0
-        self.dropped = self.warm = False
+        self.dropped = self.warm = self.hurried = False
         self.result: Any = None
         self.error: CloudcoreError | None = None
         self.began = self.seconds = 0.0
@@ -123,36 +128,46 @@ class Ask:
         return lease.fetch_to(horizon)
 
     def _execute(self, lease: Lease, text: str, parameters: Any) -> Steps[None]:
-        if self.statements and lease.local:
+        if self.statements and lease.local and not self.hurried:
             yield Next.WAIT
         self.statements += 1
-        lease.execute(text, parameters, self.limit)
+        lease.execute(text, parameters, self._until(), hurried=self.hurried)
         if lease.local:
             yield Next.READ
+
+    def _until(self) -> float:
+        return min(self.limit, self.began + HURRY) if self.hurried else self.limit
 
     def with_lease(self, use: Callable[[Ask, Lease], Steps[T]]) -> Steps[T]:
         """Call *use*, which only reads, with this and a connection that :meth:`drop` can break.
 
         A connection kept from before may have died with its server, which may be back: then once more with a new one.
         """
-        lease = self.link.acquire(self.limit)
+        fresh = False
         while True:
-            self.warm, self.lease = lease.used, lease
+            lease = None
             try:
+                lease = self.link.acquire(self._until(), fresh=fresh)
+                self.warm, self.lease = lease.used, lease
                 result = yield from use(self, lease)
             except Exception as error:
                 self.lease = None
-                blamed = self.link.blame(lease, error)
-                if self.dropped or not self.warm or not isinstance(blamed, DatabaseUnavailable):
+                blamed = error if lease is None else self.link.blame(lease, error)
+                fresh = lease is not None and self.warm and isinstance(blamed, DatabaseUnavailable)
+                slow = self.hurried and not_at_once(error)
+                if self.dropped or not (fresh or slow):
                     raise blamed from error
-                lease = self.link.acquire(self.limit, fresh=True)
-                continue
             except BaseException:  # the caller's own thread was interrupted, or nobody goes on
-                self.link.scrap(lease)
+                if lease is not None:
+                    self.link.scrap(lease)
                 raise
-            self.lease = None
-            self.link.release(lease)
-            return result
+            else:
+                self.lease = None
+                self.link.release(lease)
+                return result
+            if slow:
+                self.hurried = False
+                yield Next.WAIT
 
     def drop(self) -> None:
         """Nobody waits any more: make the statement under way fail."""
