@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from cloudcore import database as database_module
-from cloudcore.database import Database, Operation
+from cloudcore.database import Database
 from cloudcore.errors import CapacityExceeded, ConsumerNotFound, NotFound
 from cloudcore.placement import AllocationLedger
 from cloudcore.placement.audit import Finding, FindingKind
@@ -157,13 +157,8 @@ def claim_as_group(ledger, asked) -> list:
 
 
 def new_claim(consumer, wanted, operation_id) -> NewClaim:
-    arguments = [consumer, wanted]
-    return NewClaim(
-        operation=Operation.of("ledger.claim", {"new": arguments}, operation_id),
-        consumer=consumer,
-        allocations=normalise_allocations(wanted),
-        owner=Owner.of("project", "user", "INSTANCE"),
-    )
+    owner = Owner.of("project", "user", "INSTANCE")
+    return NewClaim.of(consumer, normalise_allocations(wanted), owner, None, operation_id, lambda: "unused")
 
 
 TRIALS = {

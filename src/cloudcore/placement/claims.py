@@ -231,7 +231,10 @@ def sum_takes(rows: Iterable[tuple[Key, int]]) -> list[tuple[int, str, int, int,
     granted: dict[Key, list[int]] = {}
     for key, amount in rows:
         granted.setdefault(key, []).append(amount)
-    return [(*key, sum(n), min(n), max(n), math.gcd(*n)) for key, n in sorted(granted.items())]
+    return [
+        (*key, sum(n), min(n), max(n), math.gcd(*n)) if len(n) > 1 else (*key, n[0], n[0], n[0], n[0])
+        for key, n in sorted(granted.items())
+    ]
 
 
 @attrs.frozen(kw_only=True)

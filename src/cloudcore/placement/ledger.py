@@ -129,14 +129,7 @@ class AllocationLedger(LedgerReader):
                 raise InvalidAllocation("expires_in is for a consumer that holds nothing yet", field="expires_in")
             target = Target(allocations=allocations, owner=owner, generation=generation)
             return self._write("claim", {consumer: target}, operation_id)[consumer]
-        arguments = [consumer, allocations, owner.project_id, owner.user_id, owner.consumer_type, seconds]
-        claim = NewClaim(
-            operation=Operation.of("ledger.claim", {"new": arguments}, operation_id, id_factory=self._id_factory),
-            consumer=consumer,
-            allocations=allocations,
-            owner=owner,
-            expires_in=seconds,
-        )
+        claim = NewClaim.of(consumer, allocations, owner, seconds, operation_id, self._id_factory)
         outcome = self._claim(claim) if self._group is None else self._group.submit(claim)
         return _held(consumer, outcome.result[consumer], repeated=outcome.repeated)
 

@@ -7,7 +7,6 @@ from the locked rows, and everything else is written if it is good. Either way a
 
 from __future__ import annotations
 
-import functools
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,7 @@ from cloudcore.placement.claims import InventoryRow, Key, Owner, Take, refusal
 from cloudcore.placement.ledger_session import Session
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, MutableMapping
+    from collections.abc import Callable, Iterator, MutableMapping
 
     from sqlalchemy.engine import Connection
 
@@ -40,12 +39,13 @@ __all__ = ["NewClaim", "claim_by_statements", "claim_in_one_statement"]
 
 @attrs.frozen(kw_only=True)
 class NewClaim:
-    """A claim, checked and ready to be sent.
+    """A claim, checked and ready to be sent. Make it with :meth:`of`.
 
     Attributes:
         operation: Its operation id and fingerprint.
         consumer: Uuid of who shall hold it; holds nothing yet.
         allocations: Provider uuid → class → amount, sorted.
+        stored_holdings: What history keeps: the allocations as JSON.
         owner: Who answers for the consumer.
         expires_in: Seconds until it lapses; None for a lasting claim.
     """
@@ -53,8 +53,35 @@ class NewClaim:
     operation: Operation
     consumer: str
     allocations: Allocations
+    stored_holdings: str
     owner: Owner
-    expires_in: float | None = None
+    expires_in: float | None
+
+    @classmethod
+    def of(
+        cls,
+        consumer: str,
+        allocations: Allocations,
+        owner: Owner,
+        expires_in: float | None,
+        operation_id: str | None,
+        id_factory: Callable[[], str],
+    ) -> NewClaim:
+        """The claim of checked arguments, with a fresh operation id unless one is given.
+
+        Raises:
+            InvalidArgument: *operation_id* is empty or too long.
+        """
+        holdings = _as_json(allocations)
+        arguments = [consumer, holdings, owner.project_id, owner.user_id, owner.consumer_type, expires_in]
+        return cls(
+            operation=Operation.of("ledger.claim", {"new": arguments}, operation_id, id_factory=id_factory),
+            consumer=consumer,
+            allocations=allocations,
+            stored_holdings=holdings,
+            owner=owner,
+            expires_in=expires_in,
+        )
 
     @property
     def result(self) -> dict[str, Any]:
@@ -67,20 +94,20 @@ class NewClaim:
         """The result as the table of operations keeps it: :attr:`result` as JSON."""
         return f'{{"{self.consumer}":{{"generation":1,"allocations":{self.stored_holdings}}}}}'
 
-    @functools.cached_property
-    def stored_holdings(self) -> str:
-        """What history keeps: the allocations as JSON. Uuids and names of classes need no escapes."""
-        providers = []
-        for provider, classes in self.allocations.items():
-            amounts = ",".join([f'"{name}":{amount}' for name, amount in classes.items()])
-            providers.append(f'"{provider}":{{{amounts}}}')
-        return f"{{{','.join(providers)}}}"
-
     def amounts(self) -> Iterator[tuple[str, str, int]]:
         """Provider uuid, class and amount of each row."""
         for provider, classes in self.allocations.items():
             for resource_class, amount in classes.items():
                 yield provider, resource_class, amount
+
+
+def _as_json(allocations: Allocations) -> str:
+    """As the json module would write it, in a fraction of the time: uuids and names of classes need no escapes."""
+    providers = []
+    for provider, classes in allocations.items():
+        amounts = ",".join([f'"{name}":{amount}' for name, amount in classes.items()])
+        providers.append(f'"{provider}":{{{amounts}}}')
+    return f"{{{','.join(providers)}}}"
 
 
 def _take(key: Key, amount: int) -> Take:
