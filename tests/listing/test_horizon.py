@@ -21,7 +21,7 @@ QUERY = Query(where={"size": {"null": False}}, sort=[Sort("size", descending=Tru
 
 @given(st.lists(st.lists(st.integers(0, 50), max_size=30), min_size=1, max_size=12), st.integers(1, 40), st.booleans())
 def test_a_cell_is_left_after_the_first_row_beyond_the_horizon(contents, limit, descending):
-    """What is taken is a prefix; only its last row may lie beyond, and only then does it say that it left off."""
+    """What is taken is a prefix; beyond lies its last row, or what makes up the least number."""
     horizon = Horizon(limit, len(contents), 0, descending=descending)
     for content in contents:
         rows = [(value,) for value in sorted(content, reverse=descending)]
@@ -29,8 +29,19 @@ def test_a_cell_is_left_after_the_first_row_beyond_the_horizon(contents, limit, 
         taken, cut = horizon.take(iter(rows))
         assert taken == rows[: len(taken)]
         beyond = [row for row in taken if bound is not None and (row[0] < bound if descending else row[0] > bound)]
-        assert beyond == (taken[-1:] if cut else [])
+        assert len(beyond) <= max(1, horizon._least) if cut else len(beyond) < horizon._least
+        assert not beyond or len(taken) <= max(horizon._least, len(taken) - len(beyond) + 1)
+        assert bound is not None or not cut or len(taken) == horizon._most
         assert cut or taken == rows
+
+
+def test_a_wrong_order_is_not_taken_for_an_end():
+    """A cell whose index runs the other way sends its largest rows first; more of them than one are looked at."""
+    horizon = Horizon(60, 3, 0, descending=False)
+    for _ in range(2):
+        horizon.take(iter([(n,) for n in range(100)]))
+    taken, _ = horizon.take(iter([(n,) for n in reversed(range(100))]))
+    assert len(taken) > 10
 
 
 def test_the_horizon_lies_a_little_behind_the_end_of_the_page():
@@ -55,6 +66,7 @@ def test_values_that_do_not_compare_are_read_to_the_end(odd):
     assert horizon.take(iter(rows)) == (rows, False)
     for _ in range(4):  # reckoned with the odd value
         assert horizon.take(iter(rows[:1])) == (rows[:1], False)
+    assert horizon._bound is None
 
 
 @pytest.fixture(scope="module")

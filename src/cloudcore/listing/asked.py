@@ -50,6 +50,7 @@ class Asked:
         self._statements, self._expression = statements, expression
         self.plan = Plan(*self._parts, shown, statements, expression)
         self.layout = layout_of(source.columns, shown)
+        self._wide = any(source.columns[name].wide for name in shown)
         self.digest = digest(
             source.name,
             self.order,
@@ -68,7 +69,7 @@ class Asked:
         """Whether keys are fetched before rows, when so many cells are asked."""
         if self.query.fetching is not Fetching.AUTO:
             return self.query.fetching is Fetching.KEYS
-        if self.query.limit is None or not any(self.source.columns[name].wide for name in self.layout.names):
+        if self.query.limit is None or not self._wide:
             return False
         fetched = cells * batch_size(self.query.limit / max(1, cells))
         return fetched > _WASTEFUL * self.query.limit

@@ -10,7 +10,8 @@ A horizon is a guess too: a cell that was left too early is simply asked again.
 
 from __future__ import annotations
 
-from math import ceil, inf, sqrt
+from itertools import islice
+from math import ceil, floor, inf, sqrt
 from operator import gt, lt
 from typing import TYPE_CHECKING, Any
 
@@ -30,34 +31,45 @@ class Horizon:
         descending: Whether its largest values come first.
     """
 
-    MARGIN = 2.0
+    MARGIN = 1.5
     """Standard deviations by which the horizon lies behind the expected end."""
-    GROWTH = 1.5
+    GROWTH = 1.25
     """After so many times as many answers it is reckoned anew."""
 
-    __slots__ = ("_answers", "_beyond", "_bound", "_cells", "_descending", "_due", "_limit", "_place", "_seen")
+    __slots__ = (
+        "_answers", "_beyond", "_bound", "_cells", "_descending", "_due", "_least", "_limit", "_most", "_place",
+        "_seen",
+    )  # fmt: skip
 
     def __init__(self, limit: int, cells: int, place: int, *, descending: bool) -> None:
         self._limit, self._cells, self._place, self._descending = limit, cells, place, descending
         self._beyond = lt if descending else gt
+        share = limit / cells
+        self._least = max(2, floor(share - self.MARGIN * sqrt(share)))
+        self._most = self._rank(share) + 1
         self._seen: list[Any] = []
         """Values of the leading column, as the driver gave them."""
         self._answers = 0
-        self._due = 2.0
+        self._due = 1.0
         self._bound: Any = None
 
     def take(self, rows: Iterator[tuple[Any, ...]]) -> tuple[list[tuple[Any, ...]], bool]:
-        """Rows of the next cell, up to the first that lies beyond the horizon; and whether that is why they end."""
+        """Rows of the next cell, up to the first that lies beyond the horizon; and whether that is why they end.
+
+        Two at least, and what is less than its share by more than the margin is not believed at once: rows that come in
+        a wrong order shall be seen to. While there is no horizon: its share of the page, a margin and one.
+        """
         bound, cut = self._bound, False
         taken: list[tuple[Any, ...]] = []
         if bound is None:
-            taken.extend(rows)
+            taken.extend(islice(rows, self._most))
+            cut = len(taken) == self._most
         else:
-            place, beyond = self._place, self._beyond
+            place, beyond, least = self._place, self._beyond, self._least
             try:
                 for row in rows:
                     taken.append(row)
-                    if beyond(row[place], bound):
+                    if beyond(row[place], bound) and len(taken) >= least:
                         cut = True
                         break
             except TypeError:  # SQLite holds any kind of value in a column
@@ -73,10 +85,13 @@ class Horizon:
             self._due = self._answers * self.GROWTH
             self._reckon()
 
+    def _rank(self, share: float) -> int:
+        return ceil(share + self.MARGIN * sqrt(share))
+
     def _reckon(self) -> None:
         """Put the horizon where the cells read so far have given their share of the page, and the margin."""
         share = self._limit * self._answers / self._cells
-        rank = ceil(share + self.MARGIN * sqrt(share))
+        rank = self._rank(share)
         try:
             self._seen = sorted(self._seen, reverse=self._descending)
         except TypeError:

@@ -72,6 +72,8 @@ class Pager:
     ) -> None:
         self._means, self._asked, self._ports, self._start = means, asked, ports, start
         self._others = dict(reports)
+        self._away: list[str] = []
+        """Cells that should have answered and did not."""
         self._keys_first = asked.keys_first(len(ports))
         self._plan = asked.keys if self._keys_first else asked.plan
         self._merge = Merge(
@@ -99,10 +101,10 @@ class Pager:
             entries = [entry for entry in entries if merge.key_of(entry) in rows]
         reports = self._reports(entries)
         insist(self._asked.query, reports)
-        if self._asked.query.unknown and (away := missing(reports)):
-            return self._with_unknown(entries, rows, reports, away)
-        positions = self._positions(reports, None)
-        cursor = self._cursor(positions, reports)
+        self._away = missing(reports)
+        if self._asked.query.unknown and self._away:
+            return self._with_unknown(entries, rows, reports)
+        cursor = self._cursor(self._positions(None))
         return self._finish(self._records(entries, rows), cursor, reports, more=merge.more)
 
     def _records(self, entries: list[Entry], rows: Mapping[str, Any]) -> list[Record]:
@@ -122,21 +124,21 @@ class Pager:
             reports[name] = self._gather.parts[name].report(name, numbers.get(number, 0), exhausted=ended)
         return reports
 
-    def _positions(self, reports: Mapping[str, CellReport], end: Entry | None) -> dict[str, Position | None]:
-        positions = {name: self._start.start_of(name) for name in missing(reports)}
+    def _positions(self, end: Entry | None) -> dict[str, Position | None]:
+        positions = {name: self._start.start_of(name) for name in self._away}
         positions.update(self._merge.positions(end))
         positions.update((name, self._start.start_of(name)) for name in self._lost)
         return positions
 
-    def _cursor(self, positions: Mapping[str, Position | None], reports: Mapping[str, CellReport]) -> Cursor:
-        return cursor_after(self._asked, positions, self._start, frozenset(missing(reports)))
+    def _cursor(self, positions: Mapping[str, Position | None]) -> Cursor:
+        return cursor_after(self._asked, positions, self._start, frozenset(self._away))
 
     def _finish(self, records: list[Record], cursor: Cursor, reports: dict[str, CellReport], *, more: bool) -> Page:
         word = cursor.encode()
         return Page(
             records=tuple(records),
             next_cursor=word if more else None,
-            resume_cursor=word if more or missing(reports) else None,
+            resume_cursor=word if more or self._away else None,
             cells=MappingProxyType(reports),
         )
 
@@ -194,13 +196,11 @@ class Pager:
 
     # ---- records that only the directory vouches for
 
-    def _with_unknown(
-        self, entries: list[Entry], rows: Mapping[str, Any], reports: dict[str, CellReport], away: list[str]
-    ) -> Page:
-        unknowns = Unknowns(self._means, self._asked, away)
+    def _with_unknown(self, entries: list[Entry], rows: Mapping[str, Any], reports: dict[str, CellReport]) -> Page:
+        unknowns = Unknowns(self._means, self._asked, self._away)
         records, merge, limit = self._records(entries, rows), self._merge, self._asked.query.limit
         if not unknowns.possible:
-            cursor = self._cursor(self._positions(reports, None), reports)
+            cursor = self._cursor(self._positions(None))
             return self._finish(records, cursor, reports, more=merge.more)
         if unknowns.in_place:
             shown = {record[self._asked.source.key] for record in records}
@@ -221,12 +221,12 @@ class Pager:
         real = [pair[2] for pair in chosen if pair[2] is not None]
         whole = len(real) == kept
         if whole:
-            positions = self._positions(reports, None)
+            positions = self._positions(None)
         elif real:
-            positions = self._positions(reports, real[-1])
+            positions = self._positions(real[-1])
         else:
             positions = {name: self._start.start_of(name) for name in reports}
-        cursor = self._cursor(positions, reports)
+        cursor = self._cursor(positions)
         if chosen and chosen[-1][2] is None:
             last = tuple(chosen[-1][1][key.column] for key in order.keys)
             cursor = cursor.moved(last, order.sort_key)
@@ -240,7 +240,7 @@ class Pager:
     def _tail(self, unknowns: Unknowns, records: list[Record], reports: dict[str, CellReport]) -> Page:
         """Placeholders after everything else, by key."""
         merge, limit = self._merge, self._asked.query.limit
-        cursor = self._cursor(self._positions(reports, None), reports)
+        cursor = self._cursor(self._positions(None))
         more = merge.more
         if not more and (limit is None or len(records) < limit):
             room = None if limit is None else limit - len(records)
@@ -272,7 +272,7 @@ def insist(query: Query, reports: Mapping[str, CellReport]) -> None:
 
 def cursor_after(asked: Asked, positions: Mapping[str, Position | None], start: Cursor, away: frozenset[str]) -> Cursor:
     """The furthest position reached, and the cells that lag behind it; those that are away always stand by name."""
-    reached = [each for each in {*positions.values(), start.position} if each is not None]
-    furthest = max(reached, key=asked.order.sort_key) if reached else None
+    reached = {each for each in (*positions.values(), start.position) if each is not None}
+    furthest = max(reached, key=asked.order.sort_key) if len(reached) > 1 else next(iter(reached), None)
     lagging = {name: position for name, position in positions.items() if position != furthest or name in away}
     return Cursor(digest=asked.digest, position=furthest, lagging=lagging, tail=start.tail)

@@ -341,7 +341,7 @@ class CellRouter:
         if routed is None:
             return self._admit(self._ports)
         all_ports = self._ports
-        ports, reports = self._admit({name: all_ports[name] for name in all_ports if name in routed})
+        ports, reports = self._admit({name: all_ports[name] for name in sorted(routed) if name in all_ports})
         return ports, {**self._skipped(all_ports, why), **dict.fromkeys(ports, _UNTOLD), **reports}
 
     def _skipped(self, ports: dict[str, Port], why: str) -> dict[str, CellReport]:
