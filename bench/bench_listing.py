@@ -207,17 +207,19 @@ def sqlite(world: World) -> None:
     what = f"SQLite, {cells} cells x {rows:,}"
     api, urls = world.sqlite_nova(cells, rows)
     nova = world.nova_peer(api, next(iter(urls.values())))
-    mapped = [Cell(name, url, options=SLOW) for name, url in urls.items()]
-    with CellRouter(mapped, source=NOVA_INSTANCES) as router:
-        everything = [record["uuid"] for record in router.stream()]
-        for latency in (0.0, 0.005):
+    with (
+        CellRouter([Cell(name, url) for name, url in urls.items()], source=NOVA_INSTANCES) as near,
+        CellRouter([Cell(name, url, options=SLOW) for name, url in urls.items()], source=NOVA_INSTANCES) as router,
+    ):
+        everything = [record["uuid"] for record in near.stream()]
+        query = Query(limit=1000)
+        for latency, asked in ((0.0, near), (0.005, router)):
             SlowConnection.latency = latency
             nova.run("set_latency", seconds=latency)
-            query = Query(limit=1000)
-            page = router.page(query)
+            page = asked.page(query)
             world.bench.compare(
                 f"{what}, {latency * 1000:g} ms a statement: page of 1000; Nova: plain rows",
-                lambda query=query: uuids(router.page(query)), nova.call("raw", limit=1000), must=50, rounds=3,
+                lambda asked=asked: uuids(asked.page(query)), nova.call("raw", limit=1000), must=50, rounds=5,
             )  # fmt: skip
         fetched = sum(report.fetched for report in page.cells.values())
         statements = sum(report.statements for report in page.cells.values())
@@ -250,7 +252,7 @@ def depths(world: World, router: CellRouter, nova, everything: list[str], what: 
         row = world.bench.compare(
             f"{what}, 5 ms: page of 100 at {share:.0%}; Nova: plain rows",
             lambda cursor=cursor: uuids(router.page(query, cursor=cursor)),
-            nova.call("raw", limit=100, marker=marker), must=200, rounds=3,
+            nova.call("raw", limit=100, marker=marker), must=200, rounds=5,
         )  # fmt: skip
         ours[share] = row["ours"]
     flat = ours[0.95] / ours[0.05]
@@ -264,10 +266,14 @@ def naive(world: World) -> None:
     """A pool of threads, the page's SQL in each cell, all rows as dictionaries, one sort."""
     cells = 8 if world.quick else 80
     urls = world.sqlite_own(cells, 500 if world.quick else 2000)
-    connections = [
-        sqlite3.connect(url.removeprefix("sqlite:///"), factory=SlowConnection, check_same_thread=False)
-        for url in urls.values()
-    ]
+    connections = {
+        latency: [
+            sqlite3.connect(url.removeprefix("sqlite:///"), factory=factory, check_same_thread=False)
+            for url in urls.values()
+        ]
+        for latency, factory in ((0.0, sqlite3.Connection), (0.005, SlowConnection))
+    }
+    SlowConnection.latency = 0.005
     with ThreadPoolExecutor(cells) as pool:
 
         def fetch(connection, limit):
@@ -276,28 +282,31 @@ def naive(world: World) -> None:
             names = [each[0] for each in cursor.description]
             return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
-        def by_pool(count, limit):
-            parts = pool.map(fetch, connections[:count], [limit] * count)
+        def by_pool(count, limit, latency):
+            parts = pool.map(fetch, connections[latency][:count], [limit] * count)
             found = [row for part in parts for row in part]
             found.sort(key=lambda row: row["uuid"])
             found.sort(key=lambda row: row["created_at"], reverse=True)
             return [row["uuid"] for row in found[:limit]]
 
         for count in sorted({1, 10, cells} if not world.quick else {1, cells}):
-            chosen = [Cell(name, url, options=SLOW) for name, url in list(urls.items())[:count]]
-            with CellRouter(chosen) as router:
+            chosen = list(urls.items())[:count]
+            with (
+                CellRouter(Cell(name, url) for name, url in chosen) as near,
+                CellRouter(Cell(name, url, options=SLOW) for name, url in chosen) as far,
+            ):
                 for limit, latency in ((20, 0.005), (100, 0.0), (100, 0.005), (1000, 0.0), (1000, 0.005)):
-                    SlowConnection.latency = latency
-                    query = Query(limit=limit)
+                    query, router = Query(limit=limit), far if latency else near
                     must = 20 if (count, limit) == (80, 1000) else 1 if count > 1 else None
                     world.bench.compare(
                         f"{count} SQLite cells, {latency * 1000:g} ms: page of {limit}; threads and a sort",
                         lambda query=query, router=router: uuids(router.page(query)),
-                        lambda count=count, limit=limit: by_pool(count, limit), must=must, rounds=5,
+                        lambda count=count, limit=limit, latency=latency: by_pool(count, limit, latency),
+                        must=must, rounds=5,
                     )  # fmt: skip
         SlowConnection.latency = 0.0
-        one_cell(world, urls, lambda limit: fetch(connections[0], limit))
-    for connection in connections:
+        one_cell(world, urls, lambda limit: fetch(connections[0.0][0], limit))
+    for connection in (*connections[0.0], *connections[0.005]):
         connection.close()
 
 

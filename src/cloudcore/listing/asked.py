@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -60,7 +61,7 @@ class Asked:
             None if expression is None else _text(expression),
         )
 
-    @property
+    @cached_property
     def keys(self) -> Plan:
         """A plan that fetches only what the merge compares."""
         return Plan(*self._parts, (), self._statements, self._expression)
