@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from cloudcore.errors import OutcomeUnknown
-from cloudcore.placement.ledger_group import GroupCommit
+from cloudcore.placement.ledger_group import GroupCommit, Ticket
 
 SECONDS = 20
 
@@ -28,10 +28,16 @@ class Work:
         self.begun = threading.Semaphore(0)
         self.may_end = threading.Semaphore(0)
         self.raises: dict[int, BaseException] = {}
+        self.seen = id
+        self.hold = threading.Lock()
 
     def __call__(self, tickets) -> None:
         self.groups.append([ticket.ask for ticket in tickets])
         self.asked.update(self.groups[-1])
+        for ticket in tickets:
+            self.seen(ticket)
+        with self.hold:
+            pass
         self.begun.release()
         assert self.may_end.acquire(timeout=SECONDS)
         for ticket in tickets:
@@ -160,24 +166,65 @@ def test_who_is_interrupted_while_its_group_is_done_holds_nobody_up() -> None:
         assert work.groups == [[1], [2, 3, 4], [5]]
 
 
-@pytest.mark.parametrize("place", ["woken", "leads"])
-def test_who_is_interrupted_as_it_is_woken_wakes_the_next(place: str) -> None:
-    """The signal comes between the leader's word and the thread's return: the chain goes on, and somebody leads."""
+def interrupting(asks: set[int], steps: set[tuple[str, str]]) -> type[GroupCommit]:
+    """A GroupCommit in which signals come at these steps (name of the method; before or after it) of these asks."""
+    due = {(ask, *step) for ask in asks for step in steps}
 
-    class Late(GroupCommit):
-        def _queue(self, ticket) -> None:
-            super()._queue(ticket)
-            if ticket.ask == interrupted:
-                raise Interrupted
+    def wrap(name: str):
+        inner = getattr(GroupCommit, name)
 
-    interrupted = 3 if place == "woken" else 5
-    with group_commit(limit=3, kind=Late) as (_, work, submit):
-        futures = {1: submit(1)}
+        def step(self, ticket) -> None:
+            for when, action in (("before", None), ("after", inner), ("after", None)):
+                if action is not None:
+                    action(self, ticket)
+                elif (ticket.ask, name, when) in due:
+                    due.remove((ticket.ask, name, when))
+                    raise Interrupted
+
+        return step
+
+    return type("Interrupting", (GroupCommit,), {name: wrap(name) for name, _ in steps})
+
+
+STEPS = [
+    (name, when) for name in ("_queue", "_lead", "_hand_on", "_settle", "_pass_on") for when in ("before", "after")
+]
+LEAVING = [("_queue", "after"), ("_leave", "before"), ("_leave", "after")]
+
+
+@pytest.mark.parametrize("steps", [{step} for step in STEPS] + [set(LEAVING[:2]), set(LEAVING)], ids=str)
+@pytest.mark.parametrize("interrupted", [1, 3, 4, 5], ids=["first", "middle", "last", "heir"])
+def test_who_is_interrupted_at_any_step_holds_nobody_up(interrupted: int, steps: set[tuple[str, str]]) -> None:
+    """Whatever a signal cuts short is done to the end: the others get their answers, and somebody leads."""
+    with group_commit(limit=3, kind=interrupting({interrupted}, steps)) as (group, work, submit):
+        work.may_end.release(100)
+        with work.hold:
+            futures = {ask: submit(ask) for ask in range(1, 10)}
+        for ask, future in futures.items():
+            error = future.exception(SECONDS)
+            if ask != interrupted:
+                assert (error, future.result()) == (None, 2 * ask)
+            else:
+                assert error is None or isinstance(error, Interrupted)
+        assert submit(10).result(SECONDS) == 20
+        wait_until(lambda: not group._led)
+        assert not group._waiting
+
+
+def test_a_ticket_that_is_over_holds_no_other() -> None:
+    """Whoever keeps an error keeps its traceback, and so its ticket: not the whole group with it."""
+    with group_commit() as (group, work, submit):
+        tickets: list[Ticket] = []
+        work.seen = tickets.append
+        futures = [submit(1)]
         assert work.begun.acquire(timeout=SECONDS)
-        futures.update({ask: submit(ask) for ask in range(2, 9)})
-        work.may_end.release(5)
-        assert isinstance(futures.pop(interrupted).exception(SECONDS), Interrupted)
-        assert {ask: future.result(SECONDS) for ask, future in futures.items()} == {n: 2 * n for n in futures}
+        work.raises = {2: ZeroDivisionError()}
+        futures += [submit(ask) for ask in (2, 3, 4)]
+        work.may_end.release(2)
+        assert [future.exception(SECONDS) is None for future in futures] == [True, False, False, False]
+        wait_until(lambda: not group._led)
+        assert [ticket.ask for ticket in tickets] == [1, 2, 3, 4]
+        assert all(ticket.next is None and not ticket.group for ticket in tickets)
 
 
 def test_a_hundred_threads_get_their_own_answers() -> None:
@@ -188,7 +235,7 @@ def test_a_hundred_threads_get_their_own_answers() -> None:
     def work(number: int) -> None:
         answers[number] = [group.submit(number * 1000 + step) for step in range(50)]
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(100)]
+    threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(100)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -11,9 +11,10 @@ is back with its next call, and in the next group, by the time that the followin
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections import deque
+from contextlib import suppress
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import attrs
@@ -35,23 +36,32 @@ class Ticket(Generic[Ask, Answer]):
 
     Attributes:
         leads: Its owner has the lead: to do the next group, or only to pass it on when this one is settled.
+        group: What its owner, leading, has taken to be done; its own ticket is the first.
+        failure: The error of the whole group.
         settled: Its group was done.
         gone: Its owner was interrupted and waits no more.
         next: Whom its owner wakes.
+        over: Its owner did all that others wait for.
     """
 
     ask: Ask
     answer: Answer | None = None
     error: BaseException | None = None
     leads: bool = False
+    group: Sequence[Ticket[Ask, Answer]] = ()
+    failure: Exception | None = None
     settled: bool = False
     gone: bool = False
     next: Ticket[Ask, Answer] | None = None
+    over: bool = False
     wake: threading.Lock = attrs.field(factory=threading.Lock)
 
 
 class GroupCommit(Generic[Ask, Answer]):
     """Gathers calls of many threads into groups. Owns no thread.
+
+    A signal may interrupt the main thread between any two calls that it makes, though not between two assignments: what
+    others wait for is done to the end before the interrupt goes on to the caller.
 
     Args:
         work: Settles every ticket of a group, each with its own answer or error; what it raises is everybody's error.
@@ -69,15 +79,20 @@ class GroupCommit(Generic[Ask, Answer]):
         """Have *ask* done in a group and return its own answer, or raise its own error."""
         ticket: Ticket[Ask, Answer] = Ticket(ask)
         ticket.wake.acquire()
+        interrupt: BaseException | None = None
         try:
             self._queue(ticket)
-        except BaseException:  # a signal: nobody may wait for a thread that goes
-            self._leave(ticket)
-            raise
-        if ticket.settled:
-            self._wake_next(ticket)
-        else:
-            self._lead()
+            if not ticket.settled:
+                self._lead(ticket)
+        except BaseException as error:
+            interrupt = error
+        while not ticket.over:
+            try:
+                self._hand_on(ticket)
+            except BaseException as error:
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
         if ticket.error is not None:
             raise ticket.error
         return ticket.answer  # type: ignore[return-value]  # settled: an answer or an error is there
@@ -90,42 +105,54 @@ class GroupCommit(Generic[Ask, Answer]):
         if not ticket.leads:
             ticket.wake.acquire()
 
-    def _leave(self, ticket: Ticket[Ask, Answer]) -> None:
-        """Go without an answer."""
+    def _lead(self, ticket: Ticket[Ask, Answer]) -> None:
+        """Do one group."""
         with self._mutex:
-            ticket.gone = True
-            if ticket in self._waiting:
-                self._waiting.remove(ticket)
-        self._wake_next(ticket)
-
-    def _lead(self) -> None:
-        """Do one group, of which the caller's own ticket is the first."""
-        with self._mutex:
-            group = [self._waiting.popleft() for _ in range(min(self._limit, len(self._waiting)))]
+            group, rest = list(islice(self._waiting, self._limit)), deque(islice(self._waiting, self._limit, None))
+            unknown = OutcomeUnknown("the thread that committed for this one was interrupted; repeat the call")
+            ticket.group, ticket.failure, self._waiting = group, unknown, rest
         try:
             self._work(group)
         except Exception as error:
-            for ticket in group:
-                ticket.error = error
-        except BaseException as error:
-            for ticket in group[1:]:
-                ticket.error = OutcomeUnknown("the thread that committed for this one was interrupted; repeat the call")
-            group[0].error = error
-        with self._mutex:
-            chain = [group[0], *(ticket for ticket in group[1:] if not ticket.gone)]
-            for ticket, after in itertools.pairwise(chain):
-                ticket.next = after
-            for ticket in chain:
-                ticket.settled, ticket.leads = True, ticket is chain[-1]
-        self._wake_next(group[0])
+            ticket.failure = error
+        else:
+            ticket.failure = None
 
-    def _wake_next(self, ticket: Ticket[Ask, Answer]) -> None:
-        """Wake the next of the group, or pass on the lead."""
-        if ticket.next is not None:
-            ticket.next.wake.release()
-        elif ticket.leads:
+    def _hand_on(self, ticket: Ticket[Ask, Answer]) -> None:
+        """Do what others wait for: settle the group, wake the next of it, pass on the lead. May be repeated."""
+        if ticket.next is None:
             with self._mutex:
-                self._led = bool(self._waiting)
-                if self._led:
-                    self._waiting[0].leads = True
-                    self._waiting[0].wake.release()
+                if ticket.group:
+                    self._settle(ticket)
+                elif not ticket.settled:
+                    self._leave(ticket)
+                if ticket.leads and ticket.next is None:
+                    self._pass_on(ticket)
+        if ticket.next is not None:
+            with suppress(RuntimeError):  # it is awake: this is a repetition
+                ticket.next.wake.release()
+        ticket.next, ticket.over = None, True
+
+    def _settle(self, leader: Ticket[Ask, Answer]) -> None:
+        """All of the group have their answers: each wakes the next, and the last has the lead."""
+        chain = [ticket for ticket in leader.group if not ticket.gone]
+        for ticket, after in pairwise(chain):
+            ticket.next = after
+        for ticket in chain:
+            ticket.error = leader.failure or ticket.error
+            ticket.settled, ticket.leads = True, ticket is chain[-1]
+        leader.group = ()
+
+    def _leave(self, ticket: Ticket[Ask, Answer]) -> None:
+        """Go without an answer."""
+        ticket.gone = True
+        with suppress(ValueError):  # its group is being done
+            self._waiting.remove(ticket)
+
+    def _pass_on(self, ticket: Ticket[Ask, Answer]) -> None:
+        """Give the lead to who waits longest."""
+        if self._waiting:
+            heir = self._waiting[0]
+            ticket.next, ticket.leads, heir.leads = heir, False, True
+        else:
+            ticket.leads, self._led = False, False
