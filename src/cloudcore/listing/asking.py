@@ -242,7 +242,7 @@ class Flights:
             if ask.error is not None:
                 ask.flight.port.pace.stalled(now)
             elif ask.warm and (ask.seconds <= STALL or lane.own or ask.began >= self._attentive):
-                ask.flight.port.pace.answered(ask.seconds, now, lenient=len(self.ports) == 1)
+                ask.flight.port.pace.answered(ask.seconds, now, lenient=lane.own or len(self.ports) == 1)
             self._land(ask, done)
 
     def _look_after(self, lane: Lane, done: list[tuple[str, Any, CloudcoreError | None]]) -> None:
