@@ -168,6 +168,44 @@ def test_use_alone_is_told_from_edits(open_tree: Open, ledger_database: Database
     assert watch.use_since(behind) is None
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_use_is_what_came_last_of_each_class(open_tree: Open, ledger_database: Database) -> None:
+    """However the classes and the transactions are mixed; and when there is too much of it, ids are given instead."""
+    tree = open_tree()
+    for name in ("cn1", "cn2"):
+        tree.add(name, inventory={"VCPU": 16, "MEMORY_MB": 1024})
+    one, two = (tree[name].uuid for name in ("cn1", "cn2"))
+    with ledger_database.read() as connection:
+        watermark = changes_since(connection, None)[1]
+    ledger = AllocationLedger(ledger_database)
+    consumers = [str(uuids.uuid4()) for _ in range(3)]
+    for consumer, wanted in zip(
+        consumers, ({one: {"VCPU": 2}}, {two: {"MEMORY_MB": 5}, one: {"MEMORY_MB": 8}}, {one: {"VCPU": 3}}), strict=True
+    ):
+        ledger.claim(consumer, wanted, project_id="p", user_id="u")
+    ledger.release(consumers[0])
+    watch = store.Watch.of(ledger_database)
+    found = watch.use_since(watermark)
+    assert found is not None
+    one_id, two_id = tree["cn1"].number, tree["cn2"].number
+    expected = {(one_id, "VCPU"): 3, (one_id, "MEMORY_MB"): 8, (two_id, "MEMORY_MB"): 5, (two_id, "VCPU"): 0}
+    assert sorted(found[0]) == sorted((*key, used) for key, used in expected.items())
+    assert tree.refresh() == 2
+    assert (tree.usage("cn1"), tree.usage("cn2")) == ({"VCPU": 3, "MEMORY_MB": 8}, {"VCPU": 0, "MEMORY_MB": 5})
+    with ledger_database.write() as connection:
+        position = connection.exec_driver_sql("SELECT position FROM provider_change_slots WHERE slot = 0").scalar_one()
+        connection.exec_driver_sql(
+            "INSERT INTO provider_changes (slot, position, provider_id, resource_class, used) "
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i <= 10000) "
+            "SELECT 0, ?, ?, 'CUSTOM_' || i, 1 FROM n",
+            (position + 1, one_id),
+        )
+        connection.exec_driver_sql("UPDATE provider_change_slots SET position = position + 1 WHERE slot = 0")
+    assert watch.use_since(found[1]) is None
+    assert tree.refresh() == 1
+    watch.close()
+
+
 def test_inventory_in_use_cannot_go(open_tree: Open, ledger_database: Database) -> None:
     """Not even from a tree that has not heard of the allocation: the database knows."""
     one, stale = open_tree(), open_tree()

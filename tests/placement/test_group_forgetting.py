@@ -69,7 +69,7 @@ class Boot(threading.Thread):
     """One scheduler that places one member; what came of it is in *placed*."""
 
     def __init__(self, cloud: Cloud, group: HostGroup = GROUP) -> None:
-        super().__init__()
+        super().__init__(daemon=True)
         self.cloud, self.group = cloud, group
         self.placed: str | None = None
         self.failure: Exception | None = None
@@ -112,6 +112,16 @@ def test_what_holds_nothing_is_forgotten_and_the_rest_is_kept(cloud: Cloud) -> N
     assert groups(cloud) == {}
     (again,) = cloud.select(instances=[back], group=HostGroup(policy="affinity", uuid=GROUP.uuid))
     assert groups(cloud) == {GROUP.uuid: {again.instance}}
+
+
+def test_a_group_that_lost_its_members_otherwise_is_forgotten_too(cloud: Cloud) -> None:
+    cloud.add_hosts(1, 1)
+    (chosen,) = cloud.select(group=GROUP)
+    cloud.ledger.release(chosen.instance)
+    with cloud.database.write() as connection:
+        connection.execute(sa.delete(host_group_members))
+    assert forget_groups(cloud.database) == 1
+    assert groups(cloud) == {}
 
 
 def test_so_many_groups_at_once_and_no_more(cloud: Cloud) -> None:

@@ -109,22 +109,28 @@ def test_group_tells_the_feed_of_every_provider(pair):
     with ledger.database.read() as connection:
         _, before = changes_since(connection, None)
         numbers = {ledger_worlds.provider_id(connection, uuid_of(host)) for host in ("h1", "h2")}
-    claim_as_group(ledger, [(uuid_of(f"feed/{n}"), {uuid_of(f"h{n}"): {"VCPU": 1}}, f"f{n}") for n in (1, 2)])
+    asked = [("1", "h1", 1), ("2", "h2", 5), ("3", "h2", 5)]  # the last two are too much together: done one by one
+    tickets = [Ticket(new_claim(uuid_of(f"feed/{n}"), {uuid_of(host): {"VCPU": v}}, f"f{n}")) for n, host, v in asked]
+    ledger._claim_group(tickets)
+    assert [type(ticket.error) for ticket in tickets] == [type(None), type(None), CapacityExceeded]
     with ledger.database.read() as connection:
         assert changes_since(connection, before)[0] == numbers
 
 
 def test_whole_group_takes_few_statements(pair):
-    """None of a hundred is in the way of another: nothing is done one by one."""
+    """None of a hundred is in the way of another: nothing is done one by one, however many rows they need."""
     ledger = world(pair[0])
-    add_providers(ledger.database, {"large": {"VCPU": 1000}})
+    names = ("VCPU", "PCPU", "MEMORY_MB")
+    add_providers(ledger.database, {f"large{n}": dict.fromkeys(names, 1000) for n in range(100)})
     passed: list[str] = []
     _failpoints.arm("*", passed.append)
     try:
-        claim_as_group(ledger, [(uuid_of(f"few/{n}"), {uuid_of("large"): {"VCPU": 3}}, f"few{n}") for n in range(100)])
+        wanted = [{uuid_of(f"large{n}"): dict.fromkeys(names, n + 1)} for n in range(100)]
+        claim_as_group(ledger, [(uuid_of(f"few/{n}"), held, f"few{n}") for n, held in enumerate(wanted)])
     finally:
         _failpoints.disarm()
-    assert used(ledger.database, uuid_of("large"), "VCPU") == 300
+    assert [ledger.allocations(uuid_of(f"few/{n}")) for n in range(100)] == wanted
+    assert [used(ledger.database, uuid_of(f"large{n}"), "PCPU") for n in range(100)] == list(range(1, 101))
     assert [point for point in passed if point.startswith("ledger.claim")] == []
     ledger.check()
 

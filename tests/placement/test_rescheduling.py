@@ -20,6 +20,7 @@ from cloudcore.errors import (
     OperationMismatch,
 )
 from cloudcore.placement import Failure, FailureKind, HostGroup, Selection, reschedule
+from cloudcore.placement.host_groups import forget_groups
 from cloudcore.placement.hosts import force_hosts
 from cloudcore.placement.rescheduling import attempts
 from tests.placement.ledger_worlds import uuid_of
@@ -174,6 +175,28 @@ def test_a_group_is_looked_at_again_for_each_alternate(cloud: Cloud) -> None:
     moved = reschedule(cloud.ledger, chosen, failed=Failure("group", kind="policy"))
     assert moved.choice == free
     assert "anti-affinity: holds 1 of at most 1" in moved.attempts[1].reason
+
+
+@pytest.mark.parametrize("dialect", ["postgresql", "mariadb"], indirect=True)  # SQLite has one writer at a time
+def test_a_group_that_is_made_anew_meanwhile_is_no_mistake_of_the_caller(cloud: Cloud) -> None:
+    """Forgotten and recorded with another policy between the look at it and its lock: looked at again."""
+    cloud.add_hosts(1, 3)
+    (chosen,) = cloud.select(group=HostGroup(policy="anti-affinity", uuid=uuid_of("group")))
+    other = Cloud(cloud.database)
+
+    def boot_anew(_: str) -> None:
+        disarm()
+        other.ledger.release(chosen.instance)
+        assert forget_groups(cloud.database) == 1
+        group = HostGroup(policy="affinity", uuid=uuid_of("group"))
+        other.select(instances=[chosen.instance], group=group, filters=[force_hosts({chosen.primary.name})])
+
+    arm("ledger.group.lock", boot_anew)
+    try:
+        assert reschedule(cloud.ledger, chosen, failed="no kernel").choice == chosen.alternates[0]
+    finally:
+        disarm()
+        other.close()
 
 
 @pytest.mark.parametrize("dialect", ["postgresql", "mariadb"], indirect=True)  # SQLite has one writer at a time

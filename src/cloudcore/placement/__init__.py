@@ -24,7 +24,14 @@ if TYPE_CHECKING:
     from cloudcore.placement.planner import SelectionReport
     from cloudcore.placement.report import Rejection, SearchReport
     from cloudcore.placement.requests import RequestGroup, ResourceRequest
-    from cloudcore.placement.rescheduling import Attempt, Failure, FailureKind, Rescheduled, reschedule
+    from cloudcore.placement.rescheduling import (
+        Attempt,
+        Failure,
+        FailureKind,
+        Rescheduled,
+        prune_attempts,
+        reschedule,
+    )
     from cloudcore.placement.search import HostMatch, Search
     from cloudcore.placement.selection import HostChoice, Selection
     from cloudcore.placement.selector import HostSelector
@@ -68,6 +75,7 @@ _EXPORTS = {
     "SelectionReport": "cloudcore.placement.planner",
     "Usage": "cloudcore.placement.ledger_reads",
     "changes_since": "cloudcore.placement.changes",
+    "prune_attempts": "cloudcore.placement.rescheduling",
     "prune_changes": "cloudcore.placement.changes",
     "record_changes": "cloudcore.placement.changes",
     "reschedule": "cloudcore.placement.rescheduling",
@@ -110,6 +118,7 @@ __all__ = [
     "SelectionReport",
     "Usage",
     "changes_since",
+    "prune_attempts",
     "prune_changes",
     "record_changes",
     "reschedule",

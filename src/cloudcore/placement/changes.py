@@ -13,8 +13,8 @@ one writer draws 1, another draws 2 and commits, a reader stands at 2, and then 
   is in use after the change: to look it up, provider by provider, would touch as many pages. Another slot counts edits
   of providers: a reader that finds none since its watermark has all that it needs in the feed (:func:`use_since`).
 
-Writers must call :func:`record_changes` once, as the last statement before their commit, so that a slot is held
-briefly and always after every other lock, and so that what it says of use is true.
+Writers call :func:`record_changes` last before their commit, so that a slot is held briefly and always after every
+other lock, and so that what it says of use is true.
 """
 
 from __future__ import annotations
@@ -53,15 +53,19 @@ INSERT INTO provider_change_slots (slot, position, pruned) VALUES ({_EDITS}, 1, 
 ON CONFLICT (slot) DO UPDATE SET position = position + 1
 """  # noqa: S608 - a constant
 _READ_SLOTS = "SELECT slot, position, pruned FROM provider_change_slots ORDER BY slot"
-_SQLITE_USE = """
+_LONG = 10_000  # rows of the feed; beyond, most of them are about the same providers, which are better looked up
+_SQLITE_USE = f"""
 SELECT provider_id, resource_class, used FROM provider_changes
-WHERE slot = 0 AND position > ? AND position <= ? AND used IS NOT NULL ORDER BY position
-"""
-_SQLITE_RECORD = """
+WHERE slot = 0 AND position > ? AND position <= ? AND used IS NOT NULL ORDER BY position LIMIT {_LONG + 1}
+"""  # noqa: S608 - a constant
+_SQLITE_RECORD_USE = """
 INSERT INTO provider_changes (slot, position, provider_id, resource_class, used)
 SELECT 0, ?, changed.value, COALESCE(i.resource_class, ''), i.used
 FROM json_each(?) AS changed LEFT JOIN inventories i ON i.provider_id = changed.value
 """  # a provider without inventories, or without anything left of it, has a row too
+_SQLITE_RECORD_EDIT = """
+INSERT INTO provider_changes (slot, position, provider_id) SELECT 0, ?, value FROM json_each(?)
+"""
 _MYSQL_COUNT = f"""
 INSERT INTO provider_change_slots (slot, position, pruned) VALUES (MOD(CONNECTION_ID(), {_SLOTS}), LAST_INSERT_ID(1), 0)
 ON DUPLICATE KEY UPDATE position = LAST_INSERT_ID(position + 1)
@@ -93,7 +97,8 @@ LEFT JOIN (SELECT DISTINCT provider_id FROM provider_changes
 def record_changes(connection: Connection, provider_ids: Iterable[int], *, edited: bool = True) -> None:
     """Note in the transaction of *connection* that these providers changed: anything that a search would see.
 
-    Call it once, last before the commit. Costs one statement on PostgreSQL, two or three on the others.
+    Call it last before the commit, in any case after the last write of what is in use, which SQLite's feed repeats.
+    Costs one statement on PostgreSQL, two or three on the others.
 
     Args:
         connection: In the transaction of the change.
@@ -110,7 +115,8 @@ def record_changes(connection: Connection, provider_ids: Iterable[int], *, edite
         if edited:
             connection.exec_driver_sql(_SQLITE_EDITED)
         position = connection.exec_driver_sql(_SQLITE_COUNT).scalar_one()
-        connection.exec_driver_sql(_SQLITE_RECORD, (position, json.dumps(chosen)))
+        record = _SQLITE_RECORD_EDIT if edited else _SQLITE_RECORD_USE
+        connection.exec_driver_sql(record, (position, json.dumps(chosen)))
     else:
         connection.exec_driver_sql(_MYSQL_COUNT)
         connection.exec_driver_sql(_MYSQL_RECORD, [(provider,) for provider in chosen])
@@ -128,7 +134,7 @@ def record_changes_raw(cursor: Any, dialect: str, provider_ids: Iterable[int]) -
         cursor.execute(_POSTGRESQL_RECORD, (chosen,))
     elif dialect == "sqlite":
         position = cursor.execute(_SQLITE_COUNT).fetchone()[0]
-        cursor.execute(_SQLITE_RECORD, (position, json.dumps(chosen)))
+        cursor.execute(_SQLITE_RECORD_USE, (position, json.dumps(chosen)))
     else:
         cursor.execute(_MYSQL_COUNT)
         cursor.executemany(_MYSQL_RECORD, [(provider,) for provider in chosen])
@@ -159,9 +165,9 @@ def changes_since(connection: Connection, watermark: str | None) -> tuple[frozen
 def use_since(connection: sqlite3.Connection, watermark: str) -> tuple[list[tuple[int, str, int]], str] | None:
     """What is in use of all that changed since *watermark*, and the new watermark, when nothing else changed.
 
-    Rows are (provider id, class, units), one for each class of such a provider. None when providers were edited: then
-    ask :func:`changes_since`. Only SQLite can tell, and it is asked without SQLAlchemy, in a transaction of
-    *connection*: this is what a tree does before every search.
+    Rows are (provider id, class, units), one for each class of such a provider. None when providers were edited, or a
+    great deal happened: then ask :func:`changes_since`. Only SQLite can tell, and it is asked without SQLAlchemy, in a
+    transaction of *connection*: this is what a tree does before every search.
 
     Raises:
         InvalidArgument: It is no watermark.
@@ -173,10 +179,10 @@ def use_since(connection: sqlite3.Connection, watermark: str) -> tuple[list[tupl
     begin = old.get(0, 0)
     if edits != old.get(_EDITS) or not pruned <= begin <= position:
         return None
-    latest: dict[tuple[int, str], int] = {}
-    if begin < position:
-        for number, name, used in connection.execute(_SQLITE_USE, (begin, position)):
-            latest[number, name] = used
+    rows = connection.execute(_SQLITE_USE, (begin, position)).fetchall() if begin < position else []
+    if len(rows) > _LONG:
+        return None
+    latest = {(number, name): used for number, name, used in rows}  # those that come later stand
     return [(number, name, used) for (number, name), used in latest.items()], _encode_positions(now)
 
 
@@ -205,7 +211,7 @@ def _since_positions(connection: Connection, watermark: str | None) -> tuple[fro
     found: set[int] = set()
     for slot, position in moved.items():
         bounds = f"slot = {slot} AND position > {position} AND position <= {now[slot][0]}"  # whole numbers, all three
-        rows = _fetch(connection, f"SELECT provider_id FROM provider_changes WHERE {bounds}")  # noqa: S608 - they are
+        rows = _fetch(connection, f"SELECT DISTINCT provider_id FROM provider_changes WHERE {bounds}")  # noqa: S608 - they are
         found.update(itertools.chain.from_iterable(rows))
     # Pruning may have run between the two looks; what it took away must not be missed.
     if moved and any(pruned > moved.get(slot, pruned) for slot, (_, pruned) in _read_slots(connection).items()):
@@ -250,7 +256,8 @@ def prune_changes(connection: Connection, *, keep: int = 100_000) -> int:
     """Forget all but about the newest *keep* changes; return how many rows went.
 
     A reader whose watermark lies before that gets :class:`~cloudcore.errors.WatermarkLost`. On MariaDB and MySQL
-    *keep* counts for each slot.
+    *keep* counts for each slot; there and on SQLite it counts transactions, which have a row for each provider, on
+    SQLite for each class of it.
     """
     if connection.dialect.name == "postgresql":
         return _prune_snapshot(connection, keep)

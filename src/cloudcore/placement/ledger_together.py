@@ -170,7 +170,8 @@ def _write(session: Session, rows: Sequence[_Row], *, history: bool) -> bool:
         return False
     failpoint("ledger.bulk.hold")
     held = [(number, *key, amount) for number, row in enumerate(rows, last + 1) for key, amount in row.takes]
-    _run(session, _HOLD, held)
+    if _run(session, _HOLD, held) < len(held):
+        return False
     if history:
         failpoint("ledger.bulk.note")
         _run(session, _NOTE, [(c.consumer, now, "claim", c.operation.id, c.stored_holdings) for c in claims])
@@ -215,12 +216,12 @@ def _parts(sql: str, rows: Sequence[Sequence[Any]], row: str = "") -> Iterator[t
     """*sql* with its ``{rows}``, and their values.
 
     As few statements as can be, since each waits for the interpreter among the callers; and few texts, to be prepared
-    and kept: room for a power of two of rows, and NULLs where there are fewer.
+    and kept: room for a power of two of rows, or for some times 64, and NULLs where there are fewer.
     """
     width = len(rows[0])
     for start in range(0, len(rows), _LARGEST):
         part = rows[start : start + _LARGEST]
-        room = 1 << (len(part) - 1).bit_length()
+        room = 1 << (len(part) - 1).bit_length() if len(part) <= 64 else -(-len(part) // 64) * 64
         values = [value for one in part for value in one]
         values += [None] * (width * (room - len(part)))
         yield _text(sql, row or marks(width), room), values

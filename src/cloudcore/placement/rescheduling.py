@@ -23,6 +23,7 @@ from cloudcore.errors import (
     GroupViolation,
     InUse,
     InvalidArgument,
+    InvalidRequest,
     InvalidSelection,
     InvalidTransition,
     InventoryNotFound,
@@ -236,7 +237,7 @@ class _Work:
         group = self._lock_group(session)
         held = self._held(session)
         if host_groups.group_of(session, self.selection.instance) != group:
-            raise DatabaseBusy(f"instance {self.selection.instance} changed its group just then; repeat the call")
+            raise self._regrouped()
         story = self._story(session)
         present, later = next_choices(self.selection, held, [attempt.root for attempt in story])
         story.append(self._note(session, operation_id, present, "failed", self.failure.reason))
@@ -257,8 +258,14 @@ class _Work:
         """The group of the instance; it is locked before the instance, as by whoever joins it."""
         group = host_groups.group_of(session, self.selection.instance)
         if group is not None:
-            host_groups.lock_group(session, group)
+            try:
+                host_groups.lock_group(session, group)
+            except InvalidRequest as error:  # it was forgotten and made anew with another policy
+                raise self._regrouped() from error
         return group
+
+    def _regrouped(self) -> DatabaseBusy:
+        return DatabaseBusy(f"instance {self.selection.instance} changed its group just then; repeat the call")
 
     def _held(self, session: Session) -> Mapping[str, Mapping[str, int]]:
         """What the instance holds, locked with the other half of its move, which must be the one that was named."""
