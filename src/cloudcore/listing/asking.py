@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from cloudcore.errors import CloudcoreError, DeadlineExceeded
-from cloudcore.listing.asks import HURRY, Ask, Turn
+from cloudcore.listing.asks import Ask, Turn
 from cloudcore.listing.lanes import FEWEST, STALL, Lane
 from cloudcore.listing.values import CellReport, CellState
 
@@ -162,27 +162,20 @@ class Flights:
         if lane is None or lane.started:
             return
         lane.started = True
-        if all(ask.flight.port.direct for ask in lane.waiting):
+        if len(self._flights) == 1 and lane.waiting[0].flight.port.direct:
             self._try(lane)
         else:
             self._start(lane)
 
     def _try(self, lane: Lane) -> None:
-        """Run a lane in the caller's own thread, as long as its cells answer at once."""
+        """Ask the only cell in the caller's own thread, if it answers at once; else leave it to another."""
         lane.own = True
-        until = self._clock() + HURRY
-        while lane.waiting and self._clock() < until:
-            ask = lane.waiting.popleft()
-            ask.hurried = True
-            if not ask.read():
-                ask.flight.port.pace.stalled(self._clock())
-                lane.waiting.appendleft(ask)
-                break
-            until += STALL / FEWEST
-        for ask in lane.waiting:
+        ask = lane.waiting.popleft()
+        ask.hurried = True
+        if not ask.read():
+            ask.flight.port.pace.stalled(self._clock())
             ask.answers = self._answers
             self._start(ask.apart)
-        lane.waiting.clear()
         self._answers.put(lane)
 
     def _ask(self, flight: Flight) -> None:
@@ -242,7 +235,7 @@ class Flights:
             if ask.error is not None:
                 ask.flight.port.pace.stalled(now)
             elif ask.warm and (ask.seconds <= STALL or lane.own or ask.began >= self._attentive):
-                ask.flight.port.pace.answered(ask.seconds, now, lenient=lane.own or len(self.ports) == 1)
+                ask.flight.port.pace.answered(ask.seconds, now, lenient=len(self.ports) == 1)
             self._land(ask, done)
 
     def _look_after(self, lane: Lane, done: list[tuple[str, Any, CloudcoreError | None]]) -> None:

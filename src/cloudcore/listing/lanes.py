@@ -37,7 +37,7 @@ class Pace:
     """Seconds for which a cell is taken for slow: at first, at most, and how they grow with each disappointment."""
 
     STRIKES = 3
-    """Late answers in a row that disappoint where one holds up no other cell, or none for long."""
+    """Late answers in a row that disappoint when there is no other cell that they could hold up."""
 
     __slots__ = ("_able", "_pause", "_strikes", "_until", "proven")
 
@@ -59,7 +59,7 @@ class Pace:
             self.proven, self._pause, self._strikes = True, self.SHORTEST, 0
             return
         self._strikes += 1
-        if self._strikes >= self.STRIKES or not lenient:
+        if self._strikes >= self.STRIKES or not lenient:  # alone it holds up nobody
             self.stalled(now)
 
     def answered_apart(self, seconds: float) -> None:
