@@ -7,9 +7,7 @@ import threading
 import time
 from types import SimpleNamespace
 
-import attrs
 import pytest
-import sqlalchemy as sa
 
 from cloudcore.database import open_engine
 from cloudcore.listing import Cell, CellState, Query
@@ -26,7 +24,6 @@ class Gate(sqlite3.Connection):
 
     open = threading.Event()
     reached = threading.Event()
-    readable = threading.Event()
 
     def cursor(self, *_):
         return super().cursor(GatedCursor)
@@ -39,24 +36,13 @@ class GatedCursor(sqlite3.Cursor):
             assert Gate.open.wait(60)
         return super().execute(*arguments)
 
-    def fetchall(self):
-        Gate.reached.set()
-        assert Gate.readable.wait(60)
-        return super().fetchall()
-
-    def __next__(self):
-        assert Gate.readable.wait(60)
-        return super().__next__()
-
 
 @pytest.fixture
 def gate():
     Gate.open.set()
-    Gate.readable.set()
     Gate.reached.clear()
     yield Gate
     Gate.open.set()
-    Gate.readable.set()
 
 
 @pytest.fixture
@@ -111,20 +97,6 @@ def test_a_cell_that_hangs_in_the_lane_holds_up_no_other(urls, routers, gate, st
     assert sorted(found) == sorted(row["id"] for cell in range(6) for row in rows(cell, 5))
 
 
-@pytest.mark.parametrize("stuck", [0, 5], ids=["first", "last"])
-def test_a_cell_whose_rows_hang_keeps_no_other_from_being_read(urls, routers, gate, stuck):
-    """It has answered, and whoever reads for all of them reads it: the others get threads of their own."""
-    router = routers(cells_of(urls, {stuck}), source=THINGS, breaker=NEVER)
-    assert router.page(QUERY).complete
-    for port in router._ports.values():
-        port.pace = Pace(able=False)  # each is waited for in a thread of its own
-    gate.readable.clear()
-    page = router.page(QUERY)
-    assert {name for name, report in page.cells.items() if report.state is not CellState.ANSWERED} == {f"c{stuck}"}
-    assert len(page.records) == 25
-    assert all(report.seconds < 30 for report in page.cells.values())
-
-
 def test_a_lone_file_is_read_by_the_caller_and_keeps_its_deadline(urls, routers):
     """Without a thread; SQLite itself gives up a statement that takes longer than the cell may."""
     before = threads()
@@ -150,47 +122,6 @@ def test_a_lone_file_is_read_by_the_caller_and_keeps_its_deadline(urls, routers)
     assert page.cells["c0"].state is CellState.SLOW
     assert page.cells["c0"].seconds < 30, "it would have gone on for ever"
     assert not port.direct, "it has to earn the caller's trust again"
-
-
-@pytest.mark.parametrize("obstacle", ["locked", "endless"])
-def test_a_lone_file_that_needs_time_is_left_to_a_thread(urls, routers, obstacle):
-    """The caller's own thread tries it but for a moment."""
-    writer = sqlite3.connect(urls[0].removeprefix("sqlite:///"), isolation_level=None, check_same_thread=False)
-    writer.execute("PRAGMA journal_mode=DELETE")
-    router = routers([Cell("c0", urls[0], deadline=60.0)], source=THINGS, breaker=NEVER)
-    port = router._ports["c0"]
-    for _ in range(200):  # a busy machine may make it look slow
-        router.page(QUERY)
-        if port.direct:
-            break
-    assert port.direct
-    started = threading.Event()
-    start = router._means.start
-    router._means = attrs.evolve(router._means, start=lambda job: (started.set(), start(job)))
-    if obstacle == "locked":
-        writer.execute("BEGIN EXCLUSIVE")
-    else:
-        writer.execute("ALTER TABLE things RENAME TO kept")
-        writer.execute(
-            "CREATE VIEW things AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE NOT done()) "
-            "SELECT '0' AS id, NULL AS name, i AS size, NULL AS at, NULL AS flag, 'x' AS kind FROM n WHERE i < 0"
-        )
-        sa.event.listen(port.link.engine, "connect", lambda connection, _: has_done(connection, started))
-        port.link._idle[0].connection.create_function("done", 0, started.is_set)
-    pages = []
-    thread = threading.Thread(target=lambda: pages.append(router.page(QUERY)))
-    thread.start()
-    assert started.wait(30), "the caller itself waits"
-    if obstacle == "locked":
-        writer.execute("ROLLBACK")
-    thread.join()
-    writer.close()
-    assert pages[0].complete
-    assert len(pages[0].records) == (5 if obstacle == "locked" else 0)
-
-
-def has_done(connection, event):
-    connection.create_function("done", 0, event.is_set)
 
 
 def test_a_lone_file_that_is_locked_is_given_up_at_its_deadline(urls, routers):

@@ -7,25 +7,112 @@ import math
 import time
 from collections import deque
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
-from cloudcore.errors import CloudcoreError, DeadlineExceeded
-from cloudcore.listing.asks import Ask, Turn
+from cloudcore.errors import CloudcoreError, DatabaseUnavailable, DeadlineExceeded
 from cloudcore.listing.lanes import FEWEST, STALL, Lane
 from cloudcore.listing.values import CellReport, CellState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from cloudcore.listing.asks import Steps
+    from cloudcore.listing.cells import Lease, Link
+    from cloudcore.listing.horizon import Horizon
     from cloudcore.listing.ports import Port
 
-__all__ = ["PATIENCE", "Answers", "Flight", "Flights", "Part", "ask_all"]
+__all__ = ["Answers", "Ask", "Flight", "Flights", "Part", "ask_all"]
 
-PATIENCE = 0.02
-"""Seconds for which one cell's rows may keep those of others from being read."""
+T = TypeVar("T")
+
+
+class Ask:
+    """One job for a worker: run something on one database of a cell and put itself, with what came of it, back.
+
+    Attributes:
+        result: What the work returned.
+        error: Why there is no result.
+        began: When it was started.
+        seconds: What it took.
+        warm: Whether its connection was open already.
+    """
+
+    __slots__ = (
+        "_clock", "_work", "answers", "began", "dropped", "error", "flight", "lease", "limit", "link", "result",
+        "seconds", "statements", "warm",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        flight: Flight,
+        link: Link,
+        answers: Answers | Lane,
+        clock: Callable[[], float],
+    ) -> None:
+        self.flight, self.link, self.limit = flight, link, flight.limit
+        self._work, self.answers, self._clock = flight.work, answers, clock
+        self.lease: Lease | None = None
+        self.statements = 0
+        self.dropped = self.warm = False
+        self.result: Any = None
+        self.error: CloudcoreError | None = None
+        self.began = self.seconds = 0.0
+
+    def __call__(self) -> None:
+        """Run in a worker. Never raises."""
+        self.began = self._clock()
+        try:
+            if not self.dropped:
+                self.result = self._work(self)
+        except CloudcoreError as raised:
+            self.error = raised
+        except Exception as raised:
+            self.error = CloudcoreError(f"{type(raised).__name__}: {raised}")
+            self.error.__cause__ = raised
+        self.seconds = self._clock() - self.began
+        self.answers.put(self)
+
+    def run(self, lease: Lease, text: str, parameters: Any) -> list[tuple[Any, ...]]:
+        """One statement, counted."""
+        self.statements += 1
+        return lease.run(text, parameters, self.limit)
+
+    def run_to(self, horizon: Horizon, lease: Lease, text: str, parameters: Any) -> tuple[list[tuple[Any, ...]], bool]:
+        """One statement, counted, as far as *horizon*; and whether it was left there."""
+        self.statements += 1
+        return lease.run_to(horizon, text, parameters, self.limit)
+
+    def with_lease(self, use: Callable[[Ask, Lease], T]) -> T:
+        """Call *use*, which only reads, with this and a connection that :meth:`drop` can break.
+
+        A connection kept from before may have died with its server, which may be back: then once more with a new one.
+        """
+        lease = self.link.acquire(self.limit)
+        while True:
+            self.warm, self.lease = lease.used, lease
+            try:
+                result = use(self, lease)
+            except Exception as error:
+                self.lease = None
+                blamed = self.link.blame(lease, error)
+                if self.dropped or not self.warm or not isinstance(blamed, DatabaseUnavailable):
+                    raise blamed from error
+                lease = self.link.acquire(self.limit, fresh=True)
+                continue
+            except BaseException:  # the caller's own thread was interrupted
+                self.link.scrap(lease)
+                raise
+            self.lease = None
+            self.link.release(lease)
+            return result
+
+    def drop(self) -> None:
+        """Nobody waits any more: make the statement under way fail."""
+        self.dropped = True
+        lease = self.lease
+        if lease is not None:
+            lease.abort()
 
 
 @attrs.define
@@ -58,13 +145,7 @@ class Flight:
     __slots__ = ("asks", "began", "cell", "hedge_at", "limit", "links", "port", "work")
 
     def __init__(
-        self,
-        cell: str,
-        port: Port,
-        work: Callable[[Ask], Steps[Any]],
-        began: float,
-        limit: float,
-        hedge_at: float | None,
+        self, cell: str, port: Port, work: Callable[[Ask], Any], began: float, limit: float, hedge_at: float | None
     ) -> None:
         self.cell, self.port, self.work = cell, port, work
         self.began, self.limit, self.hedge_at = began, limit, hedge_at
@@ -133,7 +214,6 @@ class Flights:
         self.parts = {name: Part() for name in ports}
         self._start, self._clock, self._lanes = start, clock, lanes
         self._answers = Answers()
-        self._turn = Turn(start)
         self._flights: dict[str, Flight] = {}
         self._lane: Lane | None = None
         self._attentive = math.inf
@@ -141,7 +221,7 @@ class Flights:
         self._wake = math.inf
         """No limit and no hedge comes before this instant."""
 
-    def send(self, cell: str, work: Callable[[Ask], Steps[Any]], *, seconds: float | None = None) -> None:
+    def send(self, cell: str, work: Callable[[Ask], Any], *, seconds: float | None = None) -> None:
         """Ask *cell*, which has the given time, else its deadline. Call :meth:`go` after the last."""
         port = self.ports[cell]
         now = self._clock()
@@ -163,27 +243,17 @@ class Flights:
             return
         lane.started = True
         if len(self._flights) == 1 and lane.waiting[0].flight.port.direct:
-            self._try(lane)
+            lane.own = True
+            lane()  # the database itself keeps the deadline
         else:
             self._start(lane)
 
-    def _try(self, lane: Lane) -> None:
-        """Ask the only cell in the caller's own thread, if it answers at once; else leave it to another."""
-        lane.own = True
-        ask = lane.waiting.popleft()
-        ask.hurried = True
-        if not ask.read():
-            ask.flight.port.pace.stalled(self._clock())
-            ask.answers = self._answers
-            self._start(ask.apart)
-        self._answers.put(lane)
-
     def _ask(self, flight: Flight) -> None:
         """Ask the next database of the cell."""
-        self._start(self._asking(flight, self._answers).apart)
+        self._start(self._asking(flight, self._answers))
 
     def _asking(self, flight: Flight, answers: Answers | Lane) -> Ask:
-        ask = Ask(flight, flight.links.pop(0), answers, self._turn, self._clock)
+        ask = Ask(flight, flight.links.pop(0), answers, self._clock)
         first = flight.limit if flight.hedge_at is None else min(flight.limit, flight.hedge_at)
         if first < self._wake:
             self._wake = first
@@ -204,13 +274,10 @@ class Flights:
         while self._flights and not done:
             pause = max(0.0, self._wake - self._clock())
             enough = max(1, min(least, len(self._flights)))
-            reading = self._turn.reading
-            taken = self._answers.take(enough, min(pause, PATIENCE if self._lane is None else STALL))
+            taken = self._answers.take(enough, pause if self._lane is None else min(pause, STALL))
             for answer in taken:
                 self._take(answer, done)
             if not taken:
-                if reading is not None and reading is self._turn.reading:
-                    self._turn.disperse()
                 if self._lane is not None:
                     self._look_after(self._lane, done)
                 if not done and self._wake <= (now := self._clock()):
@@ -263,7 +330,7 @@ class Flights:
             if stuck is not None:
                 ask.flight.port.pace.stalled(now)
             ask.answers = self._answers
-            self._start(ask.apart)
+            self._start(ask)
 
     def _overdue(self, now: float) -> list[tuple[str, Any, CloudcoreError | None]]:
         late: list[tuple[str, Any, CloudcoreError | None]] = []
@@ -331,7 +398,7 @@ def _late(flight: Flight) -> DeadlineExceeded:
 
 def ask_all(
     ports: Mapping[str, Port],
-    work: Callable[[str], Callable[[Ask], Steps[Any]]],
+    work: Callable[[str], Callable[[Ask], Any]],
     *,
     start: Callable[[Callable[[], None]], None],
     clock: Callable[[], float],

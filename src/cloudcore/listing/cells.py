@@ -7,7 +7,6 @@ import math
 import os
 import re
 import socket
-import sqlite3
 import threading
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
     from cloudcore.listing.horizon import Horizon
 
-__all__ = ["Cell", "Lease", "Link", "in_memory", "not_at_once"]
+__all__ = ["Cell", "Lease", "Link", "in_memory"]
 
 T = TypeVar("T")
 
@@ -40,8 +39,6 @@ that do so together spend ten times their work on waking each other. Rows that a
 ``_TURN`` at most."""
 _TURN = 0.02
 """Seconds to wait for one's turn to read before reading beside the others."""
-_LOCKED = 0.02
-"""Seconds for which SQLite itself waits for a locked file; then it is seen whether there is time to try again."""
 
 
 def _replicas(value: Any) -> tuple[Any, ...]:
@@ -132,33 +129,17 @@ class Lease:
 
     def run(self, text: str, parameters: Any, limit: float) -> list[tuple[Any, ...]]:
         """All rows of one statement, as the driver gives them; *limit* is the monotonic instant to give up at."""
-        self.execute(text, parameters, limit)
-        return self.fetch()
-
-    def execute(self, text: str, parameters: Any, limit: float, *, hurried: bool = False) -> None:
-        """Send one statement and wait for its answer until the instant *limit*.
-
-        A file that somebody is writing to is waited for as long, unless *hurried*: see :func:`not_at_once`.
-        """
         self.limit = limit
-        while True:
-            try:
-                self.cursor.execute(text, parameters)
-            except sqlite3.OperationalError as error:
-                if hurried or not (self.mine and _code(error) == sqlite3.SQLITE_BUSY and time.monotonic() < limit):
-                    raise
-            else:
-                return
-
-    def fetch(self) -> list[tuple[Any, ...]]:
-        """All rows of the answer."""
+        self.cursor.execute(text, parameters)
         rows: list[tuple[Any, ...]] = self._in_turn(self.cursor.fetchall) if self.local else self.cursor.fetchall()
         return rows if rows.__class__ is list else list(rows)
 
-    def fetch_to(self, horizon: Horizon) -> tuple[list[tuple[Any, ...]], bool]:
-        """Rows of the answer up to *horizon*, and whether it was left there; all of them where all have come."""
+    def run_to(self, horizon: Horizon, text: str, parameters: Any, limit: float) -> tuple[list[tuple[Any, ...]], bool]:
+        """Rows of one statement up to *horizon*, and whether it was left there; all of them where all have come."""
         if not self.local:
-            return self.fetch(), False
+            return self.run(text, parameters, limit), False
+        self.limit = limit
+        self.cursor.execute(text, parameters)
         rows, cut = self._in_turn(lambda: horizon.take(self.cursor))
         if cut:
             self.cursor.close()  # ends the statement, and with it the lock on the file
@@ -196,18 +177,6 @@ class Lease:
         """Close the connection for good."""
         with contextlib.suppress(Exception):
             self._proxied.invalidate()
-
-
-def not_at_once(error: Exception) -> bool:
-    """Whether a statement failed only because it had too little time: the file was locked, or there was much to do."""
-    return isinstance(error, DeadlineExceeded) or (
-        isinstance(error, sqlite3.OperationalError) and _code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_INTERRUPT}
-    )
-
-
-def _code(error: sqlite3.Error) -> int:
-    """SQLite's primary result code."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 def _regexp(pattern: str, value: str | None) -> bool | None:
@@ -292,6 +261,9 @@ class Link:
         except Exception as error:
             self._leave()
             raise _typed(error, engine) from error
+        except BaseException:  # the caller's own thread was interrupted
+            self._leave()
+            raise
 
     def _forget_idle(self) -> None:
         with contextlib.suppress(IndexError):
@@ -344,7 +316,7 @@ class Link:
         try:
             lease = Lease(proxied, engine.dialect, mine=self.mine)
             lease.prepare(self._deadline)
-        except Exception:
+        except BaseException:
             proxied.invalidate()
             raise
         return lease
@@ -408,7 +380,7 @@ def _reading_engine(source: Any, deadline: float, options: Mapping[str, Any]) ->
     url = sa.make_url(source)
     arguments = {**options}
     if url.get_backend_name() == "sqlite":
-        connect = {"check_same_thread": False, "timeout": _LOCKED, "isolation_level": None, "cached_statements": 512}
+        connect = {"check_same_thread": False, "timeout": deadline, "isolation_level": None, "cached_statements": 512}
         arguments["connect_args"] = {**connect, **arguments.pop("connect_args", {})}
         return sa.create_engine(_existing(url), **{"poolclass": NullPool, **arguments})
     if url.get_backend_name() != "sqlite":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from cloudcore.listing.asking import Flights, Part
+from cloudcore.listing.asking import Ask, Flights, Part
 from cloudcore.listing.horizon import Horizon
 from cloudcore.listing.statements import segments
 from cloudcore.listing.values import CellState
@@ -13,7 +13,6 @@ from cloudcore.listing.values import CellState
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from cloudcore.listing.asks import Ask, Rows, Steps
     from cloudcore.listing.cells import Lease
     from cloudcore.listing.merge import Entry, Fetch, Merge
     from cloudcore.listing.ports import Port
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Gather"]
 
-Batch = tuple["Rows", bool]
+Batch = tuple[list[tuple[Any, ...]], bool]
 """Rows, and whether reading was left off before there were as many as asked for."""
 
 _KEPT = 16
@@ -115,7 +114,7 @@ class Gather:
                 else:
                     self._feed(cell, *batch)
 
-    def _feed(self, cell: str, rows: Rows, cut: bool) -> None:
+    def _feed(self, cell: str, rows: list[tuple[Any, ...]], cut: bool) -> None:
         part = self.parts[cell]
         part.fetched += len(rows)
         if not self.merge.feed(cell, rows, cut=cut):
@@ -142,20 +141,20 @@ class _Reader:
         self._horizon = horizon
         self._sent: dict[Any, tuple[list[Segment], tuple[str, Any]]] = {}
 
-    def work(self, fetch: Fetch) -> Callable[[Ask], Steps[Batch]]:
+    def work(self, fetch: Fetch) -> Callable[[Ask], Batch]:
         """The job that answers *fetch*."""
         horizon = self._horizon if fetch.first else None  # who is asked again was left too early
 
-        def read(ask: Ask, lease: Lease) -> Steps[Batch]:
+        def read(ask: Ask, lease: Lease) -> Batch:
             stretches, statement = self._first(lease, fetch)
-            rows: Rows = []
+            rows: list[tuple[Any, ...]] = []
             for number, segment in enumerate(stretches):
                 if number:
                     statement = self._plan.page(lease.dialect, segment, fetch.count - len(rows))
                 if horizon is not None and segment.leading != "nulls":
-                    more, cut = yield from ask.run_to(horizon, lease, *statement)
+                    more, cut = ask.run_to(horizon, lease, *statement)
                 else:
-                    more, cut = (yield from ask.run(lease, *statement)), False
+                    more, cut = ask.run(lease, *statement), False
                 rows = rows + more if rows else more
                 if cut or len(rows) >= fetch.count:
                     return rows, cut

@@ -13,8 +13,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cloudcore.listing.asking import Answers
-    from cloudcore.listing.asks import Ask
+    from cloudcore.listing.asking import Answers, Ask
 
 __all__ = ["FEWEST", "PROMPT", "STALL", "Lane", "Pace"]
 

@@ -37,7 +37,7 @@ Row = tuple[Any, ...]
 Entry = tuple[tuple[Any, ...], int, Row]
 """Sort key, number of the run, row as the driver returned it."""
 
-_KEY, _NUMBER, _ROW = itemgetter(0), itemgetter(1), itemgetter(2)
+_NUMBER, _ROW = itemgetter(1), itemgetter(2)
 
 
 @attrs.frozen
@@ -276,7 +276,7 @@ class Merge:
                 stop = len(run.keys) if frontier is None else bisect_right(run.keys, frontier, run.start)
                 block += zip(run.keys[run.start : stop], repeat(number), run.rows[run.start : stop])
         if not self._alone:
-            block.sort(key=_KEY)
+            block.sort()
         return block
 
     def _accept(self, block: list[Entry]) -> list[Entry] | None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from cloudcore.listing.asked import Asked
-    from cloudcore.listing.asks import Ask, Rows, Steps
+    from cloudcore.listing.asking import Ask
     from cloudcore.listing.directory import Directory
     from cloudcore.listing.merge import Entry
     from cloudcore.listing.order import Position
@@ -188,8 +188,8 @@ class Pager:
         place = self._asked.plan.indexes[-1]
         return {str(row[place]): row for rows in results.values() for row in rows}
 
-    def _row_fetcher(self, keys: list[str]) -> Callable[[Ask], Steps[Rows]]:
-        def work(ask: Ask) -> Steps[Rows]:
+    def _row_fetcher(self, keys: list[str]) -> Callable[[Ask], Any]:
+        def work(ask: Ask) -> Any:
             return ask.with_lease(lambda ask, lease: ask.run(lease, *self._asked.plan.winners(lease.dialect, keys)))
 
         return work

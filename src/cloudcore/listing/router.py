@@ -13,7 +13,6 @@ from cloudcore._values import normalise_uuid
 from cloudcore.errors import AlreadyExists, CellNotFound, CellUnavailable, InstanceNotFound, InvalidQuery
 from cloudcore.listing.asked import Asked
 from cloudcore.listing.asking import ask_all
-from cloudcore.listing.asks import Next
 from cloudcore.listing.breakers import BreakerPolicy, Breakers, BreakerView
 from cloudcore.listing.order import plain
 from cloudcore.listing.paging import Means, Pager, insist, missing
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from cloudcore.database import Database
-    from cloudcore.listing.asks import Ask, Rows, Steps
+    from cloudcore.listing.asking import Ask
     from cloudcore.listing.cells import Cell
     from cloudcore.listing.directory import Directory
     from cloudcore.listing.hedging import HedgePolicy
@@ -248,10 +247,10 @@ class CellRouter:
         ports, reports = self._choose(asked)
         owners = self._means.owners(len(ports))
 
-        def work_of(cell: str) -> Callable[[Ask], Steps[Rows]]:
+        def work_of(cell: str) -> Callable[[Ask], Any]:
             copies = [key for key, owner in owners.items() if owner != cell and owner in ports]
 
-            def work(ask: Ask) -> Steps[Rows]:
+            def work(ask: Ask) -> Any:
                 return ask.with_lease(lambda ask, lease: ask.run(lease, *asked.plan.count(lease.dialect, by, copies)))
 
             return work
@@ -295,8 +294,7 @@ class CellRouter:
             self._port(name)
         ports, reports = self._admit({name: self._ports[name] for name in names})
 
-        def work(ask: Ask) -> Steps[T]:
-            yield Next.WAIT
+        def work(ask: Ask) -> T:
             with ask.link.engine.connect() as connection:
                 return function(connection)
 
