@@ -166,9 +166,9 @@ def test_who_is_interrupted_while_its_group_is_done_holds_nobody_up() -> None:
         assert work.groups == [[1], [2, 3, 4], [5]]
 
 
-def interrupting(asks: set[int], steps: set[tuple[str, str]]) -> type[GroupCommit]:
-    """A GroupCommit in which signals come at these steps (name of the method; before or after it) of these asks."""
-    due = {(ask, *step) for ask in asks for step in steps}
+def interrupting(ask: int, steps: list[tuple[str, str]]) -> type[GroupCommit]:
+    """A GroupCommit in which signals come at these steps (name of the method; before or after it) of this ask."""
+    due = {(ask, *step) for step in steps}
 
     def wrap(name: str):
         inner = getattr(GroupCommit, name)
@@ -183,7 +183,7 @@ def interrupting(asks: set[int], steps: set[tuple[str, str]]) -> type[GroupCommi
 
         return step
 
-    return type("Interrupting", (GroupCommit,), {name: wrap(name) for name, _ in steps})
+    return type("Interrupting", (GroupCommit,), {name: wrap(name) for name in dict(steps)})
 
 
 STEPS = [
@@ -192,11 +192,11 @@ STEPS = [
 LEAVING = [("_queue", "after"), ("_leave", "before"), ("_leave", "after")]
 
 
-@pytest.mark.parametrize("steps", [{step} for step in STEPS] + [set(LEAVING[:2]), set(LEAVING)], ids=str)
+@pytest.mark.parametrize("steps", [[step] for step in STEPS] + [LEAVING[:2], LEAVING], ids=str)
 @pytest.mark.parametrize("interrupted", [1, 3, 4, 5], ids=["first", "middle", "last", "heir"])
-def test_who_is_interrupted_at_any_step_holds_nobody_up(interrupted: int, steps: set[tuple[str, str]]) -> None:
+def test_who_is_interrupted_at_any_step_holds_nobody_up(interrupted: int, steps: list[tuple[str, str]]) -> None:
     """Whatever a signal cuts short is done to the end: the others get their answers, and somebody leads."""
-    with group_commit(limit=3, kind=interrupting({interrupted}, steps)) as (group, work, submit):
+    with group_commit(limit=3, kind=interrupting(interrupted, steps)) as (group, work, submit):
         work.may_end.release(100)
         with work.hold:
             futures = {ask: submit(ask) for ask in range(1, 10)}
