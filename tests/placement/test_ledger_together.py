@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cloudcore import _failpoints
 from cloudcore.database import Database
-from cloudcore.errors import AlreadyExists, CapacityExceeded, CloudcoreError, DatabaseBusy, InventoryNotFound
+from cloudcore.errors import (
+    AlreadyExists,
+    CapacityExceeded,
+    CloudcoreError,
+    DatabaseBusy,
+    InventoryNotFound,
+    OutcomeUnknown,
+)
 from cloudcore.placement import AllocationLedger
 from cloudcore.placement.ledger_group import Ticket
 from tests.placement import ledger_worlds
@@ -192,4 +201,54 @@ def test_verdicts_of_an_attempt_that_was_not_committed_are_void(ledger_database)
     ledger._claim_together(tickets)
     assert [(ticket.error, ticket.answer.repeated) for ticket in tickets] == [(None, False)] * 2
     assert used(ledger_database, uuid_of("small"), "VCPU") == 2
+    ledger.check()
+
+
+class Interrupted(BaseException):
+    """A signal in the leader's thread."""
+
+
+def test_who_shares_a_lost_answer_is_told_the_own_operation_id(pair):
+    """Not that of the leader, and not none: with it the claim is repeated safely."""
+    ledger = AllocationLedger(pair[0], group_commit=8)
+    world(pair[0])
+    begun, go_on = threading.Event(), threading.Event()
+    errors: dict[str, BaseException] = {}
+
+    def claim(name: str) -> None:
+        try:
+            ledger.claim(uuid_of(name), {uuid_of("h1"): {"VCPU": 1}}, operation_id=f"op-{name}", **OWNER)
+        except BaseException as error:
+            errors[name] = error
+
+    def hold(_: str) -> None:
+        begun.set()
+        assert go_on.wait(20)
+
+    def interrupt(_: str) -> None:
+        _failpoints.disarm()
+        raise Interrupted
+
+    _failpoints.arm("ledger.claim.take", hold)  # the first claim is a group of its own
+    _failpoints.arm("ledger.bulk.hold", interrupt)
+    threads = [threading.Thread(target=claim, args=(name,), daemon=True) for name in ("one", "two", "three")]
+    try:
+        threads[0].start()
+        assert begun.wait(20)
+        for number, thread in enumerate(threads[1:], 1):
+            thread.start()
+            while len(ledger._group._waiting) < number:
+                thread.join(0.001)
+        go_on.set()
+        for thread in threads:
+            thread.join(20)
+    finally:
+        _failpoints.disarm()
+    assert {name: type(error) for name, error in errors.items()} == {"two": Interrupted, "three": OutcomeUnknown}
+    assert errors["three"].operation_id == "op-three"
+    assert "op-three" in str(errors["three"])
+    for name in ("two", "three"):
+        again = ledger.claim(uuid_of(name), {uuid_of("h1"): {"VCPU": 1}}, operation_id=f"op-{name}", **OWNER)
+        assert not again.repeated
+    assert used(pair[0], uuid_of("h1"), "VCPU") == 3
     ledger.check()

@@ -13,7 +13,7 @@ import attrs
 
 from cloudcore._values import normalise_uuid, require_integer, require_name, require_text
 from cloudcore.database import Database, Operation, Outcome
-from cloudcore.errors import InvalidAllocation, InvalidArgument, InvalidTransition, MoveNotFound
+from cloudcore.errors import InvalidAllocation, InvalidArgument, InvalidTransition, MoveNotFound, OutcomeUnknown
 from cloudcore.placement import ledger_moves
 from cloudcore.placement.audit import plan_repairs
 from cloudcore.placement.claims import Held, Owner, normalise_allocations
@@ -130,7 +130,7 @@ class AllocationLedger(LedgerReader):
             target = Target(allocations=allocations, owner=owner, generation=generation)
             return self._write("claim", {consumer: target}, operation_id)[consumer]
         claim = NewClaim.of(consumer, allocations, owner, seconds, operation_id, self._id_factory)
-        outcome = self._claim(claim) if self._group is None else self._group.submit(claim)
+        outcome = self._claim(claim) if self._group is None else self._claim_in_group(self._group, claim)
         return _held(consumer, outcome.result[consumer], repeated=outcome.repeated)
 
     def replace(
@@ -476,6 +476,16 @@ class AllocationLedger(LedgerReader):
                 outcome, changed = claim_by_statements(session, claim, self._known_providers, history=self.history)
                 session.add_changes(changed)
             return outcome
+
+    def _claim_in_group(self, group: GroupCommit[NewClaim, Outcome[Any]], claim: NewClaim) -> Outcome[Any]:
+        try:
+            return group.submit(claim)
+        except OutcomeUnknown as error:  # of the whole group, under another caller's operation id if under any
+            raise OutcomeUnknown(
+                f"claim of consumer {claim.consumer}: the answer of the group that it was committed with was lost; "
+                f"repeat it with operation_id={claim.operation.id!r}",
+                operation_id=claim.operation.id,
+            ) from error
 
     def _claim_group(self, tickets: Sequence[Ticket[NewClaim, Outcome[Any]]]) -> None:
         if len(tickets) == 1:
