@@ -12,6 +12,7 @@ import pytest
 from cloudcore.database import open_engine
 from cloudcore.listing import Cell, CellState, Query
 from cloudcore.listing.asking import Answers, Flights
+from cloudcore.listing.cells import Lease, Link
 from cloudcore.listing.lanes import PROMPT, STALL, Pace
 from tests.listing.conftest import THINGS, things
 from tests.listing.test_faults import NEVER, rows
@@ -231,3 +232,19 @@ def test_whoever_waits_for_several_answers_is_woken_by_the_last_or_by_trouble():
     thread.start()
     assert answers.take(50, 60.0) == [bad], "it might have a replica"
     thread.join()
+
+
+def test_an_interrupt_while_a_connection_is_opened_keeps_no_room(urls, monkeypatch):
+    """A lone file is opened in the caller's own thread, where a signal may come: its only connection stays to be had."""
+    link = Link(urls[0], connections=1, deadline=5.0, options={})
+    prepare = Lease.prepare
+
+    def interrupted(*_: object) -> None:
+        monkeypatch.setattr(Lease, "prepare", prepare)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Lease, "prepare", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        link.acquire(time.monotonic() + 5)
+    link.release(link.acquire(time.monotonic() + 5))
+    link.close()
