@@ -235,7 +235,7 @@ def test_whoever_waits_for_several_answers_is_woken_by_the_last_or_by_trouble():
 
 
 def test_an_interrupt_while_a_connection_is_opened_keeps_no_room(urls, monkeypatch):
-    """A lone file is opened in the caller's own thread, where a signal may come: its only connection stays to be had."""
+    """A lone file is opened in the caller's own thread, where a signal may come: its only connection can be had."""
     link = Link(urls[0], connections=1, deadline=5.0, options={})
     prepare = Lease.prepare
 
