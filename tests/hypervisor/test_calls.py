@@ -8,9 +8,9 @@ import pytest
 
 from cloudcore import errors
 from cloudcore.errors import DeadlineExceeded, HypervisorUnavailable, Transient
-from cloudcore.hypervisor.calls import CallRunner
-from cloudcore.hypervisor.guests import Hint, Watch, Watches
-from cloudcore.hypervisor.libvirt_errors import (
+from cloudcore.hypervisor.disks.guests import Hint, Watch, Watches
+from cloudcore.hypervisor.libvirt.calls import CallRunner
+from cloudcore.hypervisor.libvirt.errors import (
     Failure,
     cloudcore_error,
     connection_lost,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cloudcore.disks import BlockSource, Disk, DiskBus, FileSource, IscsiSource, RbdSource
 from cloudcore.errors import HypervisorError, InvalidDisk, LimitExceeded
-from cloudcore.hypervisor.disk_xml import (
+from cloudcore.hypervisor.disks.xml import (
     alias_of,
     check_disk,
     differences,

@@ -26,7 +26,7 @@ from cloudcore.errors import (
     InvariantViolated,
 )
 from cloudcore.hypervisor import Fault, MemoryHypervisor, Timeouts, Unplug
-from cloudcore.hypervisor.operations import DiskOperations
+from cloudcore.hypervisor.disks.operations import DiskOperations
 
 QUICK = Timeouts(detach=0.02, paused=0.02)
 

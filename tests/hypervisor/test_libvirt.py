@@ -22,7 +22,7 @@ from cloudcore.errors import (
     UnsupportedFeature,
 )
 from cloudcore.hypervisor import HostPolicy, LibvirtHypervisor, Timeouts, build_tree
-from cloudcore.hypervisor.disk_xml import effective
+from cloudcore.hypervisor.disks.xml import effective
 from tests import services
 from tests.hypervisor.domains import Guests
 from tests.hypervisor.test_disk_xml import DISKS

@@ -14,8 +14,8 @@ from cloudcore.attach import State
 from cloudcore.disks import Disk, FileSource, RbdSource
 from cloudcore.errors import CloudcoreError, DeviceNotFound, InvalidDisk
 from cloudcore.hypervisor import HostPolicy, sync
-from cloudcore.hypervisor.disk_xml import domain_disks
-from cloudcore.hypervisor.migration_xml import destination_xml
+from cloudcore.hypervisor.disks.migration_xml import destination_xml
+from cloudcore.hypervisor.disks.xml import domain_disks
 from tests.hypervisor.cloud import Cloud, open_cloud, token
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "live_migration.py"

@@ -18,10 +18,10 @@ from cloudcore.hypervisor import (
     build_tree,
     explain,
 )
-from cloudcore.hypervisor.facts import DeviceFunction
-from cloudcore.hypervisor.facts_xml import HostDocuments, read_documents
-from cloudcore.hypervisor.tree import apportion, page_class
-from cloudcore.hypervisor.values import OWNER_TRAIT, derived_uuid
+from cloudcore.hypervisor.facts.documents import HostDocuments, read_documents
+from cloudcore.hypervisor.facts.host import DeviceFunction
+from cloudcore.hypervisor.tree.building import apportion, page_class
+from cloudcore.hypervisor.tree.values import OWNER_TRAIT, derived_uuid
 from tests.hypervisor.machines import NAMES, load
 
 

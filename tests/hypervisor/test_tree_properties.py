@@ -19,8 +19,7 @@ from cloudcore.hypervisor import (
     diff,
     plan_reshape,
 )
-from cloudcore.hypervisor.comparison import applied
-from cloudcore.hypervisor.facts import (
+from cloudcore.hypervisor.facts.host import (
     CpuFacts,
     DeviceFunction,
     DomainFacts,
@@ -32,7 +31,8 @@ from cloudcore.hypervisor.facts import (
     PagePool,
     StoragePool,
 )
-from cloudcore.hypervisor.values import OWNER_TRAIT, derived_uuid
+from cloudcore.hypervisor.tree.comparison import applied
+from cloudcore.hypervisor.tree.values import OWNER_TRAIT, derived_uuid
 
 
 @st.composite

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING
 from cloudcore._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from cloudcore.hypervisor.applying import ProviderTree, apply, carry_out, read_current, sync
-    from cloudcore.hypervisor.comparison import TreeDiff, diff
-    from cloudcore.hypervisor.connection import Timeouts
-    from cloudcore.hypervisor.explanation import explain
-    from cloudcore.hypervisor.facts import HostFacts
+    from cloudcore.hypervisor.facts.host import HostFacts
     from cloudcore.hypervisor.interface import Hypervisor
+    from cloudcore.hypervisor.libvirt.connection import Timeouts
     from cloudcore.hypervisor.libvirt_adapter import LibvirtHypervisor
     from cloudcore.hypervisor.memory import Fault, MemoryHypervisor, Unplug
-    from cloudcore.hypervisor.policy import DeviceRule, HostPolicy, VgpuRule
-    from cloudcore.hypervisor.reshape import Reshape, plan_reshape
-    from cloudcore.hypervisor.tree import build_tree
-    from cloudcore.hypervisor.values import (
+    from cloudcore.hypervisor.tree.applying import ProviderTree, apply, carry_out, read_current, sync
+    from cloudcore.hypervisor.tree.building import build_tree
+    from cloudcore.hypervisor.tree.comparison import TreeDiff, diff
+    from cloudcore.hypervisor.tree.explanation import explain
+    from cloudcore.hypervisor.tree.policy import DeviceRule, HostPolicy, VgpuRule
+    from cloudcore.hypervisor.tree.reshape import Reshape, plan_reshape
+    from cloudcore.hypervisor.tree.values import (
         CurrentInventory,
         CurrentProvider,
         CurrentTree,
@@ -33,33 +33,33 @@ if TYPE_CHECKING:
     )
 
 _EXPORTS = {
-    "CurrentInventory": "cloudcore.hypervisor.values",
-    "CurrentProvider": "cloudcore.hypervisor.values",
-    "CurrentTree": "cloudcore.hypervisor.values",
-    "DesiredInventory": "cloudcore.hypervisor.values",
-    "DesiredProvider": "cloudcore.hypervisor.values",
-    "DesiredTree": "cloudcore.hypervisor.values",
-    "DeviceRule": "cloudcore.hypervisor.policy",
+    "CurrentInventory": "cloudcore.hypervisor.tree.values",
+    "CurrentProvider": "cloudcore.hypervisor.tree.values",
+    "CurrentTree": "cloudcore.hypervisor.tree.values",
+    "DesiredInventory": "cloudcore.hypervisor.tree.values",
+    "DesiredProvider": "cloudcore.hypervisor.tree.values",
+    "DesiredTree": "cloudcore.hypervisor.tree.values",
+    "DeviceRule": "cloudcore.hypervisor.tree.policy",
     "Fault": "cloudcore.hypervisor.memory",
-    "HostFacts": "cloudcore.hypervisor.facts",
-    "HostPolicy": "cloudcore.hypervisor.policy",
+    "HostFacts": "cloudcore.hypervisor.facts.host",
+    "HostPolicy": "cloudcore.hypervisor.tree.policy",
     "Hypervisor": "cloudcore.hypervisor.interface",
     "LibvirtHypervisor": "cloudcore.hypervisor.libvirt_adapter",
     "MemoryHypervisor": "cloudcore.hypervisor.memory",
-    "ProviderTree": "cloudcore.hypervisor.applying",
-    "Reshape": "cloudcore.hypervisor.reshape",
-    "Timeouts": "cloudcore.hypervisor.connection",
-    "TreeDiff": "cloudcore.hypervisor.comparison",
+    "ProviderTree": "cloudcore.hypervisor.tree.applying",
+    "Reshape": "cloudcore.hypervisor.tree.reshape",
+    "Timeouts": "cloudcore.hypervisor.libvirt.connection",
+    "TreeDiff": "cloudcore.hypervisor.tree.comparison",
     "Unplug": "cloudcore.hypervisor.memory",
-    "VgpuRule": "cloudcore.hypervisor.policy",
-    "apply": "cloudcore.hypervisor.applying",
-    "carry_out": "cloudcore.hypervisor.applying",
-    "build_tree": "cloudcore.hypervisor.tree",
-    "diff": "cloudcore.hypervisor.comparison",
-    "explain": "cloudcore.hypervisor.explanation",
-    "plan_reshape": "cloudcore.hypervisor.reshape",
-    "read_current": "cloudcore.hypervisor.applying",
-    "sync": "cloudcore.hypervisor.applying",
+    "VgpuRule": "cloudcore.hypervisor.tree.policy",
+    "apply": "cloudcore.hypervisor.tree.applying",
+    "carry_out": "cloudcore.hypervisor.tree.applying",
+    "build_tree": "cloudcore.hypervisor.tree.building",
+    "diff": "cloudcore.hypervisor.tree.comparison",
+    "explain": "cloudcore.hypervisor.tree.explanation",
+    "plan_reshape": "cloudcore.hypervisor.tree.reshape",
+    "read_current": "cloudcore.hypervisor.tree.applying",
+    "sync": "cloudcore.hypervisor.tree.applying",
 }
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

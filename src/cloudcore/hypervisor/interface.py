@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 from cloudcore.disks import GuestDisks
 
 if TYPE_CHECKING:
-    from cloudcore.hypervisor.facts import HostFacts
+    from cloudcore.hypervisor.facts.host import HostFacts
 
 __all__ = ["Hypervisor"]
 

@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Any, Self
 from cloudcore._extras import require_extra
 from cloudcore._values import normalise_uuid, require_text
 from cloudcore.errors import DeadlineExceeded, HypervisorError, InvalidArgument
-from cloudcore.hypervisor.connection import Connection, Timeouts
-from cloudcore.hypervisor.disk_xml import secret_xml
-from cloudcore.hypervisor.facts_xml import read_documents
-from cloudcore.hypervisor.guests import Hint, Watches
-from cloudcore.hypervisor.libvirt_driver import LibvirtDriver
-from cloudcore.hypervisor.migration import Migration, cancel
-from cloudcore.hypervisor.operations import DiskOperations
-from cloudcore.hypervisor.snapshot import read_host
+from cloudcore.hypervisor.disks.guests import Hint, Watches
+from cloudcore.hypervisor.disks.libvirt_driver import LibvirtDriver
+from cloudcore.hypervisor.disks.migration import Migration, cancel
+from cloudcore.hypervisor.disks.operations import DiskOperations
+from cloudcore.hypervisor.disks.xml import secret_xml
+from cloudcore.hypervisor.facts.documents import read_documents
+from cloudcore.hypervisor.libvirt.connection import Connection, Timeouts
+from cloudcore.hypervisor.libvirt.host_documents import read_host
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from cloudcore.disks import DetachOutcome, Disk, DiskState
-    from cloudcore.hypervisor.facts import HostFacts
+    from cloudcore.hypervisor.facts.host import HostFacts
 
 __all__ = ["LibvirtHypervisor"]
 

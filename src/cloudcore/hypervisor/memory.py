@@ -19,12 +19,12 @@ from cloudcore.errors import (
     InvalidArgument,
     LimitExceeded,
 )
-from cloudcore.hypervisor.connection import Timeouts
-from cloudcore.hypervisor.disk_xml import DiskEntry, domain_disks, effective
-from cloudcore.hypervisor.disk_xml import disk_xml as write_disk
-from cloudcore.hypervisor.facts import HostFacts, NumaCell, PagePool, StoragePool
-from cloudcore.hypervisor.guests import GuestState, GuestView, Hint, Scope, TargetTaken, UnplugRunning, Watches
-from cloudcore.hypervisor.operations import DiskOperations
+from cloudcore.hypervisor.disks.guests import GuestState, GuestView, Hint, Scope, TargetTaken, UnplugRunning, Watches
+from cloudcore.hypervisor.disks.operations import DiskOperations
+from cloudcore.hypervisor.disks.xml import DiskEntry, domain_disks, effective
+from cloudcore.hypervisor.disks.xml import disk_xml as write_disk
+from cloudcore.hypervisor.facts.host import HostFacts, NumaCell, PagePool, StoragePool
+from cloudcore.hypervisor.libvirt.connection import Timeouts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -11,7 +11,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 from cloudcore.hypervisor import HostFacts
-from cloudcore.hypervisor.facts_xml import HostDocuments, guest_cpu_model, read_documents
+from cloudcore.hypervisor.facts.documents import HostDocuments, guest_cpu_model, read_documents
 
 HERE = Path(__file__).parent
 NAMES = sorted(path.name for path in HERE.iterdir() if (path / "capabilities.xml").exists())

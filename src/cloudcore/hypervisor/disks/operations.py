@@ -43,8 +43,7 @@ from cloudcore.errors import (
     InvariantViolated,
     Transient,
 )
-from cloudcore.hypervisor.disk_xml import DiskEntry, alias_of, check_disk, differences, effective, pick_target
-from cloudcore.hypervisor.guests import (
+from cloudcore.hypervisor.disks.guests import (
     GuestDriver,
     GuestState,
     GuestView,
@@ -54,11 +53,12 @@ from cloudcore.hypervisor.guests import (
     UnplugRunning,
     Watch,
 )
+from cloudcore.hypervisor.disks.xml import DiskEntry, alias_of, check_disk, differences, effective, pick_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cloudcore.hypervisor.connection import Timeouts
+    from cloudcore.hypervisor.libvirt.connection import Timeouts
 
 __all__ = ["DiskOperations"]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from cloudcore._extras import require_extra
-from cloudcore.hypervisor.migration_xml import destination_xml
+from cloudcore.hypervisor.disks.migration_xml import destination_xml
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from cloudcore.disks import Disk
-    from cloudcore.hypervisor.disk_xml import DiskEntry
+    from cloudcore.hypervisor.disks.xml import DiskEntry
 
 __all__ = [
     "Device",

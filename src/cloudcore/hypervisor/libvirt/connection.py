@@ -15,9 +15,9 @@ import tenacity
 from cloudcore._extras import require_extra
 from cloudcore._failpoints import failpoint
 from cloudcore.errors import CloudcoreError, HypervisorUnavailable
-from cloudcore.hypervisor.calls import CallRunner
-from cloudcore.hypervisor.event_loop import EventLoop
-from cloudcore.hypervisor.libvirt_errors import cloudcore_error, connection_lost, failure_of
+from cloudcore.hypervisor.libvirt.calls import CallRunner
+from cloudcore.hypervisor.libvirt.errors import cloudcore_error, connection_lost, failure_of
+from cloudcore.hypervisor.libvirt.event_loop import EventLoop
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import attrs
 
 from cloudcore.errors import ReshapeFailed
-from cloudcore.hypervisor.comparison import Action
+from cloudcore.hypervisor.tree.comparison import Action
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from cloudcore.hypervisor.comparison import ResourceMove, TreeDiff
-    from cloudcore.hypervisor.values import CurrentTree
+    from cloudcore.hypervisor.tree.comparison import ResourceMove, TreeDiff
+    from cloudcore.hypervisor.tree.values import CurrentTree
 
 __all__ = ["Reshape", "plan_reshape"]
 

@@ -9,7 +9,7 @@ import attrs
 from cloudcore._values import normalise_uuid
 from cloudcore.errors import DeviceNotFound, InvalidDisk
 from cloudcore.hypervisor._xml import parse, to_text
-from cloudcore.hypervisor.disk_xml import disk_xml, domain_disks
+from cloudcore.hypervisor.disks.xml import disk_xml, domain_disks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from cloudcore.hypervisor._xml import Element, attribute, number, parse, text, to_text
-from cloudcore.hypervisor.facts import (
+from cloudcore.hypervisor.facts.host import (
     CpuFacts,
     DeviceFunction,
     DomainFacts,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from cloudcore._extras import require_extra
 from cloudcore.errors import GuestNotFound
-from cloudcore.hypervisor.disk_xml import bootable_xml, disk_xml, domain_disks
-from cloudcore.hypervisor.guests import GuestState, GuestView, Hint, Scope, TargetTaken, UnplugRunning, Watches
-from cloudcore.hypervisor.libvirt_errors import (
+from cloudcore.hypervisor.disks.guests import GuestState, GuestView, Hint, Scope, TargetTaken, UnplugRunning, Watches
+from cloudcore.hypervisor.disks.xml import bootable_xml, disk_xml, domain_disks
+from cloudcore.hypervisor.libvirt.errors import (
     ACCESS_DENIED,
     OPERATION_TIMEOUT,
     connection_lost,
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cloudcore.disks import Disk
-    from cloudcore.hypervisor.connection import Connection, Timeouts
-    from cloudcore.hypervisor.disk_xml import DiskEntry
+    from cloudcore.hypervisor.disks.xml import DiskEntry
+    from cloudcore.hypervisor.libvirt.connection import Connection, Timeouts
 
 __all__ = ["LibvirtDriver"]
 
@@ -43,7 +43,7 @@ class LibvirtDriver:
         self.watches = watches
 
     def view(self, instance_id: str) -> GuestView | None:
-        """See :class:`~cloudcore.hypervisor.guests.GuestDriver`."""
+        """See :class:`~cloudcore.hypervisor.disks.guests.GuestDriver`."""
         try:
             return self._connection.call(
                 f"read guest {instance_id}",
@@ -55,11 +55,11 @@ class LibvirtDriver:
             return None
 
     def views(self) -> list[GuestView]:
-        """See :class:`~cloudcore.hypervisor.guests.GuestDriver`."""
+        """See :class:`~cloudcore.hypervisor.disks.guests.GuestDriver`."""
         return self._connection.call("read all guests", _views, seconds=self._timeouts.facts, repeat=True)
 
     def settle(self, instance_id: str) -> None:
-        """See :class:`~cloudcore.hypervisor.guests.GuestDriver`.
+        """See :class:`~cloudcore.hypervisor.disks.guests.GuestDriver`.
 
         libvirt lets one job at a time work on a guest, and a question to its QEMU is a job: its answer, whatever it is,
         comes after the job that was under way. A driver that has no such question has no such jobs.
@@ -77,7 +77,7 @@ class LibvirtDriver:
         self._connection.call(f"wait for guest {instance_id} to settle", ask, identifier=instance_id, repeat=True)
 
     def plug(self, instance_id: str, disk: Disk, scope: Scope) -> None:
-        """See :class:`~cloudcore.hypervisor.guests.GuestDriver`."""
+        """See :class:`~cloudcore.hypervisor.disks.guests.GuestDriver`."""
         xml = disk_xml(disk)
 
         def plug(domain: Any) -> None:
@@ -90,7 +90,7 @@ class LibvirtDriver:
         self._change(f"plug volume {disk.volume_id} into guest {instance_id} ({scope})", instance_id, plug)
 
     def unplug(self, instance_id: str, entry: DiskEntry, scope: Scope) -> None:
-        """See :class:`~cloudcore.hypervisor.guests.GuestDriver`."""
+        """See :class:`~cloudcore.hypervisor.disks.guests.GuestDriver`."""
 
         def unplug(domain: Any) -> None:
             if scope is Scope.LIVE and entry.alias is not None:
@@ -102,7 +102,7 @@ class LibvirtDriver:
         self._change(f"unplug volume {name} from guest {instance_id} ({scope})", instance_id, unplug)
 
     def resize(self, instance_id: str, entry: DiskEntry, size: int) -> None:
-        """See :class:`~cloudcore.hypervisor.guests.GuestDriver`."""
+        """See :class:`~cloudcore.hypervisor.disks.guests.GuestDriver`."""
 
         def resize(domain: Any) -> None:
             domain.blockResize(entry.target, size, _BYTES)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cloudcore.hypervisor.comparison import TreeDiff
-    from cloudcore.hypervisor.values import DesiredProvider, DesiredTree
+    from cloudcore.hypervisor.tree.comparison import TreeDiff
+    from cloudcore.hypervisor.tree.values import DesiredProvider, DesiredTree
 
 __all__ = ["explain"]
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import attrs
 
 from cloudcore.errors import InvalidArgument
-from cloudcore.hypervisor.facts import DeviceFunction, HostDevice, HostFacts
-from cloudcore.hypervisor.policy import DeviceRule, HostPolicy, VgpuRule, trait_name
-from cloudcore.hypervisor.values import (
+from cloudcore.hypervisor.facts.host import DeviceFunction, HostDevice, HostFacts
+from cloudcore.hypervisor.tree.policy import DeviceRule, HostPolicy, VgpuRule, trait_name
+from cloudcore.hypervisor.tree.values import (
     OWNER_TRAIT,
     CurrentInventory,
     CurrentProvider,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from cloudcore.hypervisor.values import (
+from cloudcore.hypervisor.tree.values import (
     OWNER_TRAIT,
     CurrentInventory,
     CurrentProvider,

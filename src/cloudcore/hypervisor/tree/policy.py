@@ -11,7 +11,7 @@ import attrs
 
 from cloudcore._values import normalise_uuid, require_integer, require_name, require_text
 from cloudcore.errors import InvalidArgument
-from cloudcore.hypervisor.facts import DeviceFunction, HostDevice
+from cloudcore.hypervisor.facts.host import DeviceFunction, HostDevice
 
 __all__ = ["DeviceRule", "HostPolicy", "VgpuRule", "trait_name"]
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import attrs
 
 from cloudcore.errors import InvalidArgument
-from cloudcore.hypervisor.policy import HostPolicy
-from cloudcore.hypervisor.traits import OWNED_ROOT_TRAITS, root_traits
-from cloudcore.hypervisor.tree_devices import device_providers, encryption_providers, vgpu_providers
-from cloudcore.hypervisor.values import (
+from cloudcore.hypervisor.facts.traits import OWNED_ROOT_TRAITS, root_traits
+from cloudcore.hypervisor.tree.devices import device_providers, encryption_providers, vgpu_providers
+from cloudcore.hypervisor.tree.policy import HostPolicy
+from cloudcore.hypervisor.tree.values import (
     OWNER_TRAIT,
     CurrentProvider,
     CurrentTree,
@@ -30,7 +30,7 @@ from cloudcore.hypervisor.values import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cloudcore.hypervisor.facts import HostFacts, NumaCell, StoragePool
+    from cloudcore.hypervisor.facts.host import HostFacts, NumaCell, StoragePool
 
 __all__ = ["apportion", "build_tree", "page_class", "page_label"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cloudcore._extras import require_extra
-from cloudcore.hypervisor.facts_xml import HostDocuments, guest_cpu_model, guest_emulator
+from cloudcore.hypervisor.facts.documents import HostDocuments, guest_cpu_model, guest_emulator
 
 if TYPE_CHECKING:
     from collections.abc import Callable

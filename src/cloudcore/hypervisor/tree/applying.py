@@ -9,16 +9,16 @@ import tenacity
 
 from cloudcore._failpoints import failpoint
 from cloudcore.errors import AlreadyExists, GenerationConflict, ProviderNotFound, ReshapeNeeded
-from cloudcore.hypervisor.comparison import Action, ProviderEdit, TreeDiff, diff
-from cloudcore.hypervisor.policy import HostPolicy
-from cloudcore.hypervisor.tree import build_tree
-from cloudcore.hypervisor.values import CurrentInventory, CurrentProvider, CurrentTree, DesiredTree
+from cloudcore.hypervisor.tree.building import build_tree
+from cloudcore.hypervisor.tree.comparison import Action, ProviderEdit, TreeDiff, diff
+from cloudcore.hypervisor.tree.policy import HostPolicy
+from cloudcore.hypervisor.tree.values import CurrentInventory, CurrentProvider, CurrentTree, DesiredTree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from cloudcore.hypervisor.facts import HostFacts
-    from cloudcore.hypervisor.reshape import Reshape
+    from cloudcore.hypervisor.facts.host import HostFacts
+    from cloudcore.hypervisor.tree.reshape import Reshape
 
 __all__ = ["ProviderTree", "Reshaper", "apply", "carry_out", "read_current", "sync"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cloudcore.hypervisor.facts import HostFacts
+    from cloudcore.hypervisor.facts.host import HostFacts
 
 __all__ = ["CPU_TRAITS", "OWNED_ROOT_TRAITS", "root_traits"]
 
