@@ -15,11 +15,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from bench.harness import Bench
-from cloudcore.attach.embedded import EmbeddedVolumes
-from cloudcore.attach.guests import MemoryGuests
+from cloudcore.attach.hosts.guests import MemoryGuests
+from cloudcore.attach.lifecycle.states import State
 from cloudcore.attach.manager import AttachmentManager
-from cloudcore.attach.states import State
-from cloudcore.attach.volumes import AttachmentStatus, ConnectionInfo, Volume, VolumeAttachment, VolumeFeatures
+from cloudcore.attach.volumes.embedded import EmbeddedVolumes
+from cloudcore.attach.volumes.interface import (
+    AttachmentStatus,
+    ConnectionInfo,
+    Volume,
+    VolumeAttachment,
+    VolumeFeatures,
+)
 from cloudcore.database import Database
 from cloudcore.schema import create_schema
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from cloudcore._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from cloudcore.attach.cinder import CinderVolumes
-    from cloudcore.attach.embedded import EmbeddedVolumes
     from cloudcore.attach.manager import AttachmentManager
+    from cloudcore.attach.volumes.cinder import CinderVolumes
+    from cloudcore.attach.volumes.embedded import EmbeddedVolumes
     from cloudcore.database import Database, open_engine
     from cloudcore.errors import CloudcoreError
     from cloudcore.hypervisor.libvirt_adapter import LibvirtHypervisor
@@ -40,10 +40,10 @@ _EXPORTS = {
     "AttachmentManager": "cloudcore.attach.manager",
     "Cell": "cloudcore.listing.cells",
     "CellRouter": "cloudcore.listing.router",
-    "CinderVolumes": "cloudcore.attach.cinder",
+    "CinderVolumes": "cloudcore.attach.volumes.cinder",
     "CloudcoreError": "cloudcore.errors",
     "Database": "cloudcore.database",
-    "EmbeddedVolumes": "cloudcore.attach.embedded",
+    "EmbeddedVolumes": "cloudcore.attach.volumes.embedded",
     "HostSelector": "cloudcore.placement.selector",
     "InstanceDirectory": "cloudcore.listing.directory",
     "InstanceStore": "cloudcore.listing.store",

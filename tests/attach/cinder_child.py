@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cloudcore import _failpoints
-from cloudcore.attach.cinder import CinderVolumes
 from cloudcore.attach.manager import AttachmentManager
+from cloudcore.attach.volumes.cinder import CinderVolumes
 from cloudcore.disks import DetachOutcome, Disk, DiskState
 from cloudcore.errors import Conflict, DeviceNotFound
 from tests.services import PROJECT

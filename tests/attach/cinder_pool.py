@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from cloudcore.attach.cinder import CinderVolumes
+from cloudcore.attach.volumes.cinder import CinderVolumes
 from cloudcore.errors import VolumeNotFound
 from tests import services
 

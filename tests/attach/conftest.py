@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import attrs
 import pytest
 
-from cloudcore.attach.cinder import CinderVolumes
-from cloudcore.attach.embedded import EmbeddedVolumes
 from cloudcore.attach.manager import AttachmentManager
-from cloudcore.attach.volumes import VolumeService
+from cloudcore.attach.volumes.cinder import CinderVolumes
+from cloudcore.attach.volumes.embedded import EmbeddedVolumes
+from cloudcore.attach.volumes.interface import VolumeService
 from cloudcore.schema import create_schema
 from tests import services
 from tests.attach.cinder_pool import VolumePool, pool

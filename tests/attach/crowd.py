@@ -15,8 +15,8 @@ import uuid
 from pathlib import Path
 
 from cloudcore import _failpoints, errors
-from cloudcore.attach.embedded import EmbeddedVolumes
 from cloudcore.attach.manager import AttachmentManager
+from cloudcore.attach.volumes.embedded import EmbeddedVolumes
 from cloudcore.database import Database
 from cloudcore.schema import create_schema
 from cloudcore.testing.stored import StoredHost, StoredWorld, WatchedVolumes

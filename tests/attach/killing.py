@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cloudcore import _failpoints
-from cloudcore.attach.embedded import EmbeddedVolumes
-from cloudcore.attach.fencing import Evidence
+from cloudcore.attach.lifecycle.fencing import Evidence
 from cloudcore.attach.manager import AttachmentManager
+from cloudcore.attach.volumes.embedded import EmbeddedVolumes
 from cloudcore.database import Database
 from cloudcore.schema import create_schema
 from cloudcore.testing.stored import StoredHost, StoredWorld, WatchedVolumes

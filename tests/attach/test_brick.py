@@ -3,9 +3,9 @@
 import pytest
 
 from cloudcore import errors
-from cloudcore.attach.brick import BrickConnector
-from cloudcore.attach.hosts import HostConnector
-from cloudcore.attach.volumes import ConnectionInfo
+from cloudcore.attach.hosts.brick import BrickConnector
+from cloudcore.attach.hosts.connectors import HostConnector
+from cloudcore.attach.volumes.interface import ConnectionInfo
 from cloudcore.disks import BlockSource, RbdSource
 
 ISCSI = ConnectionInfo("iscsi", {"target_iqn": "iqn.x", "auth_password": "s3cret", "volume_id": "v"})

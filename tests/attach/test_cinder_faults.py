@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from cloudcore import errors
-from cloudcore.attach.cinder import CinderVolumes
-from cloudcore.attach.volumes import AttachmentStatus, Connector
+from cloudcore.attach.volumes.cinder import CinderVolumes
+from cloudcore.attach.volumes.interface import AttachmentStatus, Connector
 from tests import services
 from tests.attach.cinder_pool import pool
 from tests.faults import Proxy

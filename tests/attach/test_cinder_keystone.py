@@ -7,8 +7,8 @@ from keystoneauth1.identity import v3
 from keystoneauth1.session import Session
 
 from cloudcore import errors
-from cloudcore.attach.cinder import CinderVolumes
-from cloudcore.attach.volumes import AttachmentStatus, Connector
+from cloudcore.attach.volumes.cinder import CinderVolumes
+from cloudcore.attach.volumes.interface import AttachmentStatus, Connector
 from tests import services
 from tests.attach.keystone_stub import PASSWORD, Account, StubKeystone
 

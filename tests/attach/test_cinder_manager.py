@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from cloudcore import _failpoints, errors
-from cloudcore.attach.auditing import Kind
-from cloudcore.attach.cinder import CinderVolumes
-from cloudcore.attach.guests import MemoryGuests
-from cloudcore.attach.states import State
+from cloudcore.attach.audit.findings import Kind
+from cloudcore.attach.hosts.guests import MemoryGuests
+from cloudcore.attach.lifecycle.states import State
+from cloudcore.attach.volumes.cinder import CinderVolumes
 from cloudcore.schema import create_schema
 from tests import services
 from tests.attach.cinder_child import open_manager, run

@@ -5,8 +5,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloudcore import errors
-from cloudcore.attach.cinder_rules import GIB, Call, Effect, features_of, judge, negotiate, read_attachment, read_volume
-from cloudcore.attach.volumes import AttachmentStatus
+from cloudcore.attach.volumes.cinder_rules import (
+    GIB,
+    Call,
+    Effect,
+    features_of,
+    judge,
+    negotiate,
+    read_attachment,
+    read_volume,
+)
+from cloudcore.attach.volumes.interface import AttachmentStatus
 
 VOLUME = "d2a3aa93-daaf-46d7-8f78-eef700cf3c02"
 ATTACHMENT = "e60a7650-9994-48da-b0e4-c072b7b07989"

@@ -7,7 +7,7 @@ import pytest
 import sqlalchemy as sa
 
 from cloudcore import errors
-from cloudcore.attach.leases import Leases, owner_is_dead, process_identity
+from cloudcore.attach.journal.leases import Leases, owner_is_dead, process_identity
 from cloudcore.attach.tables import attachment_locks
 from cloudcore.database import Database
 from cloudcore.schema import create_schema

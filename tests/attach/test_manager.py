@@ -9,13 +9,13 @@ import uuid
 import pytest
 
 from cloudcore import _failpoints, errors
-from cloudcore.attach.fencing import Evidence
-from cloudcore.attach.guests import MemoryGuests
-from cloudcore.attach.hosts import PlainConnector
-from cloudcore.attach.records import HostDevice
-from cloudcore.attach.rules import Limits
-from cloudcore.attach.states import State
-from cloudcore.attach.volumes import ConnectionInfo, Connector
+from cloudcore.attach.hosts.connectors import PlainConnector
+from cloudcore.attach.hosts.guests import MemoryGuests
+from cloudcore.attach.lifecycle.fencing import Evidence
+from cloudcore.attach.lifecycle.records import HostDevice
+from cloudcore.attach.lifecycle.rules import Limits
+from cloudcore.attach.lifecycle.states import State
+from cloudcore.attach.volumes.interface import ConnectionInfo, Connector
 from cloudcore.disks import BlockSource, DetachOutcome, DiskBus
 from cloudcore.testing.stored import StoredHost, StoredWorld, WatchedVolumes
 from cloudcore.testing.volumes import GIB, FakeVolumes
@@ -176,8 +176,8 @@ def test_limits_hold_against_ten_at_once(database, tmp_path):
     """Counted in SQL, on every database: ten threads, three places."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from cloudcore.attach.embedded import EmbeddedVolumes
     from cloudcore.attach.manager import AttachmentManager
+    from cloudcore.attach.volumes.embedded import EmbeddedVolumes
     from cloudcore.schema import create_schema
 
     create_schema(database, areas=["attach"])

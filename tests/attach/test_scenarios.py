@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from cloudcore import errors
-from cloudcore.attach.guests import MemoryGuests
-from cloudcore.attach.states import State
+from cloudcore.attach.hosts.guests import MemoryGuests
+from cloudcore.attach.lifecycle.states import State
 from cloudcore.disks import FileSource, RbdSource
 from cloudcore.testing.volumes import GIB, FakeVolumes
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloudcore import errors
-from cloudcore.attach import states
-from cloudcore.attach.states import (
+from cloudcore.attach.lifecycle import states
+from cloudcore.attach.lifecycle.states import (
     AT_REST,
     TABLE,
     WAITING,

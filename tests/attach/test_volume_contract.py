@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 
-from cloudcore.attach.embedded import EmbeddedVolumes
+from cloudcore.attach.volumes.embedded import EmbeddedVolumes
 from cloudcore.schema import create_schema
 from cloudcore.testing.volumes import FakeVolumes, VolumeServiceContract
 

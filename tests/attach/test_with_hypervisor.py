@@ -3,7 +3,7 @@
 import pytest
 
 from cloudcore import errors
-from cloudcore.attach.states import State
+from cloudcore.attach.lifecycle.states import State
 from cloudcore.hypervisor import MemoryHypervisor
 
 from .conftest import instance

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import attrs
 
 from cloudcore.attach import AttachmentManager
-from cloudcore.attach.cinder import CinderVolumes
+from cloudcore.attach.volumes.cinder import CinderVolumes
 from cloudcore.hypervisor import LibvirtHypervisor, Timeouts
 from cloudcore.schema import create_schema
 from tests import services

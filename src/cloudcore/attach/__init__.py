@@ -7,20 +7,19 @@ from typing import TYPE_CHECKING
 from cloudcore._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from cloudcore.attach.auditing import AuditReport, Finding
-    from cloudcore.attach.brick import BrickConnector
-    from cloudcore.attach.cinder import CinderVolumes
-    from cloudcore.attach.embedded import EmbeddedVolumes
-    from cloudcore.attach.fencing import Evidence, Fencer
-    from cloudcore.attach.guests import MemoryGuests
-    from cloudcore.attach.healing import HealReport
-    from cloudcore.attach.hosts import HostConnector, PlainConnector
+    from cloudcore.attach.audit.auditor import HealReport
+    from cloudcore.attach.audit.findings import AuditReport, Finding
+    from cloudcore.attach.hosts.brick import BrickConnector
+    from cloudcore.attach.hosts.connectors import HostConnector, PlainConnector
+    from cloudcore.attach.hosts.guests import MemoryGuests
+    from cloudcore.attach.lifecycle.fencing import Evidence, Fencer
+    from cloudcore.attach.lifecycle.records import Attachment, Extension, HostDevice, Move, StoryLine
+    from cloudcore.attach.lifecycle.rules import AttachPlan, AttachRequest, Limits, Policy, Violation
+    from cloudcore.attach.lifecycle.states import State
     from cloudcore.attach.manager import AttachmentManager
-    from cloudcore.attach.records import Attachment, Extension, HostDevice, Move, StoryLine
-    from cloudcore.attach.recovery import RecoveryReport
-    from cloudcore.attach.rules import AttachPlan, AttachRequest, Limits, Policy, Violation
-    from cloudcore.attach.states import State
-    from cloudcore.attach.volumes import (
+    from cloudcore.attach.volumes.cinder import CinderVolumes
+    from cloudcore.attach.volumes.embedded import EmbeddedVolumes
+    from cloudcore.attach.volumes.interface import (
         AttachmentStatus,
         AttachMode,
         ConnectionInfo,
@@ -30,40 +29,41 @@ if TYPE_CHECKING:
         VolumeFeatures,
         VolumeService,
     )
+    from cloudcore.attach.workflow.recovery import RecoveryReport
 
 _EXPORTS = {
-    "AttachMode": "cloudcore.attach.volumes",
-    "AttachPlan": "cloudcore.attach.rules",
-    "AttachRequest": "cloudcore.attach.rules",
-    "Attachment": "cloudcore.attach.records",
+    "AttachMode": "cloudcore.attach.volumes.interface",
+    "AttachPlan": "cloudcore.attach.lifecycle.rules",
+    "AttachRequest": "cloudcore.attach.lifecycle.rules",
+    "Attachment": "cloudcore.attach.lifecycle.records",
     "AttachmentManager": "cloudcore.attach.manager",
-    "AttachmentStatus": "cloudcore.attach.volumes",
-    "AuditReport": "cloudcore.attach.auditing",
-    "BrickConnector": "cloudcore.attach.brick",
-    "CinderVolumes": "cloudcore.attach.cinder",
-    "ConnectionInfo": "cloudcore.attach.volumes",
-    "Connector": "cloudcore.attach.volumes",
-    "EmbeddedVolumes": "cloudcore.attach.embedded",
-    "Evidence": "cloudcore.attach.fencing",
-    "Extension": "cloudcore.attach.records",
-    "Fencer": "cloudcore.attach.fencing",
-    "Finding": "cloudcore.attach.auditing",
-    "HealReport": "cloudcore.attach.healing",
-    "HostConnector": "cloudcore.attach.hosts",
-    "HostDevice": "cloudcore.attach.records",
-    "Limits": "cloudcore.attach.rules",
-    "MemoryGuests": "cloudcore.attach.guests",
-    "Move": "cloudcore.attach.records",
-    "PlainConnector": "cloudcore.attach.hosts",
-    "Policy": "cloudcore.attach.rules",
-    "RecoveryReport": "cloudcore.attach.recovery",
-    "State": "cloudcore.attach.states",
-    "StoryLine": "cloudcore.attach.records",
-    "Violation": "cloudcore.attach.rules",
-    "Volume": "cloudcore.attach.volumes",
-    "VolumeAttachment": "cloudcore.attach.volumes",
-    "VolumeFeatures": "cloudcore.attach.volumes",
-    "VolumeService": "cloudcore.attach.volumes",
+    "AttachmentStatus": "cloudcore.attach.volumes.interface",
+    "AuditReport": "cloudcore.attach.audit.findings",
+    "BrickConnector": "cloudcore.attach.hosts.brick",
+    "CinderVolumes": "cloudcore.attach.volumes.cinder",
+    "ConnectionInfo": "cloudcore.attach.volumes.interface",
+    "Connector": "cloudcore.attach.volumes.interface",
+    "EmbeddedVolumes": "cloudcore.attach.volumes.embedded",
+    "Evidence": "cloudcore.attach.lifecycle.fencing",
+    "Extension": "cloudcore.attach.lifecycle.records",
+    "Fencer": "cloudcore.attach.lifecycle.fencing",
+    "Finding": "cloudcore.attach.audit.findings",
+    "HealReport": "cloudcore.attach.audit.auditor",
+    "HostConnector": "cloudcore.attach.hosts.connectors",
+    "HostDevice": "cloudcore.attach.lifecycle.records",
+    "Limits": "cloudcore.attach.lifecycle.rules",
+    "MemoryGuests": "cloudcore.attach.hosts.guests",
+    "Move": "cloudcore.attach.lifecycle.records",
+    "PlainConnector": "cloudcore.attach.hosts.connectors",
+    "Policy": "cloudcore.attach.lifecycle.rules",
+    "RecoveryReport": "cloudcore.attach.workflow.recovery",
+    "State": "cloudcore.attach.lifecycle.states",
+    "StoryLine": "cloudcore.attach.lifecycle.records",
+    "Violation": "cloudcore.attach.lifecycle.rules",
+    "Volume": "cloudcore.attach.volumes.interface",
+    "VolumeAttachment": "cloudcore.attach.volumes.interface",
+    "VolumeFeatures": "cloudcore.attach.volumes.interface",
+    "VolumeService": "cloudcore.attach.volumes.interface",
 }
 
 __all__ = [

@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING, Self
 import attrs
 
 from cloudcore._values import normalise_uuid, require_utc
-from cloudcore.attach.attaching import Attacher
-from cloudcore.attach.auditing import AuditReport, Finding
-from cloudcore.attach.embedded import EmbeddedVolumes
-from cloudcore.attach.failures import failure
-from cloudcore.attach.fencing import require_evidence
-from cloudcore.attach.guests import MemoryGuests
-from cloudcore.attach.healing import Auditor, HealReport
-from cloudcore.attach.hosts import Host, PlainConnector
-from cloudcore.attach.journal import Journal
-from cloudcore.attach.leases import Leases
-from cloudcore.attach.moves import Moves
-from cloudcore.attach.records import Attachment, Extension, MoveKind
-from cloudcore.attach.recovery import Recovery, RecoveryReport, volume_lock
-from cloudcore.attach.rules import AttachPlan, Limits
-from cloudcore.attach.states import Event, State
-from cloudcore.attach.steps import Driver, Result
+from cloudcore.attach.audit.auditor import Auditor, HealReport
+from cloudcore.attach.audit.findings import AuditReport, Finding
+from cloudcore.attach.hosts.connectors import Host, PlainConnector
+from cloudcore.attach.hosts.guests import MemoryGuests
+from cloudcore.attach.journal.journal import Journal
+from cloudcore.attach.journal.leases import Leases
+from cloudcore.attach.lifecycle.failures import failure
+from cloudcore.attach.lifecycle.fencing import require_evidence
+from cloudcore.attach.lifecycle.records import Attachment, Extension, MoveKind
+from cloudcore.attach.lifecycle.rules import AttachPlan, Limits
+from cloudcore.attach.lifecycle.states import Event, State
+from cloudcore.attach.volumes.embedded import EmbeddedVolumes
+from cloudcore.attach.workflow.attaching import Attacher
+from cloudcore.attach.workflow.driver import Driver, Result
+from cloudcore.attach.workflow.moves import Moves
+from cloudcore.attach.workflow.recovery import Recovery, RecoveryReport, volume_lock
 from cloudcore.database import Database
 from cloudcore.disks import DiskBus, GuestDisks
 from cloudcore.errors import (
@@ -43,12 +43,12 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import URL, Engine
 
-    from cloudcore.attach.fencing import Fencer
-    from cloudcore.attach.hosts import HostConnector
-    from cloudcore.attach.leases import Lease
-    from cloudcore.attach.records import Move, StoryLine
-    from cloudcore.attach.rules import Policy
-    from cloudcore.attach.volumes import AttachMode, VolumeService
+    from cloudcore.attach.hosts.connectors import HostConnector
+    from cloudcore.attach.journal.leases import Lease
+    from cloudcore.attach.lifecycle.fencing import Fencer
+    from cloudcore.attach.lifecycle.records import Move, StoryLine
+    from cloudcore.attach.lifecycle.rules import Policy
+    from cloudcore.attach.volumes.interface import AttachMode, VolumeService
 
 __all__ = ["AttachmentManager"]
 

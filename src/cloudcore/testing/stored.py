@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from cloudcore.attach.records import HostDevice
-from cloudcore.attach.volumes import Connector
+from cloudcore.attach.lifecycle.records import HostDevice
+from cloudcore.attach.volumes.interface import Connector
 from cloudcore.disks import BlockSource, DetachOutcome, Disk, DiskBus, DiskState
 from cloudcore.errors import Conflict, DeviceNotFound
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from cloudcore.attach.volumes import AttachMode, ConnectionInfo, VolumeAttachment, VolumeService
+    from cloudcore.attach.volumes.interface import AttachMode, ConnectionInfo, VolumeAttachment, VolumeService
 
 __all__ = ["StoredHost", "StoredWorld", "WatchedVolumes"]
 
@@ -195,7 +195,7 @@ class StoredHost:
     # --- devices ------------------------------------------------------------------------------------------------------
 
     def describe(self) -> Connector:
-        """See :class:`~cloudcore.attach.hosts.HostConnector`."""
+        """See :class:`~cloudcore.attach.HostConnector`."""
         return Connector(host=self._name, ip="127.0.0.1")
 
     def acts_on(self, info: ConnectionInfo) -> bool:
@@ -203,14 +203,14 @@ class StoredHost:
         return True
 
     def connect(self, info: ConnectionInfo) -> HostDevice:
-        """See :class:`~cloudcore.attach.hosts.HostConnector`."""
+        """See :class:`~cloudcore.attach.HostConnector`."""
         volume = str(info.data["volume_id"])
         with self._world.transaction() as connection:
             connection.execute("INSERT OR IGNORE INTO devices VALUES (?, ?)", (self._name, volume))
         return HostDevice(source=BlockSource(f"/dev/stored/{volume}"), connected=True, details={"volume": volume})
 
     def disconnect(self, info: ConnectionInfo | None, device: HostDevice, *, force: bool = False) -> None:
-        """See :class:`~cloudcore.attach.hosts.HostConnector`."""
+        """See :class:`~cloudcore.attach.HostConnector`."""
         with self._world.transaction() as connection:
             connection.execute(
                 "DELETE FROM devices WHERE host = ? AND volume = ?", (self._name, device.details["volume"])
@@ -222,7 +222,7 @@ class StoredHost:
         return None
 
     def connections(self) -> tuple[str, ...] | None:
-        """See :class:`~cloudcore.attach.hosts.HostConnector`."""
+        """See :class:`~cloudcore.attach.HostConnector`."""
         with self._world.transaction() as connection:
             rows = connection.execute("SELECT volume FROM devices WHERE host = ?", (self._name,))
             return tuple(volume for (volume,) in rows)
@@ -241,13 +241,13 @@ class WatchedVolumes:
     def create(
         self, volume_id: str, instance_id: str, connector: Connector, *, mode: AttachMode = "rw"
     ) -> VolumeAttachment:
-        """See :class:`~cloudcore.attach.volumes.VolumeService`."""
+        """See :class:`~cloudcore.attach.VolumeService`."""
         made = self._service.create(volume_id, instance_id, connector, mode=mode)
         self._mapped(made, connector)
         return made
 
     def update(self, attachment_id: str, connector: Connector) -> VolumeAttachment:
-        """See :class:`~cloudcore.attach.volumes.VolumeService`."""
+        """See :class:`~cloudcore.attach.VolumeService`."""
         made = self._service.update(attachment_id, connector)
         self._mapped(made, connector)
         return made
@@ -258,7 +258,7 @@ class WatchedVolumes:
             connection.execute("INSERT OR REPLACE INTO mappings VALUES (?, ?, ?, ?)", row)
 
     def delete(self, attachment_id: str) -> None:
-        """See :class:`~cloudcore.attach.volumes.VolumeService`; the referee looks before the service acts."""
+        """See :class:`~cloudcore.attach.VolumeService`; the referee looks before the service acts."""
         with self._world.transaction() as connection:
             row = connection.execute(
                 "SELECT host, instance, volume FROM mappings WHERE attachment = ?", (attachment_id,)

@@ -23,7 +23,7 @@ from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from cloudcore.attach.volumes import AttachmentStatus, Connector, VolumeService
+from cloudcore.attach.volumes.interface import AttachmentStatus, Connector, VolumeService
 from cloudcore.errors import (
     AttachmentNotFound,
     CloudcoreError,
@@ -59,7 +59,7 @@ def _expect(error: type[CloudcoreError], call: Callable[[], object]) -> Cloudcor
 
 
 class VolumeServiceContract:
-    """The promises of :class:`~cloudcore.attach.volumes.VolumeService`. Subclass it and give the two fixtures."""
+    """The promises of :class:`~cloudcore.attach.VolumeService`. Subclass it and give the two fixtures."""
 
     def test_it_is_a_volume_service(self, volumes: VolumeService) -> None:
         """It has every method of the interface, and features that can be asked twice."""

@@ -8,23 +8,23 @@ import attrs
 import sqlalchemy as sa
 
 from cloudcore._failpoints import failpoint
-from cloudcore.attach.auditing import AuditReport, Finding, Remedy, Snapshot, classify
-from cloudcore.attach.recovery import volume_lock
-from cloudcore.attach.states import Event, State
+from cloudcore.attach.audit.findings import AuditReport, Finding, Remedy, Snapshot, classify
+from cloudcore.attach.lifecycle.states import Event, State
 from cloudcore.attach.tables import attachment_legs
+from cloudcore.attach.workflow.recovery import volume_lock
 from cloudcore.errors import CloudcoreError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from cloudcore.attach.hosts import Host
-    from cloudcore.attach.journal import Journal
-    from cloudcore.attach.leases import Lease, Leases
-    from cloudcore.attach.moves import Moves
-    from cloudcore.attach.records import Attachment
-    from cloudcore.attach.recovery import Recovery
-    from cloudcore.attach.steps import Driver
-    from cloudcore.attach.volumes import VolumeAttachment, VolumeService
+    from cloudcore.attach.hosts.connectors import Host
+    from cloudcore.attach.journal.journal import Journal
+    from cloudcore.attach.journal.leases import Lease, Leases
+    from cloudcore.attach.lifecycle.records import Attachment
+    from cloudcore.attach.volumes.interface import VolumeAttachment, VolumeService
+    from cloudcore.attach.workflow.driver import Driver
+    from cloudcore.attach.workflow.moves import Moves
+    from cloudcore.attach.workflow.recovery import Recovery
     from cloudcore.disks import DiskState
 
 __all__ = ["Auditor", "HealReport"]

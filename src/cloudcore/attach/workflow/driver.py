@@ -1,8 +1,8 @@
 """The shell that carries out the state table's instructions for one leg, and feeds back what came of them.
 
-Each step: check that the lease is still ours, act (:mod:`cloudcore.attach.instructions`), write the event that came of
-it. Nothing here decides what happens next; :mod:`cloudcore.attach.states` does. No transaction is open while anything
-outside is called.
+Each step: check that the lease is still ours, act (:mod:`cloudcore.attach.workflow.instructions`), write the event that
+came of it. Nothing here decides what happens next; :mod:`cloudcore.attach.lifecycle.states` does. No transaction is
+open while anything outside is called.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from cloudcore._failpoints import failpoint
-from cloudcore.attach.instructions import PROBES, Instructions, Work
-from cloudcore.attach.states import TABLE, UNDO_UNASKED, Event, Instruction, State, resume
+from cloudcore.attach.lifecycle.states import TABLE, UNDO_UNASKED, Event, Instruction, State, resume
+from cloudcore.attach.workflow.instructions import PROBES, Instructions, Work
 from cloudcore.errors import AttachmentNotFound, CloudcoreError, Conflict
 
 if TYPE_CHECKING:
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
-    from cloudcore.attach.hosts import Host
-    from cloudcore.attach.instructions import Outcome
-    from cloudcore.attach.journal import Journal
-    from cloudcore.attach.leases import Lease, Leases
-    from cloudcore.attach.records import Attachment
-    from cloudcore.attach.volumes import VolumeService
+    from cloudcore.attach.hosts.connectors import Host
+    from cloudcore.attach.journal.journal import Journal
+    from cloudcore.attach.journal.leases import Lease, Leases
+    from cloudcore.attach.lifecycle.records import Attachment
+    from cloudcore.attach.volumes.interface import VolumeService
+    from cloudcore.attach.workflow.instructions import Outcome
     from cloudcore.disks import Disk
 
 __all__ = ["ATTEMPTS", "Driver", "Result"]

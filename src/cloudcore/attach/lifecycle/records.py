@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
-from cloudcore.attach.states import AT_REST, WAITING, State
+from cloudcore.attach.lifecycle.states import AT_REST, WAITING, State
 from cloudcore.disks import BlockSource, Disk, DiskBus, DiskSource, FileSource
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-    from cloudcore.attach.volumes import AttachMode, Volume
+    from cloudcore.attach.volumes.interface import AttachMode, Volume
 
 __all__ = ["Attachment", "Extension", "HostDevice", "Move", "MoveKind", "Role", "Settings", "StoryLine"]
 
@@ -35,7 +35,7 @@ class Settings:
         delete_on_termination: The volume goes with its instance.
         size: Of the volume, in bytes.
         service_uuid: Of the backend, None if the service does not say.
-        shared_targets: See :class:`~cloudcore.attach.volumes.Volume`.
+        shared_targets: See :class:`~cloudcore.attach.Volume`.
         held_before: The leg began as a held one, so undoing it must not lose the hold.
     """
 
@@ -126,7 +126,7 @@ class Attachment:
         volume_id, instance_id: UUIDs.
         role: See :data:`Role`.
         host: Compute host, None for a held volume.
-        state: See :class:`~cloudcore.attach.states.State`.
+        state: See :class:`~cloudcore.attach.State`.
         mode: ``"rw"`` or ``"ro"``.
         service_id: The volume service's id of it, None until it is known.
         operation_id: Under which it was asked for.

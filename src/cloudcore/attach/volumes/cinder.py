@@ -11,8 +11,8 @@ import attrs
 import tenacity
 
 from cloudcore._values import normalise_uuid, require_integer
-from cloudcore.attach.cinder_http import Http, noauth_session
-from cloudcore.attach.cinder_rules import (
+from cloudcore.attach.volumes.cinder_http import Http, noauth_session
+from cloudcore.attach.volumes.cinder_rules import (
     BUSY,
     GIB,
     PASSING,
@@ -23,7 +23,7 @@ from cloudcore.attach.cinder_rules import (
     read_attachment,
     read_volume,
 )
-from cloudcore.attach.volumes import AttachmentStatus, Connector
+from cloudcore.attach.volumes.interface import AttachmentStatus, Connector
 from cloudcore.errors import (
     AttachmentNotFound,
     CloudcoreError,
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from keystoneauth1.plugin import BaseAuthPlugin
     from keystoneauth1.session import Session
 
-    from cloudcore.attach.volumes import AttachMode, Volume, VolumeAttachment, VolumeFeatures
+    from cloudcore.attach.volumes.interface import AttachMode, Volume, VolumeAttachment, VolumeFeatures
 
 __all__ = ["CinderVolumes"]
 
@@ -58,7 +58,7 @@ RESTARTS = 5
 
 
 class CinderVolumes:
-    """A volume service that is a Cinder: implements :class:`~cloudcore.attach.volumes.VolumeService`.
+    """A volume service that is a Cinder: implements :class:`~cloudcore.attach.VolumeService`.
 
     ::
 
@@ -250,7 +250,7 @@ class CinderVolumes:
     # ------------------------------------------------------------------------------------------------------ volumes
 
     def volume(self, volume_id: str) -> Volume:
-        """As :meth:`VolumeService.volume <cloudcore.attach.volumes.VolumeService.volume>`."""
+        """As :meth:`VolumeService.volume <cloudcore.attach.VolumeService.volume>`."""
         volume_id = normalise_uuid(volume_id, "volume_id")
         return self._volume(volume_id, read_volume)
 
@@ -280,7 +280,7 @@ class CinderVolumes:
         )
 
     def extend(self, volume_id: str, size: int) -> Volume:
-        """As :meth:`VolumeService.extend <cloudcore.attach.volumes.VolumeService.extend>`; rounded up to whole GiB."""
+        """As :meth:`VolumeService.extend <cloudcore.attach.VolumeService.extend>`; rounded up to whole GiB."""
         volume_id = normalise_uuid(volume_id, "volume_id")
         gib = -(-require_integer(size, "size", minimum=1, maximum=2**63 - 1) // GIB)
         before = self.volume(volume_id)
@@ -336,7 +336,7 @@ class CinderVolumes:
         return outcome
 
     def delete_volume(self, volume_id: str) -> None:
-        """As :meth:`VolumeService.delete_volume <cloudcore.attach.volumes.VolumeService.delete_volume>`."""
+        """As :meth:`VolumeService.delete_volume <cloudcore.attach.VolumeService.delete_volume>`."""
         volume_id = normalise_uuid(volume_id, "volume_id")
         call = Call("delete volume", Effect.SAME, volume_id=volume_id)
         try:
@@ -366,13 +366,13 @@ class CinderVolumes:
     # -------------------------------------------------------------------------------------------------- attachments
 
     def reserve(self, volume_id: str, instance_id: str, *, mode: AttachMode = "rw") -> VolumeAttachment:
-        """As :meth:`VolumeService.reserve <cloudcore.attach.volumes.VolumeService.reserve>`."""
+        """As :meth:`VolumeService.reserve <cloudcore.attach.VolumeService.reserve>`."""
         return self._create("reserve", volume_id, instance_id, None, mode)
 
     def create(
         self, volume_id: str, instance_id: str, connector: Connector, *, mode: AttachMode = "rw"
     ) -> VolumeAttachment:
-        """As :meth:`VolumeService.create <cloudcore.attach.volumes.VolumeService.create>`."""
+        """As :meth:`VolumeService.create <cloudcore.attach.VolumeService.create>`."""
         return self._look_again(self._create("create", volume_id, instance_id, _as_cinder(connector), mode))
 
     def _create(
@@ -392,7 +392,7 @@ class CinderVolumes:
         return made
 
     def update(self, attachment_id: str, connector: Connector) -> VolumeAttachment:
-        """As :meth:`VolumeService.update <cloudcore.attach.volumes.VolumeService.update>`.
+        """As :meth:`VolumeService.update <cloudcore.attach.VolumeService.update>`.
 
         After a lost answer the record is looked at before the request is repeated: one that has got its connection
         meanwhile is the answer, and repeating would be refused where the volume has another record.
@@ -424,7 +424,7 @@ class CinderVolumes:
             return attrs.evolve(answered, status=AttachmentStatus.ATTACHING)
 
     def complete(self, attachment_id: str) -> None:
-        """As :meth:`VolumeService.complete <cloudcore.attach.volumes.VolumeService.complete>`."""
+        """As :meth:`VolumeService.complete <cloudcore.attach.VolumeService.complete>`."""
         attachment_id = normalise_uuid(attachment_id, "attachment_id")
         if not self.features().complete:
             return
@@ -433,7 +433,7 @@ class CinderVolumes:
         log.info("attachment %s complete", attachment_id)
 
     def attachment(self, attachment_id: str) -> VolumeAttachment:
-        """As :meth:`VolumeService.attachment <cloudcore.attach.volumes.VolumeService.attachment>`."""
+        """As :meth:`VolumeService.attachment <cloudcore.attach.VolumeService.attachment>`."""
         return self._show(normalise_uuid(attachment_id, "attachment_id"))
 
     def _show(self, attachment_id: str, until: float | None = None) -> VolumeAttachment:
@@ -445,7 +445,7 @@ class CinderVolumes:
         )
 
     def delete(self, attachment_id: str) -> None:
-        """As :meth:`VolumeService.delete <cloudcore.attach.volumes.VolumeService.delete>`."""
+        """As :meth:`VolumeService.delete <cloudcore.attach.VolumeService.delete>`."""
         attachment_id = normalise_uuid(attachment_id, "attachment_id")
         call = Call("delete", Effect.SAME, attachment_id=attachment_id)
         try:
@@ -457,7 +457,7 @@ class CinderVolumes:
     def attachments(
         self, *, volume_id: str | None = None, instance_id: str | None = None
     ) -> tuple[VolumeAttachment, ...]:
-        """As :meth:`VolumeService.attachments <cloudcore.attach.volumes.VolumeService.attachments>`.
+        """As :meth:`VolumeService.attachments <cloudcore.attach.VolumeService.attachments>`.
 
         Newest first. A row that exists throughout is returned once, whatever is made or deleted meanwhile: if the row
         that marks the place is deleted, the walk starts again.

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from cloudcore._failpoints import failpoint
 from cloudcore._values import normalise_uuid, require_integer
 from cloudcore.attach.tables import embedded_attachments, embedded_volumes
-from cloudcore.attach.volumes import (
+from cloudcore.attach.volumes.interface import (
     MAX_BYTES,
     AttachmentStatus,
     ConnectionInfo,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import URL, Connection, Engine, Row
 
-    from cloudcore.attach.volumes import AttachMode
+    from cloudcore.attach.volumes.interface import AttachMode
 
 __all__ = ["EmbeddedVolumes"]
 

@@ -16,12 +16,12 @@ import attrs
 import sqlalchemy as sa
 
 from cloudcore._failpoints import failpoint
-from cloudcore.attach.failures import failure
-from cloudcore.attach.fencing import require_evidence
-from cloudcore.attach.records import Attachment, Move, MoveKind
-from cloudcore.attach.recovery import volume_lock
-from cloudcore.attach.states import USES_HOST, Event, Instruction, State
+from cloudcore.attach.lifecycle.failures import failure
+from cloudcore.attach.lifecycle.fencing import require_evidence
+from cloudcore.attach.lifecycle.records import Attachment, Move, MoveKind
+from cloudcore.attach.lifecycle.states import USES_HOST, Event, Instruction, State
 from cloudcore.attach.tables import attachment_moves
+from cloudcore.attach.workflow.recovery import volume_lock
 from cloudcore.errors import (
     CloudcoreError,
     Conflict,
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection, Row
 
-    from cloudcore.attach.fencing import Fencer
-    from cloudcore.attach.journal import Journal
-    from cloudcore.attach.leases import Lease, Leases
-    from cloudcore.attach.recovery import Recovery
-    from cloudcore.attach.steps import Driver, Result
+    from cloudcore.attach.journal.journal import Journal
+    from cloudcore.attach.journal.leases import Lease, Leases
+    from cloudcore.attach.lifecycle.fencing import Fencer
+    from cloudcore.attach.workflow.driver import Driver, Result
+    from cloudcore.attach.workflow.recovery import Recovery
     from cloudcore.disks import Disk
 
 __all__ = ["Moves", "instance_lock"]

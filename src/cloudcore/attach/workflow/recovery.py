@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 import attrs
 
 from cloudcore._failpoints import failpoint
-from cloudcore.attach.states import UNDO_UNASKED, USES_HOST, WAITING, Event, State, resume
+from cloudcore.attach.lifecycle.states import UNDO_UNASKED, USES_HOST, WAITING, Event, State, resume
 from cloudcore.errors import CloudcoreError, VolumeBusy, WrongHost
 
 if TYPE_CHECKING:
-    from cloudcore.attach.fencing import Fencer
-    from cloudcore.attach.journal import Journal
-    from cloudcore.attach.leases import Lease, Leases
-    from cloudcore.attach.moves import Moves
-    from cloudcore.attach.records import Attachment
-    from cloudcore.attach.states import Instruction
-    from cloudcore.attach.steps import Driver, Result
+    from cloudcore.attach.journal.journal import Journal
+    from cloudcore.attach.journal.leases import Lease, Leases
+    from cloudcore.attach.lifecycle.fencing import Fencer
+    from cloudcore.attach.lifecycle.records import Attachment
+    from cloudcore.attach.lifecycle.states import Instruction
+    from cloudcore.attach.workflow.driver import Driver, Result
+    from cloudcore.attach.workflow.moves import Moves
 
 __all__ = ["Recovery", "RecoveryReport", "volume_lock"]
 

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from cloudcore.attach.states import USES_HOST, State
+from cloudcore.attach.lifecycle.states import USES_HOST, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from cloudcore.attach.records import Attachment, Move
-    from cloudcore.attach.volumes import VolumeAttachment
+    from cloudcore.attach.lifecycle.records import Attachment, Move
+    from cloudcore.attach.volumes.interface import VolumeAttachment
     from cloudcore.disks import DiskState
 
 __all__ = ["AuditReport", "Finding", "Kind", "Remedy", "Snapshot", "classify"]

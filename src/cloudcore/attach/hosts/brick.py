@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from cloudcore._extras import require_extra
 from cloudcore._values import require_text
-from cloudcore.attach.hosts import PlainConnector
-from cloudcore.attach.records import HostDevice
-from cloudcore.attach.sources import LOCAL_KINDS, NETWORK_KINDS
-from cloudcore.attach.volumes import ConnectionInfo, Connector
+from cloudcore.attach.hosts.connectors import PlainConnector
+from cloudcore.attach.lifecycle.records import HostDevice
+from cloudcore.attach.volumes.interface import ConnectionInfo, Connector
+from cloudcore.attach.volumes.sources import LOCAL_KINDS, NETWORK_KINDS
 from cloudcore.disks import BlockSource, FileSource
 from cloudcore.errors import CloudcoreError, Conflict, DeviceNotFound, InvalidArgument, OutcomeUnknown
 
@@ -28,7 +28,7 @@ _KEPT = frozenset({"type", "path", "scsi_wwn", "multipath_id"})
 
 
 class BrickConnector:
-    """Adapts os-brick to :class:`~cloudcore.attach.hosts.HostConnector`.
+    """Adapts os-brick to :class:`~cloudcore.attach.HostConnector`.
 
     Kinds that QEMU opens by itself (RBD) and local paths need no connection and are not given to os-brick.
     May be shared between threads: os-brick locks between threads and processes by itself, in *lock_path*, which every
@@ -90,7 +90,7 @@ class BrickConnector:
         return info.kind not in self._plain_kinds
 
     def connect(self, info: ConnectionInfo) -> HostDevice:
-        """See :class:`~cloudcore.attach.hosts.HostConnector`."""
+        """See :class:`~cloudcore.attach.HostConnector`."""
         if not self.acts_on(info):
             return self._plain().connect(info)
         found = _guarded("connect", info, lambda: self._connector(info).connect_volume(dict(info.data)))
@@ -107,7 +107,7 @@ class BrickConnector:
         )
 
     def disconnect(self, info: ConnectionInfo | None, device: HostDevice, *, force: bool = False) -> None:
-        """See :class:`~cloudcore.attach.hosts.HostConnector`.
+        """See :class:`~cloudcore.attach.HostConnector`.
 
         Raises:
             Conflict: The service no longer knows how the device was connected, so that it cannot be told from others:
@@ -127,7 +127,7 @@ class BrickConnector:
         _guarded("disconnect", info, lambda: connector.disconnect_volume(data, details, force=force))
 
     def extended(self, info: ConnectionInfo, device: HostDevice) -> int | None:
-        """See :class:`~cloudcore.attach.hosts.HostConnector`."""
+        """See :class:`~cloudcore.attach.HostConnector`."""
         if not self.acts_on(info):
             return self._plain().extended(info, device)
         size = _guarded("extend", info, lambda: self._connector(info).extend_volume(dict(info.data)))

@@ -1,7 +1,8 @@
 """What a compute host does for a volume before a guest can have it: often nothing.
 
 A :class:`HostConnector` speaks for one host. :class:`PlainConnector` serves everything that needs no connection:
-network disks, which QEMU opens by itself, and paths that are there already. ``cloudcore.attach.brick`` adapts os-brick.
+network disks, which QEMU opens by itself, and paths that are there already. ``cloudcore.attach.hosts.brick`` adapts
+os-brick.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import attrs
 
-from cloudcore.attach.records import HostDevice
-from cloudcore.attach.sources import source_of
-from cloudcore.attach.volumes import Connector
+from cloudcore.attach.lifecycle.records import HostDevice
+from cloudcore.attach.volumes.interface import Connector
+from cloudcore.attach.volumes.sources import source_of
 from cloudcore.disks import BlockSource, FileSource
 from cloudcore.errors import Conflict, DeviceNotFound, InvalidConnector
 
 if TYPE_CHECKING:
-    from cloudcore.attach.volumes import ConnectionInfo
+    from cloudcore.attach.volumes.interface import ConnectionInfo
     from cloudcore.disks import GuestDisks
 
 __all__ = ["Host", "HostConnector", "PlainConnector", "verify_device"]

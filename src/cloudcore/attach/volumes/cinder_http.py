@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import attrs
 
 from cloudcore._extras import require_extra
-from cloudcore.attach.cinder_rules import Effect, judge
+from cloudcore.attach.volumes.cinder_rules import Effect, judge
 from cloudcore.errors import (
     CloudcoreError,
     OutcomeUnknown,
@@ -25,7 +25,7 @@ from cloudcore.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from cloudcore.attach.cinder_rules import Call
+    from cloudcore.attach.volumes.cinder_rules import Call
 
 __all__ = ["Http", "is_noauth", "noauth_session"]
 
@@ -135,7 +135,7 @@ class Http:
             service: Send the service token along.
 
         Raises:
-            CloudcoreError: As :class:`~cloudcore.attach.volumes.VolumeService` says.
+            CloudcoreError: As :class:`~cloudcore.attach.VolumeService` says.
         """
         failure: CloudcoreError
         headers = self._service_headers(call) if service else {}

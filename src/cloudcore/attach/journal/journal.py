@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import sqlalchemy as sa
 
-from cloudcore.attach.leases import STILL_HELD
-from cloudcore.attach.records import Attachment, HostDevice, Settings, StoryLine
-from cloudcore.attach.states import AT_REST, TABLE, WAITING, Event, State, transition
+from cloudcore.attach.journal.leases import STILL_HELD
+from cloudcore.attach.lifecycle.records import Attachment, HostDevice, Settings, StoryLine
+from cloudcore.attach.lifecycle.states import AT_REST, TABLE, WAITING, Event, State, transition
 from cloudcore.attach.tables import attachment_events, attachment_legs
 from cloudcore.errors import AttachmentNotFound, GenerationConflict
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection, Row
 
-    from cloudcore.attach.leases import Lease
-    from cloudcore.attach.states import Instruction, Transition
+    from cloudcore.attach.journal.leases import Lease
+    from cloudcore.attach.lifecycle.states import Instruction, Transition
     from cloudcore.database import Database
 
 __all__ = ["Journal"]

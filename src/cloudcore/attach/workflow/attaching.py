@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from cloudcore._failpoints import failpoint
 from cloudcore._values import require_text
-from cloudcore.attach.failures import failure
-from cloudcore.attach.instructions import target_lock
-from cloudcore.attach.records import Attachment
-from cloudcore.attach.recovery import volume_lock
-from cloudcore.attach.rules import AttachPlan, AttachRequest, needs_target_lock, plan, violations
-from cloudcore.attach.states import Instruction, State
+from cloudcore.attach.lifecycle.failures import failure
+from cloudcore.attach.lifecycle.records import Attachment
+from cloudcore.attach.lifecycle.rules import AttachPlan, AttachRequest, needs_target_lock, plan, violations
+from cloudcore.attach.lifecycle.states import Instruction, State
+from cloudcore.attach.workflow.instructions import target_lock
+from cloudcore.attach.workflow.recovery import volume_lock
 from cloudcore.disks import DiskBus
 from cloudcore.errors import Conflict, InvalidArgument, OperationMismatch
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
-    from cloudcore.attach.hosts import Host
-    from cloudcore.attach.journal import Journal
-    from cloudcore.attach.leases import Lease, Leases
-    from cloudcore.attach.moves import Moves
-    from cloudcore.attach.recovery import Recovery
-    from cloudcore.attach.rules import Limits, Policy, Violation
-    from cloudcore.attach.steps import Driver
-    from cloudcore.attach.volumes import Volume, VolumeFeatures, VolumeService
+    from cloudcore.attach.hosts.connectors import Host
+    from cloudcore.attach.journal.journal import Journal
+    from cloudcore.attach.journal.leases import Lease, Leases
+    from cloudcore.attach.lifecycle.rules import Limits, Policy, Violation
+    from cloudcore.attach.volumes.interface import Volume, VolumeFeatures, VolumeService
+    from cloudcore.attach.workflow.driver import Driver
+    from cloudcore.attach.workflow.moves import Moves
+    from cloudcore.attach.workflow.recovery import Recovery
 
 __all__ = ["Attacher"]
 

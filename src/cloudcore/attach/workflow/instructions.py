@@ -11,9 +11,9 @@ import attrs
 import tenacity
 
 from cloudcore._failpoints import failpoint
-from cloudcore.attach.hosts import verify_device
-from cloudcore.attach.rules import needs_target_lock
-from cloudcore.attach.states import USES_HOST, WAITING, Event, Instruction, State
+from cloudcore.attach.hosts.connectors import verify_device
+from cloudcore.attach.lifecycle.rules import needs_target_lock
+from cloudcore.attach.lifecycle.states import USES_HOST, WAITING, Event, Instruction, State
 from cloudcore.disks import DetachOutcome
 from cloudcore.errors import (
     AttachmentNotFound,
@@ -34,11 +34,11 @@ from cloudcore.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from cloudcore.attach.hosts import Host
-    from cloudcore.attach.journal import Journal
-    from cloudcore.attach.leases import Lease
-    from cloudcore.attach.records import Attachment, HostDevice
-    from cloudcore.attach.volumes import ConnectionInfo, VolumeService
+    from cloudcore.attach.hosts.connectors import Host
+    from cloudcore.attach.journal.journal import Journal
+    from cloudcore.attach.journal.leases import Lease
+    from cloudcore.attach.lifecycle.records import Attachment, HostDevice
+    from cloudcore.attach.volumes.interface import ConnectionInfo, VolumeService
 
 __all__ = ["PROBES", "Instructions", "Outcome", "Work", "target_lock"]
 

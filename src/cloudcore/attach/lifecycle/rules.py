@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import attrs
 
 from cloudcore._values import normalise_uuid, require_text
-from cloudcore.attach.records import Settings
+from cloudcore.attach.lifecycle.records import Settings
 from cloudcore.disks import DiskBus
 from cloudcore.errors import (
     AlreadyExists,
@@ -29,8 +29,8 @@ from cloudcore.errors import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from cloudcore.attach.records import Attachment
-    from cloudcore.attach.volumes import AttachMode, Volume, VolumeFeatures
+    from cloudcore.attach.lifecycle.records import Attachment
+    from cloudcore.attach.volumes.interface import AttachMode, Volume, VolumeFeatures
 
 __all__ = ["AttachPlan", "AttachRequest", "Limits", "Policy", "Violation", "needs_target_lock", "plan", "violations"]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cloudcore.attach.states import State
+from cloudcore.attach.lifecycle.states import State
 from cloudcore.errors import CloudcoreError, Conflict, OutcomeUnknown, VolumeServiceUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cloudcore.attach.records import Attachment, StoryLine
+    from cloudcore.attach.lifecycle.records import Attachment, StoryLine
 
 __all__ = ["failure"]
 
