@@ -8,7 +8,7 @@ import pytest
 
 from cloudcore import errors
 from cloudcore.errors import DeadlineExceeded, HypervisorUnavailable, Transient
-from cloudcore.hypervisor.disks.guests import Hint, Watch, Watches
+from cloudcore.hypervisor.disks.guests import Hint, Waiter, Waiters
 from cloudcore.hypervisor.libvirt.calls import CallRunner
 from cloudcore.hypervisor.libvirt.errors import (
     Failure,
@@ -57,29 +57,29 @@ def test_many_callers_at_once():
 
 
 def test_hints_reach_those_who_wait_for_them():
-    """By device, by guest, or everyone; nobody else, and none before the watch began."""
-    watches = Watches()
-    watches.tell(Hint.REMOVED, "guest", "disk")
-    with Watch(watches, ("guest", "disk")) as mine, Watch(watches, ("guest", "other")) as other:
-        watches.tell(Hint.REMOVED, "guest", "disk")
+    """By device, by guest, or everyone; nobody else, and none before it began to wait."""
+    waiters = Waiters()
+    waiters.tell(Hint.REMOVED, "guest", "disk")
+    with Waiter(waiters, ("guest", "disk")) as mine, Waiter(waiters, ("guest", "other")) as other:
+        waiters.tell(Hint.REMOVED, "guest", "disk")
         assert (mine.wait(5), other.wait(0)) == (Hint.REMOVED, None)
-        watches.tell(Hint.CHANGED, "guest")
+        waiters.tell(Hint.CHANGED, "guest")
         assert (mine.wait(5), other.wait(5)) == (Hint.CHANGED, Hint.CHANGED)
-        watches.tell(Hint.CHANGED)
+        waiters.tell(Hint.CHANGED)
         assert (mine.wait(5), other.wait(5)) == (Hint.CHANGED, Hint.CHANGED)
-        watches.tell(Hint.REMOVED, "another", "disk")
+        waiters.tell(Hint.REMOVED, "another", "disk")
         assert mine.wait(0) is None
-        assert len(watches) == 2
-    assert len(watches) == 0
+        assert len(waiters) == 2
+    assert len(waiters) == 0
 
 
 def test_a_refusal_is_not_overtaken():
     """By a hint that says less."""
-    watches = Watches()
-    with Watch(watches, ("guest", "disk")) as watch:
-        watches.tell(Hint.REFUSED, "guest", "disk")
-        watches.tell(Hint.CHANGED)
-        assert watch.wait(5) is Hint.REFUSED
+    waiters = Waiters()
+    with Waiter(waiters, ("guest", "disk")) as waiter:
+        waiters.tell(Hint.REFUSED, "guest", "disk")
+        waiters.tell(Hint.CHANGED)
+        assert waiter.wait(5) is Hint.REFUSED
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------

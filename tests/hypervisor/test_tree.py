@@ -20,8 +20,8 @@ from cloudcore.hypervisor import (
 )
 from cloudcore.hypervisor.facts.documents import HostDocuments, read_documents
 from cloudcore.hypervisor.facts.host import DeviceFunction
-from cloudcore.hypervisor.tree.building import apportion, page_class
-from cloudcore.hypervisor.tree.values import OWNER_TRAIT, derived_uuid
+from cloudcore.hypervisor.tree.building import apportion
+from cloudcore.hypervisor.tree.values import OWNER_TRAIT, derived_uuid, page_class
 from tests.hypervisor.machines import NAMES, load
 
 

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 from cloudcore._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from cloudcore.hypervisor.disks.memory_driver import Fault, Unplug
     from cloudcore.hypervisor.facts.host import HostFacts
     from cloudcore.hypervisor.interface import Hypervisor
-    from cloudcore.hypervisor.libvirt.connection import Timeouts
     from cloudcore.hypervisor.libvirt_adapter import LibvirtHypervisor
-    from cloudcore.hypervisor.memory import Fault, MemoryHypervisor, Unplug
+    from cloudcore.hypervisor.memory import MemoryHypervisor
+    from cloudcore.hypervisor.timeouts import Timeouts
     from cloudcore.hypervisor.tree.applying import ProviderTree, apply, carry_out, read_current, sync
     from cloudcore.hypervisor.tree.building import build_tree
     from cloudcore.hypervisor.tree.comparison import TreeDiff, diff
@@ -40,7 +41,7 @@ _EXPORTS = {
     "DesiredProvider": "cloudcore.hypervisor.tree.values",
     "DesiredTree": "cloudcore.hypervisor.tree.values",
     "DeviceRule": "cloudcore.hypervisor.tree.policy",
-    "Fault": "cloudcore.hypervisor.memory",
+    "Fault": "cloudcore.hypervisor.disks.memory_driver",
     "HostFacts": "cloudcore.hypervisor.facts.host",
     "HostPolicy": "cloudcore.hypervisor.tree.policy",
     "Hypervisor": "cloudcore.hypervisor.interface",
@@ -48,9 +49,9 @@ _EXPORTS = {
     "MemoryHypervisor": "cloudcore.hypervisor.memory",
     "ProviderTree": "cloudcore.hypervisor.tree.applying",
     "Reshape": "cloudcore.hypervisor.tree.reshape",
-    "Timeouts": "cloudcore.hypervisor.libvirt.connection",
+    "Timeouts": "cloudcore.hypervisor.timeouts",
     "TreeDiff": "cloudcore.hypervisor.tree.comparison",
-    "Unplug": "cloudcore.hypervisor.memory",
+    "Unplug": "cloudcore.hypervisor.disks.memory_driver",
     "VgpuRule": "cloudcore.hypervisor.tree.policy",
     "apply": "cloudcore.hypervisor.tree.applying",
     "carry_out": "cloudcore.hypervisor.tree.applying",

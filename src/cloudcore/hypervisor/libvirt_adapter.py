@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any, Self
 from cloudcore._extras import require_extra
 from cloudcore._values import normalise_uuid, require_text
 from cloudcore.errors import DeadlineExceeded, HypervisorError, InvalidArgument
-from cloudcore.hypervisor.disks.guests import Hint, Watches
+from cloudcore.hypervisor.disks.guests import Hint, Waiters
 from cloudcore.hypervisor.disks.libvirt_driver import LibvirtDriver
 from cloudcore.hypervisor.disks.migration import Migration, cancel
 from cloudcore.hypervisor.disks.operations import DiskOperations
 from cloudcore.hypervisor.disks.xml import secret_xml
 from cloudcore.hypervisor.facts.documents import read_documents
-from cloudcore.hypervisor.libvirt.connection import Connection, Timeouts
+from cloudcore.hypervisor.libvirt.connection import Connection
 from cloudcore.hypervisor.libvirt.host_documents import read_host
+from cloudcore.hypervisor.timeouts import Timeouts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -64,15 +65,15 @@ class LibvirtHypervisor:
         self.uri = require_text(uri, "uri", maximum=1024)
         self._host = host
         self._timeouts = timeouts or Timeouts()
-        self._watches = Watches()
+        self._waiters = Waiters()
         self._connection = Connection(
             self.uri,
             timeouts=self._timeouts,
             own_event_loop=own_event_loop,
             listen=self._listen,
-            lost=lambda: self._watches.tell(Hint.CHANGED),
+            lost=lambda: self._waiters.tell(Hint.CHANGED),
         )
-        self._driver = LibvirtDriver(self._connection, self._watches, self._timeouts)
+        self._driver = LibvirtDriver(self._connection, self._waiters, self._timeouts)
         self._disks = DiskOperations(self._driver, self._timeouts)
 
     def _listen(self, connection: Any) -> None:

@@ -26,8 +26,8 @@ __all__ = [
     "Scope",
     "TargetTaken",
     "UnplugRunning",
-    "Watch",
-    "Watches",
+    "Waiter",
+    "Waiters",
 ]
 
 
@@ -103,21 +103,21 @@ Device = tuple[str, str]
 """UUID of a guest and alias of a device."""
 
 
-class Watch:
+class Waiter:
     """Waits for hints about one device, from before the request that causes them. A context manager."""
 
-    def __init__(self, watches: Watches, device: Device) -> None:
-        self._watches = watches
+    def __init__(self, waiters: Waiters, device: Device) -> None:
+        self._waiters = waiters
         self.device = device
         self._condition = threading.Condition()
         self._hint: Hint | None = None
 
     def __enter__(self) -> Self:
-        self._watches.add(self)
+        self._waiters.add(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._watches.remove(self)
+        self._waiters.remove(self)
 
     def give(self, hint: Hint) -> None:
         """Wake who waits. A refusal is kept until it was seen."""
@@ -134,32 +134,32 @@ class Watch:
             return hint
 
 
-class Watches:
+class Waiters:
     """Everyone who waits, by device. Called from event threads: takes a lock for an instant, and does nothing else."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._waiting: dict[Device, set[Watch]] = defaultdict(set)
+        self._waiting: dict[Device, set[Waiter]] = defaultdict(set)
 
-    def add(self, watch: Watch) -> None:
-        """Let *watch* have hints from now on."""
+    def add(self, waiter: Waiter) -> None:
+        """Let *waiter* have hints from now on."""
         with self._lock:
-            self._waiting[watch.device].add(watch)
+            self._waiting[waiter.device].add(waiter)
 
-    def remove(self, watch: Watch) -> None:
-        """No more hints for *watch*."""
+    def remove(self, waiter: Waiter) -> None:
+        """No more hints for *waiter*."""
         with self._lock:
-            self._waiting[watch.device].discard(watch)
-            if not self._waiting[watch.device]:
-                del self._waiting[watch.device]
+            self._waiting[waiter.device].discard(waiter)
+            if not self._waiting[waiter.device]:
+                del self._waiting[waiter.device]
 
     def tell(self, hint: Hint, instance_id: str | None = None, alias: str | None = None) -> None:
         """Give a hint to those who wait for this device, for any of this guest, or for anything at all."""
         with self._lock:
-            for (guest, device), watches in self._waiting.items():
+            for (guest, device), waiters in self._waiting.items():
                 if instance_id in {None, guest} and alias in {None, device}:
-                    for watch in watches:
-                        watch.give(hint)
+                    for waiter in waiters:
+                        waiter.give(hint)
 
     def __len__(self) -> int:
         with self._lock:
@@ -181,7 +181,7 @@ class GuestDriver(Protocol):
     """The primitives. Each has a deadline of its own and raises cloudcore's errors; none of them repeats anything."""
 
     @property
-    def watches(self) -> Watches:
+    def waiters(self) -> Waiters:
         """Where hints arrive."""
 
     def view(self, instance_id: str) -> GuestView | None:

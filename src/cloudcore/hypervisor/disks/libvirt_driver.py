@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cloudcore._extras import require_extra
 from cloudcore.errors import GuestNotFound
-from cloudcore.hypervisor.disks.guests import GuestState, GuestView, Hint, Scope, TargetTaken, UnplugRunning, Watches
+from cloudcore.hypervisor.disks.guests import GuestState, GuestView, Hint, Scope, TargetTaken, UnplugRunning, Waiters
 from cloudcore.hypervisor.disks.xml import bootable_xml, disk_xml, domain_disks
 from cloudcore.hypervisor.libvirt.errors import (
     ACCESS_DENIED,
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from cloudcore.disks import Disk
     from cloudcore.hypervisor.disks.xml import DiskEntry
-    from cloudcore.hypervisor.libvirt.connection import Connection, Timeouts
+    from cloudcore.hypervisor.libvirt.connection import Connection
+    from cloudcore.hypervisor.timeouts import Timeouts
 
 __all__ = ["LibvirtDriver"]
 
@@ -37,10 +38,10 @@ _PAUSED_STATES = frozenset({3, 7})  # VIR_DOMAIN_PAUSED, VIR_DOMAIN_PMSUSPENDED
 class LibvirtDriver:
     """Guests of one libvirt connection. May be shared between threads."""
 
-    def __init__(self, connection: Connection, watches: Watches, timeouts: Timeouts) -> None:
+    def __init__(self, connection: Connection, waiters: Waiters, timeouts: Timeouts) -> None:
         self._connection = connection
         self._timeouts = timeouts
-        self.watches = watches
+        self.waiters = waiters
 
     def view(self, instance_id: str) -> GuestView | None:
         """See :class:`~cloudcore.hypervisor.disks.guests.GuestDriver`."""
@@ -143,13 +144,13 @@ class LibvirtDriver:
     # These run in the thread of the event loop: they wake who waits and do nothing else.
 
     def _removed(self, _connection: Any, domain: Any, alias: str, _: object) -> None:
-        self.watches.tell(Hint.REMOVED, domain.UUIDString(), alias)
+        self.waiters.tell(Hint.REMOVED, domain.UUIDString(), alias)
 
     def _refused(self, _connection: Any, domain: Any, alias: str, _: object) -> None:
-        self.watches.tell(Hint.REFUSED, domain.UUIDString(), alias)
+        self.waiters.tell(Hint.REFUSED, domain.UUIDString(), alias)
 
     def _changed(self, _connection: Any, domain: Any, _event: int, _detail: int, _: object) -> None:
-        self.watches.tell(Hint.CHANGED, domain.UUIDString())
+        self.waiters.tell(Hint.CHANGED, domain.UUIDString())
 
 
 def _view(domain: Any) -> GuestView:

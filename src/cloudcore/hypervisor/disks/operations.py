@@ -51,14 +51,14 @@ from cloudcore.hypervisor.disks.guests import (
     Scope,
     TargetTaken,
     UnplugRunning,
-    Watch,
+    Waiter,
 )
 from cloudcore.hypervisor.disks.xml import DiskEntry, alias_of, check_disk, differences, effective, pick_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cloudcore.hypervisor.libvirt.connection import Timeouts
+    from cloudcore.hypervisor.timeouts import Timeouts
 
 __all__ = ["DiskOperations"]
 
@@ -187,12 +187,12 @@ class DiskOperations:
             return DetachOutcome.DETACHED
         entry = view.find(volume_id, Scope.LIVE)
         alias = entry.alias if entry and entry.alias else alias_of(volume_id)
-        with Watch(self._driver.watches, (instance_id, alias)) as watch:
+        with Waiter(self._driver.waiters, (instance_id, alias)) as waiter:
             request.sent |= view.lets_go(volume_id) | self._unplug_persistent(view, volume_id)
             failpoint("hypervisor.detach.after_persistent")
             if entry is None:
                 return self._gone(instance_id, volume_id)
-            return self._let_go(view, volume_id, watch, request)
+            return self._let_go(view, volume_id, waiter, request)
 
     def _unplug_persistent(self, view: GuestView, volume_id: str) -> bool:
         """Take it out of the persistent definition; True if somebody else just did."""
@@ -212,7 +212,7 @@ class DiskOperations:
             present = True  # it may be open still
         return DetachOutcome.PENDING if present else DetachOutcome.DETACHED
 
-    def _let_go(self, view: GuestView, volume_id: str, watch: Watch, request: _Request) -> DetachOutcome:
+    def _let_go(self, view: GuestView, volume_id: str, waiter: Waiter, request: _Request) -> DetachOutcome:
         """Ask the guest and look, until the disk is out of its definition or the time is up."""
         patience = min(_ASK_AGAIN, self._timeouts.detach / 4)
         started = self._clock()
@@ -227,7 +227,7 @@ class DiskOperations:
                     break
                 ask_at = self._clock() + patience
                 failpoint("hypervisor.detach.after_request")
-            hint = watch.wait(min(pause, left, ask_at - self._clock()))
+            hint = waiter.wait(min(pause, left, ask_at - self._clock()))
             pause = min(pause * 2, _LAST_LOOK)
             found = self._driver.view(view.instance_id)
             if found is None or found.find(volume_id, Scope.LIVE) is None:

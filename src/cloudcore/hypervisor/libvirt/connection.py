@@ -9,7 +9,6 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import attrs
 import tenacity
 
 from cloudcore._extras import require_extra
@@ -22,32 +21,13 @@ from cloudcore.hypervisor.libvirt.event_loop import EventLoop
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Connection", "Timeouts"]
+    from cloudcore.hypervisor.timeouts import Timeouts
+
+__all__ = ["Connection"]
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _KEPT = 4  # idle connections that are kept
-
-
-@attrs.frozen(kw_only=True)
-class Timeouts:
-    """Deadlines, in seconds.
-
-    Attributes:
-        connect: To open a connection, repeated attempts included: as long as a restart of libvirtd may take.
-        read: For a call that changes nothing.
-        change: For a call that plugs or resizes.
-        facts: To read everything about the host.
-        detach: How long a guest is waited for before a detach is *pending*.
-        paused: The same for a guest that cannot answer because it is paused.
-    """
-
-    connect: float = 10.0
-    read: float = 15.0
-    change: float = 60.0
-    facts: float = 60.0
-    detach: float = 20.0
-    paused: float = 1.0
 
 
 class Connection:

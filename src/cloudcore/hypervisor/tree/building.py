@@ -25,6 +25,8 @@ from cloudcore.hypervisor.tree.values import (
     DesiredTree,
     ProviderKind,
     derived_uuid,
+    page_class,
+    page_label,
 )
 
 if TYPE_CHECKING:
@@ -32,10 +34,10 @@ if TYPE_CHECKING:
 
     from cloudcore.hypervisor.facts.host import HostFacts, NumaCell, StoragePool
 
-__all__ = ["apportion", "build_tree", "page_class", "page_label"]
+__all__ = ["apportion", "build_tree"]
 
 _MIB = 1024  # in KiB
-_PAGE_CLASS, _PAGE_TRAIT, _SOCKET_TRAIT = "CUSTOM_MEMORY_MB_PAGES", "CUSTOM_MEMORY_PAGE_SIZE", "CUSTOM_CPU_SOCKET"
+_PAGE_TRAIT, _SOCKET_TRAIT = "CUSTOM_MEMORY_PAGE_SIZE", "CUSTOM_CPU_SOCKET"
 
 
 def build_tree(facts: HostFacts, policy: HostPolicy | None = None, current: CurrentTree | None = None) -> DesiredTree:
@@ -67,19 +69,6 @@ def apportion(amount: int, weights: Sequence[int]) -> list[int]:
     for i in order[: amount - sum(dealt)]:
         dealt[i] += 1
     return dealt
-
-
-def page_label(size: int) -> str:
-    """``2048`` KiB is ``"2M"``, ``1048576`` is ``"1G"``, ``64`` is ``"64K"``."""
-    for unit, letter in ((1024 * 1024, "G"), (1024, "M")):
-        if size % unit == 0:
-            return f"{size // unit}{letter}"
-    return f"{size}K"
-
-
-def page_class(size: int) -> str:
-    """The resource class of memory in pages of *size* KiB; its unit is MiB, like that of ``MEMORY_MB``."""
-    return f"{_PAGE_CLASS}_{page_label(size)}"
 
 
 @attrs.define

@@ -24,6 +24,8 @@ __all__ = [
     "DesiredTree",
     "ProviderKind",
     "derived_uuid",
+    "page_class",
+    "page_label",
 ]
 
 OWNER_TRAIT = "CUSTOM_OWNER_CLOUDCORE"
@@ -206,3 +208,16 @@ class CurrentTree:
     def by_uuid(self) -> Mapping[str, CurrentProvider]:
         """All, by UUID."""
         return {one.uuid: one for one in self.providers}
+
+
+def page_label(size: int) -> str:
+    """``2048`` KiB is ``"2M"``, ``1048576`` is ``"1G"``, ``64`` is ``"64K"``."""
+    for unit, letter in ((1024 * 1024, "G"), (1024, "M")):
+        if size % unit == 0:
+            return f"{size // unit}{letter}"
+    return f"{size}K"
+
+
+def page_class(size: int) -> str:
+    """The resource class of memory in pages of *size* KiB; its unit is MiB, like that of ``MEMORY_MB``."""
+    return f"CUSTOM_MEMORY_MB_PAGES_{page_label(size)}"

@@ -1,0 +1,257 @@
+"""Guests in memory: the primitives of :mod:`.guests` over a dictionary, and faults on request."""
+
+from __future__ import annotations
+
+import threading
+from enum import StrEnum
+from typing import TYPE_CHECKING, TypeVar
+
+import attrs
+
+from cloudcore.errors import (
+    DeadlineExceeded,
+    DeviceNotFound,
+    GuestNotFound,
+    HypervisorError,
+    HypervisorUnavailable,
+    LimitExceeded,
+)
+from cloudcore.hypervisor.disks.guests import GuestState, GuestView, Hint, Scope, TargetTaken, UnplugRunning, Waiters
+from cloudcore.hypervisor.disks.xml import DiskEntry, disk_xml, domain_disks, effective
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from cloudcore.disks import Disk
+
+__all__ = ["Fault", "LockedGuest", "MemoryDriver", "MemoryFaults", "MemoryGuest", "Unplug"]
+
+T = TypeVar("T")
+
+
+class Unplug(StrEnum):
+    """What a guest does when it is asked to let a disk go."""
+
+    WILLING = "willing"
+    IGNORES = "ignores"  # no answer, until release() or until it is stopped
+    REFUSES = "refuses"
+
+
+class Fault(StrEnum):
+    """What happens to a call, instead of or after its work."""
+
+    LOST_BEFORE = "lost before"  # the connection breaks, nothing was done
+    LOST_AFTER = "lost after"  # the connection breaks, it was done
+    TIMEOUT_BEFORE = "timeout before"
+    TIMEOUT_AFTER = "timeout after"
+    ERROR_BEFORE = "error before"  # the hypervisor says no
+    ERROR_AFTER = "error after"  # it says no, and has done it
+
+
+@attrs.define
+class MemoryFaults:
+    """Faults on request. May be changed while calls run.
+
+    Attributes:
+        lose_events: No event arrives.
+        away: No connection: every call fails, nothing is done.
+        planned: Faults of the next calls of a primitive (``"view"``, ``"settle"``, ``"plug"``, ``"unplug"``,
+            ``"resize"``), in order; None lets one pass.
+    """
+
+    lose_events: bool = False
+    away: bool = False
+    planned: dict[str, list[Fault | None]] = attrs.Factory(dict)
+
+    def plan(self, primitive: str, *faults: Fault | None) -> None:
+        """Give the next calls of *primitive* these faults."""
+        self.planned.setdefault(primitive, []).extend(faults)
+
+    def take(self, primitive: str) -> Fault | None:
+        """The fault of the call that is made now."""
+        waiting = self.planned.get(primitive)
+        return waiting.pop(0) if waiting else None
+
+
+@attrs.define
+class MemoryGuest:
+    """A guest: its disks by target, and how it answers."""
+
+    state: GuestState
+    transient: bool
+    slots: int
+    unplug: Unplug = Unplug.WILLING
+    live: dict[str, Disk] = attrs.Factory(dict)  # by target
+    persistent: dict[str, Disk] = attrs.Factory(dict)
+    asked: set[str] = attrs.Factory(set)  # targets that it was asked to let go
+
+    def disks(self, scope: Scope) -> dict[str, Disk]:
+        """One of its two definitions."""
+        return self.live if scope is Scope.LIVE else self.persistent
+
+
+class MemoryDriver:
+    """The primitives of :mod:`.guests` over a dictionary."""
+
+    def __init__(self, host: str) -> None:
+        self.host = host
+        self.guests: dict[str, MemoryGuest] = {}
+        self.sizes: dict[tuple[str, str], int] = {}
+        self.faults = MemoryFaults()
+        self.waiters = Waiters()
+        self.lock = threading.RLock()
+
+    def view(self, instance_id: str) -> GuestView | None:
+        """See :meth:`.GuestDriver.view`."""
+
+        def work() -> GuestView | None:
+            guest = self.guests.get(instance_id)
+            return _view(instance_id, guest) if guest else None
+
+        return self._call("view", work)
+
+    def views(self) -> list[GuestView]:
+        """See :meth:`.GuestDriver.views`."""
+        return self._call("view", lambda: [_view(name, guest) for name, guest in self.guests.items()])
+
+    def settle(self, instance_id: str) -> None:
+        """See :meth:`.GuestDriver.settle`."""
+        del instance_id  # each call is done when it returns; what takes longer is a fault on request
+        self._call("settle", lambda: None)
+
+    def plug(self, instance_id: str, disk: Disk, scope: Scope) -> None:
+        """See :meth:`.GuestDriver.plug`."""
+
+        def work() -> None:
+            guest = self.guest(instance_id)
+            disks, target = self._definition(guest, instance_id, scope), disk.target or ""
+            if target in disks or disk.volume_id in {one.volume_id for one in disks.values()}:
+                raise TargetTaken(target)
+            if len(disks) >= guest.slots:
+                raise LimitExceeded(
+                    f"guest {instance_id} has {len(disks)} of {guest.slots} disks",
+                    what="disks of the guest",
+                    limit=guest.slots,
+                    used=len(disks),
+                )
+            disks[target] = effective(disk)
+
+        self._call("plug", work)
+
+    def unplug(self, instance_id: str, entry: DiskEntry, scope: Scope) -> None:
+        """See :meth:`.GuestDriver.unplug`."""
+
+        def work() -> None:
+            guest = self.guest(instance_id)
+            disks = self._definition(guest, instance_id, scope)
+            if entry.target not in disks:
+                raise DeviceNotFound(f"guest {instance_id} has no {entry.target}", identifier=entry.target)
+            if scope is Scope.PERSISTENT:
+                del disks[entry.target]
+            else:
+                self._ask(instance_id, guest, entry)
+
+        self._call("unplug", work)
+
+    def _ask(self, instance_id: str, guest: MemoryGuest, entry: DiskEntry) -> None:
+        if guest.unplug is Unplug.REFUSES:
+            self.tell(Hint.REFUSED, instance_id, entry.alias)
+        elif guest.unplug is Unplug.WILLING and guest.state is GuestState.RUNNING:
+            del guest.live[entry.target]
+            self.tell(Hint.REMOVED, instance_id, entry.alias)
+        elif entry.target in guest.asked:
+            raise UnplugRunning(entry.target)
+        else:
+            guest.asked.add(entry.target)
+
+    def resize(self, instance_id: str, entry: DiskEntry, size: int) -> None:
+        """See :meth:`.GuestDriver.resize`."""
+
+        def work() -> None:
+            self.guest(instance_id)
+            self.sizes[instance_id, entry.disk.volume_id if entry.disk else entry.target] = size
+
+        self._call("resize", work)
+
+    def let_go(self, instance_id: str) -> None:
+        """The guest lets everything go that it was asked for."""
+        guest = self.guest(instance_id)
+        for target in sorted(guest.asked):
+            disk = guest.live.pop(target, None)
+            if disk is not None:
+                self.tell(Hint.REMOVED, instance_id, f"ua-{disk.volume_id}")
+        guest.asked.clear()
+
+    def tell(self, hint: Hint, instance_id: str, alias: str | None = None) -> None:
+        """An event, unless events get lost."""
+        if not self.faults.lose_events:
+            self.waiters.tell(hint, instance_id, alias)
+
+    def guest(self, instance_id: str) -> MemoryGuest:
+        """The guest; :class:`GuestNotFound` when there is none."""
+        guest = self.guests.get(instance_id)
+        if guest is None:
+            raise GuestNotFound(f"no guest {instance_id} on host {self.host}", identifier=instance_id)
+        return guest
+
+    @staticmethod
+    def _definition(guest: MemoryGuest, instance_id: str, scope: Scope) -> dict[str, Disk]:
+        if scope is Scope.LIVE and guest.state is GuestState.OFF:
+            raise HypervisorError(f"guest {instance_id} is not running")
+        if scope is Scope.PERSISTENT and guest.transient:
+            raise HypervisorError(f"guest {instance_id} is transient")
+        return guest.disks(scope)
+
+    def _call(self, primitive: str, work: Callable[[], T]) -> T:
+        with self.lock:
+            fault = self.faults.take(primitive)
+            if self.faults.away or fault is Fault.LOST_BEFORE:
+                raise HypervisorUnavailable(f"{primitive}: no connection to {self.host}", uri=f"memory:{self.host}")
+            if fault is Fault.TIMEOUT_BEFORE:
+                raise DeadlineExceeded(f"{primitive}: no answer from {self.host}")
+            if fault is Fault.ERROR_BEFORE:
+                raise HypervisorError(f"{primitive}: refused by {self.host}", code=1)
+            result = work()
+        if fault is Fault.LOST_AFTER:
+            raise HypervisorUnavailable(f"{primitive}: connection to {self.host} lost", uri=f"memory:{self.host}")
+        if fault is Fault.TIMEOUT_AFTER:
+            raise DeadlineExceeded(f"{primitive}: no answer from {self.host}")
+        if fault is Fault.ERROR_AFTER:
+            raise HypervisorError(f"{primitive}: refused by {self.host}", code=1)
+        return result
+
+
+def _view(instance_id: str, guest: MemoryGuest) -> GuestView:
+    off = guest.state is GuestState.OFF
+    return GuestView(
+        instance_id=instance_id,
+        state=guest.state,
+        live=None if off else tuple(_entries(guest.live)),
+        persistent=None if guest.transient else tuple(_entries(guest.persistent)),
+    )
+
+
+def _entries(disks: dict[str, Disk]) -> Iterator[DiskEntry]:
+    """Through XML and back, so that nothing is promised that libvirt would not keep."""
+    for disk in disks.values():
+        yield from domain_disks(f"<domain><devices>{disk_xml(disk)}</devices></domain>")
+
+
+class LockedGuest:
+    """A guest, while nobody else touches it."""
+
+    def __init__(self, driver: MemoryDriver, instance_id: str) -> None:
+        self._driver = driver
+        self._instance_id = instance_id
+
+    def __enter__(self) -> MemoryGuest:
+        self._driver.lock.acquire()
+        try:
+            return self._driver.guest(self._instance_id)
+        except BaseException:
+            self._driver.lock.release()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self._driver.tell(Hint.CHANGED, self._instance_id)
+        self._driver.lock.release()
