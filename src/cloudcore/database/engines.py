@@ -9,6 +9,7 @@ from sqlalchemy import event
 from sqlalchemy.pool import QueuePool
 
 from cloudcore._extras import require_extra
+from cloudcore.database.forking import part_when_forked
 from cloudcore.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -64,7 +65,9 @@ def open_engine(
     arguments.update(options.pop("connect_args", {}))
     options.setdefault("pool_recycle", 1800)
     options.setdefault("isolation_level", "READ COMMITTED")
-    return sa.create_engine(parsed, pool_size=pool_size, max_overflow=pool_size, connect_args=arguments, **options)
+    engine = sa.create_engine(parsed, pool_size=pool_size, max_overflow=pool_size, connect_args=arguments, **options)
+    part_when_forked(engine)
+    return engine
 
 
 def _parse_url(url: str | URL) -> URL:
@@ -125,6 +128,7 @@ def _open_sqlite(url: URL, pool_size: int, busy_timeout: float, *, durable: bool
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.close()
 
+    part_when_forked(engine)
     return engine
 
 

@@ -14,6 +14,7 @@ from cloudcore.database.dialects import insert_ignoring_duplicates
 from cloudcore.database.driver_errors import translate
 from cloudcore.database.engines import enforce_foreign_keys, open_engine
 from cloudcore.database.exactly_once import FIND, FINISH, Outcome, operations
+from cloudcore.database.forking import part_when_forked
 from cloudcore.database.retrying import RetryPolicy
 from cloudcore.errors import DatabaseBusy, DatabaseUnavailable, DeadlineExceeded, OutcomeUnknown
 
@@ -33,8 +34,9 @@ T = TypeVar("T")
 class Database:
     """A database as cloudcore uses it: see the package's text for the four ways in.
 
-    May be shared between threads; not between processes (open one in each). Never nest two of its transactions in one
-    thread: on SQLite the inner one would wait for the outer.
+    May be shared between threads. A forked child may go on using it: it opens connections of its own, never touches
+    its parent's, and a transaction that was open at the fork fails in the child as a lost connection does. Never nest
+    two of its transactions in one thread: on SQLite the inner one would wait for the outer.
 
     Args:
         source: A URL, which is opened with :func:`open_engine` and closed by :meth:`close`, or an engine of the
@@ -56,6 +58,7 @@ class Database:
         self.engine: Engine = source if isinstance(source, sa.Engine) else open_engine(source, **options)
         self.retry = retry or RetryPolicy()
         self.clock = clock
+        part_when_forked(self.engine)
         if not self._owned and self.dialect == "sqlite":
             enforce_foreign_keys(self.engine)
 

@@ -1,0 +1,178 @@
+"""A forked child shares nothing with its parent: no answer of one reaches the other, no end of one ends the other."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import sqlalchemy as sa
+
+from cloudcore.database import Database, open_engine
+from cloudcore.errors import DatabaseUnavailable, OutcomeUnknown
+from tests.services._host import REPOSITORY
+
+SERVERS = pytest.mark.parametrize("dialect", ["postgresql", "mariadb"], indirect=True)
+SESSION = {"postgresql": "SELECT pg_backend_pid()", "mariadb": "SELECT connection_id()"}
+
+
+def forked(work, patience: float = 30.0) -> str:
+    """What *work* returns, or the name of what it raises, in a forked child that ends at once afterwards."""
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            answer = str(work())
+        except BaseException as error:
+            answer = type(error).__name__
+        os.write(write, answer.encode())
+        os._exit(0)
+    os.close(write)
+    deadline = time.monotonic() + patience
+    while not os.waitpid(child, os.WNOHANG)[0]:
+        if time.monotonic() > deadline:
+            os.kill(child, 9)
+            os.waitpid(child, 0)
+        time.sleep(0.005)
+    with os.fdopen(read) as stream:
+        return stream.read() or "hung"
+
+
+def scalar(database, text: str):
+    with database.read() as connection:
+        return connection.exec_driver_sql(text).scalar_one()
+
+
+@SERVERS
+def test_child_has_sessions_of_its_own(database, dialect):
+    mine = scalar(database, SESSION[dialect])
+    theirs = {forked(lambda: scalar(database, SESSION[dialect])) for _ in range(2)}
+    assert len(theirs - {"hung"}) == 2
+    assert str(mine) not in theirs
+    assert scalar(database, SESSION[dialect]) == mine, "the child's end has ended the parent's session"
+
+
+@SERVERS
+def test_engine_of_the_caller_is_left_alone_by_the_child_too(database_url, dialect):
+    engine = sa.create_engine(database_url)
+    database = Database(engine)
+    mine = scalar(database, SESSION[dialect])
+    assert forked(lambda: scalar(database, SESSION[dialect])) not in {str(mine), "hung"}
+    assert scalar(database, SESSION[dialect]) == mine
+    engine.dispose()
+
+
+@SERVERS
+def test_open_transaction_belongs_to_the_parent(database):
+    """The child's copy fails at once, whether it goes on or gives up; the parent commits."""
+    with database.write() as connection:
+        connection.exec_driver_sql("CREATE TABLE forked (number integer)")
+    with database.write() as connection:
+        connection.exec_driver_sql("INSERT INTO forked VALUES (1)")
+
+        def go_on():
+            connection.exec_driver_sql("INSERT INTO forked VALUES (2)")
+
+        assert forked(go_on) == "OperationalError"
+        assert forked(connection.rollback) in {"None", "OperationalError"}
+        assert forked(connection.close) in {"None", "OperationalError"}
+        connection.exec_driver_sql("INSERT INTO forked VALUES (3)")
+    assert scalar(database, "SELECT count(*) FROM forked") == 2
+
+
+@SERVERS
+def test_child_in_a_write_learns_that_it_has_none(database):
+    with database.write() as connection:
+        connection.exec_driver_sql("CREATE TABLE forked (number integer)")
+
+    def child_commits():
+        with database.write() as connection:
+            connection.exec_driver_sql("INSERT INTO forked VALUES (1)")
+            if not (child := os.fork()):
+                return
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            assert code == 7, code
+
+    parent = os.getpid()
+    try:
+        child_commits()
+    except (OutcomeUnknown, DatabaseUnavailable):
+        os._exit(7 if os.getpid() != parent else 1)
+    if os.getpid() != parent:
+        os._exit(1)
+    assert scalar(database, "SELECT count(*) FROM forked") == 1
+
+
+@SERVERS
+def test_fork_in_the_midst_of_threads(database, dialect):
+    """Locks of the pool that another thread holds at the fork do not hold the child up."""
+    over = threading.Event()
+    wrong = []
+
+    def ask(number: int) -> None:
+        while not over.is_set():
+            answer = scalar(database, f"SELECT {number}")
+            if answer != number:
+                wrong.append((number, answer))
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(1, 5)]
+    for thread in threads:
+        thread.start()
+    answers = {forked(lambda n=n: [scalar(database, f"SELECT {n}") for _ in range(20)] == [n] * 20) for n in range(15)}
+    over.set()
+    for thread in threads:
+        thread.join()
+    assert (answers, wrong) == ({"True"}, [])
+
+
+LEAVES = """
+import os, sys
+from cloudcore.database import Database
+database = Database(sys.argv[1])
+def session():
+    with database.engine.connect() as connection:
+        return connection.exec_driver_sql(sys.argv[2]).scalar_one()
+held = database.engine.connect()
+mine = held.exec_driver_sql(sys.argv[2]).scalar_one()
+idle = session()
+if not (child := os.fork()):
+    if sys.argv[3] == "uses":
+        session()
+    sys.exit()  # with all its destructors
+os.waitpid(child, 0)
+assert held.exec_driver_sql(sys.argv[2]).scalar_one() == mine
+assert session() == idle
+print("both live")
+"""
+
+
+@SERVERS
+@pytest.mark.parametrize("child", ["uses", "leaves"])
+def test_orderly_end_of_the_child_says_no_farewell_to_the_server(database_url, dialect, child):
+    command = [sys.executable, "-c", LEAVES, database_url, SESSION[dialect], child]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=60)
+    assert ended.stdout == "both live\n", ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_sqlite_file_is_opened_anew(sqlite_database):
+    with sqlite_database.write() as connection:
+        connection.exec_driver_sql("CREATE TABLE forked (number integer)")
+
+    def add():
+        with sqlite_database.write() as connection:
+            connection.exec_driver_sql("INSERT INTO forked VALUES (1)")
+
+    assert [forked(add) for _ in range(3)] == ["None"] * 3
+    add()
+    assert scalar(sqlite_database, "SELECT count(*) FROM forked") == 4
+
+
+def test_database_in_memory_is_copied():
+    with Database(open_engine("sqlite://")) as database:
+        with database.write() as connection:
+            connection.exec_driver_sql("CREATE TABLE forked (number integer)")
+        assert forked(lambda: scalar(database, "SELECT count(*) FROM forked")) == "0"
