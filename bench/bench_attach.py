@@ -19,13 +19,7 @@ from cloudcore.attach.hosts.guests import MemoryGuests
 from cloudcore.attach.lifecycle.states import State
 from cloudcore.attach.manager import AttachmentManager
 from cloudcore.attach.volumes.embedded import EmbeddedVolumes
-from cloudcore.attach.volumes.interface import (
-    AttachmentStatus,
-    ConnectionInfo,
-    Volume,
-    VolumeAttachment,
-    VolumeFeatures,
-)
+from cloudcore.attach.volumes.values import AttachmentStatus, ConnectionInfo, Volume, VolumeAttachment, VolumeFeatures
 from cloudcore.database import Database
 from cloudcore.schema import create_schema
 

@@ -5,7 +5,7 @@ import pytest
 from cloudcore import errors
 from cloudcore.attach.hosts.brick import BrickConnector
 from cloudcore.attach.hosts.connectors import HostConnector
-from cloudcore.attach.volumes.interface import ConnectionInfo
+from cloudcore.attach.volumes.values import ConnectionInfo
 from cloudcore.disks import BlockSource, RbdSource
 
 ISCSI = ConnectionInfo("iscsi", {"target_iqn": "iqn.x", "auth_password": "s3cret", "volume_id": "v"})

@@ -9,7 +9,7 @@ import pytest
 
 from cloudcore import errors
 from cloudcore.attach.volumes.cinder import CinderVolumes
-from cloudcore.attach.volumes.interface import AttachmentStatus, Connector
+from cloudcore.attach.volumes.values import AttachmentStatus, Connector
 from tests import services
 from tests.attach.cinder_pool import pool
 

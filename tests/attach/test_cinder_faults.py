@@ -11,7 +11,7 @@ import pytest
 
 from cloudcore import errors
 from cloudcore.attach.volumes.cinder import CinderVolumes
-from cloudcore.attach.volumes.interface import AttachmentStatus, Connector
+from cloudcore.attach.volumes.values import AttachmentStatus, Connector
 from tests import services
 from tests.attach.cinder_pool import pool
 from tests.faults import Proxy
@@ -320,7 +320,7 @@ def test_a_black_hole_ends_at_the_time_limit(cinder, proxy, volumes, volume, own
     ) as far:
         with CinderVolumes.noauth(cinder.url(proxy.port), project_id=services.PROJECT) as slow:
             slow.features()
-            far._spoken = slow._spoken and (far._http.client("3.71"), slow.features())
+            far._calls._spoken = (far._calls._http.client("3.71"), slow.features())
         proxy.hang()
         with pytest.raises(errors.OutcomeUnknown, match="in time"):
             far.reserve(volume, owner)

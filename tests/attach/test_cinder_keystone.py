@@ -8,7 +8,7 @@ from keystoneauth1.session import Session
 
 from cloudcore import errors
 from cloudcore.attach.volumes.cinder import CinderVolumes
-from cloudcore.attach.volumes.interface import AttachmentStatus, Connector
+from cloudcore.attach.volumes.values import AttachmentStatus, Connector
 from tests import services
 from tests.attach.keystone_stub import PASSWORD, Account, StubKeystone
 

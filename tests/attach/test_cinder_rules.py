@@ -15,7 +15,7 @@ from cloudcore.attach.volumes.cinder_rules import (
     read_attachment,
     read_volume,
 )
-from cloudcore.attach.volumes.interface import AttachmentStatus
+from cloudcore.attach.volumes.values import AttachmentStatus
 
 VOLUME = "d2a3aa93-daaf-46d7-8f78-eef700cf3c02"
 ATTACHMENT = "e60a7650-9994-48da-b0e4-c072b7b07989"

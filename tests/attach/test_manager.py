@@ -15,7 +15,7 @@ from cloudcore.attach.lifecycle.fencing import Evidence
 from cloudcore.attach.lifecycle.records import HostDevice
 from cloudcore.attach.lifecycle.rules import Limits
 from cloudcore.attach.lifecycle.states import State
-from cloudcore.attach.volumes.interface import ConnectionInfo, Connector
+from cloudcore.attach.volumes.values import ConnectionInfo, Connector
 from cloudcore.disks import BlockSource, DetachOutcome, DiskBus
 from cloudcore.testing.stored import StoredHost, StoredWorld, WatchedVolumes
 from cloudcore.testing.volumes import GIB, FakeVolumes

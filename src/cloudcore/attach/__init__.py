@@ -13,13 +13,14 @@ if TYPE_CHECKING:
     from cloudcore.attach.hosts.connectors import HostConnector, PlainConnector
     from cloudcore.attach.hosts.guests import MemoryGuests
     from cloudcore.attach.lifecycle.fencing import Evidence, Fencer
-    from cloudcore.attach.lifecycle.records import Attachment, Extension, HostDevice, Move, StoryLine
+    from cloudcore.attach.lifecycle.records import Attachment, Extension, HostDevice, Move, RecoveryReport, StoryLine
     from cloudcore.attach.lifecycle.rules import AttachPlan, AttachRequest, Limits, Policy, Violation
     from cloudcore.attach.lifecycle.states import State
     from cloudcore.attach.manager import AttachmentManager
     from cloudcore.attach.volumes.cinder import CinderVolumes
     from cloudcore.attach.volumes.embedded import EmbeddedVolumes
-    from cloudcore.attach.volumes.interface import (
+    from cloudcore.attach.volumes.interface import VolumeService
+    from cloudcore.attach.volumes.values import (
         AttachmentStatus,
         AttachMode,
         ConnectionInfo,
@@ -27,22 +28,20 @@ if TYPE_CHECKING:
         Volume,
         VolumeAttachment,
         VolumeFeatures,
-        VolumeService,
     )
-    from cloudcore.attach.workflow.recovery import RecoveryReport
 
 _EXPORTS = {
-    "AttachMode": "cloudcore.attach.volumes.interface",
+    "AttachMode": "cloudcore.attach.volumes.values",
     "AttachPlan": "cloudcore.attach.lifecycle.rules",
     "AttachRequest": "cloudcore.attach.lifecycle.rules",
     "Attachment": "cloudcore.attach.lifecycle.records",
     "AttachmentManager": "cloudcore.attach.manager",
-    "AttachmentStatus": "cloudcore.attach.volumes.interface",
+    "AttachmentStatus": "cloudcore.attach.volumes.values",
     "AuditReport": "cloudcore.attach.audit.findings",
     "BrickConnector": "cloudcore.attach.hosts.brick",
     "CinderVolumes": "cloudcore.attach.volumes.cinder",
-    "ConnectionInfo": "cloudcore.attach.volumes.interface",
-    "Connector": "cloudcore.attach.volumes.interface",
+    "ConnectionInfo": "cloudcore.attach.volumes.values",
+    "Connector": "cloudcore.attach.volumes.values",
     "EmbeddedVolumes": "cloudcore.attach.volumes.embedded",
     "Evidence": "cloudcore.attach.lifecycle.fencing",
     "Extension": "cloudcore.attach.lifecycle.records",
@@ -56,13 +55,13 @@ _EXPORTS = {
     "Move": "cloudcore.attach.lifecycle.records",
     "PlainConnector": "cloudcore.attach.hosts.connectors",
     "Policy": "cloudcore.attach.lifecycle.rules",
-    "RecoveryReport": "cloudcore.attach.workflow.recovery",
+    "RecoveryReport": "cloudcore.attach.lifecycle.records",
     "State": "cloudcore.attach.lifecycle.states",
     "StoryLine": "cloudcore.attach.lifecycle.records",
     "Violation": "cloudcore.attach.lifecycle.rules",
-    "Volume": "cloudcore.attach.volumes.interface",
-    "VolumeAttachment": "cloudcore.attach.volumes.interface",
-    "VolumeFeatures": "cloudcore.attach.volumes.interface",
+    "Volume": "cloudcore.attach.volumes.values",
+    "VolumeAttachment": "cloudcore.attach.volumes.values",
+    "VolumeFeatures": "cloudcore.attach.volumes.values",
     "VolumeService": "cloudcore.attach.volumes.interface",
 }
 

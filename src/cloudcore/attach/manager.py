@@ -1,4 +1,7 @@
-"""Attach and detach volumes, and survive a crash at any point: :class:`AttachmentManager`."""
+"""Attach and detach volumes, and survive a crash at any point: :class:`AttachmentManager`.
+
+The façade over every wing, in one module because it is one class: a verb's page of promises here, its work below.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +21,19 @@ from cloudcore.attach.hosts.connectors import Host, PlainConnector
 from cloudcore.attach.hosts.guests import MemoryGuests
 from cloudcore.attach.journal.journal import Journal
 from cloudcore.attach.journal.leases import Leases
+from cloudcore.attach.journal.lock_names import volume_lock
+from cloudcore.attach.journal.moves import MoveStore
 from cloudcore.attach.lifecycle.failures import failure
 from cloudcore.attach.lifecycle.fencing import require_evidence
-from cloudcore.attach.lifecycle.records import Attachment, Extension, MoveKind
+from cloudcore.attach.lifecycle.records import Attachment, Extension, MoveKind, RecoveryReport
 from cloudcore.attach.lifecycle.rules import AttachPlan, Limits
 from cloudcore.attach.lifecycle.states import Event, State
 from cloudcore.attach.volumes.embedded import EmbeddedVolumes
 from cloudcore.attach.workflow.attaching import Attacher
 from cloudcore.attach.workflow.driver import Driver, Result
 from cloudcore.attach.workflow.moves import Moves
-from cloudcore.attach.workflow.recovery import Recovery, RecoveryReport, volume_lock
+from cloudcore.attach.workflow.recovery import Recovery
+from cloudcore.attach.workflow.restart import recover_all
 from cloudcore.database import Database
 from cloudcore.disks import DiskBus, GuestDisks
 from cloudcore.errors import (
@@ -48,7 +54,8 @@ if TYPE_CHECKING:
     from cloudcore.attach.lifecycle.fencing import Fencer
     from cloudcore.attach.lifecycle.records import Move, StoryLine
     from cloudcore.attach.lifecycle.rules import Policy
-    from cloudcore.attach.volumes.interface import AttachMode, VolumeService
+    from cloudcore.attach.volumes.interface import VolumeService
+    from cloudcore.attach.volumes.values import AttachMode
 
 __all__ = ["AttachmentManager"]
 
@@ -101,6 +108,7 @@ class AttachmentManager:
         self.volumes: VolumeService = EmbeddedVolumes(self._database) if volumes is None else volumes
         self.hosts: Mapping[str, Host] = MappingProxyType(_hosts(hypervisor, connectors or {}))
         self._journal = Journal(self._database, clock)
+        self._move_rows = MoveStore(self._database)
         self._leases = Leases(self._database, seconds=lease, patience=patience)
         self._fencer = fencer
         self._driver = Driver(
@@ -109,6 +117,7 @@ class AttachmentManager:
         self._recovery = Recovery(self._journal, self._driver, self._leases, fencer)
         self._moves = Moves(
             self._journal,
+            self._move_rows,
             self._driver,
             self._leases,
             self._recovery,
@@ -120,7 +129,7 @@ class AttachmentManager:
             self._driver,
             self._leases,
             self._recovery,
-            self._moves,
+            self._move_rows,
             self.volumes,
             self.hosts,
             limits=limits or Limits(),
@@ -128,7 +137,7 @@ class AttachmentManager:
             id_factory=id_factory,
         )
         self._auditor = Auditor(
-            self._journal, self._driver, self._leases, self._recovery, self._moves, self.volumes, self.hosts
+            self._journal, self._driver, self._leases, self._recovery, self._move_rows, self.volumes, self.hosts
         )
 
     # --- attach -------------------------------------------------------------------------------------------------------
@@ -272,7 +281,7 @@ class AttachmentManager:
         return self._driver.run(lease, leg, instruction)
 
     def _require_still(self, leg: Attachment) -> None:
-        move = self._moves.find(leg.instance_id)
+        move = self._move_rows.find(leg.instance_id)
         if move is not None:
             raise Conflict(
                 f"instance {leg.instance_id} is in a {move.kind} move from {move.source}; confirm or revert it first",
@@ -414,7 +423,7 @@ class AttachmentManager:
 
     def move(self, instance_id: str) -> Move | None:
         """The move that the instance is in, None if it is in none."""
-        return self._moves.find(normalise_uuid(instance_id, "instance_id"))
+        return self._move_rows.find(normalise_uuid(instance_id, "instance_id"))
 
     # --- upkeep -------------------------------------------------------------------------------------------------------
 
@@ -430,7 +439,7 @@ class AttachmentManager:
         Returns:
             What was settled, what had to be left and why.
         """
-        return self._recovery.recover(self._moves)
+        return recover_all(self._journal, self._leases, self._recovery, self._moves, self._move_rows)
 
     def audit(self, volume_id: str | None = None) -> AuditReport:
         """Compare the journal, the volume service, the guests' definitions and the hosts' connections. Changes nothing.

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from cloudcore.attach.lifecycle.records import HostDevice
-from cloudcore.attach.volumes.interface import Connector
+from cloudcore.attach.volumes.values import Connector
 from cloudcore.disks import BlockSource, DetachOutcome, Disk, DiskBus, DiskState
 from cloudcore.errors import Conflict, DeviceNotFound
 
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from cloudcore.attach.volumes.interface import AttachMode, ConnectionInfo, VolumeAttachment, VolumeService
+    from cloudcore.attach.volumes.interface import VolumeService
+    from cloudcore.attach.volumes.values import AttachMode, ConnectionInfo, VolumeAttachment
 
 __all__ = ["StoredHost", "StoredWorld", "WatchedVolumes"]
 

@@ -23,7 +23,8 @@ from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from cloudcore.attach.volumes.interface import AttachmentStatus, Connector, VolumeService
+from cloudcore.attach.volumes.interface import VolumeService
+from cloudcore.attach.volumes.values import AttachmentStatus, Connector
 from cloudcore.errors import (
     AttachmentNotFound,
     CloudcoreError,

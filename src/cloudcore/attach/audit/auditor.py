@@ -9,9 +9,9 @@ import sqlalchemy as sa
 
 from cloudcore._failpoints import failpoint
 from cloudcore.attach.audit.findings import AuditReport, Finding, Remedy, Snapshot, classify
+from cloudcore.attach.journal.lock_names import volume_lock
 from cloudcore.attach.lifecycle.states import Event, State
 from cloudcore.attach.tables import attachment_legs
-from cloudcore.attach.workflow.recovery import volume_lock
 from cloudcore.errors import CloudcoreError
 
 if TYPE_CHECKING:
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from cloudcore.attach.hosts.connectors import Host
     from cloudcore.attach.journal.journal import Journal
     from cloudcore.attach.journal.leases import Lease, Leases
+    from cloudcore.attach.journal.moves import MoveStore
     from cloudcore.attach.lifecycle.records import Attachment
-    from cloudcore.attach.volumes.interface import VolumeAttachment, VolumeService
+    from cloudcore.attach.volumes.interface import VolumeService
+    from cloudcore.attach.volumes.values import VolumeAttachment
     from cloudcore.attach.workflow.driver import Driver
-    from cloudcore.attach.workflow.moves import Moves
     from cloudcore.attach.workflow.recovery import Recovery
     from cloudcore.disks import DiskState
 
@@ -59,7 +60,7 @@ class Auditor:
         driver: Driver,
         leases: Leases,
         recovery: Recovery,
-        moves: Moves,
+        moves: MoveStore,
         volumes: VolumeService,
         hosts: Mapping[str, Host],
     ) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from cloudcore.attach.lifecycle.records import Attachment, Move
-    from cloudcore.attach.volumes.interface import VolumeAttachment
+    from cloudcore.attach.volumes.values import VolumeAttachment
     from cloudcore.disks import DiskState
 
 __all__ = ["AuditReport", "Finding", "Kind", "Remedy", "Snapshot", "classify"]

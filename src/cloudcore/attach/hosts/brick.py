@@ -14,8 +14,8 @@ from cloudcore._extras import require_extra
 from cloudcore._values import require_text
 from cloudcore.attach.hosts.connectors import PlainConnector
 from cloudcore.attach.lifecycle.records import HostDevice
-from cloudcore.attach.volumes.interface import ConnectionInfo, Connector
 from cloudcore.attach.volumes.sources import LOCAL_KINDS, NETWORK_KINDS
+from cloudcore.attach.volumes.values import ConnectionInfo, Connector
 from cloudcore.disks import BlockSource, FileSource
 from cloudcore.errors import CloudcoreError, Conflict, DeviceNotFound, InvalidArgument, OutcomeUnknown
 

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import attrs
 
 from cloudcore.attach.lifecycle.records import HostDevice
-from cloudcore.attach.volumes.interface import Connector
 from cloudcore.attach.volumes.sources import source_of
+from cloudcore.attach.volumes.values import Connector
 from cloudcore.disks import BlockSource, FileSource
 from cloudcore.errors import Conflict, DeviceNotFound, InvalidConnector
 
 if TYPE_CHECKING:
-    from cloudcore.attach.volumes.interface import ConnectionInfo
+    from cloudcore.attach.volumes.values import ConnectionInfo
     from cloudcore.disks import GuestDisks
 
 __all__ = ["Host", "HostConnector", "PlainConnector", "verify_device"]

@@ -14,9 +14,19 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-    from cloudcore.attach.volumes.interface import AttachMode, Volume
+    from cloudcore.attach.volumes.values import AttachMode, Volume
 
-__all__ = ["Attachment", "Extension", "HostDevice", "Move", "MoveKind", "Role", "Settings", "StoryLine"]
+__all__ = [
+    "Attachment",
+    "Extension",
+    "HostDevice",
+    "Move",
+    "MoveKind",
+    "RecoveryReport",
+    "Role",
+    "Settings",
+    "StoryLine",
+]
 
 Role = Literal["main", "next", "past"]
 """``"main"`` is the instance's use of the volume; ``"next"`` is to replace it; ``"past"`` has been replaced."""
@@ -232,3 +242,23 @@ class Move:
     legs: tuple[Attachment, ...] = ()
     disks: tuple[Disk, ...] = ()
     note: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class RecoveryReport:
+    """What a recovery did.
+
+    Attributes:
+        settled: Legs that were interrupted and are at rest now.
+        waiting: Legs whose guest was asked again and has still not let go.
+        left: What could not be done, as (attachment id, or name of a lease; why).
+    """
+
+    settled: tuple[Attachment, ...]
+    waiting: tuple[Attachment, ...]
+    left: tuple[tuple[str, str], ...]
+
+    @property
+    def complete(self) -> bool:
+        """Nothing is left."""
+        return not self.left and not self.waiting

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from cloudcore.attach.lifecycle.records import Attachment
-    from cloudcore.attach.volumes.interface import AttachMode, Volume, VolumeFeatures
+    from cloudcore.attach.volumes.values import AttachMode, Volume, VolumeFeatures
 
 __all__ = ["AttachPlan", "AttachRequest", "Limits", "Policy", "Violation", "needs_target_lock", "plan", "violations"]
 

@@ -1,4 +1,4 @@
-"""Volumes of a real Cinder, through its attachments API."""
+"""Volumes of a real Cinder, through its attachments API: one class, a method for each call of the interface."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import urlencode
 
 import attrs
-import tenacity
 
 from cloudcore._values import normalise_uuid, require_integer
+from cloudcore.attach.volumes.cinder_calls import Calls
 from cloudcore.attach.volumes.cinder_http import Http, noauth_session
 from cloudcore.attach.volumes.cinder_rules import (
     BUSY,
@@ -18,15 +18,12 @@ from cloudcore.attach.volumes.cinder_rules import (
     PASSING,
     Call,
     Effect,
-    features_of,
-    negotiate,
     read_attachment,
     read_volume,
 )
-from cloudcore.attach.volumes.interface import AttachmentStatus, Connector
+from cloudcore.attach.volumes.values import AttachmentStatus, Connector
 from cloudcore.errors import (
     AttachmentNotFound,
-    CloudcoreError,
     Conflict,
     InUse,
     InvalidArgument,
@@ -45,7 +42,7 @@ if TYPE_CHECKING:
     from keystoneauth1.plugin import BaseAuthPlugin
     from keystoneauth1.session import Session
 
-    from cloudcore.attach.volumes.interface import AttachMode, Volume, VolumeAttachment, VolumeFeatures
+    from cloudcore.attach.volumes.values import AttachMode, Volume, VolumeAttachment, VolumeFeatures
 
 __all__ = ["CinderVolumes"]
 
@@ -113,15 +110,12 @@ class CinderVolumes:
         for name, value in (("timeout", timeout), ("deadline", deadline)):
             if not value > 0:
                 raise InvalidArgument(f"{name}: {value!r} is not above 0", field=name, value=value)
-        self._attempts = require_integer(attempts, "attempts", minimum=1)
+        require_integer(attempts, "attempts", minimum=1)
         self._page_size = require_integer(page_size, "page_size", minimum=1)
-        self._http = Http(session, timeout=timeout, service_auth=service_auth, clock=clock, **client_options)
+        http = Http(session, timeout=timeout, service_auth=service_auth, clock=clock, **client_options)
+        self._calls = Calls(http, wanted=microversion, deadline=deadline, attempts=attempts, clock=clock, sleep=sleep)
         self._deadline = deadline
-        self._wanted = microversion
         self._all_projects = all_projects
-        self._clock = clock
-        self._sleep = sleep
-        self._spoken: tuple[Any, VolumeFeatures] | None = None
         self._own: Session | None = None
 
     @classmethod
@@ -162,90 +156,7 @@ class CinderVolumes:
             UnsupportedFeature: The service is older than attachments (3.27), or than the bound allows.
             VolumeServiceUnavailable: It does not answer.
         """
-        return self._speak()[1]
-
-    def _speak(self) -> tuple[Any, VolumeFeatures]:
-        """The client of the negotiated version. Two threads may both negotiate; they come to the same result."""
-        spoken = self._spoken
-        if spoken is None:
-            asking = self._http.client("3.0")
-            ranges = self._repeat(Call("negotiation", Effect.NONE), asking.services.server_api_version, _version_ranges)
-            if not ranges:
-                raise UnsupportedFeature("the volume service speaks no version 3", needed="3.27", available=None)
-            version = negotiate(*ranges[0], self._wanted)
-            spoken = self._spoken = (self._http.client(version), features_of(version))
-            log.info("volume service speaks %s", version, extra={"microversion": version})
-        return spoken
-
-    # ------------------------------------------------------------------------------------------------------ sending
-
-    def _call(
-        self,
-        call: Call,
-        request: Callable[[Any], Any],
-        read: Callable[[Any], Answer],
-        *,
-        probe: Callable[[float], Answer | None] | None = None,
-        until: float | None = None,
-    ) -> Answer:
-        """Make a request of the negotiated client, again after failures that allow it."""
-        client, _ = self._speak()
-        return self._repeat(call, lambda: request(client), read, probe=probe, until=until)
-
-    def _repeat(
-        self,
-        call: Call,
-        request: Callable[[], Any],
-        read: Callable[[Any], Answer],
-        *,
-        probe: Callable[[float], Answer | None] | None = None,
-        until: float | None = None,
-    ) -> Answer:
-        """Send it, again after failures that allow it, until attempts or time are over.
-
-        Once an answer has been lost, no later failure can prove that nothing happened: the end is OutcomeUnknown then.
-
-        Args:
-            call: What it is.
-            request: Makes the request.
-            read: Reads the answer.
-            probe: Asked, after a lost answer, whether the call has had its effect; what it returns is the answer. It is
-                given the instant at which the time is over.
-            until: That instant; None for a whole deadline from now.
-        """
-        until = self._clock() + self._deadline if until is None else until
-        lost: OutcomeUnknown | None = None
-        for attempt in self._attempts_of(call, until):
-            with attempt:
-                try:
-                    if lost and probe and (found := probe(until)) is not None:
-                        return found
-                    return self._http.send(call, request, read, until=until, service=call.name == "delete")
-                except OutcomeUnknown as error:
-                    lost = error
-                    raise
-                except VolumeServiceUnavailable:
-                    if lost is None:
-                        raise
-                    raise lost from None
-                except Conflict:
-                    if lost and probe and (found := probe(until)) is not None:
-                        return found  # refused because the lost request had been carried out
-                    raise
-        raise AssertionError("tenacity ends with the last error")
-
-    def _attempts_of(self, call: Call, until: float) -> Iterator[tenacity.AttemptManager]:
-        again: tuple[type[CloudcoreError], ...] = (VolumeServiceUnavailable,)
-        if call.effect is not Effect.ONCE:
-            again = (VolumeServiceUnavailable, OutcomeUnknown)
-        yield from tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(again),
-            stop=lambda state: state.attempt_number >= self._attempts or self._clock() >= until,
-            wait=_pause,
-            sleep=self._sleep,
-            before_sleep=lambda state: _log_repetition(call, state),
-            reraise=True,
-        )
+        return self._calls.speak()[1]
 
     # ------------------------------------------------------------------------------------------------------ volumes
 
@@ -272,8 +183,8 @@ class CinderVolumes:
         )
 
     def _volume(self, volume_id: str, read: Callable[[Mapping[str, Any], VolumeFeatures], Answer]) -> Answer:
-        _, features = self._speak()
-        return self._call(
+        _, features = self._calls.speak()
+        return self._calls.make(
             Call("show", Effect.NONE, volume_id=volume_id),
             lambda client: client.volumes.get(volume_id),
             lambda answer: read(answer.to_dict(), features),
@@ -302,7 +213,7 @@ class CinderVolumes:
             asked = asked or volume.status == "extending" or self._ask_to_extend(volume, gib)
             return None
 
-        if grown := self._watch(step):
+        if grown := self._calls.watch(step):
             return grown
         raise OutcomeUnknown(f"extend of volume {volume_id} to {gib} GiB: not done after {self._deadline:g} s")
 
@@ -316,31 +227,19 @@ class CinderVolumes:
             )
         call = Call("extend", Effect.ONCE, volume_id=volume.id)
         try:
-            self._call(call, lambda client: client.volumes.extend(volume.id, gib), _nothing)
+            self._calls.make(call, lambda client: client.volumes.extend(volume.id, gib), _nothing)
         except OutcomeUnknown:
             log.warning("volume %s: the answer to extend was lost; looking", volume.id)
             return False
         log.info("volume %s extends to %d GiB", volume.id, gib)
         return True
 
-    def _watch(self, step: Callable[[], Answer | None]) -> Answer | None:
-        """Repeat *step* until it returns something, None if it does not in time."""
-        until = self._clock() + self._deadline
-        outcome: Answer | None = tenacity.Retrying(
-            retry=tenacity.retry_if_result(lambda result: result is None),
-            stop=lambda _: self._clock() >= until,
-            wait=tenacity.wait_exponential(0.05, max=2.0) + tenacity.wait_random(0.0, 0.05),
-            sleep=self._sleep,
-            retry_error_callback=lambda _: None,
-        )(step)
-        return outcome
-
     def delete_volume(self, volume_id: str) -> None:
         """As :meth:`VolumeService.delete_volume <cloudcore.attach.VolumeService.delete_volume>`."""
         volume_id = normalise_uuid(volume_id, "volume_id")
         call = Call("delete volume", Effect.SAME, volume_id=volume_id)
         try:
-            self._call(call, lambda client: client.volumes.delete(volume_id), _nothing)
+            self._calls.make(call, lambda client: client.volumes.delete(volume_id), _nothing)
         except VolumeNotFound:
             return
         except Conflict as refusal:
@@ -382,7 +281,7 @@ class CinderVolumes:
         instance_id = normalise_uuid(instance_id, "instance_id")
         if mode not in ("rw", "ro"):
             raise InvalidArgument(f"mode: {mode!r} is neither rw nor ro", field="mode", value=mode)
-        made = self._call(
+        made = self._calls.make(
             Call(name, Effect.ONCE, volume_id=volume_id),
             lambda client: client.attachments.create(volume_id, connector, instance_id, mode=mode),
             read_attachment,
@@ -399,7 +298,7 @@ class CinderVolumes:
         """
         attachment_id = normalise_uuid(attachment_id, "attachment_id")
         wanted = _as_cinder(connector)
-        mapped = self._call(
+        mapped = self._calls.make(
             Call("update", Effect.SAME, attachment_id=attachment_id),
             lambda client: client.attachments.update(attachment_id, wanted),
             lambda answer: read_attachment(answer.to_dict()),
@@ -429,7 +328,7 @@ class CinderVolumes:
         if not self.features().complete:
             return
         call = Call("complete", Effect.SAME, attachment_id=attachment_id)
-        self._call(call, lambda client: client.attachments.complete(attachment_id), _nothing)
+        self._calls.make(call, lambda client: client.attachments.complete(attachment_id), _nothing)
         log.info("attachment %s complete", attachment_id)
 
     def attachment(self, attachment_id: str) -> VolumeAttachment:
@@ -437,7 +336,7 @@ class CinderVolumes:
         return self._show(normalise_uuid(attachment_id, "attachment_id"))
 
     def _show(self, attachment_id: str, until: float | None = None) -> VolumeAttachment:
-        return self._call(
+        return self._calls.make(
             Call("show", Effect.NONE, attachment_id=attachment_id),
             lambda client: client.attachments.show(attachment_id),
             lambda answer: read_attachment(answer.to_dict()),
@@ -449,7 +348,7 @@ class CinderVolumes:
         attachment_id = normalise_uuid(attachment_id, "attachment_id")
         call = Call("delete", Effect.SAME, attachment_id=attachment_id)
         try:
-            self._call(call, lambda client: client.attachments.delete(attachment_id), _nothing)
+            self._calls.make(call, lambda client: client.attachments.delete(attachment_id), _nothing)
         except AttachmentNotFound:
             return
         log.info("attachment %s deleted", attachment_id)
@@ -486,7 +385,7 @@ class CinderVolumes:
         """One page. Not by ``attachments.list``: that writes a cache file for the shell, one for all threads."""
         position = {"limit": str(self._page_size), **({"marker": marker} if marker else {})}
         url = f"/attachments?{urlencode({**query, **position})}"
-        return self._call(
+        return self._calls.make(
             Call("list", Effect.NONE, attachment_id=marker),
             lambda client: client.client.get(url),
             lambda answer: [read_attachment(row) for row in answer[1]["attachments"]],
@@ -502,22 +401,3 @@ def _as_cinder(connector: Connector) -> dict[str, Any]:
 
 def _nothing(_: Any) -> None:
     """For answers without content of interest."""
-
-
-def _version_ranges(versions: Any) -> list[tuple[str, str]]:
-    """The (oldest, newest) of each major version 3 that the service offers; there is one."""
-    return [(entry.min_version, entry.version) for entry in versions if entry.version.startswith("3.")]
-
-
-_backoff = tenacity.wait_exponential(0.1, max=5.0) + tenacity.wait_random(0.0, 0.1)
-
-
-def _pause(state: tenacity.RetryCallState) -> float:
-    """Growing pauses; longer where the service says how long."""
-    error = state.outcome.exception() if state.outcome else None
-    return max(_backoff(state), getattr(error, "retry_after", None) or 0.0)
-
-
-def _log_repetition(call: Call, state: tenacity.RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome else None
-    log.warning("attempt %d failed, repeating: %s", state.attempt_number, error, extra={"call": call.name})

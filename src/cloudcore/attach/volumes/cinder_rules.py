@@ -13,13 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from cloudcore.attach.volumes.interface import (
-    AttachmentStatus,
-    ConnectionInfo,
-    Volume,
-    VolumeAttachment,
-    VolumeFeatures,
-)
+from cloudcore.attach.volumes.values import AttachmentStatus, ConnectionInfo, Volume, VolumeAttachment, VolumeFeatures
 from cloudcore.errors import (
     AttachmentNotFound,
     CloudcoreError,

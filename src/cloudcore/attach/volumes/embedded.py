@@ -2,6 +2,9 @@
 
 Statuses, refusals and their order are Cinder's (attachments API, 3.27 and later), with one difference: each call is one
 transaction, so a crash leaves no status without its record.
+
+One module, though a long one: each verb is a transaction beside the rule that Cinder applies in it, and the rules read
+the rows that the verbs have locked.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import sqlalchemy as sa
 from cloudcore._failpoints import failpoint
 from cloudcore._values import normalise_uuid, require_integer
 from cloudcore.attach.tables import embedded_attachments, embedded_volumes
-from cloudcore.attach.volumes.interface import (
+from cloudcore.attach.volumes.values import (
     MAX_BYTES,
     AttachmentStatus,
     ConnectionInfo,
@@ -42,7 +45,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import URL, Connection, Engine, Row
 
-    from cloudcore.attach.volumes.interface import AttachMode
+    from cloudcore.attach.volumes.values import AttachMode
 
 __all__ = ["EmbeddedVolumes"]
 

@@ -10,7 +10,7 @@ from cloudcore.errors import UnsupportedFeature, VolumeServiceError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from cloudcore.attach.volumes.interface import ConnectionInfo
+    from cloudcore.attach.volumes.values import ConnectionInfo
 
 __all__ = ["LOCAL_KINDS", "NETWORK_KINDS", "source_of"]
 

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from cloudcore._failpoints import failpoint
 from cloudcore._values import require_text
+from cloudcore.attach.journal.lock_names import target_lock, volume_lock
 from cloudcore.attach.lifecycle.failures import failure
 from cloudcore.attach.lifecycle.records import Attachment
 from cloudcore.attach.lifecycle.rules import AttachPlan, AttachRequest, needs_target_lock, plan, violations
 from cloudcore.attach.lifecycle.states import Instruction, State
-from cloudcore.attach.workflow.instructions import target_lock
-from cloudcore.attach.workflow.recovery import volume_lock
 from cloudcore.disks import DiskBus
 from cloudcore.errors import Conflict, InvalidArgument, OperationMismatch
 
@@ -26,10 +25,11 @@ if TYPE_CHECKING:
     from cloudcore.attach.hosts.connectors import Host
     from cloudcore.attach.journal.journal import Journal
     from cloudcore.attach.journal.leases import Lease, Leases
+    from cloudcore.attach.journal.moves import MoveStore
     from cloudcore.attach.lifecycle.rules import Limits, Policy, Violation
-    from cloudcore.attach.volumes.interface import Volume, VolumeFeatures, VolumeService
+    from cloudcore.attach.volumes.interface import VolumeService
+    from cloudcore.attach.volumes.values import Volume, VolumeFeatures
     from cloudcore.attach.workflow.driver import Driver
-    from cloudcore.attach.workflow.moves import Moves
     from cloudcore.attach.workflow.recovery import Recovery
 
 __all__ = ["Attacher"]
@@ -46,7 +46,7 @@ class Attacher:
         driver: Driver,
         leases: Leases,
         recovery: Recovery,
-        moves: Moves,
+        moves: MoveStore,
         volumes: VolumeService,
         hosts: Mapping[str, Host],
         *,

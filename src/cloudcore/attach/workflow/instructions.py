@@ -12,6 +12,7 @@ import tenacity
 
 from cloudcore._failpoints import failpoint
 from cloudcore.attach.hosts.connectors import verify_device
+from cloudcore.attach.journal.lock_names import target_lock
 from cloudcore.attach.lifecycle.rules import needs_target_lock
 from cloudcore.attach.lifecycle.states import USES_HOST, WAITING, Event, Instruction, State
 from cloudcore.disks import DetachOutcome
@@ -38,9 +39,10 @@ if TYPE_CHECKING:
     from cloudcore.attach.journal.journal import Journal
     from cloudcore.attach.journal.leases import Lease
     from cloudcore.attach.lifecycle.records import Attachment, HostDevice
-    from cloudcore.attach.volumes.interface import ConnectionInfo, VolumeService
+    from cloudcore.attach.volumes.interface import VolumeService
+    from cloudcore.attach.volumes.values import ConnectionInfo
 
-__all__ = ["PROBES", "Instructions", "Outcome", "Work", "target_lock"]
+__all__ = ["PROBES", "Instructions", "Outcome", "Work"]
 
 _ON_HOST = frozenset(
     {Instruction.CONNECT, Instruction.PLUG, Instruction.UNPLUG, Instruction.DISCONNECT, Instruction.LOOK_AT_GUEST}
@@ -362,11 +364,6 @@ class Instructions:
             identifier=leg.volume_id,
             users=[instance_id],
         )
-
-
-def target_lock(host: str, service_uuid: str | None) -> str:
-    """Name of the lease under which a host touches a backend whose volumes share targets."""
-    return f"target/{host}/{service_uuid}"
 
 
 def _service_id(leg: Attachment) -> str:

@@ -6,28 +6,28 @@ away, so that it is never free for somebody else; then it is placed on the desti
 between. An *evacuation* skips what only the source could do, on evidence that the source is dead.
 
 The row in ``attachment_moves`` says what was asked for; each volume's legs say how far it came.
+
+One module, because begin, confirm, revert and recover are four ways through the same few steps, and have to agree on
+them.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
-import sqlalchemy as sa
 
 from cloudcore._failpoints import failpoint
+from cloudcore.attach.journal.lock_names import instance_lock, volume_lock
 from cloudcore.attach.lifecycle.failures import failure
 from cloudcore.attach.lifecycle.fencing import require_evidence
 from cloudcore.attach.lifecycle.records import Attachment, Move, MoveKind
 from cloudcore.attach.lifecycle.states import USES_HOST, Event, Instruction, State
-from cloudcore.attach.tables import attachment_moves
-from cloudcore.attach.workflow.recovery import volume_lock
 from cloudcore.errors import (
     CloudcoreError,
     Conflict,
     DeadlineExceeded,
     InvalidArgument,
-    MoveNotFound,
     Refused,
     WrongHost,
 )
@@ -35,24 +35,17 @@ from cloudcore.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy.engine import Connection, Row
+    from sqlalchemy.engine import Connection
 
     from cloudcore.attach.journal.journal import Journal
     from cloudcore.attach.journal.leases import Lease, Leases
+    from cloudcore.attach.journal.moves import MoveStore
     from cloudcore.attach.lifecycle.fencing import Fencer
     from cloudcore.attach.workflow.driver import Driver, Result
     from cloudcore.attach.workflow.recovery import Recovery
     from cloudcore.disks import Disk
 
-__all__ = ["Moves", "instance_lock"]
-
-_M = attachment_moves
-_FIND = sa.select(_M).where(_M.c.instance_id == sa.bindparam("instance"))
-
-
-def instance_lock(instance_id: str) -> str:
-    """Name of the lease under which an instance's volumes are moved; taken before any volume's."""
-    return f"instance/{instance_id}"
+__all__ = ["Moves"]
 
 
 class Moves:
@@ -61,6 +54,7 @@ class Moves:
     def __init__(
         self,
         journal: Journal,
+        rows: MoveStore,
         driver: Driver,
         leases: Leases,
         recovery: Recovery,
@@ -70,6 +64,7 @@ class Moves:
     ) -> None:
         self._journal = journal
         self._database = journal.database
+        self._rows = rows
         self._driver = driver
         self._leases = leases
         self._recovery = recovery
@@ -83,7 +78,7 @@ class Moves:
         if kind == "live":
             self._require_served(destination)
         with self._leases.hold([instance_lock(instance_id)]):
-            move = self.find(instance_id) or self._start(instance_id, kind, destination)
+            move = self._rows.find(instance_id) or self._start(instance_id, kind, destination)
             if (move.kind, move.destination) != (kind, destination) or move.phase not in {"beginning", "begun"}:
                 raise Conflict(
                     f"instance {instance_id} is in a {move.kind} move to {move.destination} ({move.phase}); confirm or "
@@ -96,7 +91,7 @@ class Moves:
     def confirm(self, instance_id: str, destination: str | None = None) -> tuple[Attachment, ...]:
         """See :meth:`AttachmentManager.confirm_move`."""
         with self._leases.hold([instance_lock(instance_id)]):
-            move = self._require(instance_id)
+            move = self._rows.require(instance_id)
             if move.phase not in {"begun", "confirming"}:
                 raise Conflict(f"the move of instance {instance_id} is {move.phase}", identifier=instance_id)
             target = move.destination or destination
@@ -107,18 +102,18 @@ class Moves:
             if move.kind == "live":
                 self._require_arrived(move)
             self._settle(instance_id)
-            self._write(move, "confirming")
+            self._rows.set_phase(move, "confirming")
             try:
                 return self._confirm(move)
             except CloudcoreError:
                 if all(leg.state is State.HELD for leg in self._main_legs(instance_id)):
-                    self._write(begun, "begun")  # nothing was placed: as before the call
+                    self._rows.set_phase(begun, "begun")  # nothing was placed: as before the call
                 raise
 
     def revert(self, instance_id: str) -> tuple[Attachment, ...]:
         """See :meth:`AttachmentManager.revert_move`."""
         with self._leases.hold([instance_lock(instance_id)]):
-            move = self._require(instance_id)
+            move = self._rows.require(instance_id)
             if move.kind == "evacuation":
                 raise Refused(
                     f"instance {instance_id} cannot go back: {move.source} was fenced ({move.note}). Confirm the move, "
@@ -130,23 +125,8 @@ class Moves:
             if move.kind == "live":
                 self._require_not_arrived(move)
             self._settle(instance_id)
-            self._write(move, "reverting")
+            self._rows.set_phase(move, "reverting")
             return self._revert(move)
-
-    def find(self, instance_id: str) -> Move | None:
-        """The instance's move, None if it is in none. Without disks."""
-        with self._database.read() as connection:
-            return self.in_move(connection, instance_id)
-
-    def all(self) -> list[Move]:
-        """Every move, without legs and disks."""
-        with self._database.read() as connection:
-            return [_move(row) for row in connection.execute(sa.select(_M))]
-
-    def in_move(self, connection: Connection, instance_id: str) -> Move | None:
-        """As :meth:`find`, within the caller's transaction."""
-        row = connection.execute(_FIND, {"instance": instance_id}).one_or_none()
-        return None if row is None else _move(row)
 
     def recover(self, instance_id: str) -> bool:
         """Go on with a move whose process died in the middle of a verb; a begun one waits for its caller.
@@ -159,12 +139,12 @@ class Moves:
             CloudcoreError: It could not be finished.
         """
         with self._leases.hold([instance_lock(instance_id)], patience=0.0):
-            move = self.find(instance_id)
+            move = self._rows.find(instance_id)
             if move is None or move.phase == "begun":
                 return False
             self._settle(instance_id)
             if move.phase == "beginning" and move.kind == "live":
-                self._write(move, "reverting")
+                self._rows.set_phase(move, "reverting")
                 self._revert(move)
             elif move.phase == "beginning":
                 self._begin(move)
@@ -173,11 +153,6 @@ class Moves:
             else:
                 self._revert(move)
             return True
-
-    def unfinished(self) -> list[str]:
-        """Instances with a move in the middle of a verb."""
-        with self._database.read() as connection:
-            return list(connection.scalars(sa.select(_M.c.instance_id).where(_M.c.phase != "begun")))
 
     # --- beginning ----------------------------------------------------------------------------------------------------
 
@@ -195,13 +170,11 @@ class Moves:
         note = str(require_evidence(self._fencer, source)) if kind == "evacuation" else None
         if kind in {"cold", "shelve"} and legs:
             self._require_served(source)
-        row = {"instance_id": instance_id, "kind": kind, "phase": "beginning", "source": source}
-        more = {"destination": destination, "note": note, "created_at": self._journal.now()}
-        self._database.run(lambda connection: connection.execute(sa.insert(_M), {**row, **more}))
-        failpoint("attach.move.begun")
-        return Move(
+        move = Move(
             instance_id=instance_id, kind=kind, phase="beginning", source=source, destination=destination, note=note
         )
+        self._rows.begin(move, self._journal.now())
+        return move
 
     def _begin(self, move: Move) -> Move:
         legs: list[Attachment] = []
@@ -217,7 +190,7 @@ class Moves:
         except CloudcoreError as error:
             self._give_up(move, error)
             raise
-        self._write(move, "begun")
+        self._rows.set_phase(move, "begun")
         return attrs.evolve(move, phase="begun", legs=tuple(legs), disks=tuple(disks))
 
     def _give_up(self, move: Move, error: CloudcoreError) -> None:
@@ -227,7 +200,7 @@ class Moves:
             error.add_note(f"the move of instance {move.instance_id} is half begun: begin it again, or revert it")
             return
         try:
-            self._write(move, "reverting")
+            self._rows.set_phase(move, "reverting")
             self._revert(move)
         except CloudcoreError as second:
             error.add_note(f"undoing the move failed too ({second}); recover() goes on with it")
@@ -330,7 +303,7 @@ class Moves:
                     self._arrive(lease, leg)
                 else:
                     self._place(lease, leg, str(move.destination))
-        self._delete(move)
+        self._rows.end(move)
         return self._main_legs(move.instance_id)
 
     def _arrive(self, lease: Lease, leg: Attachment) -> None:
@@ -377,7 +350,7 @@ class Moves:
                         self._unstage(lease, leg)
                 elif leg.role == "main":
                     self._return(lease, move, leg)
-        self._delete(move)
+        self._rows.end(move)
         return self._main_legs(move.instance_id)
 
     def _require_not_arrived(self, move: Move) -> None:
@@ -462,36 +435,8 @@ class Moves:
             )
         return found
 
-    def _require(self, instance_id: str) -> Move:
-        move = self.find(instance_id)
-        if move is None:
-            raise MoveNotFound(f"instance {instance_id} is in no move", identifier=instance_id)
-        return move
-
     def _require_served(self, host: str | None) -> None:
         if host is None:
             raise InvalidArgument("destination: say which host", field="destination")
         if not self._driver.serves(host):
             raise WrongHost(f"this process does not act on {host}; nothing was touched", expected=host)
-
-    def _write(self, move: Move, phase: str) -> None:
-        changed = sa.update(_M).where(_M.c.instance_id == move.instance_id)
-        values = {"phase": phase, "destination": move.destination}
-        self._database.run(lambda connection: connection.execute(changed.values(**values)))
-        failpoint("attach.move.phase")
-
-    def _delete(self, move: Move) -> None:
-        failpoint("attach.move.end")
-        gone = sa.delete(_M).where(_M.c.instance_id == move.instance_id)
-        self._database.run(lambda connection: connection.execute(gone))
-
-
-def _move(row: Row[Any]) -> Move:
-    return Move(
-        instance_id=row.instance_id,
-        kind=row.kind,
-        phase=row.phase,
-        source=row.source,
-        destination=row.destination,
-        note=row.note,
-    )

@@ -1,4 +1,4 @@
-"""Finishing or undoing what a dead process left: probe, then act, whatever the point of death."""
+"""Finishing or undoing, on one volume, what a dead process left: probe, then act, whatever the point of death."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import attrs
 
 from cloudcore._failpoints import failpoint
+from cloudcore.attach.journal.lock_names import volume_lock
+from cloudcore.attach.lifecycle.records import RecoveryReport
 from cloudcore.attach.lifecycle.states import UNDO_UNASKED, USES_HOST, WAITING, Event, State, resume
 from cloudcore.errors import CloudcoreError, VolumeBusy, WrongHost
 
@@ -17,43 +19,20 @@ if TYPE_CHECKING:
     from cloudcore.attach.lifecycle.records import Attachment
     from cloudcore.attach.lifecycle.states import Instruction
     from cloudcore.attach.workflow.driver import Driver, Result
-    from cloudcore.attach.workflow.moves import Moves
 
-__all__ = ["Recovery", "RecoveryReport", "volume_lock"]
-
-
-def volume_lock(volume_id: str) -> str:
-    """Name of the lease under which anything is done to a volume's legs."""
-    return f"volume/{volume_id}"
-
-
-@attrs.frozen(kw_only=True)
-class RecoveryReport:
-    """What a recovery did.
-
-    Attributes:
-        settled: Legs that were interrupted and are at rest now.
-        waiting: Legs whose guest was asked again and has still not let go.
-        left: What could not be done, as (attachment id, or name of a lease; why).
-    """
-
-    settled: tuple[Attachment, ...]
-    waiting: tuple[Attachment, ...]
-    left: tuple[tuple[str, str], ...]
-
-    @property
-    def complete(self) -> bool:
-        """Nothing is left."""
-        return not self.left and not self.waiting
+__all__ = ["Recovery", "Tally"]
 
 
 @attrs.define
-class _Tally:
+class Tally:
+    """What came of each leg, for a :class:`RecoveryReport`."""
+
     settled: list[Attachment] = attrs.field(factory=list)
     waiting: list[Attachment] = attrs.field(factory=list)
     left: list[tuple[str, str]] = attrs.field(factory=list)
 
     def count(self, leg: Attachment, error: CloudcoreError | None) -> None:
+        """Enter where *leg* ended."""
         if leg.pending:
             self.waiting.append(leg)
         elif leg.interrupted:
@@ -62,6 +41,7 @@ class _Tally:
             self.settled.append(leg)
 
     def report(self) -> RecoveryReport:
+        """What was entered."""
         return RecoveryReport(settled=tuple(self.settled), waiting=tuple(self.waiting), left=tuple(self.left))
 
 
@@ -74,33 +54,18 @@ class Recovery:
         self._leases = leases
         self._fencer = fencer
 
-    def recover(self, moves: Moves) -> RecoveryReport:
-        """See :meth:`AttachmentManager.recover`."""
-        tally = _Tally()
-        for volume_id in self._journal.unsettled_volumes():
-            self._guarded(volume_id, tally, patience=0.0)
-        for instance_id in moves.unfinished():
-            try:
-                moves.recover(instance_id)
-            except CloudcoreError as error:
-                tally.left.append((f"move of {instance_id}", f"{type(error).__name__}: {error}"))
-        for leg in self._journal.select():
-            if leg.state in WAITING:
-                self._ask_again(leg, tally)
-        self._journal.database.run(self._leases.sweep)
-        return tally.report()
-
     def ask_again(self, volume_id: str) -> None:
         """Ask the guests that have not let the volume go yet."""
         for leg in self._journal.select(volume_id=volume_id):
             if leg.state in WAITING:
-                self._ask_again(leg, _Tally())
+                self.ask_again_into(Tally(), leg)
 
     def settle(self, volume_id: str) -> None:
         """Settle one volume before something new is done to it, as far as it goes; what is left, is left."""
-        self._guarded(volume_id, _Tally(), patience=None)
+        self.settle_into(Tally(), volume_id, patience=None)
 
-    def _guarded(self, volume_id: str, tally: _Tally, *, patience: float | None) -> None:
+    def settle_into(self, tally: Tally, volume_id: str, *, patience: float | None) -> None:
+        """As :meth:`settle`; enter what came of it."""
         try:
             with self._leases.hold([volume_lock(volume_id)], patience=patience) as lease:
                 failpoint("attach.recover.begin")
@@ -108,7 +73,7 @@ class Recovery:
         except VolumeBusy as error:
             tally.left.append((volume_lock(volume_id), str(error)))
 
-    def _settle_legs(self, lease: Lease, volume_id: str, tally: _Tally) -> None:
+    def _settle_legs(self, lease: Lease, volume_id: str, tally: Tally) -> None:
         with self._journal.database.read() as connection:
             legs = self._journal.of_volume(connection, volume_id)
         for leg in sorted(legs, key=lambda leg: leg.role):  # main before next before past
@@ -161,7 +126,8 @@ class Recovery:
             self._driver.host(leg)  # raises WrongHost
         return str(found)
 
-    def _ask_again(self, leg: Attachment, tally: _Tally) -> None:
+    def ask_again_into(self, tally: Tally, leg: Attachment) -> None:
+        """Ask the guest of *leg* to let go, if it has not yet; enter what came of it."""
         try:
             with self._leases.hold([volume_lock(leg.volume_id)], patience=0.0) as lease:
                 leg = self._journal.get(leg.id)
