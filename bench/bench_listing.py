@@ -23,7 +23,7 @@ from bench import listing_cells as data
 from bench.harness import REPOSITORY, Bench
 from bench.listing_cells import SlowConnection
 from cloudcore.listing import NOVA_INSTANCES, Cell, CellRouter, InstanceDirectory, NovaDirectory, Query
-from cloudcore.listing.directory import Entry
+from cloudcore.listing.records.directory import Entry
 
 SLOW = {"connect_args": {"factory": SlowConnection}}
 COLUMNS = (

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from cloudcore.listing import nova
+from cloudcore.listing.records import nova
 from cloudcore.listing.tables import create_cell_tables, instances
 
 UTC = dt.UTC

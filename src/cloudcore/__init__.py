@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from cloudcore.errors import CloudcoreError
     from cloudcore.hypervisor.libvirt_adapter import LibvirtHypervisor
     from cloudcore.hypervisor.memory import MemoryHypervisor
-    from cloudcore.listing.cells import Cell
-    from cloudcore.listing.directory import InstanceDirectory
+    from cloudcore.listing.cells.connections import Cell
+    from cloudcore.listing.records.directory import InstanceDirectory
     from cloudcore.listing.router import CellRouter
     from cloudcore.listing.store import InstanceStore
     from cloudcore.listing.values import Query, Sort
@@ -38,14 +38,14 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "AllocationLedger": "cloudcore.placement.ledger",
     "AttachmentManager": "cloudcore.attach.manager",
-    "Cell": "cloudcore.listing.cells",
+    "Cell": "cloudcore.listing.cells.connections",
     "CellRouter": "cloudcore.listing.router",
     "CinderVolumes": "cloudcore.attach.volumes.cinder",
     "CloudcoreError": "cloudcore.errors",
     "Database": "cloudcore.database",
     "EmbeddedVolumes": "cloudcore.attach.volumes.embedded",
     "HostSelector": "cloudcore.placement.selector",
-    "InstanceDirectory": "cloudcore.listing.directory",
+    "InstanceDirectory": "cloudcore.listing.records.directory",
     "InstanceStore": "cloudcore.listing.store",
     "Inventory": "cloudcore.placement.values",
     "LibvirtHypervisor": "cloudcore.hypervisor.libvirt_adapter",

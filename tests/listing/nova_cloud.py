@@ -10,7 +10,7 @@ import uuid
 import sqlalchemy as sa
 
 from cloudcore.database import open_engine
-from cloudcore.listing import nova
+from cloudcore.listing.records import nova
 
 EPOCH = dt.datetime(2026, 1, 1)  # naive UTC, as Nova stores it
 CELL0 = "00000000-0000-0000-0000-000000000000"

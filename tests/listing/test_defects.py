@@ -263,7 +263,7 @@ def test_l11_l12_a_later_page_is_a_range_of_an_index(clouds, dialect):
             {"sqlite": "ANALYZE", "postgresql": "VACUUM ANALYZE", "mariadb": "ANALYZE TABLE instances"}[dialect]
         )
     asked = cloud.router._prepare(Query(limit=10))
-    from cloudcore.listing.statements import segments
+    from cloudcore.listing.query.statements import segments
 
     position = (NOW + dt.timedelta(seconds=1000), str(uuid.uuid4()))
     text, parameters = asked.plan.page(engine.dialect, segments(asked.order, position)[0], 10)

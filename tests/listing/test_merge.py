@@ -6,8 +6,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from cloudcore.listing.merge import Fetch, Merge, batch_size
-from cloudcore.listing.order import Key, Kind, Order
+from cloudcore.listing.merge.merging import Fetch, Merge, batch_size
+from cloudcore.listing.query.order import Key, Kind, Order
 
 ORDER = Order(
     (

@@ -24,10 +24,10 @@ from cloudcore.errors import (
     InvalidQuery,
 )
 from cloudcore.listing import BreakerPolicy, Cell, CellState, HedgePolicy, Query, RecordSource, Sort
-from cloudcore.listing.breakers import Breakers, BreakerState
-from cloudcore.listing.conditions import prefix_end
-from cloudcore.listing.cursors import Cursor
-from cloudcore.listing.hedging import Hedger
+from cloudcore.listing.cells.breakers import Breakers, BreakerState
+from cloudcore.listing.cells.hedging import Hedger
+from cloudcore.listing.query.conditions import prefix_end
+from cloudcore.listing.query.cursors import Cursor
 from tests.listing.conftest import NOW, walk
 
 UTC = dt.UTC
@@ -179,7 +179,7 @@ def test_a_cursor_of_another_version_says_so():
     """So that a release after this one can tell."""
     word = Cursor(digest="d", position=None, lagging={}).encode()
     raw = base64.urlsafe_b64decode(word + "=" * (-len(word) % 4))[:-6].replace(b"[1,", b"[9,")
-    from cloudcore.listing.cursors import _checksum
+    from cloudcore.listing.query.cursors import _checksum
 
     with pytest.raises(InvalidCursor, match="version 9"):
         Cursor.decode(base64.urlsafe_b64encode(raw + _checksum(raw)).rstrip(b"=").decode(), "d")

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 from cloudcore._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from cloudcore.listing.audit import Discrepancy, Finding
-    from cloudcore.listing.breakers import BreakerPolicy, BreakerState, BreakerView
-    from cloudcore.listing.cells import Cell
-    from cloudcore.listing.directory import Directory, InstanceDirectory
-    from cloudcore.listing.hedging import HedgePolicy
-    from cloudcore.listing.nova import NOVA_INSTANCES, NOVA_MIGRATIONS, NovaDirectory, NovaInstances
+    from cloudcore.listing.cells.breakers import BreakerPolicy, BreakerState, BreakerView
+    from cloudcore.listing.cells.connections import Cell
+    from cloudcore.listing.cells.hedging import HedgePolicy
+    from cloudcore.listing.merge.streaming import Stream
+    from cloudcore.listing.query.sources import CLOUDCORE_INSTANCES, RecordSource
+    from cloudcore.listing.records.audit import Discrepancy, Finding
+    from cloudcore.listing.records.directory import Directory, InstanceDirectory
+    from cloudcore.listing.records.nova import NOVA_INSTANCES, NOVA_MIGRATIONS, NovaDirectory, NovaInstances
     from cloudcore.listing.router import CellRouter
-    from cloudcore.listing.sources import CLOUDCORE_INSTANCES, RecordSource
     from cloudcore.listing.store import InstanceStore
-    from cloudcore.listing.streaming import Stream
     from cloudcore.listing.tables import create_cell_tables, create_directory_tables
     from cloudcore.listing.values import (
         Answered,
@@ -33,33 +33,33 @@ if TYPE_CHECKING:
 
 _EXPORTS = {
     "Answered": "cloudcore.listing.values",
-    "BreakerPolicy": "cloudcore.listing.breakers",
-    "BreakerState": "cloudcore.listing.breakers",
-    "BreakerView": "cloudcore.listing.breakers",
-    "CLOUDCORE_INSTANCES": "cloudcore.listing.sources",
-    "Cell": "cloudcore.listing.cells",
+    "BreakerPolicy": "cloudcore.listing.cells.breakers",
+    "BreakerState": "cloudcore.listing.cells.breakers",
+    "BreakerView": "cloudcore.listing.cells.breakers",
+    "CLOUDCORE_INSTANCES": "cloudcore.listing.query.sources",
+    "Cell": "cloudcore.listing.cells.connections",
     "CellReport": "cloudcore.listing.values",
     "CellRouter": "cloudcore.listing.router",
     "CellState": "cloudcore.listing.values",
     "Counts": "cloudcore.listing.values",
-    "Directory": "cloudcore.listing.directory",
-    "Discrepancy": "cloudcore.listing.audit",
+    "Directory": "cloudcore.listing.records.directory",
+    "Discrepancy": "cloudcore.listing.records.audit",
     "Fetching": "cloudcore.listing.values",
-    "Finding": "cloudcore.listing.audit",
-    "HedgePolicy": "cloudcore.listing.hedging",
-    "InstanceDirectory": "cloudcore.listing.directory",
+    "Finding": "cloudcore.listing.records.audit",
+    "HedgePolicy": "cloudcore.listing.cells.hedging",
+    "InstanceDirectory": "cloudcore.listing.records.directory",
     "InstanceStore": "cloudcore.listing.store",
-    "NOVA_INSTANCES": "cloudcore.listing.nova",
-    "NOVA_MIGRATIONS": "cloudcore.listing.nova",
-    "NovaDirectory": "cloudcore.listing.nova",
-    "NovaInstances": "cloudcore.listing.nova",
+    "NOVA_INSTANCES": "cloudcore.listing.records.nova",
+    "NOVA_MIGRATIONS": "cloudcore.listing.records.nova",
+    "NovaDirectory": "cloudcore.listing.records.nova",
+    "NovaInstances": "cloudcore.listing.records.nova",
     "Page": "cloudcore.listing.values",
     "Query": "cloudcore.listing.values",
     "Record": "cloudcore.listing.values",
-    "RecordSource": "cloudcore.listing.sources",
+    "RecordSource": "cloudcore.listing.query.sources",
     "Require": "cloudcore.listing.values",
     "Sort": "cloudcore.listing.values",
-    "Stream": "cloudcore.listing.streaming",
+    "Stream": "cloudcore.listing.merge.streaming",
     "create_cell_tables": "cloudcore.listing.tables",
     "create_directory_tables": "cloudcore.listing.tables",
 }

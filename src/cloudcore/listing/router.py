@@ -11,16 +11,16 @@ from weakref import WeakKeyDictionary
 
 from cloudcore._values import normalise_uuid
 from cloudcore.errors import AlreadyExists, CellNotFound, CellUnavailable, InstanceNotFound, InvalidQuery
-from cloudcore.listing.asked import Asked
-from cloudcore.listing.asking import ask_all
-from cloudcore.listing.breakers import BreakerPolicy, Breakers, BreakerView
-from cloudcore.listing.order import plain
-from cloudcore.listing.paging import Means, Pager, insist, missing
-from cloudcore.listing.ports import Guard, Port
-from cloudcore.listing.sources import CLOUDCORE_INSTANCES, RecordSource
-from cloudcore.listing.streaming import Stream
+from cloudcore.listing.cells.backends import Guard, Port
+from cloudcore.listing.cells.breakers import BreakerPolicy, Breakers, BreakerView
+from cloudcore.listing.cells.requests import ask_all
+from cloudcore.listing.cells.workers import Workers
+from cloudcore.listing.merge.paging import Means, Pager, insist, missing
+from cloudcore.listing.merge.streaming import Stream
+from cloudcore.listing.query.order import plain
+from cloudcore.listing.query.prepared import Asked
+from cloudcore.listing.query.sources import CLOUDCORE_INSTANCES, RecordSource
 from cloudcore.listing.values import Answered, CellReport, CellState, Counts, Page, Query, Record
-from cloudcore.listing.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from cloudcore.database import Database
-    from cloudcore.listing.asking import Ask
-    from cloudcore.listing.cells import Cell
-    from cloudcore.listing.directory import Directory
-    from cloudcore.listing.hedging import HedgePolicy
-    from cloudcore.listing.order import Position
-    from cloudcore.listing.statements import Statement
+    from cloudcore.listing.cells.connections import Cell
+    from cloudcore.listing.cells.hedging import HedgePolicy
+    from cloudcore.listing.cells.requests import Ask
+    from cloudcore.listing.query.order import Position
+    from cloudcore.listing.query.statements import Statement
+    from cloudcore.listing.records.directory import Directory
 
 __all__ = ["CellRouter"]
 

@@ -23,8 +23,8 @@ from cloudcore._failpoints import failpoint
 from cloudcore._values import normalise_uuid
 from cloudcore.database import insert_ignoring_duplicates
 from cloudcore.errors import CellNotFound, InstanceNotFound, InvalidArgument
-from cloudcore.listing.audit import Auditor, Discrepancy, Finding
-from cloudcore.listing.directory import Entry, InstanceDirectory
+from cloudcore.listing.records.audit import Auditor, Discrepancy, Finding
+from cloudcore.listing.records.directory import Entry, InstanceDirectory
 from cloudcore.listing.tables import create_cell_tables, instance_metadata, instance_tags, instances
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ import pytest
 
 from cloudcore.database import open_engine
 from cloudcore.listing import Cell, CellState, Query
-from cloudcore.listing.asking import Answers, Flights
-from cloudcore.listing.cells import Lease, Link
-from cloudcore.listing.lanes import PROMPT, STALL, Pace
+from cloudcore.listing.cells.connections import Lease, Link
+from cloudcore.listing.cells.requests import Answers, Flights
+from cloudcore.listing.cells.serial import PROMPT, STALL, Pace
 from tests.listing.conftest import THINGS, things
 from tests.listing.test_faults import NEVER, rows
 

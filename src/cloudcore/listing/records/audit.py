@@ -14,7 +14,7 @@ import attrs
 import sqlalchemy as sa
 
 from cloudcore.errors import CloudcoreError
-from cloudcore.listing.directory import Entry
+from cloudcore.listing.records.directory import Entry
 from cloudcore.listing.tables import directory_instances, directory_routes, instances
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
     from cloudcore.database import Database
-    from cloudcore.listing.directory import InstanceDirectory
+    from cloudcore.listing.records.directory import InstanceDirectory
 
 __all__ = ["Auditor", "Discrepancy", "Finding"]
 

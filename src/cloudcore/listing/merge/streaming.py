@@ -7,19 +7,19 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
 from cloudcore.errors import Cancelled
-from cloudcore.listing.gather import Gather
-from cloudcore.listing.merge import Merge
-from cloudcore.listing.paging import cursor_after, insist, missing
+from cloudcore.listing.merge.driver import Gather
+from cloudcore.listing.merge.merging import Merge
+from cloudcore.listing.merge.paging import cursor_after, insist, missing
 from cloudcore.listing.values import CellReport, Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from cloudcore.listing.asked import Asked
-    from cloudcore.listing.cursors import Cursor
-    from cloudcore.listing.merge import Entry
-    from cloudcore.listing.paging import Means
-    from cloudcore.listing.ports import Port
+    from cloudcore.listing.cells.backends import Port
+    from cloudcore.listing.merge.merging import Entry
+    from cloudcore.listing.merge.paging import Means
+    from cloudcore.listing.query.cursors import Cursor
+    from cloudcore.listing.query.prepared import Asked
 
 __all__ = ["Stream"]
 

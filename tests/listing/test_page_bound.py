@@ -11,7 +11,7 @@ from hypothesis import given
 
 from cloudcore.database import open_engine
 from cloudcore.listing import Cell, Query, Sort
-from cloudcore.listing.horizon import Horizon
+from cloudcore.listing.merge.page_bound import Horizon
 from tests.listing.conftest import THINGS, things, walk
 
 CELLS, ROWS = 24, 60

@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from cloudcore.errors import CellUnavailable
-from cloudcore.listing.asking import ask_all
-from cloudcore.listing.cursors import Cursor
-from cloudcore.listing.gather import Gather
-from cloudcore.listing.merge import Merge
-from cloudcore.listing.unknowns import Unknowns
+from cloudcore.listing.cells.requests import ask_all
+from cloudcore.listing.merge.driver import Gather
+from cloudcore.listing.merge.merging import Merge
+from cloudcore.listing.merge.placeholders import Unknowns
+from cloudcore.listing.query.cursors import Cursor
 from cloudcore.listing.values import CellReport, CellState, Page, Query, Record, Require
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from cloudcore.listing.asked import Asked
-    from cloudcore.listing.asking import Ask
-    from cloudcore.listing.directory import Directory
-    from cloudcore.listing.merge import Entry
-    from cloudcore.listing.order import Position
-    from cloudcore.listing.ports import Port
+    from cloudcore.listing.cells.backends import Port
+    from cloudcore.listing.cells.requests import Ask
+    from cloudcore.listing.merge.merging import Entry
+    from cloudcore.listing.query.order import Position
+    from cloudcore.listing.query.prepared import Asked
+    from cloudcore.listing.records.directory import Directory
 
 __all__ = ["Means", "Pager", "cursor_after", "insist", "missing"]
 

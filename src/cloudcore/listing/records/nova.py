@@ -16,11 +16,11 @@ from sqlalchemy.dialects import postgresql
 
 from cloudcore.database import Database
 from cloudcore.errors import InvalidArgument
-from cloudcore.listing.cells import Cell
-from cloudcore.listing.conditions import Column
-from cloudcore.listing.directory import Entries
-from cloudcore.listing.order import Kind
-from cloudcore.listing.sources import RecordSource, pin
+from cloudcore.listing.cells.connections import Cell
+from cloudcore.listing.query.conditions import Column
+from cloudcore.listing.query.order import Kind
+from cloudcore.listing.query.sources import RecordSource, pin
+from cloudcore.listing.records.directory import Entries
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -5,13 +5,13 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from cloudcore.listing.order import Kind
+from cloudcore.listing.query.order import Kind
 from cloudcore.listing.values import Layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from cloudcore.listing.conditions import Column
+    from cloudcore.listing.query.conditions import Column
 
 __all__ = ["layout_of"]
 

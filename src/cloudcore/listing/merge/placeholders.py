@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from cloudcore.listing.conditions import Condition, order_of
-from cloudcore.listing.statements import Plan, segments
+from cloudcore.listing.query.conditions import Condition, order_of
+from cloudcore.listing.query.statements import Plan, segments
 from cloudcore.listing.values import UNKNOWN, Query, Record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cloudcore.listing.asked import Asked
-    from cloudcore.listing.order import Order, Position
-    from cloudcore.listing.paging import Means
+    from cloudcore.listing.merge.paging import Means
+    from cloudcore.listing.query.order import Order, Position
+    from cloudcore.listing.query.prepared import Asked
 
 __all__ = ["Filler", "Unknowns"]
 

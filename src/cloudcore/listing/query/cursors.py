@@ -23,7 +23,7 @@ from cloudcore.errors import InvalidCursor
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from cloudcore.listing.order import Position
+    from cloudcore.listing.query.order import Position
 
 __all__ = ["Cursor", "digest"]
 

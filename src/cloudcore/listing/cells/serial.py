@@ -13,7 +13,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cloudcore.listing.asking import Answers, Ask
+    from cloudcore.listing.cells.requests import Answers, Ask
 
 __all__ = ["FEWEST", "PROMPT", "STALL", "Lane", "Pace"]
 

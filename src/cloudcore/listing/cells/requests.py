@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import attrs
 
 from cloudcore.errors import CloudcoreError, DatabaseUnavailable, DeadlineExceeded
-from cloudcore.listing.lanes import FEWEST, STALL, Lane
+from cloudcore.listing.cells.serial import FEWEST, STALL, Lane
 from cloudcore.listing.values import CellReport, CellState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from cloudcore.listing.cells import Lease, Link
-    from cloudcore.listing.horizon import Horizon
-    from cloudcore.listing.ports import Port
+    from cloudcore.listing.cells.backends import Port
+    from cloudcore.listing.cells.connections import Lease, Link
+    from cloudcore.listing.merge.page_bound import Horizon
 
 __all__ = ["Answers", "Ask", "Flight", "Flights", "Part", "ask_all"]
 

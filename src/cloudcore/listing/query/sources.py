@@ -10,8 +10,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import mysql, postgresql
 
 from cloudcore.errors import InvalidArgument, InvalidQuery
-from cloudcore.listing.conditions import Column
-from cloudcore.listing.order import Kind
+from cloudcore.listing.query.conditions import Column
+from cloudcore.listing.query.order import Kind
 from cloudcore.listing.tables import instance_metadata, instance_tags, instances
 from cloudcore.listing.values import Sort
 

@@ -19,7 +19,7 @@ from sqlalchemy.pool import NullPool
 from cloudcore._values import require_text
 from cloudcore.database import Database, open_engine, translate
 from cloudcore.errors import CloudcoreError, DatabaseUnavailable, DeadlineExceeded, InvalidArgument
-from cloudcore.listing.statements import dialect_name
+from cloudcore.listing.query.statements import dialect_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import URL, Dialect, Engine
     from sqlalchemy.pool import PoolProxiedConnection
 
-    from cloudcore.listing.horizon import Horizon
+    from cloudcore.listing.merge.page_bound import Horizon
 
 __all__ = ["Cell", "Lease", "Link", "in_memory"]
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from cloudcore.errors import InvariantViolated
-from cloudcore.listing.order import Order, Position, ordered
+from cloudcore.listing.query.order import Order, Position, ordered
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -13,7 +13,7 @@ import attrs
 
 from cloudcore._values import normalise_uuid, require_utc
 from cloudcore.errors import InvalidQuery
-from cloudcore.listing.order import Key, Kind, Order
+from cloudcore.listing.query.order import Key, Kind, Order
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import sqlalchemy as sa
 
-from cloudcore.listing.conditions import Condition, prefix_end
-from cloudcore.listing.order import Key, Kind, Order, Position
+from cloudcore.listing.query.conditions import Condition, prefix_end
+from cloudcore.listing.query.order import Key, Kind, Order, Position
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from sqlalchemy.engine.interfaces import Dialect
 
-    from cloudcore.listing.sources import RecordSource
+    from cloudcore.listing.query.sources import RecordSource
     from cloudcore.listing.values import Query
 
 __all__ = ["Plan", "Prepared", "Segment", "Statement", "dialect_name", "segments"]

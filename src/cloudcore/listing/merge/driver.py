@@ -5,18 +5,18 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from cloudcore.listing.asking import Ask, Flights, Part
-from cloudcore.listing.horizon import Horizon
-from cloudcore.listing.statements import segments
+from cloudcore.listing.cells.requests import Ask, Flights, Part
+from cloudcore.listing.merge.page_bound import Horizon
+from cloudcore.listing.query.statements import segments
 from cloudcore.listing.values import CellState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from cloudcore.listing.cells import Lease
-    from cloudcore.listing.merge import Entry, Fetch, Merge
-    from cloudcore.listing.ports import Port
-    from cloudcore.listing.statements import Plan, Segment
+    from cloudcore.listing.cells.backends import Port
+    from cloudcore.listing.cells.connections import Lease
+    from cloudcore.listing.merge.merging import Entry, Fetch, Merge
+    from cloudcore.listing.query.statements import Plan, Segment
 
 __all__ = ["Gather"]
 

@@ -6,14 +6,14 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from cloudcore.listing.cells import Cell, Link
-from cloudcore.listing.hedging import HedgePolicy, Hedger
-from cloudcore.listing.lanes import Pace
+from cloudcore.listing.cells.connections import Cell, Link
+from cloudcore.listing.cells.hedging import HedgePolicy, Hedger
+from cloudcore.listing.cells.serial import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cloudcore.listing.breakers import Breakers, BreakerView
+    from cloudcore.listing.cells.breakers import Breakers, BreakerView
 
 __all__ = ["Guard", "Port"]
 

@@ -2,8 +2,8 @@
 
 What must always hold: **the directory knows at least what the cells hold.** So an instance is entered before its record
 is written, and left out after its record is gone; a process killed in between leaves an entry without a record, which
-costs a needless question and is found by :func:`cloudcore.listing.audit.audit`. Never is there a record that the
-directory does not know, which a routed query would miss.
+costs a needless question and is found by the audit. Never is there a record that the directory does not know, which a
+routed query would miss.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import sqlalchemy as sa
 
 from cloudcore.database import Database, insert_ignoring_duplicates
 from cloudcore.errors import AlreadyExists, Conflict, DatabaseUnavailable, InstanceNotFound
-from cloudcore.listing.cells import Link, in_memory
-from cloudcore.listing.sources import RecordSource
-from cloudcore.listing.statements import Prepared
+from cloudcore.listing.cells.connections import Link, in_memory
+from cloudcore.listing.query.sources import RecordSource
+from cloudcore.listing.query.statements import Prepared
 from cloudcore.listing.tables import create_directory_tables, directory_instances, directory_routes
 
 if TYPE_CHECKING:

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from cloudcore.errors import InvalidQuery
-from cloudcore.listing.conditions import conditions_of, order_of, projection_of
-from cloudcore.listing.cursors import Cursor, digest
-from cloudcore.listing.merge import batch_size
-from cloudcore.listing.records import layout_of
-from cloudcore.listing.statements import Plan, Statement
+from cloudcore.listing.merge.merging import batch_size
+from cloudcore.listing.query.conditions import conditions_of, order_of, projection_of
+from cloudcore.listing.query.cursors import Cursor, digest
+from cloudcore.listing.query.readers import layout_of
+from cloudcore.listing.query.statements import Plan, Statement
 from cloudcore.listing.values import Fetching
 
 if TYPE_CHECKING:
-    from cloudcore.listing.order import Position
-    from cloudcore.listing.sources import RecordSource
+    from cloudcore.listing.query.order import Position
+    from cloudcore.listing.query.sources import RecordSource
     from cloudcore.listing.values import Query
 
 __all__ = ["Asked"]
