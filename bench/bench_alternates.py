@@ -25,11 +25,11 @@ from cloudcore.placement import (
     Selection,
     reschedule,
 )
-from cloudcore.placement.dealing import fall_backs
-from cloudcore.placement.hosts import HostView
-from cloudcore.placement.picks import Contender, Option, Pick
-from cloudcore.placement.placing import Placement
-from cloudcore.placement.residual import Residual, Room
+from cloudcore.placement.hosts.alternates import fall_backs
+from cloudcore.placement.hosts.assignment import Placement
+from cloudcore.placement.hosts.contenders import Contender, Option, Pick
+from cloudcore.placement.hosts.host_view import HostView
+from cloudcore.placement.hosts.remaining_capacity import Residual, Room
 
 AMOUNTS = {"VCPU": 2, "MEMORY_MB": 2048}
 ROOMS = {"VCPU": Room(used=0, capacity=64), "MEMORY_MB": Room(used=0, capacity=262144)}

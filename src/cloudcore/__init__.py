@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     from cloudcore.listing.router import CellRouter
     from cloudcore.listing.store import InstanceStore
     from cloudcore.listing.values import Query, Sort
-    from cloudcore.placement.ledger import AllocationLedger
-    from cloudcore.placement.requests import RequestGroup, ResourceRequest
-    from cloudcore.placement.rescheduling import reschedule
-    from cloudcore.placement.selection import Selection
-    from cloudcore.placement.selector import HostSelector
+    from cloudcore.placement.allocation_ledger import AllocationLedger
+    from cloudcore.placement.forest.values import Inventory
+    from cloudcore.placement.hosts.selection import Selection
+    from cloudcore.placement.requests.requests import RequestGroup, ResourceRequest
+    from cloudcore.placement.scheduling.rescheduling import reschedule
+    from cloudcore.placement.scheduling.selector import HostSelector
     from cloudcore.placement.tree import PlacementTree
-    from cloudcore.placement.values import Inventory
     from cloudcore.schema import create_schema, upgrade_schema
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "AllocationLedger": "cloudcore.placement.ledger",
+    "AllocationLedger": "cloudcore.placement.allocation_ledger",
     "AttachmentManager": "cloudcore.attach.manager",
     "Cell": "cloudcore.listing.cells.connections",
     "CellRouter": "cloudcore.listing.router",
@@ -44,21 +44,21 @@ _EXPORTS = {
     "CloudcoreError": "cloudcore.errors",
     "Database": "cloudcore.database",
     "EmbeddedVolumes": "cloudcore.attach.volumes.embedded",
-    "HostSelector": "cloudcore.placement.selector",
+    "HostSelector": "cloudcore.placement.scheduling.selector",
     "InstanceDirectory": "cloudcore.listing.records.directory",
     "InstanceStore": "cloudcore.listing.store",
-    "Inventory": "cloudcore.placement.values",
+    "Inventory": "cloudcore.placement.forest.values",
     "LibvirtHypervisor": "cloudcore.hypervisor.libvirt_adapter",
     "MemoryHypervisor": "cloudcore.hypervisor.memory",
     "PlacementTree": "cloudcore.placement.tree",
     "Query": "cloudcore.listing.values",
-    "RequestGroup": "cloudcore.placement.requests",
-    "ResourceRequest": "cloudcore.placement.requests",
-    "Selection": "cloudcore.placement.selection",
+    "RequestGroup": "cloudcore.placement.requests.requests",
+    "ResourceRequest": "cloudcore.placement.requests.requests",
+    "Selection": "cloudcore.placement.hosts.selection",
     "Sort": "cloudcore.listing.values",
     "create_schema": "cloudcore.schema",
     "open_engine": "cloudcore.database",
-    "reschedule": "cloudcore.placement.rescheduling",
+    "reschedule": "cloudcore.placement.scheduling.rescheduling",
     "upgrade_schema": "cloudcore.schema",
 }
 

@@ -12,10 +12,10 @@ from cloudcore import database as database_module
 from cloudcore.database import Database
 from cloudcore.errors import CapacityExceeded, ConsumerNotFound, NotFound
 from cloudcore.placement import AllocationLedger
-from cloudcore.placement.audit import Finding, FindingKind
-from cloudcore.placement.claims import Owner, normalise_allocations
-from cloudcore.placement.ledger_claims import NewClaim
-from cloudcore.placement.ledger_group import Ticket
+from cloudcore.placement.ledger.claim_statements import NewClaim
+from cloudcore.placement.ledger.group_commit import Ticket
+from cloudcore.placement.rules.audit import Finding, FindingKind
+from cloudcore.placement.rules.claims import Owner, normalise_allocations
 from tests.placement import ledger_worlds
 from tests.placement.ledger_worlds import uuid_of
 
@@ -343,7 +343,7 @@ def hot_guarded(url: str, *, worker: int, host: str, claims: int) -> dict:
 
 def hot_swapped(url: str, *, worker: int, host: str, claims: int) -> dict:
     """The same claims and the same writes, but guarded by the provider's generation: read, compare and swap, again."""
-    from cloudcore.placement import ledger_claims
+    from cloudcore.placement.ledger import claim_statements as ledger_claims
 
     one = ledger_claims._ONE_STATEMENT
     conflicts = 0

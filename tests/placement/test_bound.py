@@ -25,8 +25,10 @@ from cloudcore.errors import (
     SchemaMismatch,
     UnsupportedFeature,
 )
-from cloudcore.placement import AllocationLedger, Inventory, PlacementTree, bulk, changes_since, prune_changes, store
+from cloudcore.placement import AllocationLedger, Inventory, PlacementTree, changes_since, prune_changes
 from cloudcore.placement import tables as t
+from cloudcore.placement.storage import bulk_insert as bulk
+from cloudcore.placement.storage import store
 
 A = "aaaaaaaa-0000-0000-0000-000000000001"
 Open = Callable[[], PlacementTree]

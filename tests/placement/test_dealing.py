@@ -7,9 +7,9 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloudcore.placement.dealing import deal
-from cloudcore.placement.hosts import HostView
-from cloudcore.placement.picks import Contender, Option, Pick
+from cloudcore.placement.hosts.alternates import deal
+from cloudcore.placement.hosts.contenders import Contender, Option, Pick
+from cloudcore.placement.hosts.host_view import HostView
 
 CELLS = ("c1", "c2")
 

@@ -12,7 +12,7 @@ from cloudcore import _failpoints
 from cloudcore.database import Database
 from cloudcore.errors import CloudcoreError
 from cloudcore.placement import AllocationLedger, tables
-from cloudcore.placement import ledger as ledger_module
+from cloudcore.placement import allocation_ledger as ledger_module
 from tests.placement import ledger_worlds
 from tests.placement.ledger_jobs import OWNER, Trial
 from tests.placement.ledger_worlds import uuid_of
@@ -213,8 +213,8 @@ def test_what_is_written_while_it_waits_for_the_lock_is_seen(ledger_database, di
 
 def step_by_step(ledger: AllocationLedger, trial: Trial):
     from cloudcore.database import Operation
-    from cloudcore.placement import ledger_moves
-    from cloudcore.placement.moves import MoveKind
+    from cloudcore.placement.ledger import moves as ledger_moves
+    from cloudcore.placement.rules.moves import MoveKind
 
     asked = ledger_moves.Beginning(
         migration=trial.b,

@@ -26,7 +26,7 @@ from cloudcore.errors import (
     UnitViolation,
 )
 from cloudcore.placement import AllocationLedger, tables
-from cloudcore.placement.audit import FindingKind, RepairAction
+from cloudcore.placement.rules.audit import FindingKind, RepairAction
 from tests.placement.ledger_worlds import add_providers, overdue, resize, used, uuid_of
 
 OWNER = {"project_id": "project", "user_id": "user"}

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from cloudcore.errors import InvalidArgument, WatermarkLost
-from cloudcore.placement.changes import changes_since, prune_changes, record_changes
+from cloudcore.placement.storage.changes import changes_since, prune_changes, record_changes
 
 
 @pytest.fixture

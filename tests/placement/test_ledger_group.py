@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from cloudcore.errors import OutcomeUnknown
-from cloudcore.placement.ledger_group import GroupCommit, Ticket
+from cloudcore.placement.ledger.group_commit import GroupCommit, Ticket
 
 SECONDS = 20
 

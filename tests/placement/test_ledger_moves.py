@@ -20,7 +20,7 @@ from cloudcore.errors import (
     MoveNotFound,
 )
 from cloudcore.placement import AllocationLedger, MoveKind, MoveState
-from cloudcore.placement.moves import TRANSITIONS, MoveEvent
+from cloudcore.placement.rules.moves import TRANSITIONS, MoveEvent
 from tests.placement.ledger_worlds import add_providers, overdue, resize, used, uuid_of
 
 OWNER = {"project_id": "project", "user_id": "user"}

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloudcore.errors import CapacityExceeded, FencingRequired, InvalidTransition, InventoryNotFound, UnitViolation
-from cloudcore.placement.audit import Finding, FindingKind, RepairAction, plan_repairs
-from cloudcore.placement.claims import InventoryRow, Take, plan_rewrite, refusal
-from cloudcore.placement.moves import (
+from cloudcore.placement.rules.audit import Finding, FindingKind, RepairAction, plan_repairs
+from cloudcore.placement.rules.claims import InventoryRow, Take, plan_rewrite, refusal
+from cloudcore.placement.rules.moves import (
     TRANSITIONS,
     Move,
     MoveEvent,

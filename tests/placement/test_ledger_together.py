@@ -19,7 +19,7 @@ from cloudcore.errors import (
     OutcomeUnknown,
 )
 from cloudcore.placement import AllocationLedger
-from cloudcore.placement.ledger_group import Ticket
+from cloudcore.placement.ledger.group_commit import Ticket
 from tests.placement import ledger_worlds
 from tests.placement.ledger_jobs import OWNER, claim_as_group, new_claim
 from tests.placement.ledger_worlds import add_providers, used, uuid_of
@@ -112,7 +112,7 @@ def contents(ledger: AllocationLedger) -> list:
 
 
 def test_group_tells_the_feed_of_every_provider(pair):
-    from cloudcore.placement.changes import changes_since
+    from cloudcore.placement.storage.changes import changes_since
 
     ledger = world(pair[0])
     with ledger.database.read() as connection:

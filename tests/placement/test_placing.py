@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloudcore.errors import InvalidRequest
-from cloudcore.placement.dealing import fall_backs
-from cloudcore.placement.hosts import (
+from cloudcore.placement.hosts.alternates import fall_backs
+from cloudcore.placement.hosts.assignment import Placement, place
+from cloudcore.placement.hosts.contenders import Contender, Option
+from cloudcore.placement.hosts.host_view import (
     AffinityPolicy,
     HostGroup,
     HostView,
@@ -24,9 +26,7 @@ from cloudcore.placement.hosts import (
     spread,
     weigh,
 )
-from cloudcore.placement.picks import Contender, Option
-from cloudcore.placement.placing import Placement, place
-from cloudcore.placement.residual import Residual, Room
+from cloudcore.placement.hosts.remaining_capacity import Residual, Room
 
 
 def view(name: str, free_cores: int = 8, **facts: object) -> HostView:

@@ -11,7 +11,10 @@ import pytest
 
 from cloudcore import create_schema
 from cloudcore.database import Database
-from cloudcore.placement import PlacementTree, matching, search, store, upkeep
+from cloudcore.placement import PlacementTree
+from cloudcore.placement.columns import maintenance as upkeep
+from cloudcore.placement.search import matching, search
+from cloudcore.placement.storage import store
 from tests.placement import oracle, ours
 from tests.placement.test_search_after_edits import Edited
 from tests.placement.worlds import Chooser, Request, World, choose_request, choose_world, seeded

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloudcore.placement import Inventory, PlacementTree, search, upkeep
-from cloudcore.placement.matching import Matcher
+from cloudcore.placement import Inventory, PlacementTree
+from cloudcore.placement.columns import maintenance as upkeep
+from cloudcore.placement.search import search
+from cloudcore.placement.search.matching import Matcher
 from tests.placement import oracle, ours
 from tests.placement.peer import identity
 from tests.placement.worlds import cases

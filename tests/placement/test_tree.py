@@ -35,7 +35,8 @@ from cloudcore.errors import (
     Unavailable,
     UnitViolation,
 )
-from cloudcore.placement import Inventory, PlacementTree, upkeep
+from cloudcore.placement import Inventory, PlacementTree
+from cloudcore.placement.columns import maintenance as upkeep
 from tests.placement import ours
 from tests.placement.peer import SERVER, Peer, peer_python
 from tests.placement.worlds import World, cases

@@ -11,20 +11,18 @@ from typing import TYPE_CHECKING
 from cloudcore._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from cloudcore.placement.audit import Finding, FindingKind, Repair, RepairAction
-    from cloudcore.placement.candidates import Candidate
-    from cloudcore.placement.changes import changes_since, prune_changes, record_changes
-    from cloudcore.placement.claims import Held
-    from cloudcore.placement.history import HistoryEntry
-    from cloudcore.placement.hosts import AffinityPolicy, HostGroup, HostView
-    from cloudcore.placement.ledger import AllocationLedger, Expired
-    from cloudcore.placement.ledger_reads import ConsumerState, Usage
-    from cloudcore.placement.moves import Move, MoveKind, MoveState
-    from cloudcore.placement.ordering import Host
-    from cloudcore.placement.planner import SelectionReport
-    from cloudcore.placement.report import Rejection, SearchReport
-    from cloudcore.placement.requests import RequestGroup, ResourceRequest
-    from cloudcore.placement.rescheduling import (
+    from cloudcore.placement.allocation_ledger import AllocationLedger, Expired
+    from cloudcore.placement.forest.values import Inventory, Provider
+    from cloudcore.placement.hosts.host_view import AffinityPolicy, HostGroup, HostView
+    from cloudcore.placement.hosts.planner import SelectionReport
+    from cloudcore.placement.hosts.selection import HostChoice, Selection
+    from cloudcore.placement.ledger.history import HistoryEntry
+    from cloudcore.placement.ledger.reads import ConsumerState, Usage
+    from cloudcore.placement.requests.requests import RequestGroup, ResourceRequest
+    from cloudcore.placement.rules.audit import Finding, FindingKind, Repair, RepairAction
+    from cloudcore.placement.rules.claims import Held
+    from cloudcore.placement.rules.moves import Move, MoveKind, MoveState
+    from cloudcore.placement.scheduling.rescheduling import (
         Attempt,
         Failure,
         FailureKind,
@@ -32,53 +30,55 @@ if TYPE_CHECKING:
         prune_attempts,
         reschedule,
     )
-    from cloudcore.placement.search import HostMatch, Search
-    from cloudcore.placement.selection import HostChoice, Selection
-    from cloudcore.placement.selector import HostSelector
+    from cloudcore.placement.scheduling.selector import HostSelector
+    from cloudcore.placement.search.candidates import Candidate
+    from cloudcore.placement.search.ordering import Host
+    from cloudcore.placement.search.report import Rejection, SearchReport
+    from cloudcore.placement.search.search import HostMatch, Search
+    from cloudcore.placement.storage.changes import changes_since, prune_changes, record_changes
     from cloudcore.placement.tree import PlacementTree
-    from cloudcore.placement.values import Inventory, Provider
 
 _EXPORTS = {
-    "AffinityPolicy": "cloudcore.placement.hosts",
-    "AllocationLedger": "cloudcore.placement.ledger",
-    "Attempt": "cloudcore.placement.rescheduling",
-    "Candidate": "cloudcore.placement.candidates",
-    "ConsumerState": "cloudcore.placement.ledger_reads",
-    "Expired": "cloudcore.placement.ledger",
-    "Failure": "cloudcore.placement.rescheduling",
-    "FailureKind": "cloudcore.placement.rescheduling",
-    "Finding": "cloudcore.placement.audit",
-    "FindingKind": "cloudcore.placement.audit",
-    "Held": "cloudcore.placement.claims",
-    "HistoryEntry": "cloudcore.placement.history",
-    "Host": "cloudcore.placement.ordering",
-    "HostChoice": "cloudcore.placement.selection",
-    "HostGroup": "cloudcore.placement.hosts",
-    "HostMatch": "cloudcore.placement.search",
-    "HostSelector": "cloudcore.placement.selector",
-    "HostView": "cloudcore.placement.hosts",
-    "Inventory": "cloudcore.placement.values",
-    "Move": "cloudcore.placement.moves",
-    "MoveKind": "cloudcore.placement.moves",
-    "MoveState": "cloudcore.placement.moves",
+    "AffinityPolicy": "cloudcore.placement.hosts.host_view",
+    "AllocationLedger": "cloudcore.placement.allocation_ledger",
+    "Attempt": "cloudcore.placement.scheduling.rescheduling",
+    "Candidate": "cloudcore.placement.search.candidates",
+    "ConsumerState": "cloudcore.placement.ledger.reads",
+    "Expired": "cloudcore.placement.allocation_ledger",
+    "Failure": "cloudcore.placement.scheduling.rescheduling",
+    "FailureKind": "cloudcore.placement.scheduling.rescheduling",
+    "Finding": "cloudcore.placement.rules.audit",
+    "FindingKind": "cloudcore.placement.rules.audit",
+    "Held": "cloudcore.placement.rules.claims",
+    "HistoryEntry": "cloudcore.placement.ledger.history",
+    "Host": "cloudcore.placement.search.ordering",
+    "HostChoice": "cloudcore.placement.hosts.selection",
+    "HostGroup": "cloudcore.placement.hosts.host_view",
+    "HostMatch": "cloudcore.placement.search.search",
+    "HostSelector": "cloudcore.placement.scheduling.selector",
+    "HostView": "cloudcore.placement.hosts.host_view",
+    "Inventory": "cloudcore.placement.forest.values",
+    "Move": "cloudcore.placement.rules.moves",
+    "MoveKind": "cloudcore.placement.rules.moves",
+    "MoveState": "cloudcore.placement.rules.moves",
     "PlacementTree": "cloudcore.placement.tree",
-    "Provider": "cloudcore.placement.values",
-    "Rejection": "cloudcore.placement.report",
-    "Repair": "cloudcore.placement.audit",
-    "RepairAction": "cloudcore.placement.audit",
-    "RequestGroup": "cloudcore.placement.requests",
-    "Rescheduled": "cloudcore.placement.rescheduling",
-    "ResourceRequest": "cloudcore.placement.requests",
-    "Search": "cloudcore.placement.search",
-    "SearchReport": "cloudcore.placement.report",
-    "Selection": "cloudcore.placement.selection",
-    "SelectionReport": "cloudcore.placement.planner",
-    "Usage": "cloudcore.placement.ledger_reads",
-    "changes_since": "cloudcore.placement.changes",
-    "prune_attempts": "cloudcore.placement.rescheduling",
-    "prune_changes": "cloudcore.placement.changes",
-    "record_changes": "cloudcore.placement.changes",
-    "reschedule": "cloudcore.placement.rescheduling",
+    "Provider": "cloudcore.placement.forest.values",
+    "Rejection": "cloudcore.placement.search.report",
+    "Repair": "cloudcore.placement.rules.audit",
+    "RepairAction": "cloudcore.placement.rules.audit",
+    "RequestGroup": "cloudcore.placement.requests.requests",
+    "Rescheduled": "cloudcore.placement.scheduling.rescheduling",
+    "ResourceRequest": "cloudcore.placement.requests.requests",
+    "Search": "cloudcore.placement.search.search",
+    "SearchReport": "cloudcore.placement.search.report",
+    "Selection": "cloudcore.placement.hosts.selection",
+    "SelectionReport": "cloudcore.placement.hosts.planner",
+    "Usage": "cloudcore.placement.ledger.reads",
+    "changes_since": "cloudcore.placement.storage.changes",
+    "prune_attempts": "cloudcore.placement.scheduling.rescheduling",
+    "prune_changes": "cloudcore.placement.storage.changes",
+    "record_changes": "cloudcore.placement.storage.changes",
+    "reschedule": "cloudcore.placement.scheduling.rescheduling",
 }
 
 __all__ = [

@@ -11,20 +11,20 @@ import numpy as np
 
 from cloudcore.database import Database, Operation
 from cloudcore.errors import ProviderNotFound, UnsupportedFeature, WatermarkLost
-from cloudcore.placement import store
-from cloudcore.placement.changes import changes_since
-from cloudcore.placement.editing import describe, plan
-from cloudcore.placement.forest import Edit, Forest
+from cloudcore.placement.columns.maintenance import NumberIndex, set_used
+from cloudcore.placement.forest.editing import describe, plan
+from cloudcore.placement.forest.forest import Edit, Forest
+from cloudcore.placement.storage import store
+from cloudcore.placement.storage.changes import changes_since
 from cloudcore.placement.tree import PlacementTree
-from cloudcore.placement.upkeep import NumberIndex, set_used
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
     from sqlalchemy.engine import URL, Connection, Engine
 
-    from cloudcore.placement.forest import Usage
-    from cloudcore.placement.values import Provider
+    from cloudcore.placement.forest.forest import Usage
+    from cloudcore.placement.forest.values import Provider
 
 __all__ = ["BoundTree"]
 

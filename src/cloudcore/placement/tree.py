@@ -13,15 +13,15 @@ from cloudcore.errors import (
     InvalidRequest,
     InvariantViolated,
 )
-from cloudcore.placement import upkeep
-from cloudcore.placement.books import read_allocations
-from cloudcore.placement.candidates import Candidate
-from cloudcore.placement.columns import Columns
-from cloudcore.placement.ordering import read_preferred, read_weighers
-from cloudcore.placement.requests import ResourceRequest
-from cloudcore.placement.search import Search, SearchOptions
+from cloudcore.placement.columns import maintenance as upkeep
+from cloudcore.placement.columns.blocks import Columns
+from cloudcore.placement.forest.usage_checks import read_allocations
+from cloudcore.placement.forest.values import Provider
+from cloudcore.placement.requests.requests import ResourceRequest
+from cloudcore.placement.search.candidates import Candidate
+from cloudcore.placement.search.ordering import read_preferred, read_weighers
+from cloudcore.placement.search.search import Search, SearchOptions
 from cloudcore.placement.tree_edits import TreeEdits, key_of
-from cloudcore.placement.values import Provider
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import URL, Engine
 
     from cloudcore.database import Database
-    from cloudcore.placement.deployed import Session
-    from cloudcore.placement.ordering import OrderBy
+    from cloudcore.placement.search.ordering import OrderBy
+    from cloudcore.placement.storage.placement_service import Session
 
 __all__ = ["PlacementTree"]
 
@@ -300,7 +300,7 @@ class PlacementTree(TreeEdits):
 
         Each part has the form in which Placement's API answers for it; :meth:`from_placement` reads it back.
         """
-        from cloudcore.placement.interchange import dump
+        from cloudcore.placement.forest.placement_json import dump
 
         with self._lock:
             return dump(list(self), self._forest.usage)
@@ -320,12 +320,12 @@ class PlacementTree(TreeEdits):
     def from_service(cls, session: Session, **options: Any) -> Self:
         """Make a tree in memory from a running Placement service.
 
-        *session* is a keystoneauth1 session; see :func:`cloudcore.placement.deployed.read_placement_service`.
+        *session* is a keystoneauth1 session; see :mod:`cloudcore.placement.storage.placement_service`.
 
         Raises:
             Unavailable: The service answers with an error.
         """
-        from cloudcore.placement.deployed import read_placement_service
+        from cloudcore.placement.storage.placement_service import read_placement_service
 
         return cls.from_placement(read_placement_service(session, **options))
 
@@ -337,7 +337,7 @@ class PlacementTree(TreeEdits):
             SchemaMismatch: It is no database of Placement.
             DatabaseUnavailable, DatabaseError: It does not answer.
         """
-        from cloudcore.placement.deployed import read_placement_database
+        from cloudcore.placement.storage.placement_service import read_placement_database
 
         return cls.from_placement(read_placement_database(database))
 
@@ -363,7 +363,7 @@ class PlacementTree(TreeEdits):
         Raises:
             InvariantViolated: They do not; ``findings`` lists each breach.
         """
-        from cloudcore.placement.integrity import column_breaches
+        from cloudcore.placement.columns.integrity import column_breaches
 
         with self._lock:
             findings = [*self._forest.breaches(), *column_breaches(self._snapshot(), self._forest)]

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from cloudcore._values import normalise_uuid
 from cloudcore.errors import InvalidArgument, InvalidProvider
-from cloudcore.placement.editing import plan
-from cloudcore.placement.forest import Forest, read_aggregates, read_inventories, read_name, read_traits
-from cloudcore.placement.values import Inventory, Provider
+from cloudcore.placement.forest.editing import plan
+from cloudcore.placement.forest.forest import Forest, read_aggregates, read_inventories, read_name, read_traits
+from cloudcore.placement.forest.values import Inventory, Provider
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -198,7 +198,7 @@ class TreeEdits:
             InvalidProvider, InvalidInventory: The data is malformed, a parent is missing, or there is a loop.
             AlreadyExists: A name or a uuid is taken.
         """
-        from cloudcore.placement.interchange import load
+        from cloudcore.placement.forest.placement_json import load
 
         edit, usage = load(data, first_number=self._forest.next_number)
         self._edit("placement.load", {"edit": edit, "usage": usage}, operation_id)

@@ -12,7 +12,7 @@ from cloudcore._extras import require_extra
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from cloudcore.placement.values import Provider
+    from cloudcore.placement.forest.values import Provider
 
 __all__ = ["Row", "render_html", "render_rich", "render_svg", "rows_of"]
 

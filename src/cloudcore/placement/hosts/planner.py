@@ -1,0 +1,208 @@
+"""Plan hosts for a request on what the tree knows: search, filter, weigh, place, deal alternates. Claims nothing."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from cloudcore.errors import (
+    CapacityExceeded,
+    CloudcoreError,
+    InventoryNotFound,
+    NoValidHost,
+    ProviderNotFound,
+    UnitViolation,
+)
+from cloudcore.placement.hosts.alternates import fall_backs
+from cloudcore.placement.hosts.assignment import Placement, place
+from cloudcore.placement.hosts.contenders import Contender, Option, Pick
+from cloudcore.placement.hosts.host_view import HostView
+from cloudcore.placement.hosts.remaining_capacity import Residual, Room
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from cloudcore.placement.forest.values import Provider
+    from cloudcore.placement.hosts.host_view import Filter, HostGroup, Weigher
+    from cloudcore.placement.requests.requests import ResourceRequest
+    from cloudcore.placement.rules.claims import Owner
+    from cloudcore.placement.search.search import HostMatch, Search
+    from cloudcore.placement.tree import PlacementTree
+
+__all__ = ["Asked", "Plan", "Planner", "SelectionReport"]
+
+
+@attrs.frozen(kw_only=True)
+class SelectionReport:
+    """Why no host was selected.
+
+    Attributes:
+        search: The report of the search: for each host that does not fit, why not.
+        filtered: Host name → the reason that a filter, a group policy or the other instances of the request gave.
+        lost: Claims that were not granted, oldest first.
+        placed: Instances of the request that had a host when the rest had none.
+    """
+
+    search: Any
+    filtered: Mapping[str, str]
+    lost: tuple[str, ...] = ()
+    placed: int = 0
+
+    def summary(self) -> str:
+        """One line for people."""
+        parts = [self.search.summary()]
+        parts += [f"{name}: {reason}" for name, reason in sorted(self.filtered.items())[:5]]
+        if len(self.filtered) > 5:
+            parts.append(f"and {len(self.filtered) - 5} more hosts")
+        parts += self.lost[-3:]
+        return "; ".join(part for part in parts if part)
+
+
+@attrs.frozen(kw_only=True)
+class Asked:
+    """A request for hosts, checked.
+
+    Attributes:
+        request: What each instance needs.
+        instances: Their uuids.
+        alternates: How many each may get.
+        owner: Who answers for their claims.
+        group: The group of all of them, with the members that are known.
+        filters: Those of the selector and of the request.
+        partial: Whether fewer hosts than instances will do.
+        expires_in: Seconds after which unsettled claims lapse.
+        freed: ``{provider: {class: amount}}`` that the move itself makes free.
+    """
+
+    request: ResourceRequest
+    instances: tuple[str, ...]
+    alternates: int
+    owner: Owner
+    group: HostGroup | None
+    filters: tuple[Filter, ...]
+    partial: bool = False
+    expires_in: float | None = None
+    freed: Mapping[str, Mapping[str, int]] = attrs.field(factory=dict)
+
+
+@attrs.frozen
+class Plan:
+    """The picks, and for each of them the picks to fall back on."""
+
+    placement: Placement
+    hands: Sequence[Sequence[Pick]]
+
+
+@attrs.frozen(kw_only=True)
+class Planner:
+    """What a cloud wants of its hosts; see :class:`~cloudcore.placement.HostSelector` for the fields."""
+
+    tree: PlacementTree
+    cell_of: Callable[[Provider], str | None]
+    weighers: Sequence[tuple[float, Weigher]]
+    domain_of: Callable[[Provider], str | None]
+    metadata_of: Callable[[Provider], Mapping[str, Any]]
+    max_hosts: int
+    subset: int
+    choose: Callable[[int], int]
+
+    def _tree_for(self, asked: Asked) -> PlacementTree:
+        """The tree to search: as it is, or where something is freed by the move itself, a fork without that."""
+        self.tree.refresh()
+        if not asked.freed:
+            return self.tree
+        fork = self.tree.what_if()
+        for provider, amounts in asked.freed.items():
+            used = fork.usage(provider)
+            fork.set_usage(provider, {name: max(0, n - amounts.get(name, 0)) for name, n in used.items()})
+        return fork
+
+    def search(self, request: ResourceRequest, tree: PlacementTree | None = None) -> Search:
+        """Search the hosts that have a cell."""
+        return (tree or self.tree).candidates(
+            request, distinct="physical", within=lambda root: self.cell_of(root) is not None, hosts_first=True
+        )
+
+    def plan(self, asked: Asked, lost: Sequence[CloudcoreError]) -> Plan:
+        """Plan *asked*, counting with what the refusals of *lost* claims told.
+
+        Raises:
+            NoValidHost: Not enough hosts; ``report`` is a :class:`SelectionReport`.
+        """
+        tree = self._tree_for(asked)
+        search = self.search(asked.request, tree)
+        filtered: dict[str, str] = {}
+        contenders = list(islice(self._contenders(search, asked, filtered), self.max_hosts))
+        residual = Residual(partial(_room, tree))
+        for refusal in lost:
+            _learn(residual, refusal)
+        placement = place(
+            contenders,
+            len(asked.instances),
+            residual,
+            weighers=self.weighers,
+            group=asked.group,
+            choose=self.choose,
+            subset=self.subset,
+        )
+        if len(placement.picks) < (1 if asked.partial else len(asked.instances)):
+            report = SelectionReport(
+                search=search.report(),
+                filtered={**filtered, **placement.refused},
+                lost=tuple(str(refusal) for refusal in lost),
+                placed=len(placement.picks),
+            )
+            raise NoValidHost(
+                f"{len(placement.picks)} of {len(asked.instances)} instances have a host: {report.summary()}",
+                report=report,
+            )
+        return Plan(placement, fall_backs(placement, residual, asked.alternates, asked.group))
+
+    def _contenders(self, search: Search, asked: Asked, filtered: dict[str, str]) -> Iterator[Contender]:
+        group = asked.group
+        for match in search.hosts():
+            view = self._view(match, group)
+            reason = next((reason for refuse in asked.filters if (reason := refuse(view)) is not None), None)
+            if reason is None and group is not None:
+                reason = group.refuses(view.root, group.members)
+            if reason is None:
+                yield Contender(view, (Option(allocations=c.allocations, mappings=c.mappings) for c in match))
+            else:
+                filtered[view.name] = reason
+
+    def _view(self, match: HostMatch, group: HostGroup | None) -> HostView:
+        root = match.root
+        host = next(iter(match)).as_host()
+        return HostView(
+            root=root.uuid,
+            name=root.name,
+            cell=self.cell_of(root) or "",
+            traits=frozenset[str]().union(*(provider.traits for provider in host.providers)),
+            aggregates=root.aggregates,
+            capacity=host.capacity,
+            used=host.used,
+            metadata=self.metadata_of(root),
+            domain=self.domain_of(root),
+            members=group.members.get(root.uuid, 0) if group is not None else 0,
+        )
+
+
+def _learn(residual: Residual, refusal: CloudcoreError) -> None:
+    """Let what the ledger refused count in the next plan."""
+    if isinstance(refusal, CapacityExceeded) and refusal.provider and refusal.resource_class:
+        residual.learn(refusal.provider, refusal.resource_class, used=refusal.used or 0, capacity=refusal.capacity or 0)
+    elif isinstance(refusal, ProviderNotFound) and refusal.identifier:
+        residual.avoid(refusal.identifier, str(refusal))
+    elif isinstance(refusal, InventoryNotFound | UnitViolation) and refusal.provider:
+        residual.avoid(refusal.provider, str(refusal))
+
+
+def _room(tree: PlacementTree, provider: str, resource_class: str) -> Room | None:
+    found = tree.provider(provider).inventories.get(resource_class)
+    if found is None:
+        return None
+    used = tree.usage(provider).get(resource_class, 0)
+    return Room(used=used, capacity=found.capacity)

@@ -1,0 +1,235 @@
+"""Claims of a group: one transaction, a verdict for each.
+
+On SQLite the claims are written together, a handful of statements for all of them, which run beside the callers'
+Python because the driver lets go of the interpreter meanwhile. Whatever does not fit in (an operation id in use, a full
+inventory) takes that attempt back, and is done by itself once the others are written. The guard is the same as a single
+claim's: an inventory gives all that the group wants of it, in one UPDATE, or nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from cloudcore._failpoints import failpoint
+from cloudcore.database import Outcome
+from cloudcore.errors import CloudcoreError, Transient
+from cloudcore.placement.ledger.claim_statements import NewClaim, claim_by_statements
+from cloudcore.placement.ledger.session import marks
+from cloudcore.placement.rules.claims import Key, sum_takes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+
+    from cloudcore.placement.ledger.group_commit import Ticket
+    from cloudcore.placement.ledger.session import Session
+
+    ClaimTicket = Ticket[NewClaim, Outcome[Any]]
+
+__all__ = ["claim_together"]
+
+_LOCK_ALL = """
+SELECT 1 FROM inventories i JOIN resource_providers p ON p.id = i.provider_id
+WHERE p.uuid IN {marks} ORDER BY i.provider_id, i.resource_class FOR UPDATE
+"""
+
+
+def claim_together(
+    session: Session, tickets: Sequence[ClaimTicket], known: MutableMapping[str, int], *, history: bool
+) -> None:
+    """Do the claims of *tickets* in the transaction of *session*, each with a verdict of its own.
+
+    Where writers run side by side, all inventories are locked first in their order, and consumers come in theirs: two
+    groups then wait for each other instead of blocking each other.
+
+    Raises:
+        DatabaseBusy, DatabaseUnavailable: None of them was done; try all again.
+    """
+    order: list[ClaimTicket] = list(tickets)
+    for ticket in order:  # what an attempt said that was not committed is void
+        ticket.answer = ticket.error = None
+    changed: set[int] = set()
+    if session.dialect == "sqlite":
+        order, changed = _in_bulk(session, order, known, history=history)
+    else:
+        order.sort(key=lambda ticket: ticket.ask.consumer)
+        failpoint("ledger.group.lock")
+        for _ in session.in_parts(_LOCK_ALL, sorted({p for ticket in tickets for p in ticket.ask.allocations})):
+            pass
+    for ticket in order:
+        session.run("SAVEPOINT claim")
+        try:
+            ticket.answer, providers = claim_by_statements(session, ticket.ask, known, history=history)
+            changed.update(providers)
+        except Transient:
+            raise
+        except CloudcoreError as error:
+            ticket.error = error
+            session.run("ROLLBACK TO SAVEPOINT claim")
+        session.run("RELEASE SAVEPOINT claim")
+    session.add_changes(changed)
+
+
+# --- few statements for many claims, on SQLite -----------------------------------------------------------------------
+
+
+@attrs.frozen(eq=False)
+class _Row:
+    """A claim and the inventories that it takes from."""
+
+    ticket: ClaimTicket
+    takes: tuple[tuple[Key, int], ...]
+
+    @property
+    def claim(self) -> NewClaim:
+        return self.ticket.ask
+
+
+def _in_bulk(
+    session: Session, tickets: Iterable[ClaimTicket], known: MutableMapping[str, int], *, history: bool
+) -> tuple[list[ClaimTicket], set[int]]:
+    """Do those of *tickets* that can be done together.
+
+    Returns those that are left over, and the ids of the providers that were changed.
+    """
+    rows, left = _plain(session, tickets, known)
+    while rows:
+        session.run("SAVEPOINT bulk")
+        done = _write(session, rows, history=history)
+        if not done:
+            session.run("ROLLBACK TO SAVEPOINT bulk")
+        session.run("RELEASE SAVEPOINT bulk")
+        if done:
+            break
+        refused = _in_the_way(session, rows) or {row.ticket for row in rows}
+        left += [row.ticket for row in rows if row.ticket in refused]
+        rows = [row for row in rows if row.ticket not in refused]
+    for row in rows:
+        row.ticket.answer = Outcome(result=row.claim.result, repeated=False)
+    return left, {key[0] for row in rows for key, _ in row.takes}
+
+
+def _plain(
+    session: Session, tickets: Iterable[ClaimTicket], known: MutableMapping[str, int]
+) -> tuple[list[_Row], list[ClaimTicket]]:
+    """Those whose providers are known and that share neither operation id nor consumer with one before; the others."""
+    chosen = list(tickets)
+    unknown = {p for ticket in chosen for p in ticket.ask.allocations if p not in known}
+    if unknown:
+        known.update(session.provider_ids(unknown))
+    rows: list[_Row] = []
+    left: list[ClaimTicket] = []
+    operations: set[str] = set()
+    consumers: set[str] = set()
+    for ticket in chosen:
+        claim = ticket.ask
+        again = claim.operation.id in operations or claim.consumer in consumers
+        if again or any(provider not in known for provider in claim.allocations):
+            left.append(ticket)
+            continue
+        operations.add(claim.operation.id)
+        consumers.add(claim.consumer)
+        rows.append(_Row(ticket, tuple([((known[p], name), amount) for p, name, amount in claim.amounts()])))
+    return rows, left
+
+
+_LOOK = "SELECT {now}, (SELECT COALESCE(MAX(id), 0) FROM consumers)"
+_TAKE_OPERATIONS = "INSERT OR IGNORE INTO operations (id, name, fingerprint, result, created_at) {rows}"
+_ADD_CONSUMERS = """
+INSERT OR IGNORE INTO consumers (id, uuid, project_id, user_id, consumer_type, generation, created_at, expires_at)
+{rows}
+"""
+_CONSUMER = "(?, ?, ?, ?, ?, 1, ?, {later})"  # no deadline: NULL
+_RULES = """
+i.provider_id = w.column1 AND i.resource_class = w.column2 AND i.used + w.column3 <= i.capacity
+AND i.min_unit <= w.column4 AND i.max_unit >= w.column5 AND w.column6 % i.step_size = 0
+"""
+_GRANT = f"UPDATE inventories AS i SET used = i.used + w.column3 FROM ({{rows}}) w WHERE {_RULES}"  # noqa: S608 - constants
+_GRANTABLE = f"SELECT i.provider_id, i.resource_class FROM inventories i JOIN ({{rows}}) w ON {_RULES}"  # noqa: S608 - constants
+_HOLD = "INSERT INTO allocations (consumer_id, provider_id, resource_class, amount) {rows}"
+_NOTE = "INSERT INTO allocation_history (consumer, recorded_at, event, operation_id, holdings) {rows}"
+
+
+def _write(session: Session, rows: Sequence[_Row], *, history: bool) -> bool:
+    """Write all *rows*; False if something is in the way, and what was written so far is to be taken back."""
+    claims = [row.claim for row in rows]
+    now, last = session.all(_LOOK)[0]  # nobody else writes meanwhile: the ids after it are free
+    failpoint("ledger.bulk.operations")
+    operations = [(c.operation.id, c.operation.name, c.operation.fingerprint, c.stored_result, now) for c in claims]
+    if _run(session, _TAKE_OPERATIONS, operations) < len(rows):
+        return False
+    failpoint("ledger.bulk.consumers")
+    consumers = [_as_row(number, claim, now) for number, claim in enumerate(claims, last + 1)]
+    if _run(session, _ADD_CONSUMERS, consumers, _CONSUMER) < len(rows):
+        return False
+    failpoint("ledger.bulk.take")
+    takes = _takes(rows)
+    if _run(session, _GRANT, takes) < len(takes):
+        return False
+    failpoint("ledger.bulk.hold")
+    held = [(number, *key, amount) for number, row in enumerate(rows, last + 1) for key, amount in row.takes]
+    if _run(session, _HOLD, held) < len(held):
+        return False
+    if history:
+        failpoint("ledger.bulk.note")
+        _run(session, _NOTE, [(c.consumer, now, "claim", c.operation.id, c.stored_holdings) for c in claims])
+    return True
+
+
+def _as_row(number: int, claim: NewClaim, now: str) -> tuple[Any, ...]:
+    owner = claim.owner
+    return (number, claim.consumer, owner.project_id, owner.user_id, owner.consumer_type, now, claim.expires_in)
+
+
+def _takes(rows: Iterable[_Row]) -> list[tuple[int, str, int, int, int, int]]:
+    return sum_takes(take for row in rows for take in row.takes)
+
+
+def _in_the_way(session: Session, rows: Sequence[_Row]) -> set[ClaimTicket]:
+    """Those whose operation id or consumer is taken, or whose inventories do not give what all want together."""
+    operations = [row.claim.operation.id for row in rows]
+    used = {found for (found,) in session.in_parts("SELECT id FROM operations WHERE id IN {marks}", operations)}
+    consumers = [row.claim.consumer for row in rows]
+    there = {found for (found,) in session.in_parts("SELECT uuid FROM consumers WHERE uuid IN {marks}", consumers)}
+    granted = {tuple(found) for found in _rows(session, _GRANTABLE, _takes(rows))}
+    return {
+        row.ticket
+        for row in rows
+        if row.claim.operation.id in used
+        or row.claim.consumer in there
+        or any(key not in granted for key, _ in row.takes)
+    }
+
+
+_LARGEST = 256  # rows in a statement
+
+
+@functools.cache
+def _text(sql: str, row: str, count: int) -> str:
+    values = ", ".join([row] * count)
+    return sql.replace("{rows}", f"SELECT * FROM (VALUES {values}) WHERE column1 IS NOT NULL")  # noqa: S608 - constants
+
+
+def _parts(sql: str, rows: Sequence[Sequence[Any]], row: str = "") -> Iterator[tuple[str, list[Any]]]:
+    """*sql* with its ``{rows}``, and their values.
+
+    As few statements as can be, since each waits for the interpreter among the callers; and few texts, to be prepared
+    and kept: room for a power of two of rows, or for some times 64, and NULLs where there are fewer.
+    """
+    width = len(rows[0])
+    for start in range(0, len(rows), _LARGEST):
+        part = rows[start : start + _LARGEST]
+        room = 1 << (len(part) - 1).bit_length() if len(part) <= 64 else -(-len(part) // 64) * 64
+        values = [value for one in part for value in one]
+        values += [None] * (width * (room - len(part)))
+        yield _text(sql, row or marks(width), room), values
+
+
+def _run(session: Session, sql: str, rows: Sequence[Sequence[Any]], row: str = "") -> int:
+    return sum(session.run(text, values) for text, values in _parts(sql, rows, row))
+
+
+def _rows(session: Session, sql: str, rows: Sequence[Sequence[Any]]) -> list[Any]:
+    return [found for text, values in _parts(sql, rows) for found in session.all(text, values)]

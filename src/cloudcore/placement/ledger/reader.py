@@ -1,0 +1,165 @@
+"""What anybody may ask the ledger: reading, auditing, checking. The half of it that never writes an allocation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self, TypeVar
+
+from cloudcore._values import normalise_uuid, require_utc
+from cloudcore.database import Database
+from cloudcore.errors import InvalidAllocation, InvalidArgument, MoveNotFound
+from cloudcore.placement.ledger import history
+from cloudcore.placement.ledger import moves as ledger_moves
+from cloudcore.placement.ledger import reads as ledger_reads
+from cloudcore.placement.ledger.auditing import findings
+from cloudcore.placement.ledger.reads import snapshot
+from cloudcore.placement.ledger.session import Session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from sqlalchemy.engine import URL, Engine
+
+    from cloudcore.placement.ledger.auditing import Known
+    from cloudcore.placement.ledger.history import HistoryEntry
+    from cloudcore.placement.ledger.reads import ConsumerState, Usage
+    from cloudcore.placement.rules.audit import Finding
+    from cloudcore.placement.rules.moves import Move
+
+__all__ = ["LedgerReader", "consumer_uuid"]
+
+T = TypeVar("T")
+
+
+class LedgerReader:
+    """The reading half of :class:`~cloudcore.placement.AllocationLedger`. May be shared between threads.
+
+    Args:
+        source: A database, an engine, or a URL (then :meth:`close` closes it).
+    """
+
+    def __init__(self, source: Database | str | URL | Engine) -> None:
+        self._owned = not isinstance(source, Database)
+        self.database = Database.of(source)
+
+    def allocations(self, consumer: str) -> dict[str, dict[str, int]]:
+        """What *consumer* holds, by provider uuid; empty if nothing."""
+        state = self.consumer(consumer)
+        return {} if state is None else {p: dict(c) for p, c in state.allocations.items()}
+
+    def consumer(self, consumer: str) -> ConsumerState | None:
+        """What *consumer* holds, its generation and owner; None if it holds nothing."""
+        uuid_ = consumer_uuid(consumer)
+        return self._read(lambda session: ledger_reads.consumer(session, uuid_))
+
+    def usages(
+        self,
+        *,
+        provider: str | None = None,
+        project_id: str | None = None,
+        user_id: str | None = None,
+        consumer_type: str | None = None,
+    ) -> dict[str, int]:
+        """Amounts in use by class, of one provider (zeros shown) or of those consumers that fit all that is given.
+
+        Raises:
+            ProviderNotFound: No such provider.
+        """
+        if provider is not None:
+            if (project_id, user_id, consumer_type) != (None, None, None):
+                raise InvalidArgument("give a provider or a project, user and type, not both", field="provider")
+            uuid_ = normalise_uuid(provider, "provider", InvalidAllocation)
+            return self._read(lambda session: ledger_reads.provider_usages(session, uuid_))
+        by_type = self.usages_by_type(project_id=project_id, user_id=user_id, consumer_type=consumer_type)
+        return ledger_reads.sum_usages(by_type)
+
+    def usages_by_type(
+        self, *, project_id: str | None = None, user_id: str | None = None, consumer_type: str | None = None
+    ) -> dict[str, Usage]:
+        """Amounts in use and number of consumers for each consumer type; ``unknown`` where nobody said."""
+        return self._read(lambda session: ledger_reads.usages(session, project_id, user_id, consumer_type))
+
+    def history_of(self, consumer: str, *, limit: int = 100) -> list[HistoryEntry]:
+        """What *consumer* held after each of its newest changes, oldest first."""
+        with self.database.read() as connection:
+            return history.entries_of(connection, consumer_uuid(consumer), limit)
+
+    def held_at(self, consumer: str, instant: datetime) -> dict[str, dict[str, int]]:
+        """What *consumer* held at *instant*, as far back as history reaches; empty if nothing."""
+        with self.database.read() as connection:
+            found = history.held_at(connection, consumer_uuid(consumer), require_utc(instant, "instant"))
+        return {} if found is None else {p: dict(c) for p, c in found.allocations.items()}
+
+    def holders_at(self, provider: str, instant: datetime) -> dict[str, dict[str, int]]:
+        """Who held what of *provider* at *instant*: consumer → class → amount. Reads the whole history."""
+        uuid_ = normalise_uuid(provider, "provider")
+        with self.database.read() as connection:
+            found = history.holders_at(connection, uuid_, require_utc(instant, "instant"))
+        return {entry.consumer: dict(entry.allocations[uuid_]) for entry in found}
+
+    def prune_history(self, older_than: datetime, *, limit: int = 10_000) -> int:
+        """Forget at most *limit* entries recorded before *older_than*; return how many."""
+        instant = require_utc(older_than, "older_than")
+        return self.database.run(lambda connection: history.prune(connection, instant, limit))
+
+    def move(self, migration: str) -> Move:
+        """Return the move of *migration* as recorded.
+
+        Raises:
+            MoveNotFound: No such move.
+        """
+        uuid_ = normalise_uuid(migration, "migration", InvalidAllocation)
+        with self.database.read() as connection:
+            session = Session(connection)
+            with session.errors():
+                found = ledger_moves.find_move(session, uuid_)
+        if found is None:
+            raise MoveNotFound(f"no move of migration {uuid_} is recorded", identifier=uuid_)
+        return found
+
+    def audit(self, *, known: Known | None = None) -> tuple[Finding, ...]:
+        """Look for what is wrong, in one snapshot, and change nothing.
+
+        Args:
+            known: A directory, or a function that returns those of the uuids given that exist, as instance or as
+                migration in progress. Without it nobody can say whether a consumer should be there.
+
+        Returns:
+            Drifted counters, orphaned and empty rows, consumers that nobody knows, holds of finished moves, what is
+            overdue, and providers over capacity.
+        """
+        with snapshot(self.database) as session:
+            return tuple(findings(session, known))
+
+    def check(self) -> None:
+        """Compare every inventory's ``used``, consumer and move with the allocations, in one snapshot.
+
+        Raises:
+            InvariantViolated: With one line for each breach.
+        """
+        ledger_reads.check(self.database)
+
+    def close(self) -> None:
+        """Close the database, if this ledger opened it."""
+        if self._owned:
+            self.database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<AllocationLedger {self.database!r}>"
+
+    def _read(self, work: Callable[[Session], T]) -> T:
+        with self.database.read() as connection:
+            session = Session(connection)
+            with session.errors():
+                return work(session)
+
+
+def consumer_uuid(value: str) -> str:
+    """The normal form of a consumer's uuid, or InvalidAllocation."""
+    return normalise_uuid(value, "consumer", InvalidAllocation)

@@ -1,0 +1,453 @@
+"""HostSelector: a claimed primary and unclaimed alternates in its cell, for each instance of a request.
+
+The tree proposes, filters and weighers choose, the ledger decides. All the primaries of a request are claimed in one
+transaction, so there is never a part of a request to clean up; a claim that is lost to somebody else tells what is left
+on that provider, and the plan is made again with it.
+"""
+
+from __future__ import annotations
+
+import random
+import uuid as uuids
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import attrs
+import tenacity
+
+from cloudcore._failpoints import failpoint
+from cloudcore._values import normalise_uuid, require_integer, require_seconds
+from cloudcore.database import Operation
+from cloudcore.errors import (
+    CapacityExceeded,
+    CloudcoreError,
+    GroupViolation,
+    InvalidRequest,
+    InventoryNotFound,
+    NoValidHost,
+    ProviderNotFound,
+    UnitViolation,
+)
+from cloudcore.placement.forest.names import SHARES_VIA_AGGREGATE
+from cloudcore.placement.hosts.planner import Asked, Planner, SelectionReport
+from cloudcore.placement.hosts.selection import HostChoice, Selection
+from cloudcore.placement.ledger import moves as ledger_moves
+from cloudcore.placement.ledger.session import Session
+from cloudcore.placement.ledger.writes import NEW, Target, missing
+from cloudcore.placement.requests.requests import ResourceRequest
+from cloudcore.placement.rules.claims import Owner, normalise_allocations
+from cloudcore.placement.rules.moves import MoveKind
+from cloudcore.placement.scheduling import host_groups
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+    from cloudcore.placement.allocation_ledger import AllocationLedger
+    from cloudcore.placement.forest.values import Provider
+    from cloudcore.placement.hosts.contenders import Pick
+    from cloudcore.placement.hosts.host_view import Filter, HostGroup, Weigher
+    from cloudcore.placement.hosts.planner import Plan
+    from cloudcore.placement.ledger.reads import ConsumerState
+    from cloudcore.placement.tree import PlacementTree
+
+__all__ = ["HostSelector"]
+
+T = TypeVar("T")
+
+_LOST = (CapacityExceeded, UnitViolation, ProviderNotFound, InventoryNotFound, GroupViolation)
+
+
+class HostSelector:
+    """Chooses hosts for instances. May be shared between threads.
+
+    Args:
+        tree: Where to search; a bound tree is refreshed before each search.
+        ledger: Where to claim.
+        cell_of: Root provider → name of its cell: a callable, or a mapping by uuid or name. A host without a cell is
+            not used.
+        filters: Each takes a :class:`HostView` and returns None, or why the host is refused.
+        weighers: (multiplier, weigher) pairs; a weigher takes a HostView and returns a number, higher is better.
+        domain_of: Root provider → failure domain, such as the aggregate of its rack: alternates are spread over them.
+        metadata_of: Root provider → whatever filters want to know of it.
+        max_hosts: Hosts that are weighed for one request; the search ends there.
+        subset: How many of the best hosts each pick is drawn from; more than 1 keeps schedulers that work side by side
+            apart.
+        attempts: Plans that are made, each after a lost claim, before the request is given up.
+        rng: For *subset*.
+        id_factory: Makes uuids of instances.
+    """
+
+    def __init__(
+        self,
+        tree: PlacementTree,
+        ledger: AllocationLedger,
+        *,
+        cell_of: Callable[[Provider], str | None] | Mapping[str, str],
+        filters: Sequence[Filter] = (),
+        weighers: Sequence[tuple[float, Weigher]] = (),
+        domain_of: Callable[[Provider], str | None] = lambda _: None,
+        metadata_of: Callable[[Provider], Mapping[str, Any]] = lambda _: {},
+        max_hosts: int = 1000,
+        subset: int = 1,
+        attempts: int = 10,
+        rng: random.Random | None = None,
+        id_factory: Callable[[], str] = lambda: str(uuids.uuid4()),
+    ) -> None:
+        self.tree = tree
+        self.ledger = ledger
+        self._filters = tuple(filters)
+        self._attempts = require_integer(attempts, "attempts", minimum=1)
+        self._planner = Planner(
+            tree=tree,
+            cell_of=cell_of if callable(cell_of) else _looked_up(cell_of),
+            weighers=tuple(weighers),
+            domain_of=domain_of,
+            metadata_of=metadata_of,
+            max_hosts=require_integer(max_hosts, "max_hosts", minimum=1),
+            subset=require_integer(subset, "subset", minimum=1),
+            choose=(rng or random.Random()).randrange,
+        )
+        self._id_factory = id_factory
+
+    # ---- booting
+
+    def select(
+        self,
+        request: ResourceRequest | str,
+        count: int = 1,
+        *,
+        alternates: int = 2,
+        project_id: str,
+        user_id: str,
+        instances: Sequence[str] | None = None,
+        consumer_type: str | None = "INSTANCE",
+        group: HostGroup | None = None,
+        partial: bool = False,
+        filters: Sequence[Filter] = (),
+        expires_in: float | None = None,
+        operation_id: str | None = None,
+    ) -> tuple[Selection, ...]:
+        """Choose and claim a host for each of *count* instances, and deal each up to *alternates* fallbacks.
+
+        Args:
+            request: What each instance needs.
+            count: Number of instances, when *instances* does not name them.
+            alternates: Hosts of the primary's cell to fall back on; unclaimed. Fewer is no error.
+            project_id: Who pays.
+            user_id: Who asked.
+            instances: Uuids of the instances; made when not given.
+            consumer_type: Such as ``INSTANCE``.
+            group: The group that all of them belong to.
+            partial: Take as many as fit (at least one); else all or nothing.
+            filters: Beside those of the selector, for this request alone.
+            expires_in: Seconds after which claims lapse that nobody settled (``ledger.settle(instance)``), by the
+                database's clock: what never becomes an instance is given back.
+            operation_id: To repeat the call safely: a repeat returns the same selections.
+
+        Returns:
+            One selection for each instance that has a host, in their order.
+
+        Raises:
+            NoValidHost: Not enough hosts; ``report`` is a :class:`SelectionReport`. Nothing is claimed.
+            InvalidRequest: An argument is malformed.
+            AlreadyExists: An instance holds something already.
+        """
+        asked = self._asked(
+            request, count, instances, alternates, Owner.of(project_id, user_id, consumer_type), group, filters
+        )
+        asked = attrs.evolve(
+            asked, partial=partial, expires_in=require_seconds(expires_in, "expires_in", InvalidRequest)
+        )
+        arguments = {
+            "request": asked.request.to_query(),
+            "instances": list(asked.instances) if instances is not None else len(asked.instances),
+            "alternates": alternates,
+            "owner": attrs.asdict(asked.owner),
+            "group": _described(group),
+            "partial": partial,
+            "expires_in": asked.expires_in,
+        }
+        operation = Operation.of("selector.select", arguments, operation_id)
+        stored = self._stored(operation, operation_id)
+        if stored is not None:
+            return stored
+        try:
+            return self._try(asked, lambda plan: self._claim(operation, asked, plan))
+        except NoValidHost:
+            stored = self._stored(operation, operation_id)  # the same call, made at the same time, may have had them
+            if stored is None:
+                raise
+            return stored
+
+    # ---- moving
+
+    def select_destination(
+        self,
+        instance: str,
+        migration: str,
+        request: ResourceRequest | str,
+        *,
+        kind: MoveKind | str = "cold",
+        alternates: int = 2,
+        group: HostGroup | None = None,
+        stay_in_cell: bool = True,
+        filters: Sequence[Filter] = (),
+        expires_in: float | None = None,
+        operation_id: str | None = None,
+    ) -> Selection:
+        """Choose a destination for an instance and begin its move: the migration holds the source from then on.
+
+        The host that the instance is on is not considered; use :meth:`AllocationLedger.begin_move` to resize in place.
+
+        Args:
+            instance: Uuid of an instance that holds a host.
+            migration: Uuid of the migration.
+            request: What the instance needs at its destination.
+            kind: ``cold``, ``resize``, ``live`` or ``evacuation``.
+            alternates: Hosts of the destination's cell to fall back on, with :func:`reschedule(migration=...)
+                <cloudcore.placement.scheduling.rescheduling.reschedule>`.
+            group: The group of the instance.
+            stay_in_cell: Look only at hosts of the instance's present cell.
+            filters: Beside those of the selector, for this request alone.
+            expires_in: Seconds after which the move reverts by itself.
+            operation_id: To repeat the call safely.
+
+        Raises:
+            NoValidHost: No destination; ``report`` says why. Nothing has changed.
+            ConsumerNotFound: The instance holds nothing.
+            InUse: The instance is moving already.
+            GenerationConflict: What the instance holds changed meanwhile; ask again.
+        """
+        instance = normalise_uuid(instance, "instance", InvalidRequest)
+        migration = normalise_uuid(migration, "migration", InvalidRequest)
+        wanted = ResourceRequest.from_query(request) if isinstance(request, str) else request
+        chosen_kind = _kind(kind)
+        arguments = {
+            "instance": instance,
+            "migration": migration,
+            "request": wanted.to_query(),
+            "kind": str(chosen_kind),
+            "alternates": alternates,
+            "group": _described(group),
+            "stay_in_cell": stay_in_cell,
+            "expires_in": require_seconds(expires_in, "expires_in", InvalidRequest),
+        }
+        operation = Operation.of("selector.select_destination", arguments, operation_id)
+        stored = self._stored(operation, operation_id)
+        if stored is not None:
+            return stored[0]
+        state = self.ledger.consumer(instance)
+        if state is None:
+            raise missing(instance)
+        self.tree.refresh()
+        here = self._present(state.allocations)
+        fixed: list[Filter] = [_elsewhere(here)]
+        if stay_in_cell:
+            cells = {self._planner.cell_of(root) for root in here}
+            fixed.append(lambda host: None if host.cell in cells else f"in cell {host.cell}, not in the instance's")
+        owner = Owner.of(state.project_id, state.user_id, state.consumer_type)
+        asked = self._asked(wanted, 1, [instance], alternates, owner, group, [*fixed, *filters])
+        asked = attrs.evolve(asked, expires_in=expires_in, freed=self._pooled(state.allocations))
+        return self._try(asked, lambda plan: self._begin(operation, asked, plan, migration, chosen_kind, state))[0]
+
+    def _present(self, allocations: Mapping[str, Any]) -> list[Provider]:
+        """The hosts of what is held; pools that other hosts share are none."""
+        held = [self.tree.provider(provider) for provider in allocations if provider in self.tree]
+        roots = {provider.root for provider in held if SHARES_VIA_AGGREGATE not in provider.traits}
+        return [self.tree.provider(root) for root in sorted(roots)]
+
+    def _pooled(self, allocations: Mapping[str, Mapping[str, int]]) -> dict[str, Mapping[str, int]]:
+        """What is held of pools that hosts share: a destination on the same pool needs no more of it."""
+        return {
+            provider: amounts
+            for provider, amounts in allocations.items()
+            if provider in self.tree and SHARES_VIA_AGGREGATE in self.tree.provider(provider).traits
+        }
+
+    # ---- planning
+
+    def _asked(
+        self,
+        request: ResourceRequest | str,
+        count: int,
+        instances: Sequence[str] | None,
+        alternates: int,
+        owner: Owner,
+        group: HostGroup | None,
+        filters: Sequence[Filter],
+    ) -> Asked:
+        require_integer(alternates, "alternates", minimum=0, error=InvalidRequest)
+        if instances is None:
+            names = [
+                self._id_factory() for _ in range(require_integer(count, "count", minimum=1, error=InvalidRequest))
+            ]
+        else:
+            names = [normalise_uuid(name, "instances", InvalidRequest) for name in instances]
+        if not names or len(set(names)) != len(names):
+            raise InvalidRequest("instances: name at least one, and each once", field="instances", value=instances)
+        return Asked(
+            request=ResourceRequest.from_query(request) if isinstance(request, str) else request,
+            instances=tuple(names),
+            alternates=alternates,
+            owner=owner,
+            group=group,
+            filters=(*self._filters, *filters),
+        )
+
+    def _try(self, asked: Asked, claim: Callable[[Plan], T]) -> T:
+        """Plan and claim until a plan holds; what a refusal told counts in the next plan."""
+        lost: list[CloudcoreError] = []
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(_LOST),
+            stop=tenacity.stop_after_attempt(self._attempts),
+            wait=tenacity.wait_random(0, 0.01),
+        )
+        try:
+            for attempt in retrying:
+                with attempt:
+                    plan = self._planner.plan(self._with_members(asked), lost)
+                    try:
+                        return claim(plan)
+                    except _LOST as refusal:
+                        lost.append(refusal)
+                        raise
+        except tenacity.RetryError as error:
+            report = SelectionReport(
+                search=self._planner.search(asked.request).report(),
+                filtered={},
+                lost=tuple(str(each) for each in lost),
+            )
+            raise NoValidHost(
+                f"no host after {self._attempts} lost claims, the last one: {lost[-1]}", report=report
+            ) from error
+        raise AssertionError("tenacity returns or raises")
+
+    def _with_members(self, asked: Asked) -> Asked:
+        """The request with the members of its group that the database knows, those of the request aside."""
+        group = asked.group
+        if group is None or group.uuid is None:
+            return asked
+        with self.ledger.database.read() as connection:
+            session = Session(connection)
+            with session.errors():
+                members = host_groups.count_members(session, group, without=asked.instances)
+        return attrs.evolve(asked, group=attrs.evolve(group, members=dict(members)))
+
+    # ---- claiming
+
+    def _stored(self, operation: Operation, operation_id: str | None) -> tuple[Selection, ...] | None:
+        """What an earlier call with the caller's operation id selected; an id made here is new."""
+        if operation_id is None:
+            return None
+        with self.ledger.database.read() as connection:
+            stored = self.ledger.database.stored_operation(connection, operation)
+        return None if stored is None else _read(stored.result)
+
+    def _claim(self, operation: Operation, asked: Asked, plan: Plan) -> tuple[Selection, ...]:
+        """Claim every primary in one transaction, and keep the selections as its result."""
+        selections = self._selections(asked, plan)
+
+        def work(session: Session) -> list[str]:
+            self._join(session, asked, selections)
+            targets = {
+                chosen.instance: Target(
+                    allocations=normalise_allocations(chosen.primary),
+                    owner=asked.owner,
+                    generation=NEW,
+                    expires_in=asked.expires_in,
+                )
+                for chosen in selections
+            }
+            failpoint("ledger.select.claim")
+            ledger_moves.write(session, operation.id, "select", targets, history=self.ledger.history)
+            return [chosen.to_json() for chosen in selections]
+
+        return _read(self.ledger.transact(operation, work).result)
+
+    def _begin(
+        self,
+        operation: Operation,
+        asked: Asked,
+        plan: Plan,
+        migration: str,
+        kind: MoveKind,
+        state: ConsumerState,
+    ) -> tuple[Selection, ...]:
+        """Begin the move to the pick in one transaction, and keep the selection as its result."""
+        selections = self._selections(asked, plan)
+        destination = normalise_allocations(selections[0].primary)
+        beginning = ledger_moves.Beginning(
+            migration=migration,
+            instance=asked.instances[0],
+            destination=destination,
+            kind=kind,
+            overlap="sum",
+            shared=tuple(sorted(asked.freed)),  # also for alternates on the same pool
+            expires_in=asked.expires_in,
+            generation=state.generation,
+        )
+
+        def work(session: Session) -> list[str]:
+            self._join(session, asked, selections)
+            failpoint("ledger.select.begin_move")
+            ledger_moves.begin(session, operation.id, beginning, history=self.ledger.history)
+            return [chosen.to_json() for chosen in selections]
+
+        return _read(self.ledger.transact(operation, work).result)
+
+    def _join(self, session: Session, asked: Asked, selections: Sequence[Selection]) -> None:
+        if asked.group is None:
+            return
+        host_groups.lock_group(session, asked.group)
+        members = host_groups.count_members(session, asked.group, without=asked.instances)
+        for chosen in selections:
+            host_groups.join(session, asked.group, chosen.instance, chosen.primary.root, members)
+
+    def _selections(self, asked: Asked, plan: Plan) -> tuple[Selection, ...]:
+        return tuple(
+            Selection(
+                instance=instance,
+                primary=self._choice(pick),
+                alternates=tuple(self._choice(card) for card in hand),
+                project_id=asked.owner.project_id,
+                user_id=asked.owner.user_id,
+            )
+            for instance, pick, hand in zip(asked.instances, plan.placement.picks, plan.hands, strict=False)
+        )
+
+    def _choice(self, pick: Pick) -> HostChoice:
+        view = pick.host.view
+        return HostChoice(
+            root=view.root,
+            name=view.name,
+            cell=view.cell,
+            allocations=pick.option.allocations,
+            mappings=pick.option.mappings,
+            generations={provider: self.tree.provider(provider).generation for provider in pick.option.allocations},
+            weight=pick.weight,
+            rank=pick.rank,
+        )
+
+
+def _looked_up(cells: Mapping[str, str]) -> Callable[[Provider], str | None]:
+    return lambda root: cells.get(root.uuid) or cells.get(root.name)
+
+
+def _described(group: HostGroup | None) -> list[Any] | None:
+    return None if group is None else [group.uuid, str(group.policy), group.max_per_host]
+
+
+def _kind(value: MoveKind | str) -> MoveKind:
+    try:
+        return MoveKind(value)
+    except ValueError as error:
+        known = ", ".join(MoveKind)
+        raise InvalidRequest(f"kind: {value!r} is none of {known}", field="kind", value=value) from error
+
+
+def _elsewhere(here: Collection[Provider]) -> Filter:
+    roots = {root.uuid for root in here}
+    return lambda host: "the instance is on it" if host.root in roots else None
+
+
+def _read(result: Sequence[str]) -> tuple[Selection, ...]:
+    return tuple(Selection.from_json(text) for text in result)
