@@ -19,6 +19,7 @@ help:
 .PHONY: demo
 demo:
 	@bash scripts/setup apt-demo venv-demo
+	mkdir -p demo
 	$(PYTHON) examples/quickstart.py --picture demo/host.svg $(ARGS)
 
 ## make test           linters, types, layers, and every test on real servers; ARGS="..." goes to pytest

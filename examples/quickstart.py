@@ -234,7 +234,6 @@ def check(cloud: Cloud, picture: Path) -> None:
     cloud.tree.refresh()
     for part in (cloud.tree, cloud.ledger, cloud.attachments):
         part.check()
-    picture.parent.mkdir(parents=True, exist_ok=True)
     picture.write_text(cloud.tree.to_svg("cell1-host0"))
     console.print(f"  tree, ledger and attachments are sound; a picture of one host: {picture}")
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
+import sqlite3
+import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from cloudcore import _extras, doctor
+from cloudcore import AttachmentManager, EmbeddedVolumes, _extras, create_schema, doctor
 from cloudcore.cli import main
 from cloudcore.errors import MissingExtra
+from cloudcore.listing import Cell, CellRouter, InstanceDirectory, InstanceStore
+from cloudcore.placement import AllocationLedger, PlacementTree
 from tests import services
 
 
@@ -44,17 +51,43 @@ def test_a_missing_extra_names_its_install_line(monkeypatch: pytest.MonkeyPatch)
     assert caught.value.extra == "rich"
 
 
-def test_schema_commands_upgrade_and_check(tmp_path: object, capsys: pytest.CaptureFixture[str]) -> None:
+def test_schema_commands_upgrade_and_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     url = f"sqlite:///{tmp_path}/cloud.db"
-    assert main(["schema", "check", "--database", url]) == 1
-    assert "differs" in capsys.readouterr().out
     assert main(["schema", "upgrade", "--database", url]) == 0
     assert main(["schema", "check", "--database", url]) == 0
+    with sqlite3.connect(tmp_path / "cloud.db") as file:
+        file.execute("DROP TABLE allocation_history")
+        file.execute("ALTER TABLE consumers ADD COLUMN colour INTEGER")
+        file.execute("CREATE INDEX stray ON allocations (amount)")
+    file.close()
+    assert main(["schema", "check", "--database", url]) == 1
+    printed = capsys.readouterr().out
+    for line in (
+        "differs: lacks table allocation_history",
+        "differs: has beyond this release column consumers.colour",
+        "differs: has beyond this release index stray of table allocations",
+    ):
+        assert line in printed.splitlines()
+    assert " at 0x" not in printed
 
 
-def test_an_error_is_one_line_and_exit_code_one(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["schema", "upgrade", "--database", "oracle://somewhere"]) == 1
+def test_schema_check_makes_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema", "check", "--database", f"sqlite:///{tmp_path}/none.db"]) == 1
+    assert "schema upgrade --database" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_is_one_line_and_wrong_usage_is_exit_code_two(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema", "upgrade", "--database", "oracle://somewhere"]) == 2
     assert capsys.readouterr().err.startswith("cloudcore: oracle: cloudcore knows sqlite")
+    assert main(["schema", "upgrade"]) == 2
+    assert "CLOUDCORE_DATABASE" in capsys.readouterr().err
+    assert main(["no-such-command"]) == 2
+
+
+def test_what_is_away_for_now_has_an_exit_code_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["usage", "--database", "postgresql://me:secret@127.0.0.1:1/none"]) == 75
+    assert "secret" not in capsys.readouterr().err
 
 
 def test_doctor_asks_a_cinder_for_its_versions(capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,3 +118,271 @@ def test_the_demo_tells_the_whole_story(
         assert line in printed
     with open(picture) as file:
         assert file.read().startswith("<svg")
+
+
+def test_doctor_fails_for_a_hypervisor_that_was_asked_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also for one of the two that it tries by itself, and also where libvirt-python is not installed."""
+    pytest.importorskip("libvirt")
+    absent = "qemu:///system?socket=/nowhere"
+    assert main(["doctor", "--libvirt", absent]) == 1
+    assert any(line.startswith("unreachable") and absent in line for line in capsys.readouterr().out.splitlines())
+    monkeypatch.setitem(sys.modules, "libvirt", None)
+    monkeypatch.setattr(doctor, "_version", lambda package: None if package == "libvirt-python" else "1")
+    assert main(["doctor", "--libvirt", "qemu:///system"]) == 1
+    assert 'pip install "cloudcore[libvirt]"' in capsys.readouterr().out
+    assert main(["doctor"]) == 0, "what nobody asked for may be missing"
+
+
+# --- no traceback, whatever is missing or gone -----------------------------------------------------------------------
+
+ARGUMENTS = [["doctor"], ["tree", "show"], []]
+
+
+def _without(module: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    code = f"import sys; sys.modules[{module!r}] = None; from cloudcore.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=120, env={**os.environ, **environment}
+    )
+
+
+@pytest.mark.parametrize("arguments", ARGUMENTS, ids=" ".join)
+def test_without_click_every_command_says_what_to_install(arguments: list[str]) -> None:
+    done = _without("click", *arguments)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines() == ['cloudcore: click is not installed: pip install "cloudcore[cli]"']
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        ("rich", ["demo", "--picture", "/dev/null"]),
+        ("rich", ["tree", "show"]),
+        ("rich", ["usage"]),
+        ("alembic", ["schema", "check"]),
+        ("libvirt", ["recover", "--libvirt", "test:///default"]),
+    ],
+)
+def test_without_an_extra_no_command_ends_in_a_traceback(tmp_path: Path, module: str, arguments: list[str]) -> None:
+    url = f"sqlite:///{tmp_path}/cloud.db"
+    create_schema(url)
+    done = _without(module, *arguments, CLOUDCORE_DATABASE=url)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "pip install" in line
+
+
+@pytest.mark.parametrize("arguments", [["doctor"], ["tree", "export", "--database", "{url}"], ["--help"]])
+def test_a_reader_that_has_gone_is_no_fault(tmp_path: Path, arguments: list[str]) -> None:
+    url = f"sqlite:///{tmp_path}/cloud.db"
+    create_schema(url)
+    command = [sys.executable, "-m", "cloudcore", *(part.format(url=url) for part in arguments)]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_fault_of_our_own_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: object) -> None:
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr("cloudcore.cli._run", broken)
+    assert main(["doctor"]) == 70
+    assert capsys.readouterr().err.startswith("cloudcore: ZeroDivisionError: by zero")
+    monkeypatch.setenv("CLOUDCORE_TRACEBACK", "1")
+    with pytest.raises(ZeroDivisionError):
+        main(["doctor"])
+
+
+def test_the_demo_makes_no_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--picture", f"{tmp_path}/a/b/host.svg"]) == 2
+    assert "there is no folder" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+# --- the forest, the ledger, the cells, the volumes ------------------------------------------------------------------
+
+INSTANCE = "11111111-1111-4111-8111-111111111111"
+
+
+@pytest.fixture
+def cloud(new_database_url: Callable[[], str]) -> str:
+    """URL of a database with two hosts, one of them with a guest."""
+    url = new_database_url()
+    create_schema(url)
+    with PlacementTree.open(url) as tree, AllocationLedger(url) as ledger:
+        for host in ("cn1", "cn2"):
+            root = tree.add(host, inventory={"MEMORY_MB": 4096})
+            tree.add(f"{host}-numa0", parent=root, inventory={"VCPU": 8})
+        numa = tree.provider("cn1-numa0").uuid
+        ledger.claim(INSTANCE, {numa: {"VCPU": 8}}, project_id="p", user_id="u")
+    return url
+
+
+def _json(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int = 0) -> object:
+    assert main([*arguments, "--json"]) == code
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_tree_is_shown_exported_and_imported(
+    cloud: str, new_database_url: Callable[[], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tree", "show", "cn1", "--database", cloud]) == 0
+    printed = capsys.readouterr().out
+    assert "cn1-numa0" in printed
+    assert "8/8" in printed
+    assert "cn2" not in printed
+    file = tmp_path / "forest.json"
+    assert main(["tree", "export", str(file), "--database", cloud]) == 0
+    other = new_database_url()
+    create_schema(other)
+    assert main(["tree", "import", str(file), "--database", other]) == 0
+    before = json.loads(file.read_text())
+    capsys.readouterr()
+    after = _json(capsys, ["tree", "show", "--database", other])
+    assert isinstance(after, dict)
+    assert [each["name"] for each in after["resource_providers"]] == [p["name"] for p in before["resource_providers"]]
+    one = _json(capsys, ["tree", "show", "cn2", "--database", other])
+    assert isinstance(one, dict)
+    assert {each["name"] for each in one["resource_providers"]} == {"cn2", "cn2-numa0"}
+    file.write_text("nonsense")
+    assert main(["tree", "import", str(file), "--database", other]) == 2
+
+
+def test_candidates_say_where_and_why_not(cloud: str, capsys: pytest.CaptureFixture[str]) -> None:
+    query = ["candidates", "resources=VCPU:4,MEMORY_MB:512", "--database", cloud]
+    assert main([*query, "--why"]) == 0
+    printed = capsys.readouterr().out
+    assert "cn2" in printed
+    assert "VCPU" in printed
+    found = _json(capsys, query)
+    assert isinstance(found, dict)
+    assert [each["host"] for each in found["candidates"]] == ["cn2"]
+    nothing = _json(capsys, ["candidates", "resources=VCPU:9", "--database", cloud], 1)
+    assert isinstance(nothing, dict)
+    assert nothing["report"]["fits"] == 0
+    assert main(["candidates", "resources=vcpu:1", "--database", cloud]) == 2
+
+
+def test_usage_by_type_and_of_a_provider(cloud: str, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = _json(capsys, ["usage", "--database", cloud])
+    assert whole == {"INSTANCE": {"consumers": 1, "amounts": {"VCPU": 8}}}
+    part = _json(capsys, ["usage", "--provider", "cn1-numa0", "--database", cloud])
+    assert isinstance(part, dict)
+    assert part["classes"] == {"VCPU": {"used": 8, "capacity": 8, "reserved": 0}}
+    assert main(["usage", "--provider", "cn9", "--database", cloud]) == 1
+    assert main(["usage", "--database", cloud]) == 0
+    assert "INSTANCE" in capsys.readouterr().out
+
+
+def test_audit_finds_and_heal_mends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "cloud.db"
+    url = f"sqlite:///{path}"
+    create_schema(url)
+    with PlacementTree.open(url) as tree, AllocationLedger(url) as ledger:
+        ledger.claim(INSTANCE, {tree.add("cn1", inventory={"VCPU": 4}).uuid: {"VCPU": 1}}, project_id="p", user_id="u")
+    assert main(["audit", "ledger", "--database", url]) == 0
+    with sqlite3.connect(path) as file:
+        file.execute("UPDATE inventories SET used = 3")
+    file.close()
+    capsys.readouterr()
+    assert main(["audit", "ledger", "--database", url]) == 1
+    assert "VCPU counts 3 as used" in capsys.readouterr().out
+    assert main(["heal", "ledger", "--database", url]) == 1, "nothing was done"
+    assert main(["heal", "ledger", "--apply", "--database", url]) == 0
+    assert main(["audit", "ledger", "--database", url]) == 0
+    capsys.readouterr()
+    assert _json(capsys, ["audit", "ledger", "--directory", "--database", url], 1), "nobody knows the instance"
+
+
+@pytest.fixture
+def cells(tmp_path: Path) -> list[str]:
+    """Options that name two cells with three instances each, and their directory."""
+    directory = f"sqlite:///{tmp_path}/directory.db"
+    create_schema(directory)
+    urls = {name: f"sqlite:///{tmp_path}/{name}.db" for name in ("cell1", "cell2")}
+    with InstanceDirectory(directory) as kept, CellRouter([Cell(*item) for item in urls.items()], directory=kept) as it:
+        store = InstanceStore(it)
+        store.create_tables()
+        for number in range(6):
+            name = f"web-{number}"
+            store.create(f"cell{number % 2 + 1}", project_id="p", user_id="u", display_name=name, vcpus=number)
+    file = tmp_path / "cells.toml"
+    file.write_text("".join(f'{name} = "{url}"\n' for name, url in urls.items()))
+    return ["--cells", str(file), "--database", directory]
+
+
+def test_instances_of_all_cells_are_listed(cells: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    page = _json(capsys, ["list", "--sort", "display_name:desc", "--where", "vcpus>=2", "--limit", "3", *cells])
+    assert isinstance(page, dict)
+    assert [each["display_name"] for each in page["records"]] == ["web-5", "web-4", "web-3"]
+    more = ["list", "--sort", "display_name:desc", "--where", "vcpus>=2", "--cursor", page["next_cursor"], *cells]
+    assert main([*more, "--columns", "display_name"]) == 0
+    assert "web-2" in capsys.readouterr().out
+    assert main(["list", "--all", "--json", "--where", "display_name^=web-", *cells]) == 0
+    assert len([json.loads(line) for line in capsys.readouterr().out.splitlines()]) == 6
+    assert main(["list", "--where", "colour=red", *cells]) == 2
+    assert main(["list", "--where", "vcpus=many", *cells]) == 2
+    assert main(["audit", "directory", *cells]) == 0
+
+
+def test_a_cell_that_is_away_is_named_by_the_url_that_was_given(
+    tmp_path: Path, cells: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = f"sqlite:///{tmp_path}/gone.db"
+    assert main(["list", "--cell", f"cell3={gone}", *cells]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("cloudcore: cell3: down")
+    assert gone in said
+    assert "mode=rw" not in said
+    assert not (tmp_path / "gone.db").exists()
+
+
+def test_attachments_are_listed_and_recovered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    url = f"sqlite:///{tmp_path}/cloud.db"
+    create_schema(url)
+    with AttachmentManager(url) as manager:
+        assert isinstance(manager.volumes, EmbeddedVolumes)
+        volume = manager.volumes.create_volume()
+        manager.attach(volume.id, INSTANCE)
+    (one,) = _json(capsys, ["attachments", "--volume", volume.id, "--database", url])  # type: ignore[misc]
+    assert (one["instance_id"], one["state"]) == (INSTANCE, "attached")
+    assert main(["attachments", "--database", url]) == 0
+    assert main(["recover", "--database", url]) == 0
+
+
+def test_settings_come_from_a_file_and_the_environment(
+    cloud: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "cloudcore.toml"
+    file.write_text(f'database = "{cloud}"\njson = true\n')
+    assert main(["--config", str(file), "usage"]) == 0
+    assert "INSTANCE" in json.loads(capsys.readouterr().out)
+    monkeypatch.setenv("CLOUDCORE_DATABASE", cloud)
+    assert main(["usage"]) == 0
+    for text in ("databse = 'x'", "database = 3", "cells = {a = 1}", "nonsense"):
+        file.write_text(text)
+        assert main(["--config", str(file), "usage"]) == 2
+
+
+def test_every_command_has_help_and_completion_knows_them(capsys: pytest.CaptureFixture[str]) -> None:
+    from cloudcore.cli.commands import program
+
+    for name, command in program.commands.items():
+        assert command.help, name
+        assert main([name, "--help"]) == 0
+    assert main(["help-exit-codes"]) == 0
+    assert main(["completion", "bash"]) == 0
+    environment = {
+        **os.environ,
+        "_CLOUDCORE_COMPLETE": "bash_complete",
+        "COMP_WORDS": "cloudcore cand",
+        "COMP_CWORD": "1",
+    }
+    command = [sys.executable, "-m", "cloudcore"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert "candidates" in done.stdout

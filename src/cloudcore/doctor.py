@@ -37,12 +37,14 @@ class Finding:
         state: What was found.
         detail: Version, address or error.
         cure: The command that mends it, where there is one.
+        asked_for: Whether the caller named it; what nobody named may be away.
     """
 
     part: str
     state: State
     detail: str
     cure: str | None = None
+    asked_for: bool = False
 
 
 _CORE = ("attrs", "SQLAlchemy", "sortedcontainers", "networkx", "tenacity", "numpy")
@@ -54,6 +56,7 @@ _EXTRAS = {
     "migrations": ("alembic",),
     "openstack": ("os-traits", "os-resource-classes"),
     "rich": ("rich",),
+    "cli": ("click",),
     "brick": ("os-brick",),
 }
 _NEEDS = {"libvirt": " (after: apt-get install libvirt-dev pkg-config gcc python3-dev)"}
@@ -76,13 +79,13 @@ def examine(
     for extra, names in _EXTRAS.items():
         for name in names:
             yield _package(name, State.MISSING, f'pip install "cloudcore[{extra}]"{_NEEDS.get(extra, "")}')
-    if _version("libvirt-python") is not None:
-        for uri in dict.fromkeys(("test:///default", "qemu:///system", *hypervisors)):
-            yield _reach(uri, partial(_hypervisor, uri))
+    usual = () if _version("libvirt-python") is None else ("test:///default", "qemu:///system")
+    for uri in dict.fromkeys((*usual, *hypervisors)):
+        yield _reach(uri, partial(_hypervisor, uri), asked_for=uri in hypervisors)
     for url in databases:
-        yield _reach(_masked(url), partial(_database, url))
+        yield _reach(_masked(url), partial(_database, url), asked_for=True)
     if cinder is not None:
-        yield _reach(cinder, partial(_cinder, cinder))
+        yield _reach(cinder, partial(_cinder, cinder), asked_for=True)
 
 
 def _version(package: str) -> str | None:
@@ -99,11 +102,11 @@ def _package(name: str, otherwise: State, cure: str) -> Finding:
     return Finding(part=name, state=State.OK, detail=version)
 
 
-def _reach(part: str, ask: Callable[[], str]) -> Finding:
+def _reach(part: str, ask: Callable[[], str], *, asked_for: bool) -> Finding:
     try:
-        return Finding(part=part, state=State.OK, detail=ask())
+        return Finding(part=part, state=State.OK, detail=ask(), asked_for=asked_for)
     except CloudcoreError as error:
-        return Finding(part=part, state=State.UNREACHABLE, detail=str(error))
+        return Finding(part=part, state=State.UNREACHABLE, detail=str(error), asked_for=asked_for)
 
 
 def _hypervisor(uri: str) -> str:

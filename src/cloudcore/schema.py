@@ -8,6 +8,7 @@ that cloudcore's tables can live beside an application's own.
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -110,14 +111,30 @@ def check_schema(database: Database | str | URL | Engine) -> SchemaState:
 
     Raises:
         MissingExtra: Alembic is not installed.
+        SchemaMismatch: It is a SQLite file that is not there; none is made.
     """
     opened = Database.of(database)
     try:
+        _require_file(opened)
         with opened.read() as connection:
             return _compare(connection)
     finally:
         if opened is not database:
             opened.close()
+
+
+def _require_file(database: Database) -> None:
+    """SQLite would make a file that is not there, and a look must not."""
+    url = database.engine.url
+    name = url.database or ""
+    if url.get_backend_name() != "sqlite" or name in {"", ":memory:"} or name.startswith("file:"):
+        return
+    if not Path(name).exists():
+        raise SchemaMismatch(
+            f"{name}: there is no such file; cloudcore schema upgrade --database sqlite:///{name} makes it",
+            found=None,
+            expected=_script().get_current_head(),
+        )
 
 
 def _compare(connection: Connection) -> SchemaState:
@@ -137,9 +154,24 @@ def _compare(connection: Connection) -> SchemaState:
 
 
 def _describe(difference: Any) -> str:
+    """One of Alembic's differences in words: what is missing, too many or of another kind, by names only."""
     if isinstance(difference, list):
         return "; ".join(_describe(part) for part in difference)
-    return " ".join(str(part) for part in difference if part is not None)
+    kind, *parts = difference
+    verb, _, what = str(kind).partition("_")
+    if verb == "modify":  # schema, table, column, details, found, wanted
+        _, table, column, _, found, wanted = parts
+        return f"column {table}.{column}: {what} is {found!r}, expected {wanted!r}"
+    subject = parts[-1]
+    if what == "column":
+        return f"{_VERBS[verb]} column {parts[1]}.{subject.name}"
+    table = getattr(subject, "table", None)
+    where = "" if table is None else f" of table {table.name}"
+    name = subject.name or "(" + ", ".join(column.name for column in getattr(subject, "columns", ())) + ")"
+    return f"{_VERBS[verb]} {what} {name}{where}"
+
+
+_VERBS = {"add": "lacks", "remove": "has beyond this release"}
 
 
 def _adopt_unversioned(connection: Connection) -> None:

@@ -102,3 +102,21 @@ def test_terminal_shows_the_tree(tree: PlacementTree) -> None:
     lines = rich_text(tree).splitlines()
     assert [line.strip("│├└─ ").split()[0] for line in lines] == ["4", "cn1", "numa0", "pf0", "numa1"]
     assert "8/8" in lines[2]
+
+
+def test_html_of_many_hosts_shows_at_each_closed_root_what_lies_below() -> None:
+    """A nearly full cloud must not look empty because its hosts are folded."""
+    tree = PlacementTree()
+    for host in range(6):
+        tree.add(f"cn{host}", inventory={"DISK_GB": 10})
+        for cell in range(2):
+            tree.add(f"cn{host}-numa{cell}", parent=f"cn{host}", inventory={"VCPU": 8})
+            tree.set_usage(f"cn{host}-numa{cell}", {"VCPU": 7})
+    html = tree._repr_html_()
+    summaries = [part.split("</summary>")[0] for part in html.split("<summary>")[1:]]
+    assert len(summaries) == 6
+    assert all("VCPU 14/16" in each and "DISK_GB 0/10" in each for each in summaries)
+    for number in range(2):
+        tree.set_usage(f"cn5-numa{number}", {})
+    tree.remove("cn5", recursive=True)
+    assert "14/16" not in tree._repr_html_(), "open roots show their children themselves"

@@ -542,6 +542,9 @@ class AttachmentManager:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        return f"<AttachmentManager {self._database!r}, {type(self.volumes).__name__}, hosts {', '.join(self.hosts)}>"
+
 
 def _hosts(
     hypervisor: GuestDisks | Iterable[GuestDisks] | None, connectors: Mapping[str, HostConnector]

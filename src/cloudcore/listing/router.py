@@ -397,6 +397,12 @@ class CellRouter:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        cells = self.cells.values()
+        disabled = sum(1 for cell in cells if not cell.enabled)
+        directory = "no directory" if self._means.directory is None else type(self._means.directory).__name__
+        return f"<CellRouter: {len(cells)} cells, {disabled} disabled, {directory}>"
+
     def check(self) -> None:
         """Verify what must hold.
 

@@ -387,6 +387,16 @@ class PlacementTree(TreeEdits):
 
         return render_svg(*self._view(provider))
 
+    def to_rich(self, provider: str | Provider | None = None) -> Any:
+        """Draw the forest, or the subtree of one provider, as a ``rich.tree.Tree``. 200 rows at most.
+
+        Raises:
+            MissingExtra: rich is not installed.
+        """
+        from cloudcore.placement.views import render_rich
+
+        return render_rich(*self._view(provider))
+
     def _view(self, provider: str | Provider | None = None) -> tuple[Any, int, str]:
         from cloudcore.placement.views import ROWS, rows_of
 
@@ -405,9 +415,7 @@ class PlacementTree(TreeEdits):
         return self.to_svg()
 
     def __rich__(self) -> Any:
-        from cloudcore.placement.views import render_rich
-
-        return render_rich(*self._view())
+        return self.to_rich()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {len(self._forest.providers)} providers in {len(self._forest.roots)} trees>"

@@ -10,7 +10,7 @@ import attrs
 from cloudcore._extras import require_extra
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from cloudcore.placement.forest.values import Provider
 
@@ -18,6 +18,9 @@ __all__ = ["Row", "render_html", "render_rich", "render_svg", "rows_of"]
 
 ROWS = 200
 """Providers shown at most; the rest is counted in the last line."""
+
+_OPEN = 5
+"""Roots that HTML shows open, at most."""
 
 _FREE, _BUSY, _FULL, _RESERVED = "#2e9e6b", "#d99a1c", "#c8443c", "#9aa3ad"
 _LINE, _INK, _FAINT, _GROUND = "#c5ccd3", "#1d2733", "#66717d", "#e8ebee"
@@ -168,8 +171,11 @@ _STYLE = (
 
 
 def render_html(rows: Sequence[Row], hidden: int, title: str) -> str:
-    """Draw *rows* as nested, collapsible HTML; roots are open when there are few."""
-    opened = " open" if sum(1 for row in rows if not row.depth) <= 5 else ""
+    """Draw *rows* as nested, collapsible HTML.
+
+    Roots are open when there are few. Where there are more they are closed, and each shows the sum over what it hides.
+    """
+    opened = " open" if sum(1 for row in rows if not row.depth) <= _OPEN else ""
     parts = [_STYLE, f'<div class="cloudcore-tree"><small>{escape(title)}</small>']
     depth_of_open: list[int] = []
     for index, row in enumerate(rows):
@@ -178,7 +184,8 @@ def render_html(rows: Sequence[Row], hidden: int, title: str) -> str:
             depth_of_open.pop()
         following = rows[index + 1] if index + 1 < len(rows) else None
         if following is not None and following.depth > row.depth:
-            parts.append(f"<details{opened}><summary>{_html_line(row)}</summary>")
+            hidden_below = "" if opened or row.depth else _html_bars(_sums(rows, index))
+            parts.append(f"<details{opened}><summary>{_html_line(row)}{hidden_below}</summary>")
             depth_of_open.append(row.depth)
         else:
             parts.append(f'<div class="leaf">{_html_line(row)}</div>')
@@ -188,15 +195,30 @@ def render_html(rows: Sequence[Row], hidden: int, title: str) -> str:
     return "".join([*parts, "</div>"])
 
 
+def _sums(rows: Sequence[Row], root: int) -> list[tuple[str, int, int, int]]:
+    """In use, capacity and reserved of all below the root at *root*, added up by class."""
+    sums: dict[str, tuple[int, int, int]] = {}
+    for row in rows[root + 1 :]:
+        if not row.depth:
+            break
+        for name, *numbers in _bars(row):
+            before = sums.get(name, (0, 0, 0))
+            sums[name] = (before[0] + numbers[0], before[1] + numbers[1], before[2] + numbers[2])
+    return [(name, *numbers) for name, numbers in sums.items()]
+
+
 def _html_line(row: Row) -> str:
     traits = escape(", ".join(sorted(row.provider.traits)), quote=True)
-    bars = "".join(
+    return f'<span title="{traits}">{escape(row.provider.name)}</span>{_html_bars(_bars(row))}'
+
+
+def _html_bars(bars: Iterable[tuple[str, int, int, int]]) -> str:
+    return "".join(
         f'<span class="bar" title="{escape(name)}: {_numbers(used, capacity, reserved)}">'
         f'<i style="width:{_share(used, capacity):.0%};background:{_colour(used, capacity)}"></i></span>'
         f"<small>{escape(name)} {_numbers(used, capacity, reserved)}</small>"
-        for name, used, capacity, reserved in _bars(row)
+        for name, used, capacity, reserved in bars
     )
-    return f'<span title="{traits}">{escape(row.provider.name)}</span>{bars}'
 
 
 # --- terminals -------------------------------------------------------------------------------------------------------

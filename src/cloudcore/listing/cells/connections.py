@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import attrs
 import sqlalchemy as sa
+from sqlalchemy import event
 from sqlalchemy.pool import NullPool
 
 from cloudcore._values import require_text
@@ -367,12 +368,18 @@ def in_memory(url: URL) -> bool:
     return url.get_backend_name() == "sqlite" and url.database in {None, "", ":memory:"}
 
 
-def _existing(url: URL) -> URL:
-    """A SQLite URL that opens the file only if it is there; asking for a cell must not create it."""
-    path = url.database or ""
-    if path.startswith("file:"):
-        return url
-    return url.set(database=f"file:{quote(path)}").update_query_dict({"mode": "rw", "uri": "true"})
+def _open_existing(engine: Engine) -> None:
+    """Make a SQLite engine open its file only if it is there, for asking a cell must not create it.
+
+    The engine's URL stays as the user wrote it, and so do the errors that name it.
+    """
+
+    @event.listens_for(engine, "do_connect")
+    def prepare(_: Any, __: Any, arguments: list[Any], options: dict[str, Any]) -> None:
+        path = arguments[0]
+        if not path.startswith("file:"):
+            arguments[0] = f"file:{quote(path)}?mode=rw"
+            options["uri"] = True
 
 
 def _reading_engine(source: Any, deadline: float, options: Mapping[str, Any]) -> Engine:
@@ -382,7 +389,9 @@ def _reading_engine(source: Any, deadline: float, options: Mapping[str, Any]) ->
     if url.get_backend_name() == "sqlite":
         connect = {"check_same_thread": False, "timeout": deadline, "isolation_level": None, "cached_statements": 512}
         arguments["connect_args"] = {**connect, **arguments.pop("connect_args", {})}
-        return sa.create_engine(_existing(url), **{"poolclass": NullPool, **arguments})
+        engine = sa.create_engine(url, **{"poolclass": NullPool, **arguments})
+        _open_existing(engine)
+        return engine
     if url.get_backend_name() != "sqlite":
         connect = {"connect_timeout": max(2, math.ceil(deadline))}
         if url.get_backend_name() in {"mysql", "mariadb"}:
