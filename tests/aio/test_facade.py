@@ -1,0 +1,168 @@
+"""Awaited calls: the same answers and errors as the plain ones, bounded threads, and what a cancellation leaves."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import uuid
+
+import anyio
+import pytest
+
+from cloudcore import (
+    AllocationLedger,
+    AttachmentManager,
+    Cell,
+    CellRouter,
+    HostSelector,
+    InstanceDirectory,
+    InstanceStore,
+    PlacementTree,
+    Query,
+    Sort,
+    create_schema,
+)
+from cloudcore.aio import (
+    AsyncAllocationLedger,
+    AsyncAttachmentManager,
+    AsyncCellRouter,
+    AsyncHostSelector,
+    AsyncPlacementTree,
+)
+from cloudcore.aio.facade import Facade
+from cloudcore.errors import CapacityExceeded, InvalidQuery
+
+pytestmark = pytest.mark.anyio
+
+FACADES = [
+    (AsyncCellRouter, CellRouter),
+    (AsyncPlacementTree, PlacementTree),
+    (AsyncAllocationLedger, AllocationLedger),
+    (AsyncHostSelector, HostSelector),
+    (AsyncAttachmentManager, AttachmentManager),
+]
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def _router(folder, cells: int = 3, each: int = 40) -> CellRouter:
+    every = [Cell(f"cell{n}", f"sqlite:///{folder / f'{n}.db'}") for n in range(cells)]
+    directory = InstanceDirectory(f"sqlite:///{folder / 'directory.db'}")
+    router = CellRouter(every, directory=directory, deadline=60.0)
+    store = InstanceStore(router)
+    store.create_tables()
+    for number in range(cells * each):
+        store.create(f"cell{number % cells}", display_name=f"web-{number:04}", project_id="blue")
+    return router
+
+
+@pytest.mark.parametrize(("facade", "plain"), FACADES, ids=lambda each: each.__name__)
+def test_offloaded_methods_have_the_signatures_of_the_plain_ones(facade, plain):
+    names = [name for name, value in vars(facade).items() if inspect.iscoroutinefunction(value)]
+    shared = [name for name in names if hasattr(facade.__dict__[name], "__wrapped__")]
+    assert shared
+    for name in shared:
+        assert facade.__dict__[name].__wrapped__ is getattr(plain, name)
+        assert inspect.signature(facade.__dict__[name]) == inspect.signature(getattr(plain, name))
+
+
+async def test_pages_streams_and_look_ups(tmp_path):
+    plain = _router(tmp_path)
+    query = Query(sort=[Sort("display_name")], limit=50)
+    async with AsyncCellRouter(plain) as router:
+        page = await router.page(query)
+        assert [r.display_name for r in page.records] == [r.display_name for r in plain.page(query).records]
+        following = await router.page(query, cursor=page.next_cursor)
+        assert following.records[0].display_name == "web-0050"
+        first = page.records[0]
+        assert (await router.get(first.uuid)).display_name == first.display_name
+        assert await router.locate(first.uuid) == first.cell
+        assert (await router.count(query)).total == 120
+        async with router.stream(query) as stream:
+            names = [record.display_name async for record in stream]
+        assert names == [f"web-{number:04}" for number in range(120)]
+        assert all(report.state == "answered" for report in stream.cells.values())
+        with pytest.raises(InvalidQuery, match="nonsense"):
+            await router.page(Query(sort=[Sort("nonsense")]))
+
+
+async def test_a_stream_left_early_leaves_nothing_under_way(tmp_path):
+    async with AsyncCellRouter(_router(tmp_path, each=400)) as router:
+        async with router.stream(Query(sort=[Sort("display_name")])) as stream:
+            async for record in stream:
+                if record.display_name == "web-0007":
+                    break
+        assert [record async for record in stream] == []
+
+
+async def test_the_whole_path(sqlite_database):
+    create_schema(sqlite_database)
+    async with (
+        await AsyncPlacementTree.open(sqlite_database) as tree,
+        AsyncAllocationLedger(AllocationLedger(sqlite_database)) as ledger,
+        AsyncAttachmentManager(AttachmentManager(sqlite_database)) as manager,
+    ):
+        for name in ("cn1", "cn2"):
+            await tree.add(name, inventory={"VCPU": 4})
+        assert len(await tree.candidates("resources=VCPU:3")) == 2
+        selector = AsyncHostSelector(HostSelector(tree.sync, ledger.sync, cell_of=lambda _: "cell1"))
+        (selection,) = await selector.select("resources=VCPU:3", project_id="p", user_id="u", alternates=1)
+        assert len(selection.alternates) == 1
+        taken = await ledger.allocations(selection.instance)
+        assert taken == selection.primary.allocations
+        with pytest.raises(CapacityExceeded):
+            await ledger.claim(str(uuid.uuid4()), taken, project_id="p", user_id="u")
+        await tree.refresh()
+        volume = manager.sync.volumes.create_volume(2**30)
+        attachment = await manager.attach(volume.id, selection.instance)
+        assert (await manager.attachment(attachment.id)).state == attachment.state
+        await manager.detach(attachment.id)
+        assert (await manager.audit()).clean
+
+
+class _Slow:
+    """Something whose calls block until they are let go, and which counts how many are under way."""
+
+    def __init__(self) -> None:
+        self.lock, self.go = threading.Lock(), threading.Event()
+        self.busy = self.most = self.ended = 0
+
+    def work(self) -> str:
+        with self.lock:
+            self.busy += 1
+            self.most = max(self.most, self.busy)
+        self.go.wait(30)
+        with self.lock:
+            self.busy -= 1
+            self.ended += 1
+        return "done"
+
+
+async def test_no_more_threads_than_the_limiter_has(anyio_backend):
+    slow = _Slow()
+    facade = Facade(slow, limiter=anyio.CapacityLimiter(3))
+    async with anyio.create_task_group() as group:
+        for _ in range(20):
+            group.start_soon(facade.run, slow.work)
+        while slow.busy < 3:
+            await anyio.sleep(0.01)
+        slow.go.set()
+    assert (slow.most, slow.ended) == (3, 20)
+
+
+async def test_a_cancelled_write_is_awaited_to_its_end(anyio_backend):
+    """Who cancels a claim must not go on while it is still being made."""
+    slow = _Slow()
+    facade = Facade(slow)
+    threading.Timer(0.2, slow.go.set).start()
+    gone_on = False
+    with anyio.move_on_after(0.05) as scope:
+        await facade.run(slow.work)
+        assert slow.ended == 1
+        await anyio.sleep(0)
+        gone_on = True
+    assert scope.cancelled_caught
+    assert not gone_on
