@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from cloudcore.placement.allocation_ledger import AllocationLedger
     from cloudcore.placement.forest.values import Inventory
     from cloudcore.placement.hosts.selection import Selection
-    from cloudcore.placement.requests.requests import RequestGroup, ResourceRequest
+    from cloudcore.placement.requests.groups import RequestGroup
+    from cloudcore.placement.requests.requests import ResourceRequest
     from cloudcore.placement.scheduling.rescheduling import reschedule
     from cloudcore.placement.scheduling.selector import HostSelector
     from cloudcore.placement.tree import PlacementTree
@@ -52,7 +53,7 @@ _EXPORTS = {
     "MemoryHypervisor": "cloudcore.hypervisor.memory",
     "PlacementTree": "cloudcore.placement.tree",
     "Query": "cloudcore.listing.values",
-    "RequestGroup": "cloudcore.placement.requests.requests",
+    "RequestGroup": "cloudcore.placement.requests.groups",
     "ResourceRequest": "cloudcore.placement.requests.requests",
     "Selection": "cloudcore.placement.hosts.selection",
     "Sort": "cloudcore.listing.values",

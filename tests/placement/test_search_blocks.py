@@ -44,7 +44,7 @@ def test_cuts_are_not_seen(small_blocks: int, seed: int) -> None:
     tree = ours.build(world)
     cut = [ours.listed(tree, request.query()) for request in requests]
     if small_blocks == 1:
-        assert len(tree._snapshot().blocks) == len(world.roots)
+        assert len(tree._state.snapshot().blocks) == len(world.roots)
     for request, found in zip(requests, cut, strict=True):
         assert set(found) == oracle.candidates(world, request), request.query()
         report = tree.candidates(request.query()).report()

@@ -129,7 +129,7 @@ def test_remembered_conditions_do_not_outlive_an_edit() -> None:
     assert list(tree.candidates(query)) == []
     for number in range(200):
         list(tree.candidates(f"resources1=VCPU:1&required1=CUSTOM_{number}&required1=CUSTOM_A"))
-    assert all(len(block.remembered) <= 64 for block in tree._columns.blocks)
+    assert all(len(block.remembered) <= 64 for block in tree._state.columns.blocks)
 
 
 def test_numbers_of_any_size_are_compared_rightly() -> None:

@@ -623,13 +623,13 @@ def test_searches_never_see_half_an_edit() -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda tree: tree._forest.by_name.pop("n0"),
-        lambda tree: tree._forest.usage.update({tree["n0"].uuid: {"PGPU": 1}}),
-        lambda tree: tree._forest.usage.update({tree["n0"].uuid: {"VCPU": 1}}),
-        lambda tree: tree._forest._children.pop(tree["n0"].uuid),
-        lambda tree: tree._forest.roots.popitem(),
-        lambda tree: tree._columns.blocks[0].traits.pop("CUSTOM_ROOT"),
-        lambda tree: tree._columns.blocks[0].up.__setitem__(2, 2),
+        lambda tree: tree._state.forest.by_name.pop("n0"),
+        lambda tree: tree._state.forest.usage.update({tree["n0"].uuid: {"PGPU": 1}}),
+        lambda tree: tree._state.forest.usage.update({tree["n0"].uuid: {"VCPU": 1}}),
+        lambda tree: tree._state.forest._children.pop(tree["n0"].uuid),
+        lambda tree: tree._state.forest.roots.popitem(),
+        lambda tree: tree._state.columns.blocks[0].traits.pop("CUSTOM_ROOT"),
+        lambda tree: tree._state.columns.blocks[0].up.__setitem__(2, 2),
     ],
 )
 def test_check_finds_damage(damage: Callable[[PlacementTree], object]) -> None:
@@ -654,18 +654,18 @@ def test_edits_make_new_blocks_only_where_they_are(monkeypatch: pytest.MonkeyPat
     for host in range(100):
         tree.add(f"cn{host}", inventory={"VCPU": 8})
     tree.check()
-    before = tree._columns.blocks
+    before = tree._state.columns.blocks
     assert len(before) >= 6
     tree.set_usage("cn50", {"VCPU": 1})
     tree.set_traits("cn51", {"CUSTOM_A"})
     tree.check()
-    after = tree._columns.blocks
+    after = tree._state.columns.blocks
     assert sum(old is new for old, new in zip(before, after, strict=True)) >= len(before) - 2
     for child in range(100):
         tree.add(f"child{child}", parent="cn50")
     tree.add("last")
     tree.check()
-    assert max(block.trees for block in tree._columns.blocks) <= 32
+    assert max(block.trees for block in tree._state.columns.blocks) <= 32
 
 
 def test_columns_stay_small() -> None:
@@ -680,7 +680,7 @@ def test_columns_stay_small() -> None:
             for pf in range(2):
                 tree.add(f"cn{host}n{numa}p{pf}", parent=f"cn{host}n{numa}", inventory={"SRIOV_NET_VF": 8})
     tree.check()
-    assert tree._columns.nbytes / len(tree) < 200
+    assert tree._state.columns.nbytes / len(tree) < 200
 
 
 def test_order_is_the_same_in_every_process() -> None:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from cloudcore.placement.hosts.selection import HostChoice, Selection
     from cloudcore.placement.ledger.history import HistoryEntry
     from cloudcore.placement.ledger.reads import ConsumerState, Usage
-    from cloudcore.placement.requests.requests import RequestGroup, ResourceRequest
+    from cloudcore.placement.requests.groups import RequestGroup
+    from cloudcore.placement.requests.requests import ResourceRequest
     from cloudcore.placement.rules.audit import Finding, FindingKind, Repair, RepairAction
     from cloudcore.placement.rules.claims import Held
     from cloudcore.placement.rules.moves import Move, MoveKind, MoveState
@@ -66,7 +67,7 @@ _EXPORTS = {
     "Rejection": "cloudcore.placement.search.report",
     "Repair": "cloudcore.placement.rules.audit",
     "RepairAction": "cloudcore.placement.rules.audit",
-    "RequestGroup": "cloudcore.placement.requests.requests",
+    "RequestGroup": "cloudcore.placement.requests.groups",
     "Rescheduled": "cloudcore.placement.scheduling.rescheduling",
     "ResourceRequest": "cloudcore.placement.requests.requests",
     "Search": "cloudcore.placement.search.search",

@@ -1,22 +1,20 @@
-"""A PlacementTree that is kept in a database: edits are written through, other writers are followed."""
+"""What binds a PlacementTree to a database: edits are written through, other writers are followed."""
 
 from __future__ import annotations
 
 import threading
-import uuid as uuids
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import numpy as np
 
 from cloudcore.database import Database, Operation
-from cloudcore.errors import ProviderNotFound, UnsupportedFeature, WatermarkLost
+from cloudcore.errors import ProviderNotFound, WatermarkLost
 from cloudcore.placement.columns.maintenance import NumberIndex, set_used
 from cloudcore.placement.forest.editing import describe, plan
 from cloudcore.placement.forest.forest import Edit, Forest
 from cloudcore.placement.storage import store
 from cloudcore.placement.storage.changes import changes_since
-from cloudcore.placement.tree import PlacementTree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -25,8 +23,9 @@ if TYPE_CHECKING:
 
     from cloudcore.placement.forest.forest import Usage
     from cloudcore.placement.forest.values import Provider
+    from cloudcore.placement.tree_state import TreeState
 
-__all__ = ["BoundTree"]
+__all__ = ["DatabaseBinding"]
 
 
 @attrs.frozen(kw_only=True)
@@ -50,8 +49,8 @@ class _News:
     usage: dict[str, Usage] = attrs.field(factory=dict)
 
 
-class BoundTree(PlacementTree):
-    """A tree that is kept in a database, shared with any number of other trees and with the ledger.
+class DatabaseBinding:
+    """Keeps the state of a tree in a database, shared with any number of other trees and with the ledger.
 
     * An edit is planned on what this tree knows, written in one transaction that checks the generations of the
       providers that it builds on, and takes effect in memory after the commit. When somebody else was first it raises
@@ -60,26 +59,21 @@ class BoundTree(PlacementTree):
       last: a hint, which the ledger checks when a candidate is claimed.
     * An edit with an ``operation_id`` takes effect once, however often it is repeated.
 
-    May be shared between threads: edits and refreshes queue behind each other, searches wait for neither. Use
+    May be shared between threads: edits and refreshes queue behind each other, searches wait for neither. Made by
     :meth:`PlacementTree.open`; the tables come from :func:`cloudcore.create_schema`.
 
     Args:
         database: A Database, an engine, or a URL; what was opened here is closed by :meth:`close`.
-        uuid_factory: Makes the uuid of a provider that is added without one.
+        state: Of the tree; read at once.
     """
 
-    def __init__(
-        self,
-        database: Database | str | URL | Engine,
-        *,
-        uuid_factory: Callable[[], str] = lambda: str(uuids.uuid4()),
-    ) -> None:
-        super().__init__(uuid_factory=uuid_factory)
+    def __init__(self, database: Database | str | URL | Engine, state: TreeState) -> None:
         self._database = Database.of(database)
         self._owned = self._database is not database
-        self._writing = threading.RLock()  # edits and refreshes, with their I/O; the other lock guards the state
+        self._state = state
+        self._writing = threading.RLock()  # edits and refreshes, with their I/O; the state's lock guards the state
         self._watermark = ""
-        self._index = NumberIndex.of(self._columns)
+        self._index = NumberIndex.of(state.columns)
         self._watch = store.Watch.of(self._database)
         self._seen: int | None = None
         self.reload()
@@ -98,10 +92,10 @@ class BoundTree(PlacementTree):
             forest = Forest()
             forest.apply(Edit(put=tuple(providers)))
             forest.usage.update(usage)
-            with self._lock:
-                self._forest = forest
+            with self._state.lock:
+                self._state.forest = forest
                 self._watermark = watermark
-                self._snapshot()
+                self._state.snapshot()
 
     def refresh(self) -> int:
         """Read what changed since the last time, and only that; return how many providers were read anew.
@@ -116,22 +110,22 @@ class BoundTree(PlacementTree):
             version = self._watch.version()
             if version is not None and version == self._seen:
                 return 0
-            with self._lock:
-                self._snapshot()  # own edits are laid out now, so that no search moves a position while this one reads
+            with self._state.lock:
+                self._state.snapshot()  # own edits are laid out now: no search moves a position while this one reads
             try:
                 news = self._read_use() or self._read_news()
             except WatermarkLost:
                 self.reload()
-                return len(self)
-            with self._lock:
+                return len(self._state.forest.providers)
+            with self._state.lock:
                 self._take(news)
                 self._watermark = news.watermark
             self._seen = version
             return news.count
 
     def _up_to_date_index(self) -> NumberIndex:
-        if not self._index.fits(self._columns):
-            self._index = NumberIndex.of(self._columns)
+        if not self._index.fits(self._state.columns):
+            self._index = NumberIndex.of(self._state.columns)
         return self._index
 
     def _read_use(self) -> _News | None:
@@ -163,9 +157,9 @@ class BoundTree(PlacementTree):
         usage: dict[str, Usage] = {}
         missing = set(changed).difference(columns[0])
         if stale or missing:
-            by_number = self._forest.by_number
+            by_number = self._state.forest.by_number
             missing.intersection_update(by_number)
-            gone = sorted((self._forest.providers[by_number[n]] for n in missing), key=self._depth, reverse=True)
+            gone = sorted((self._state.forest.providers[by_number[n]] for n in missing), key=self._depth, reverse=True)
             found, usage = store.read_some(connection, stale, by_number) if stale else ([], {})
             edit = Edit(put=tuple(found), gone=tuple(gone))
         if stale or None in columns[1]:  # a provider without inventories has a row without class
@@ -174,24 +168,27 @@ class BoundTree(PlacementTree):
         return _News(watermark=watermark, count=len(changed), rows=rows, places=places, edit=edit, usage=usage)
 
     def _depth(self, provider: Provider) -> int:
-        return sum(1 for _ in self._forest.ancestors(provider.uuid))
+        return sum(1 for _ in self._state.forest.ancestors(provider.uuid))
 
     def _take(self, news: _News) -> None:
-        forest = self._forest
+        forest = self._state.forest
         if news.rows:
             numbers, classes, used = list(zip(*news.rows, strict=True))[:3]
             amounts = np.asarray(used, dtype=np.int64)
-            self._columns = set_used(self._columns, self._index, news.places, classes, amounts)
+            self._state.columns = set_used(self._state.columns, self._index, news.places, classes, amounts)
             forest.note_usage(news.rows, numbers)
         if news.edit.put or news.edit.gone:
             forest.apply(news.edit)
             for provider in news.edit.put:
                 forest.set_usage(provider.uuid, news.usage.get(provider.uuid, {}))
-        self._snapshot()
+        self._state.snapshot()
 
     # --- writing -----------------------------------------------------------------------------------------------------
 
-    def _edit(self, name: str, arguments: dict[str, Any], operation_id: str | None) -> Provider:
+    def edit(
+        self, name: str, arguments: dict[str, Any], operation_id: str | None, uuid_factory: Callable[[], str]
+    ) -> Provider:
+        """Plan an edit, write it, and give it its effect; return the provider that it is about, as it is then."""
         operation = Operation.of(name, describe(name, arguments), operation_id)
         with self._writing:
             if operation_id is not None:
@@ -199,41 +196,33 @@ class BoundTree(PlacementTree):
                     stored = self._database.stored_operation(connection, operation)
                 if stored is not None:
                     return self._repeated(stored.result)
-            edit, about = plan(self._forest, name, arguments, self._uuid_factory)
+            edit, about = plan(self._state.forest, name, arguments, uuid_factory)
             if not edit.put and not edit.gone:
                 return about
             numbers: dict[str, int] = {}
 
             def write(connection: Connection) -> dict[str, Any]:
                 numbers.clear()  # of an attempt before that came to nothing
-                numbers.update(store.write_edit(connection, self._forest, edit))
+                numbers.update(store.write_edit(connection, self._state.forest, edit))
                 return {"provider": about.uuid}
 
             outcome = self._database.operate(operation, write)
             if outcome.repeated:
                 return self._repeated(outcome.result)
-            with self._lock:
-                self._forest.apply(_numbered(edit, numbers))
-                return self._forest.providers.get(about.uuid, about)
+            with self._state.lock:
+                self._state.forest.apply(_numbered(edit, numbers))
+                return self._state.forest.providers.get(about.uuid, about)
 
     def _repeated(self, result: dict[str, Any]) -> Provider:
         """An earlier call did it: look at what became of it."""
         self.refresh()
-        found = self._forest.providers.get(result["provider"])
+        found = self._state.forest.providers.get(result["provider"])
         if found is None:
             raise ProviderNotFound(
                 f"the operation was done before; provider {result['provider']} is gone since",
                 identifier=result["provider"],
             )
         return found
-
-    def _require_own_books(self) -> None:
-        raise UnsupportedFeature(
-            "this tree is bound to a database, where AllocationLedger keeps the books; "
-            "use it, or a fork of the tree: tree.what_if()",
-            needed="a tree in memory",
-            available="a bound tree",
-        )
 
     def close(self) -> None:
         """Close the connections, unless the engine or Database is the caller's. May be called twice."""

@@ -12,9 +12,8 @@ from cloudcore.errors import (
     InvalidAllocation,
     InvalidRequest,
     InvariantViolated,
+    UnsupportedFeature,
 )
-from cloudcore.placement.columns import maintenance as upkeep
-from cloudcore.placement.columns.blocks import Columns
 from cloudcore.placement.forest.usage_checks import read_allocations
 from cloudcore.placement.forest.values import Provider
 from cloudcore.placement.requests.requests import ResourceRequest
@@ -52,7 +51,6 @@ class PlacementTree(TreeEdits):
 
     def __init__(self, *, uuid_factory: Callable[[], str] = lambda: str(uuids.uuid4())) -> None:
         super().__init__(uuid_factory)
-        self._columns = Columns()
         self._consumers: dict[str, dict[str, dict[str, int]]] = {}
 
     # --- looking -----------------------------------------------------------------------------------------------------
@@ -63,8 +61,8 @@ class PlacementTree(TreeEdits):
         Raises:
             ProviderNotFound: There is none.
         """
-        with self._lock:
-            return self._forest.find(key_of(provider))
+        with self._state.lock:
+            return self._state.forest.find(key_of(provider))
 
     def __getitem__(self, provider: str) -> Provider:
         return self.provider(provider)
@@ -72,26 +70,28 @@ class PlacementTree(TreeEdits):
     def __contains__(self, provider: object) -> bool:
         if not isinstance(provider, str | Provider):
             return False
-        with self._lock:
+        with self._state.lock:
             try:
-                self._forest.find(key_of(provider))
+                self._state.forest.find(key_of(provider))
             except LookupError:
                 return False
             return True
 
     def __len__(self) -> int:
-        return len(self._forest.providers)
+        return len(self._state.forest.providers)
 
     def __iter__(self) -> Iterator[Provider]:
         """All providers, tree after tree, each in depth-first order, as they are now."""
-        with self._lock:
-            found = [provider for root in self._forest.roots.values() for provider in self._forest.subtree(root)]
+        with self._state.lock:
+            found = [
+                provider for root in self._state.forest.roots.values() for provider in self._state.forest.subtree(root)
+            ]
         return iter(found)
 
     def roots(self) -> list[Provider]:
         """The roots, in order."""
-        with self._lock:
-            return [self._forest.providers[uuid] for uuid in self._forest.roots.values()]
+        with self._state.lock:
+            return [self._state.forest.providers[uuid] for uuid in self._state.forest.roots.values()]
 
     def children(self, provider: str | Provider) -> list[Provider]:
         """The children, in order.
@@ -99,9 +99,9 @@ class PlacementTree(TreeEdits):
         Raises:
             ProviderNotFound: It is not there.
         """
-        with self._lock:
-            found = self._forest.find(key_of(provider))
-            return [self._forest.providers[uuid] for uuid in self._forest.children(found.uuid)]
+        with self._state.lock:
+            found = self._state.forest.find(key_of(provider))
+            return [self._state.forest.providers[uuid] for uuid in self._state.forest.children(found.uuid)]
 
     def subtree(self, provider: str | Provider) -> list[Provider]:
         """The provider and all below it, parents first.
@@ -109,8 +109,8 @@ class PlacementTree(TreeEdits):
         Raises:
             ProviderNotFound: It is not there.
         """
-        with self._lock:
-            return list(self._forest.subtree(self._forest.find(key_of(provider)).uuid))
+        with self._state.lock:
+            return list(self._state.forest.subtree(self._state.forest.find(key_of(provider)).uuid))
 
     def ancestors(self, provider: str | Provider) -> list[Provider]:
         """The parent, its parent, and so on up to the root.
@@ -118,8 +118,8 @@ class PlacementTree(TreeEdits):
         Raises:
             ProviderNotFound: It is not there.
         """
-        with self._lock:
-            return list(self._forest.ancestors(self._forest.find(key_of(provider)).uuid))
+        with self._state.lock:
+            return list(self._state.forest.ancestors(self._state.forest.find(key_of(provider)).uuid))
 
     def usage(self, provider: str | Provider) -> dict[str, int]:
         """Resource class → units in use, zeros included, for every class that the provider has.
@@ -127,9 +127,9 @@ class PlacementTree(TreeEdits):
         Raises:
             ProviderNotFound: It is not there.
         """
-        with self._lock:
-            found = self._forest.find(key_of(provider))
-            used = self._forest.used(found.uuid)
+        with self._state.lock:
+            found = self._state.forest.find(key_of(provider))
+            used = self._state.forest.used(found.uuid)
             return {name: used.get(name, 0) for name in found.inventories}
 
     # --- searching ---------------------------------------------------------------------------------------------------
@@ -176,8 +176,8 @@ class PlacementTree(TreeEdits):
             hosts_first=hosts_first,
             seed=seed,
         )
-        with self._lock:
-            return Search(self._snapshot(), request, self._trees(request), options)
+        with self._state.lock:
+            return Search(self._state.snapshot(), request, self._trees(request), options)
 
     def _within(
         self, within: Collection[str | Provider] | Callable[[Provider], bool] | None
@@ -191,13 +191,8 @@ class PlacementTree(TreeEdits):
 
     def _trees(self, request: ResourceRequest) -> dict[str, int | None]:
         wanted = {group.in_tree for group in request.groups.values() if group.in_tree is not None}
-        providers = self._forest.providers
+        providers = self._state.forest.providers
         return {uuid: providers[providers[uuid].root].number if uuid in providers else None for uuid in wanted}
-
-    def _snapshot(self) -> Columns:
-        """The columns of the present state; the lock is held."""
-        self._columns = upkeep.refresh(self._columns, self._forest)
-        return self._columns
 
     # --- usage in memory ---------------------------------------------------------------------------------------------
 
@@ -211,7 +206,7 @@ class PlacementTree(TreeEdits):
             InvalidAllocation, ProviderNotFound: The allocations are malformed.
             CapacityExceeded, UnitViolation: A provider cannot give them.
         """
-        with self._lock:
+        with self._state.lock:
             self._require_own_books()
             require_text(consumer, "consumer", error=InvalidAllocation)
             if consumer in self._consumers:
@@ -219,7 +214,7 @@ class PlacementTree(TreeEdits):
                     f"consumer {consumer} holds something already; release it first", identifier=consumer
                 )
             given = allocations.allocations if isinstance(allocations, Candidate) else allocations
-            wanted = read_allocations(self._forest, given)
+            wanted = read_allocations(self._state.forest, given)
             self._shift(wanted, 1)
             self._consumers[consumer] = wanted
 
@@ -230,7 +225,7 @@ class PlacementTree(TreeEdits):
             InvalidAllocation: *consumer* is no name.
             ConsumerNotFound: It holds nothing.
         """
-        with self._lock:
+        with self._state.lock:
             self._require_own_books()
             require_text(consumer, "consumer", error=InvalidAllocation)
             held = self._consumers.pop(consumer, None)
@@ -245,29 +240,35 @@ class PlacementTree(TreeEdits):
             ProviderNotFound: It is not there.
             InvalidArgument: An amount is negative, or the provider has no such class.
         """
-        with self._lock:
+        with self._state.lock:
             self._require_own_books()
-            found = self._forest.find(key_of(provider))
-            self._forest.set_usage(found.uuid, self._forest.plan_usage(found, used))
+            found = self._state.forest.find(key_of(provider))
+            self._state.forest.set_usage(found.uuid, self._state.forest.plan_usage(found, used))
 
     def consumers(self) -> dict[str, dict[str, dict[str, int]]]:
         """Consumer → provider → resource class → amount, as noted by :meth:`allocate`."""
-        with self._lock:
+        with self._state.lock:
             return {
                 consumer: {uuid: dict(amounts) for uuid, amounts in held.items()}
                 for consumer, held in self._consumers.items()
             }
 
     def _require_own_books(self) -> None:
-        """A bound tree refuses here."""
+        if self._binding is not None:
+            raise UnsupportedFeature(
+                "this tree is bound to a database, where AllocationLedger keeps the books; "
+                "use it, or a fork of the tree: tree.what_if()",
+                needed="a tree in memory",
+                available="a bound tree",
+            )
 
     def _shift(self, allocations: Mapping[str, Mapping[str, int]], sign: int) -> None:
         for uuid, amounts in allocations.items():
-            if uuid in self._forest.providers:
-                used = dict(self._forest.used(uuid))
+            if uuid in self._state.forest.providers:
+                used = dict(self._state.forest.used(uuid))
                 for name, amount in amounts.items():
                     used[name] = used.get(name, 0) + sign * amount
-                self._forest.set_usage(uuid, {name: amount for name, amount in used.items() if amount > 0})
+                self._state.forest.set_usage(uuid, {name: amount for name, amount in used.items() if amount > 0})
 
     # --- forks, conversions, care ------------------------------------------------------------------------------------
 
@@ -278,9 +279,8 @@ class PlacementTree(TreeEdits):
         a fraction of a microsecond for each provider.
         """
         fork = PlacementTree(uuid_factory=self._uuid_factory)
-        with self._lock:
-            fork._columns = self._snapshot()
-            fork._forest = self._forest.copy()
+        with self._state.lock:
+            fork._state = self._state.copy()
             fork._consumers = dict(self._consumers)
         return fork
 
@@ -302,8 +302,8 @@ class PlacementTree(TreeEdits):
         """
         from cloudcore.placement.forest.placement_json import dump
 
-        with self._lock:
-            return dump(list(self), self._forest.usage)
+        with self._state.lock:
+            return dump(list(self), self._state.forest.usage)
 
     @classmethod
     def from_placement(cls, data: Mapping[str, Any]) -> Self:
@@ -342,20 +342,22 @@ class PlacementTree(TreeEdits):
         return cls.from_placement(read_placement_database(database))
 
     @classmethod
-    def open(cls, database: Database | str | URL | Engine) -> PlacementTree:
-        """Open the tree that is kept in *database*: see :class:`cloudcore.placement.bound.BoundTree`.
+    def open(cls, database: Database | str | URL | Engine) -> Self:
+        """Open the tree that is kept in *database*: see :class:`cloudcore.placement.bound.DatabaseBinding`.
 
         Raises:
             SchemaMismatch: The tables are not there.
             DatabaseUnavailable, DatabaseError: The database does not answer.
         """
-        from cloudcore.placement.bound import BoundTree
+        from cloudcore.placement.bound import DatabaseBinding
 
-        return BoundTree(database)
+        tree = cls()
+        tree._binding = DatabaseBinding(database, tree._state)
+        return tree
 
     def refresh(self) -> int:
-        """Follow other writers, in a bound tree; return how many providers were read anew. Here: nothing to follow."""
-        return 0
+        """Follow other writers, in a bound tree; return how many providers were read anew. Else: nothing to follow."""
+        return 0 if self._binding is None else self._binding.refresh()
 
     def check(self) -> None:
         """Check that the forest, its usage and its columns agree.
@@ -365,13 +367,15 @@ class PlacementTree(TreeEdits):
         """
         from cloudcore.placement.columns.integrity import column_breaches
 
-        with self._lock:
-            findings = [*self._forest.breaches(), *column_breaches(self._snapshot(), self._forest)]
+        with self._state.lock:
+            findings = [*self._state.forest.breaches(), *column_breaches(self._state.snapshot(), self._state.forest)]
         if findings:
             raise InvariantViolated(f"the tree is damaged: {findings[0]}", findings=tuple(findings))
 
     def close(self) -> None:
         """Let go of the database, in a bound tree. May be called twice."""
+        if self._binding is not None:
+            self._binding.close()
 
     def __enter__(self) -> Self:
         return self
@@ -400,9 +404,9 @@ class PlacementTree(TreeEdits):
     def _view(self, provider: str | Provider | None = None) -> tuple[Any, int, str]:
         from cloudcore.placement.views import ROWS, rows_of
 
-        with self._lock:
+        with self._state.lock:
             shown = list(self) if provider is None else self.subtree(provider)
-            rows = rows_of(shown, self._forest.usage)
+            rows = rows_of(shown, self._state.forest.usage)
         title = f"{len(shown)} providers" if provider is None else f"{shown[0].name}: {len(shown)} providers"
         return rows, max(0, len(shown) - ROWS), title
 
@@ -418,4 +422,5 @@ class PlacementTree(TreeEdits):
         return self.to_rich()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__}: {len(self._forest.providers)} providers in {len(self._forest.roots)} trees>"
+        forest, bound = self._state.forest, "" if self._binding is None else ", bound to a database"
+        return f"<{type(self).__name__}: {len(forest.providers)} providers in {len(forest.roots)} trees{bound}>"

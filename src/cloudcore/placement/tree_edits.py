@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Any
 
 from cloudcore._values import normalise_uuid
 from cloudcore.errors import InvalidArgument, InvalidProvider
 from cloudcore.placement.forest.editing import plan
-from cloudcore.placement.forest.forest import Forest, read_aggregates, read_inventories, read_name, read_traits
+from cloudcore.placement.forest.forest import read_aggregates, read_inventories, read_name, read_traits
 from cloudcore.placement.forest.values import Inventory, Provider
+from cloudcore.placement.tree_state import TreeState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+
+    from cloudcore.placement.bound import DatabaseBinding
 
 __all__ = ["TreeEdits", "key_of"]
 
@@ -24,8 +26,8 @@ class TreeEdits:
     """
 
     def __init__(self, uuid_factory: Callable[[], str]) -> None:
-        self._forest = Forest()
-        self._lock = threading.RLock()
+        self._state = TreeState()
+        self._binding: DatabaseBinding | None = None
         self._uuid_factory = uuid_factory
 
     def add(
@@ -200,7 +202,7 @@ class TreeEdits:
         """
         from cloudcore.placement.forest.placement_json import load
 
-        edit, usage = load(data, first_number=self._forest.next_number)
+        edit, usage = load(data, first_number=self._state.forest.next_number)
         self._edit("placement.load", {"edit": edit, "usage": usage}, operation_id)
         return len(edit.put)
 
@@ -208,11 +210,13 @@ class TreeEdits:
         """Plan an edit and give it its effect; return the (first) provider that it is about, as it is then."""
         if operation_id is not None and not isinstance(operation_id, str):
             raise InvalidArgument(f"operation_id: expected text, got {operation_id!r}", field="operation_id")
-        with self._lock:
-            edit, about = plan(self._forest, name, arguments, self._uuid_factory)
-            self._forest.apply(edit)
+        if self._binding is not None:
+            return self._binding.edit(name, arguments, operation_id, self._uuid_factory)
+        with self._state.lock:
+            edit, about = plan(self._state.forest, name, arguments, self._uuid_factory)
+            self._state.forest.apply(edit)
             for uuid, used in arguments.get("usage", {}).items():
-                self._forest.set_usage(uuid, self._forest.plan_usage(self._forest.find(uuid), used))
+                self._state.forest.set_usage(uuid, self._state.forest.plan_usage(self._state.forest.find(uuid), used))
             return edit.put[0] if edit.put else about
 
 

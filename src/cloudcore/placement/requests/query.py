@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 import attrs
 
 from cloudcore.errors import InvalidRequest
-from cloudcore.placement.requests.requests import RequestGroup
-
-if TYPE_CHECKING:
-    from cloudcore.placement.requests.requests import ResourceRequest
+from cloudcore.placement.requests.groups import RequestGroup, refuse
 
 __all__ = ["parse_query", "write_query"]
 
@@ -22,16 +19,12 @@ _AMOUNT = re.compile(r"[0-9]+\Z", re.ASCII)
 _FORBIDS_AGGREGATES = "!in:"
 
 
-def _refuse(message: str, field: str, value: object = None) -> InvalidRequest:
-    return InvalidRequest(f"{field}: {message}", field=field, value=value)
-
-
 def _pairs(query: str | Mapping[str, Any] | Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     if isinstance(query, str):
         try:
             return parse_qsl(query.removeprefix("?"), keep_blank_values=True, strict_parsing=bool(query))
         except ValueError as error:
-            raise _refuse(f"not a query string: {error}", "query", query) from error
+            raise refuse(f"not a query string: {error}", "query", query) from error
     pairs: list[tuple[str, str]] = []
     if isinstance(query, Mapping):
         for name, value in query.items():
@@ -40,13 +33,13 @@ def _pairs(query: str | Mapping[str, Any] | Iterable[tuple[str, str]]) -> list[t
         pairs = [pair if isinstance(pair, tuple) else (str(pair), "") for pair in _listed(query, "query")]
     for pair in pairs:
         if len(pair) != 2 or not all(isinstance(part, str) for part in pair):
-            raise _refuse(f"expected pairs of text, got {pair!r}", "query", pair)
+            raise refuse(f"expected pairs of text, got {pair!r}", "query", pair)
     return pairs
 
 
 def _listed(value: Any, field: str) -> list[Any]:
     if isinstance(value, bytes) or not isinstance(value, Iterable):
-        raise _refuse(f"expected text or a list of it, got {value!r}", field, value)
+        raise refuse(f"expected text or a list of it, got {value!r}", field, value)
     return list(value)
 
 
@@ -79,7 +72,7 @@ class _Draft:
         elif value.startswith("in:"):
             self.member_of.append(frozenset(value[3:].split(",")))
         elif "," in value:
-            raise _refuse(f"several aggregates need in: or !in:, got {value!r}", field, value)
+            raise refuse(f"several aggregates need in: or !in:, got {value!r}", field, value)
         elif value.startswith("!"):
             self.not_member_of.add(value[1:])
         else:
@@ -92,7 +85,7 @@ def _read_resources(value: str, field: str) -> dict[str, int]:
         name, colon, amount = part.partition(":")
         amount = amount.strip()  # blanks around a number, but not around a name, are let pass there too
         if not colon or not _AMOUNT.match(amount) or len(amount) > 20:
-            raise _refuse(f"expected CLASS:amount with a whole amount of at least 1, got {part!r}", field, value)
+            raise refuse(f"expected CLASS:amount with a whole amount of at least 1, got {part!r}", field, value)
         resources[name] = int(amount)
     return resources
 
@@ -102,10 +95,10 @@ def _read_traits(value: str, field: str) -> tuple[list[frozenset[str]], set[str]
     alternatives = value.startswith("in:")
     names = [name.strip() for name in value.removeprefix("in:").split(",")]
     if not all(name.lstrip("!") for name in names):
-        raise _refuse(f"an empty trait in {value!r}", field, value)
+        raise refuse(f"an empty trait in {value!r}", field, value)
     if alternatives:
         if any(name.startswith("!") for name in names):
-            raise _refuse(f"in: takes no forbidden traits, got {value!r}", field, value)
+            raise refuse(f"in: takes no forbidden traits, got {value!r}", field, value)
         return [frozenset(names)], set()
     required = [frozenset([name]) for name in names if not name.startswith("!")]
     return required, {name.lstrip("!") for name in names if name.startswith("!")}
@@ -113,16 +106,16 @@ def _read_traits(value: str, field: str) -> tuple[list[frozenset[str]], set[str]
 
 def _read_root(values: list[str]) -> dict[str, frozenset[str]]:
     if len(values) > 1:
-        raise _refuse("may be given once only", "root_required", values)
+        raise refuse("may be given once only", "root_required", values)
     if values[0].startswith("in:"):
-        raise _refuse("takes no in:", "root_required", values[0])
+        raise refuse("takes no in:", "root_required", values[0])
     required, forbidden = _read_traits(values[0], "root_required")
     return {"root_required": frozenset().union(*required), "root_forbidden": frozenset(forbidden)}
 
 
 def _read_limit(value: str) -> int:
     if not _AMOUNT.match(value) or len(value) > 18 or int(value) < 1:
-        raise _refuse(f"expected a whole number of at least 1, got {value!r}", "limit", value)
+        raise refuse(f"expected a whole number of at least 1, got {value!r}", "limit", value)
     return int(value)
 
 
@@ -141,7 +134,7 @@ def parse_query(query: str | Mapping[str, Any] | Iterable[tuple[str, str]]) -> d
         elif name in {"limit", "group_policy", "same_subtree", "root_required"}:
             wide.setdefault(name, []).append(value)
         else:
-            raise _refuse("unknown parameter", name, value)
+            raise refuse("unknown parameter", name, value)
     arguments: dict[str, Any] = {
         "groups": {suffix: _finish(suffix, draft) for suffix, draft in drafts.items()},
         "same_subtree": [[part.strip() for part in value.split(",")] for value in wide.get("same_subtree", [])],
@@ -168,10 +161,18 @@ def _one_of(names: frozenset[str]) -> str:
     return next(iter(names)) if len(names) == 1 else "in:" + ",".join(sorted(names))
 
 
-def write_query(request: ResourceRequest) -> str:
-    """Return *request* as a query string that :func:`parse_query` reads back."""
+def write_query(
+    *,
+    groups: Mapping[str, RequestGroup],
+    same_subtree: Iterable[Iterable[str]],
+    root_required: Iterable[str],
+    root_forbidden: Iterable[str],
+    group_policy: str | None,
+    limit: int | None,
+) -> str:
+    """Return the request of these fields as a query string that :func:`parse_query` reads back."""
     pairs: list[tuple[str, str]] = []
-    for suffix, group in request.groups.items():
+    for suffix, group in groups.items():
         if group.resources:
             amounts = ",".join(f"{name}:{amount}" for name, amount in group.resources.items())
             pairs.append((f"resources{suffix}", amounts))
@@ -183,12 +184,12 @@ def write_query(request: ResourceRequest) -> str:
             pairs.append((f"member_of{suffix}", _FORBIDS_AGGREGATES + ",".join(sorted(group.not_member_of))))
         if group.in_tree is not None:
             pairs.append((f"in_tree{suffix}", group.in_tree))
-    pairs += [("same_subtree", ",".join(sorted(suffixes))) for suffixes in request.same_subtree]
-    root = [*sorted(request.root_required), *(f"!{name}" for name in sorted(request.root_forbidden))]
+    pairs += [("same_subtree", ",".join(sorted(suffixes))) for suffixes in same_subtree]
+    root = [*sorted(root_required), *(f"!{name}" for name in sorted(root_forbidden))]
     if root:
         pairs.append(("root_required", ",".join(root)))
-    if request.group_policy is not None:
-        pairs.append(("group_policy", request.group_policy))
-    if request.limit is not None:
-        pairs.append(("limit", str(request.limit)))
+    if group_policy is not None:
+        pairs.append(("group_policy", group_policy))
+    if limit is not None:
+        pairs.append(("limit", str(limit)))
     return urlencode(pairs, safe=",:!")

@@ -1,4 +1,4 @@
-"""What is asked for: groups of resources with their conditions. Pure values.
+"""What is asked for: groups of resources, and what holds for all of them. Pure values.
 
 Source of the rules: Placement's ``GET /allocation_candidates`` at microversion 1.39.
 """
@@ -12,12 +12,14 @@ from typing import Any, Literal, Self, cast
 
 import attrs
 
-from cloudcore._values import normalise_uuid, require_integer
+from cloudcore._values import require_integer
 from cloudcore.errors import InvalidRequest
-from cloudcore.placement.forest.names import require_resource_class, require_trait
+from cloudcore.placement.forest.names import require_trait
 from cloudcore.placement.forest.values import FrozenDict
+from cloudcore.placement.requests.groups import RequestGroup, elements, hashable, refuse
+from cloudcore.placement.requests.query import parse_query, write_query
 
-__all__ = ["RequestGroup", "ResourceRequest"]
+__all__ = ["ResourceRequest"]
 
 GroupPolicy = Literal["none", "isolate"]
 
@@ -26,141 +28,33 @@ _REMEMBERED_LENGTH = 4_000
 _SUFFIX = re.compile(r"[a-zA-Z0-9_-]{1,64}\Z")
 
 
-def _refuse(message: str, field: str, value: object = None) -> InvalidRequest:
-    return InvalidRequest(f"{field}: {message}", field=field, value=value)
-
-
-def _elements(value: Any, field: str) -> list[Any]:
-    """The elements of a collection; one text is a mistake that would else be read letter by letter."""
-    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
-        raise _refuse(f"expected a collection, got {value!r}", field, value)
-    return list(value)
-
-
-def _resources(value: Any) -> FrozenDict[str, int]:
-    if isinstance(value, FrozenDict):
-        return value
-    if not isinstance(value, Mapping):
-        raise _refuse(f"expected a mapping of resource class to amount, got {value!r}", "resources", value)
-    return FrozenDict(value)
-
-
-def _trait_sets(value: Any) -> tuple[frozenset[str], ...]:
-    """A trait stands for itself, a collection for "one of these"."""
-    sets = []
-    for element in _elements(value, "required"):
-        alternatives = frozenset([element] if isinstance(element, str) else _hashable(element, "required"))
-        if alternatives not in sets:
-            sets.append(alternatives)
-    return tuple(sets)
-
-
-def _aggregate_sets(value: Any) -> tuple[frozenset[str], ...]:
-    sets = []
-    for element in _elements(value, "member_of"):
-        names = [element] if isinstance(element, str) else _elements(element, "member_of")
-        alternatives = frozenset(normalise_uuid(name, "member_of", InvalidRequest) for name in names)
-        if alternatives not in sets:
-            sets.append(alternatives)
-    return tuple(sets)
-
-
-def _hashable(value: Any, field: str) -> list[str]:
-    elements = _elements(value, field)
-    for element in elements:
-        if not isinstance(element, str):
-            raise _refuse(f"expected text, got {element!r}", field, element)
-    return elements
-
-
-def _forbidden(value: Any) -> frozenset[str]:
-    return frozenset(_hashable(value, "forbidden"))
-
-
 def _root_required(value: Any) -> frozenset[str]:
-    return frozenset(_hashable(value, "root_required"))
+    return frozenset(hashable(value, "root_required"))
 
 
 def _root_forbidden(value: Any) -> frozenset[str]:
-    return frozenset(_hashable(value, "root_forbidden"))
-
-
-def _aggregates(value: Any) -> frozenset[str]:
-    field = "not_member_of"
-    return frozenset(normalise_uuid(name, field, InvalidRequest) for name in _elements(value, field))
-
-
-def _optional_uuid(value: Any) -> str | None:
-    return None if value is None else normalise_uuid(value, "in_tree", InvalidRequest)
-
-
-@attrs.frozen(cache_hash=True)
-class RequestGroup:
-    """Resources that belong together, with their conditions.
-
-    The group without a suffix may be spread over the providers of one tree and the pools shared with it; a group with a
-    suffix comes from one provider. Conditions of the group without a suffix hold for what it *uses*: the required
-    traits collectively, the forbidden ones one by one, ``member_of`` for a provider or its root.
-
-    Attributes:
-        resources: Resource class → amount, 1 to 2³¹ - 1. Empty only for a suffixed group named in ``same_subtree``.
-        required: Sets of traits; of each, one must be there. A trait given as text stands for a set of its own.
-        forbidden: Traits that must not be there.
-        member_of: Sets of aggregates (uuids); of each, one must be there.
-        not_member_of: Aggregates that must not be there.
-        in_tree: The uuid of any provider of the tree that it must come from.
-
-    Raises:
-        InvalidRequest: A field is malformed or contradicts another; the error names it.
-    """
-
-    resources: FrozenDict[str, int] = attrs.field(factory=FrozenDict, converter=_resources)
-    required: tuple[frozenset[str], ...] = attrs.field(default=(), converter=_trait_sets)
-    forbidden: frozenset[str] = attrs.field(default=frozenset(), kw_only=True, converter=_forbidden)
-    member_of: tuple[frozenset[str], ...] = attrs.field(default=(), kw_only=True, converter=_aggregate_sets)
-    not_member_of: frozenset[str] = attrs.field(default=frozenset(), kw_only=True, converter=_aggregates)
-    in_tree: str | None = attrs.field(default=None, kw_only=True, converter=_optional_uuid)
-
-    def __attrs_post_init__(self) -> None:
-        for resource_class, amount in self.resources.items():
-            require_resource_class(resource_class, "resources", InvalidRequest)
-            require_integer(amount, f"resources {resource_class}", minimum=1, error=InvalidRequest)
-        for alternatives in self.required:
-            if not alternatives:
-                raise _refuse("an empty set of traits can never be met", "required", alternatives)
-            for trait in alternatives:
-                require_trait(trait, "required", InvalidRequest)
-            if alternatives <= self.forbidden:
-                raise _refuse(f"{_either(alternatives)} is both required and forbidden", "required", alternatives)
-        for trait in self.forbidden:
-            require_trait(trait, "forbidden", InvalidRequest)
-        if not all(self.member_of):
-            raise _refuse("an empty set of aggregates can never be met", "member_of")
-
-
-def _either(names: Iterable[str]) -> str:
-    return " or ".join(sorted(names))
+    return frozenset(hashable(value, "root_forbidden"))
 
 
 def _groups(value: Any) -> FrozenDict[str, RequestGroup]:
     if isinstance(value, RequestGroup):
         value = {"": value}
     if not isinstance(value, Mapping):
-        raise _refuse(f"expected a mapping of suffix to group, got {value!r}", "groups", value)
+        raise refuse(f"expected a mapping of suffix to group, got {value!r}", "groups", value)
     groups = {}
     for suffix, group in value.items():
         if not isinstance(suffix, str) or (suffix and not _SUFFIX.match(suffix)):
-            raise _refuse(f"the suffix {suffix!r} does not match [a-zA-Z0-9_-]{{1,64}}", "groups", suffix)
+            raise refuse(f"the suffix {suffix!r} does not match [a-zA-Z0-9_-]{{1,64}}", "groups", suffix)
         if not isinstance(group, RequestGroup | Mapping):
-            raise _refuse(f"expected a RequestGroup for {suffix!r}, got {group!r}", "groups", group)
+            raise refuse(f"expected a RequestGroup for {suffix!r}, got {group!r}", "groups", group)
         groups[suffix] = group if isinstance(group, RequestGroup) else RequestGroup(group)
     return FrozenDict(groups)
 
 
 def _subtrees(value: Any) -> tuple[frozenset[str], ...]:
     sets = []
-    for element in _elements(value, "same_subtree"):
-        suffixes = frozenset(_hashable(element, "same_subtree"))
+    for element in elements(value, "same_subtree"):
+        suffixes = frozenset(hashable(element, "same_subtree"))
         if suffixes not in sets:
             sets.append(suffixes)
     return tuple(sets)
@@ -197,9 +91,9 @@ class ResourceRequest:
         if self.limit is not None:
             require_integer(self.limit, "limit", minimum=1, maximum=2**63 - 1, error=InvalidRequest)
         if self.group_policy not in {None, "none", "isolate"}:
-            raise _refuse(f"expected none or isolate, got {self.group_policy!r}", "group_policy", self.group_policy)
+            raise refuse(f"expected none or isolate, got {self.group_policy!r}", "group_policy", self.group_policy)
         if self.group_policy is None and len(self.groups.keys() - {""}) > 1:
-            raise _refuse("say none or isolate when there are two or more suffixed groups", "group_policy")
+            raise refuse("say none or isolate when there are two or more suffixed groups", "group_policy")
         self._check_subtrees()
         self._check_root()
 
@@ -209,13 +103,13 @@ class ResourceRequest:
             unknown = sorted(suffixes - (self.groups.keys() - {""}))
             if not suffixes or unknown:
                 wrong = f"no group has the suffix {unknown[0]!r}" if unknown else "names no group"
-                raise _refuse(wrong, "same_subtree", suffixes)
+                raise refuse(wrong, "same_subtree", suffixes)
             named |= suffixes
         if not any(group.resources for group in self.groups.values()):
-            raise _refuse("nothing is asked for: no group has resources", "resources")
+            raise refuse("nothing is asked for: no group has resources", "resources")
         for suffix, group in self.groups.items():
             if not group.resources and suffix not in named:
-                raise _refuse(
+                raise refuse(
                     "a group without resources must have a suffix that same_subtree names", f"resources{suffix}", suffix
                 )
 
@@ -224,7 +118,7 @@ class ResourceRequest:
             require_trait(trait, "root_required", InvalidRequest)
         both = sorted(self.root_required & self.root_forbidden)
         if both:
-            raise _refuse(f"{both[0]} is both required and forbidden", "root_required", both[0])
+            raise refuse(f"{both[0]} is both required and forbidden", "root_required", both[0])
 
     @classmethod
     def from_query(cls, query: str | Mapping[str, Any] | Iterable[tuple[str, str]]) -> Self:
@@ -238,21 +132,15 @@ class ResourceRequest:
         Raises:
             InvalidRequest: As Placement answers 400; the error names the parameter.
         """
-        from cloudcore.placement.requests.query import parse_query
-
         if cls is ResourceRequest and type(query) is str and len(query) <= _REMEMBERED_LENGTH:
             return cast("Self", _read_text(query))
         return cls(**parse_query(query))
 
     def to_query(self) -> str:
         """The request in Placement's query language; ``from_query`` of it gives an equal request."""
-        from cloudcore.placement.requests.query import write_query
-
-        return write_query(self)
+        return write_query(**attrs.asdict(self, recurse=False))
 
 
 @lru_cache(maxsize=1000)
 def _read_text(query: str) -> ResourceRequest:
-    from cloudcore.placement.requests.query import parse_query
-
     return ResourceRequest(**parse_query(query))

@@ -13,7 +13,8 @@ import attrs
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cloudcore.placement.requests.requests import RequestGroup, ResourceRequest
+    from cloudcore.placement.requests.groups import RequestGroup
+    from cloudcore.placement.requests.requests import ResourceRequest
 
 __all__ = ["CompiledRequest", "Slot", "compile_request"]
 

@@ -1,0 +1,36 @@
+"""What a tree knows at one time: its forest, the columns that show it, and the lock that keeps the two in step."""
+
+from __future__ import annotations
+
+import threading
+
+from cloudcore.placement.columns import maintenance
+from cloudcore.placement.columns.blocks import Columns
+from cloudcore.placement.forest.forest import Forest
+
+__all__ = ["TreeState"]
+
+
+class TreeState:
+    """The forest of one tree with its columns. Whoever reads or changes a part holds ``lock``.
+
+    Attributes:
+        lock: Guards the others; may be taken again by the thread that has it.
+        forest: The providers and what is in use of them.
+        columns: How the search sees them; behind the forest until :meth:`snapshot`.
+    """
+
+    def __init__(self, forest: Forest | None = None, columns: Columns | None = None) -> None:
+        self.lock = threading.RLock()
+        self.forest = forest or Forest()
+        self.columns = columns or Columns()
+
+    def snapshot(self) -> Columns:
+        """The columns of the present state; the lock is held."""
+        self.columns = maintenance.refresh(self.columns, self.forest)
+        return self.columns
+
+    def copy(self) -> TreeState:
+        """A state of its own that begins as this one is now. Blocks are shared until one side changes them."""
+        with self.lock:
+            return TreeState(columns=self.snapshot(), forest=self.forest.copy())
