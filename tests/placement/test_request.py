@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cloudcore.errors import InvalidRequest
@@ -213,6 +213,7 @@ _ANYTHING = st.recursive(
         st.sampled_from(["limit", "group_policy", "same_subtree", "root_required", "root_forbidden"]), _ANYTHING
     ),
 )
+@example(groups={}, rest={"group_policy": []})
 def test_no_value_breaks_a_request(groups: object, rest: dict) -> None:
     """Whatever is given: a request, or a typed error that names the field."""
     attempt(lambda: ResourceRequest(groups, **rest))

@@ -90,7 +90,7 @@ class ResourceRequest:
     def __attrs_post_init__(self) -> None:
         if self.limit is not None:
             require_integer(self.limit, "limit", minimum=1, maximum=2**63 - 1, error=InvalidRequest)
-        if self.group_policy not in {None, "none", "isolate"}:
+        if self.group_policy not in (None, "none", "isolate"):  # a tuple: what was given may not be hashable
             raise refuse(f"expected none or isolate, got {self.group_policy!r}", "group_policy", self.group_policy)
         if self.group_policy is None and len(self.groups.keys() - {""}) > 1:
             raise refuse("say none or isolate when there are two or more suffixed groups", "group_policy")
