@@ -13,7 +13,15 @@ if TYPE_CHECKING:
     from cloudcore.attach.hosts.connectors import HostConnector, PlainConnector
     from cloudcore.attach.hosts.guests import MemoryGuests
     from cloudcore.attach.lifecycle.fencing import Evidence, Fencer
-    from cloudcore.attach.lifecycle.records import Attachment, Extension, HostDevice, Move, RecoveryReport, StoryLine
+    from cloudcore.attach.lifecycle.records import (
+        Attachment,
+        Extension,
+        HostDevice,
+        ManagerStatus,
+        Move,
+        RecoveryReport,
+        StoryLine,
+    )
     from cloudcore.attach.lifecycle.rules import AttachPlan, AttachRequest, Limits, Policy, Violation
     from cloudcore.attach.lifecycle.states import State
     from cloudcore.attach.manager import AttachmentManager
@@ -35,6 +43,7 @@ _EXPORTS = {
     "AttachPlan": "cloudcore.attach.lifecycle.rules",
     "AttachRequest": "cloudcore.attach.lifecycle.rules",
     "Attachment": "cloudcore.attach.lifecycle.records",
+    "ManagerStatus": "cloudcore.attach.lifecycle.records",
     "AttachmentManager": "cloudcore.attach.manager",
     "AttachmentStatus": "cloudcore.attach.volumes.values",
     "AuditReport": "cloudcore.attach.audit.findings",
@@ -86,6 +95,7 @@ __all__ = [
     "HostConnector",
     "HostDevice",
     "Limits",
+    "ManagerStatus",
     "MemoryGuests",
     "Move",
     "PlainConnector",

@@ -25,7 +25,7 @@ from cloudcore.attach.journal.lock_names import volume_lock
 from cloudcore.attach.journal.moves import MoveStore
 from cloudcore.attach.lifecycle.failures import failure
 from cloudcore.attach.lifecycle.fencing import require_evidence
-from cloudcore.attach.lifecycle.records import Attachment, Extension, MoveKind, RecoveryReport
+from cloudcore.attach.lifecycle.records import Attachment, Extension, ManagerStatus, MoveKind, RecoveryReport
 from cloudcore.attach.lifecycle.rules import AttachPlan, Limits
 from cloudcore.attach.lifecycle.states import Event, State
 from cloudcore.attach.volumes.embedded import EmbeddedVolumes
@@ -43,6 +43,7 @@ from cloudcore.errors import (
     InvariantViolated,
     UnsupportedFeature,
 )
+from cloudcore.observability import observed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -56,10 +57,13 @@ if TYPE_CHECKING:
     from cloudcore.attach.lifecycle.rules import Policy
     from cloudcore.attach.volumes.interface import VolumeService
     from cloudcore.attach.volumes.values import AttachMode
+    from cloudcore.observability import Observer
 
 __all__ = ["AttachmentManager"]
 
-_log = logging.getLogger("cloudcore.attach")
+
+def _told(attachment: Attachment) -> dict[str, str]:
+    return {"attachment": attachment.id, "state": attachment.state.value}
 
 
 class AttachmentManager:
@@ -81,6 +85,7 @@ class AttachmentManager:
         lease: Seconds after which the work of a process that died on another machine may be taken over.
         patience: Seconds to wait for a volume on which somebody else is at work.
         clock, id_factory: For the journal.
+        observer: Is told of every call; see :mod:`cloudcore.observability`.
 
     Example:
         >>> manager = AttachmentManager("sqlite://")                                          # doctest: +SKIP
@@ -102,7 +107,9 @@ class AttachmentManager:
         patience: float = 60.0,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         id_factory: Callable[[], str] = lambda: str(uuid.uuid4()),
+        observer: Observer | None = None,
     ) -> None:
+        self.observer = observer
         self._owns_database = not isinstance(source, Database)
         self._database = Database.of(source)
         self.volumes: VolumeService = EmbeddedVolumes(self._database) if volumes is None else volumes
@@ -142,6 +149,9 @@ class AttachmentManager:
 
     # --- attach -------------------------------------------------------------------------------------------------------
 
+    @observed(
+        "attach.attach", "volume_id", "instance_id", "mode", "host", "operation_id", level=logging.INFO, answer=_told
+    )
     def attach(
         self,
         volume_id: str,
@@ -232,6 +242,7 @@ class AttachmentManager:
 
     # --- detach -------------------------------------------------------------------------------------------------------
 
+    @observed("attach.detach", "attachment_id", "force", level=logging.INFO, answer=_told)
     def detach(self, attachment_id: str, *, force: bool = False) -> Attachment:
         """Take the volume back: out of the guest, off the host if nobody else there uses it, then from the service.
 
@@ -270,7 +281,6 @@ class AttachmentManager:
                 return leg
             result = self._take_back(lease, leg, evidence)
         if result.leg.state is State.ABSENT or (result.leg.pending and result.error is None):
-            _log.info("detached", extra={"attachment": leg.id, "state": str(result.leg.state)})
             return result.leg
         raise self._failure(result, "detach")
 
@@ -288,6 +298,7 @@ class AttachmentManager:
                 identifier=leg.instance_id,
             )
 
+    @observed("attach.terminate", "instance_id", level=logging.INFO)
     def terminate(self, instance_id: str) -> tuple[Attachment, ...]:
         """Detach everything from an instance that ends, and delete the volumes that go with it.
 
@@ -321,6 +332,7 @@ class AttachmentManager:
             raise failures[0]
         return tuple(waiting)
 
+    @observed("attach.swap", "attachment_id", "new_volume_id", level=logging.INFO, answer=_told)
     def swap(self, attachment_id: str, new_volume_id: str) -> Attachment:
         """Refuse to replace the volume under a running guest; *new_volume_id* is only looked up.
 
@@ -341,6 +353,7 @@ class AttachmentManager:
             needed="block copy",
         )
 
+    @observed("attach.extend", "volume_id", "size", level=logging.INFO)
     def extend(self, volume_id: str, size: int) -> Extension:
         """Make the volume *size* bytes large, and tell every host and guest that has it.
 
@@ -365,6 +378,7 @@ class AttachmentManager:
 
     # --- moves --------------------------------------------------------------------------------------------------------
 
+    @observed("attach.begin_move", "instance_id", "destination", "kind", level=logging.INFO)
     def begin_move(self, instance_id: str, destination: str | None, *, kind: MoveKind = "live") -> Move:
         """Begin to take the instance's volumes to another host. Compose it with the ledger's ``begin_move``.
 
@@ -389,6 +403,7 @@ class AttachmentManager:
             raise InvalidArgument(f"destination: a {kind} move has {destination!r}", field="destination")
         return self._moves.begin(identifier, kind, destination)
 
+    @observed("attach.confirm_move", "instance_id", "destination", level=logging.INFO)
     def confirm_move(self, instance_id: str, destination: str | None = None) -> tuple[Attachment, ...]:
         """End a begun move at its destination; for a shelved instance, at the one named here.
 
@@ -407,6 +422,7 @@ class AttachmentManager:
         """
         return self._moves.confirm(normalise_uuid(instance_id, "instance_id"), destination)
 
+    @observed("attach.revert_move", "instance_id", level=logging.INFO)
     def revert_move(self, instance_id: str) -> tuple[Attachment, ...]:
         """Take a begun move back: the volumes are at the source afterwards, as before.
 
@@ -427,6 +443,7 @@ class AttachmentManager:
 
     # --- upkeep -------------------------------------------------------------------------------------------------------
 
+    @observed("attach.recover", level=logging.INFO)
     def recover(self) -> RecoveryReport:
         """Finish or undo everything that was interrupted, by looking at the service, the host and the guest.
 
@@ -441,6 +458,7 @@ class AttachmentManager:
         """
         return recover_all(self._journal, self._leases, self._recovery, self._moves, self._move_rows)
 
+    @observed("attach.audit", "volume_id")
     def audit(self, volume_id: str | None = None) -> AuditReport:
         """Compare the journal, the volume service, the guests' definitions and the hosts' connections. Changes nothing.
 
@@ -451,6 +469,7 @@ class AttachmentManager:
         """
         return self._auditor.audit(None if volume_id is None else normalise_uuid(volume_id, "volume_id"))
 
+    @observed("attach.heal", "apply", level=logging.INFO)
     def heal(
         self, findings: AuditReport | Iterable[Finding] | None = None, *, apply: bool = False, limit: int = 10
     ) -> HealReport:
@@ -495,6 +514,7 @@ class AttachmentManager:
 
     # --- upkeep -------------------------------------------------------------------------------------------------------
 
+    @observed("attach.prune", "limit", level=logging.INFO)
     def prune(self, older_than: datetime, *, limit: int = 10_000) -> int:
         """Forget attachments that have been absent since before *older_than*, at most *limit*; return how many.
 
@@ -505,6 +525,14 @@ class AttachmentManager:
             InvalidArgument: *older_than* has no time zone.
         """
         return self._journal.prune(require_utc(older_than, "older_than"), limit=limit)
+
+    def status(self) -> ManagerStatus:
+        """How things stand, for a readiness probe: one statement.
+
+        Raises:
+            DatabaseUnavailable, DatabaseBusy, DatabaseError: The journal cannot be read: not ready.
+        """
+        return ManagerStatus.of(self._journal.count_by_state())
 
     def check(self) -> None:
         """Verify what must always hold of the journal.

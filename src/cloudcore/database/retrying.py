@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING, TypeVar
 
 import attrs
 
 from cloudcore.errors import DatabaseBusy, DatabaseUnavailable, OutcomeUnknown
+from cloudcore.observability import event
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,6 +46,7 @@ class RetryPolicy:
             retry=tenacity.retry_if_exception_type(transient),
             stop=tenacity.stop_after_attempt(self.attempts) | tenacity.stop_after_delay(self.deadline),
             wait=tenacity.wait_random_exponential(multiplier=self.initial, max=self.maximum),
+            before_sleep=_tell,
             reraise=True,
         )
 
@@ -67,3 +70,10 @@ class RetryPolicy:
         left = attrs.evolve(self, deadline=self.deadline - (time.monotonic() - begun))
         result: T = left.retrying(transient)(replayed)
         return result
+
+
+def _tell(state: tenacity.RetryCallState) -> None:
+    error = None if state.outcome is None else state.outcome.exception()
+    event(
+        "database.retry", logging.WARNING, error=type(error).__name__, reason=str(error), attempt=state.attempt_number
+    )

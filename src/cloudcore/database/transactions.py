@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -17,6 +17,7 @@ from cloudcore.database.exactly_once import FIND, FINISH, Outcome, operations
 from cloudcore.database.forking import part_when_forked
 from cloudcore.database.retrying import RetryPolicy
 from cloudcore.errors import DatabaseBusy, DatabaseUnavailable, DeadlineExceeded, OutcomeUnknown
+from cloudcore.observability import span
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -84,7 +85,7 @@ class Database:
         Raises:
             DatabaseUnavailable, DatabaseBusy, DatabaseError: What SQLAlchemy raised inside, translated.
         """
-        with self._translated(), self.engine.connect() as connection:
+        with self._span("read"), self._translated(), self.engine.connect() as connection:
             if self.dialect == "sqlite":
                 connection.exec_driver_sql("BEGIN")
             yield connection
@@ -99,7 +100,7 @@ class Database:
             OutcomeUnknown: The connection was lost while COMMIT was under way.
             DatabaseUnavailable, DatabaseBusy, ConstraintViolated, DatabaseError: Nothing was committed.
         """
-        with self._translated(), self.engine.connect() as connection:
+        with self._span("write"), self._translated(), self.engine.connect() as connection:
             if self.dialect == "sqlite":
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             yield connection
@@ -117,6 +118,11 @@ class Database:
             raise OutcomeUnknown(
                 f"{translated}: the connection was lost during COMMIT; the transaction may have taken effect"
             ) from error
+
+    def _span(self, what: str) -> AbstractContextManager[Any]:
+        return span(
+            f"database.{what}", **{"db.system.name": self.engine.dialect.name, "db.namespace": self.engine.url.database}
+        )
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

@@ -114,6 +114,12 @@ class Journal:
         with self.database.read() as connection:
             return tuple(_attachment(row) for row in connection.execute(query))
 
+    def count_by_state(self) -> dict[State, int]:
+        """How many legs are in each state, absent ones left out."""
+        query = sa.select(_T.c.state, sa.func.count()).where(_T.c.state != State.ABSENT).group_by(_T.c.state)
+        with self.database.read() as connection:
+            return {State(state): number for state, number in connection.execute(query)}
+
     def unsettled_volumes(self) -> list[str]:
         """Volumes with legs whose work is unfinished, or with a second leg that replaced nothing yet."""
         with self.database.read() as connection:

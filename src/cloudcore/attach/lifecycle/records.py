@@ -20,6 +20,7 @@ __all__ = [
     "Attachment",
     "Extension",
     "HostDevice",
+    "ManagerStatus",
     "Move",
     "MoveKind",
     "RecoveryReport",
@@ -262,3 +263,28 @@ class RecoveryReport:
     def complete(self) -> bool:
         """Nothing is left."""
         return not self.left and not self.waiting
+
+
+@attrs.frozen(kw_only=True)
+class ManagerStatus:
+    """How the attachments of a journal stand, of all hosts together.
+
+    Attributes:
+        by_state: State → how many are in it.
+        pending_detaches: Those whose guest was asked to let go and has not yet.
+        interrupted: Those that somebody is at work on, or died over; :meth:`AttachmentManager.recover` settles the
+            latter.
+    """
+
+    by_state: Mapping[str, int]
+    pending_detaches: int
+    interrupted: int
+
+    @classmethod
+    def of(cls, numbers: Mapping[State, int]) -> ManagerStatus:
+        """The status for these numbers by state."""
+        return cls(
+            by_state=MappingProxyType({state.value: number for state, number in sorted(numbers.items())}),
+            pending_detaches=sum(number for state, number in numbers.items() if state in WAITING),
+            interrupted=sum(n for state, n in numbers.items() if state not in AT_REST and state not in WAITING),
+        )

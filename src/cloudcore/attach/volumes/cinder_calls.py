@@ -9,6 +9,7 @@ import tenacity
 
 from cloudcore.attach.volumes.cinder_rules import Call, Effect, features_of, negotiate
 from cloudcore.errors import CloudcoreError, Conflict, OutcomeUnknown, UnsupportedFeature, VolumeServiceUnavailable
+from cloudcore.observability import event
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -163,4 +164,4 @@ def _pause(state: tenacity.RetryCallState) -> float:
 
 def _log_repetition(call: Call, state: tenacity.RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
-    log.warning("attempt %d failed, repeating: %s", state.attempt_number, error, extra={"call": call.name})
+    event("attach.cinder.retry", logging.WARNING, call=call.name, attempt=state.attempt_number, error=str(error))

@@ -21,6 +21,7 @@ from cloudcore.errors import (
     VolumeServiceError,
     VolumeServiceUnavailable,
 )
+from cloudcore.observability import span
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -140,7 +141,7 @@ class Http:
         failure: CloudcoreError
         headers = self._service_headers(call) if service else {}
         try:
-            with _with(_Sending(until, headers)):
+            with _with(_Sending(until, headers)), span("attach.cinder", call=call.name, subject=call.subject):
                 answer = request()
         except self._refused as refusal:
             failure = self._verdict(call, refusal)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from typing import TYPE_CHECKING, Any
 
 from cloudcore._failpoints import failpoint
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
     from cloudcore.attach.workflow.recovery import Recovery
 
 __all__ = ["Attacher"]
-
-_log = logging.getLogger("cloudcore.attach")
 
 
 class Attacher:
@@ -148,7 +145,6 @@ class Attacher:
     def _drive_attach(self, lease: Lease, leg: Attachment) -> Attachment:
         result = self._driver.run(lease, leg, Instruction.RESERVE)
         if result.leg.state is State.ATTACHED:
-            _log.info("attached", extra={"attachment": leg.id, "volume": leg.volume_id, "instance": leg.instance_id})
             return result.leg
         raise failure(result.leg, result.error, "attach", self._journal.story(leg.id))
 

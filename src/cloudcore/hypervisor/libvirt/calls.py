@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cloudcore.errors import DeadlineExceeded, HypervisorUnavailable
+from cloudcore.observability import span
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,6 +50,10 @@ class CallRunner:
             DeadlineExceeded: It did not come back within *seconds*; it may still do its work.
             HypervisorUnavailable: No slot got free within *seconds*; nothing was started.
         """
+        with span("hypervisor.libvirt", call=what):
+            return self._run(what, function, seconds)
+
+    def _run(self, what: str, function: Callable[[], T], seconds: float) -> T:
         deadline = self._clock() + seconds
         if not self._slots.acquire(timeout=seconds):
             raise HypervisorUnavailable(

@@ -1,0 +1,214 @@
+"""Events and spans: stable names and fields, no secrets, the same answers, and nothing to pay when nobody looks."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import uuid
+
+import pytest
+
+from cloudcore import AttachmentManager, create_schema
+from cloudcore.database import Database, RetryPolicy
+from cloudcore.errors import CloudcoreError, DatabaseUnavailable, VolumeNotFound
+from cloudcore.observability import event, observed, span
+
+
+class Recorder:
+    """An observer that keeps what it is told, as a tree of (name, fields, error, children)."""
+
+    def __init__(self) -> None:
+        self.roots: list[list] = []
+        self.events: list[tuple[str, dict]] = []
+        self._stack = threading.local()
+
+    @contextlib.contextmanager
+    def span(self, name, fields):
+        stack = self._stack.__dict__.setdefault("spans", [])
+        node = [name, dict(fields), None, []]
+        (stack[-1][3] if stack else self.roots).append(node)
+        stack.append(node)
+        try:
+            yield lambda **more: node[1].update(more)
+        except BaseException as error:
+            node[2] = type(error).__name__
+            raise
+        finally:
+            stack.pop()
+
+    def event(self, name, fields):
+        self.events.append((name, dict(fields)))
+
+
+@pytest.fixture
+def manager(sqlite_database):
+    create_schema(sqlite_database)
+    with AttachmentManager(sqlite_database, observer=Recorder()) as made:
+        yield made
+
+
+def _names(node) -> list[str]:
+    return [node[0], *(name for child in node[3] for name in _names(child))]
+
+
+def test_an_attach_is_one_span_with_its_statements_below(manager):
+    volume = manager.volumes.create_volume(2**30)
+    instance = str(uuid.uuid4())
+    attachment = manager.attach(volume.id, instance)
+    (root,) = manager.observer.roots
+    name, fields, error, children = root
+    assert (name, error) == ("attach.attach", None)
+    assert fields["volume_id"] == volume.id
+    assert fields["instance_id"] == instance
+    assert fields["attachment"] == attachment.id
+    assert fields["state"] == "attached"
+    assert children
+    assert set(_names(root)[1:]) <= {"database.read", "database.write"}
+
+
+def test_a_failure_is_told_with_its_class(manager):
+    with pytest.raises(VolumeNotFound):
+        manager.attach(str(uuid.uuid4()), str(uuid.uuid4()))
+    (root,) = manager.observer.roots
+    assert root[2] == "VolumeNotFound"
+
+
+def test_what_changes_the_world_is_one_line_at_info(manager, caplog):
+    caplog.set_level(logging.INFO, logger="cloudcore")
+    volume = manager.volumes.create_volume(2**30)
+    attachment = manager.attach(volume.id, str(uuid.uuid4()))
+    manager.attachments()
+    manager.detach(attachment.id)
+    told = [record for record in caplog.records if record.name == "cloudcore.attach"]
+    assert [record.event for record in told] == ["attach.attach", "attach.detach"]
+    assert told[1].fields["attachment_id"] == attachment.id
+    assert told[1].fields["seconds"] >= 0
+    assert told[1].getMessage().startswith("attach.detach attachment_id=")
+
+
+def test_a_retry_is_a_warning_and_an_event(caplog):
+    class Flaky:
+        observer = Recorder()
+        left = 2
+
+        @observed("placement.example", "number")
+        def call(self, number):
+            return RetryPolicy(initial=0.0001).call(self._attempt)
+
+        def _attempt(self):
+            self.left -= 1
+            if self.left >= 0:
+                raise DatabaseUnavailable("the server has gone")
+            return "done"
+
+    flaky = Flaky()
+    assert flaky.call(number=3) == "done"
+    retries = [record for record in caplog.records if record.name == "cloudcore.database"]
+    assert [record.fields["attempt"] for record in retries] == [1, 2]
+    assert all(record.levelno == logging.WARNING for record in retries)
+    assert [name for name, _ in flaky.observer.events] == ["database.retry"] * 2
+    assert flaky.observer.roots == [["placement.example", {"number": 3}, None, []]]
+
+
+def test_transient_failures_are_warnings_and_refusals_are_not(caplog):
+    class Example:
+        @observed("placement.example", "consumer", level=logging.INFO)
+        def call(self, error, consumer="c1"):
+            raise error
+
+    caplog.set_level(logging.INFO, logger="cloudcore")
+    for error in (DatabaseUnavailable("gone"), CloudcoreError("refused")):
+        with pytest.raises(type(error)):
+            Example().call(error, "c7")
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.fields["consumer"] == "c7"
+    assert record.fields["error"] == "DatabaseUnavailable"
+
+
+def test_wrong_arguments_fail_as_without_an_observer():
+    class Example:
+        observer = Recorder()
+
+        @observed("placement.example", "consumer")
+        def call(self, consumer):
+            return consumer
+
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'consumer'"):
+        Example().call()
+
+
+def test_values_that_are_not_words_or_numbers_are_not_told():
+    class Secretive:
+        def __repr__(self):
+            return "password"
+
+    class Example:
+        observer = Recorder()
+
+        @observed("placement.example", "wanted")
+        def call(self, wanted):
+            return None
+
+    Example().call(Secretive())
+    assert Example.observer.roots == [["placement.example", {"wanted": "Secretive"}, None, []]]
+
+
+def test_without_an_observer_parts_and_events_go_nowhere():
+    with span("database.write") as add:
+        add(rows=1)
+    event("database.retry", logging.DEBUG, attempt=1)
+
+
+def test_opentelemetry(sqlite_database):
+    metrics_sdk = pytest.importorskip("opentelemetry.sdk.metrics")
+    from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    from cloudcore.telemetry import OpenTelemetry
+
+    exporter, reader = InMemorySpanExporter(), InMemoryMetricReader()
+    tracers, meters = TracerProvider(), metrics_sdk.MeterProvider([reader])
+    tracers.add_span_processor(SimpleSpanProcessor(exporter))
+    telemetry = OpenTelemetry(tracers, meters)
+    create_schema(sqlite_database)
+    with AttachmentManager(sqlite_database, observer=telemetry) as manager:
+        telemetry.watch("attachments", manager)
+        volume = manager.volumes.create_volume(2**30)
+        manager.attach(volume.id, str(uuid.uuid4()))
+        with pytest.raises(VolumeNotFound):
+            manager.attach(str(uuid.uuid4()), str(uuid.uuid4()))
+        collected = reader.get_metrics_data()
+    spans = exporter.get_finished_spans()
+    operations = [one for one in spans if one.name == "attach.attach"]
+    assert [one.status.is_ok for one in operations] == [True, False] or not operations[1].status.is_ok
+    assert operations[0].attributes["cloudcore.volume_id"] == volume.id
+    assert operations[1].attributes["error.type"] == "VolumeNotFound"
+    children = [one for one in spans if one.parent and one.parent.span_id == operations[0].context.span_id]
+    assert {one.attributes["db.system.name"] for one in children} == {"sqlite"}
+    found = {metric.name: metric for metric in collected.resource_metrics[0].scope_metrics[0].metrics}
+    counts = {
+        (point.attributes["cloudcore.operation"], point.attributes.get("error.type")): point.count
+        for point in found["cloudcore.operation.duration"].data.data_points
+    }
+    assert counts[("attach.attach", None)] == 1
+    assert counts[("attach.attach", "VolumeNotFound")] == 1
+    status = {point.attributes["cloudcore.field"]: point.value for point in found["cloudcore.status"].data.data_points}
+    assert status == {"by_state.attached": 1, "pending_detaches": 0, "interrupted": 0}
+
+
+def test_the_status_of_attachments(manager):
+    assert manager.status().by_state == {}
+    volume = manager.volumes.create_volume(2**30)
+    manager.attach(volume.id, str(uuid.uuid4()))
+    status = manager.status()
+    assert status.by_state == {"attached": 1}
+    assert (status.pending_detaches, status.interrupted) == (0, 0)
+
+
+def test_a_status_that_cannot_be_read_says_so():
+    with AttachmentManager(Database("sqlite://")) as manager, pytest.raises(CloudcoreError):
+        manager.status()
