@@ -11,7 +11,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from cloudcore.listing.records import nova
+from cloudcore.listing.records import nova_tables
 from cloudcore.listing.tables import create_cell_tables, instances
 
 UTC = dt.UTC
@@ -126,7 +126,7 @@ def nova_cell(url: str, content: list[dict]) -> None:
         for row in content
     ]
     with engine.begin() as connection:
-        _insert(connection, nova._instances, records)
+        _insert(connection, nova_tables.instances, records)
         for name, extra in (
             ("instance_info_caches", {"network_info": "[]"}),
             ("instance_extra", {}),
@@ -162,7 +162,7 @@ def nova_api(url: str, cells: dict[str, tuple[str, list[dict]]]) -> None:
             connection.execute(table.insert(), [mapping])
             _insert(
                 connection,
-                nova._instance_mappings,
+                nova_tables.instance_mappings,
                 [
                     {
                         "instance_uuid": row["uuid"],

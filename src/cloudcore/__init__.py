@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cloudcore.errors import CloudcoreError
     from cloudcore.hypervisor.libvirt_adapter import LibvirtHypervisor
     from cloudcore.hypervisor.memory import MemoryHypervisor
-    from cloudcore.listing.cells.connections import Cell
+    from cloudcore.listing.cells.cell import Cell
     from cloudcore.listing.records.directory import InstanceDirectory
     from cloudcore.listing.router import CellRouter
     from cloudcore.listing.store import InstanceStore
@@ -39,7 +39,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "AllocationLedger": "cloudcore.placement.allocation_ledger",
     "AttachmentManager": "cloudcore.attach.manager",
-    "Cell": "cloudcore.listing.cells.connections",
+    "Cell": "cloudcore.listing.cells.cell",
     "CellRouter": "cloudcore.listing.router",
     "CinderVolumes": "cloudcore.attach.volumes.cinder",
     "CloudcoreError": "cloudcore.errors",

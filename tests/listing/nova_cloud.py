@@ -10,7 +10,7 @@ import uuid
 import sqlalchemy as sa
 
 from cloudcore.database import open_engine
-from cloudcore.listing.records import nova
+from cloudcore.listing.records import nova_tables
 
 EPOCH = dt.datetime(2026, 1, 1)  # naive UTC, as Nova stores it
 CELL0 = "00000000-0000-0000-0000-000000000000"
@@ -100,7 +100,7 @@ class NovaCloud:
                 ],
             )
             with self.api.connect() as connection:
-                mapping = nova._cell_mappings
+                mapping = nova_tables.cell_mappings
                 self.ids[name] = connection.scalar(sa.select(mapping.c.id).where(mapping.c.name == name))
 
     def add(self, cell: str, rows: list[dict], mapped: bool = True) -> list[dict]:

@@ -11,7 +11,7 @@ from hypothesis import given
 
 from cloudcore.database import open_engine
 from cloudcore.listing import Cell, Query, Sort
-from cloudcore.listing.merge.page_bound import Horizon
+from cloudcore.listing.merge.page_bound import PageBound
 from tests.listing.conftest import THINGS, things, walk
 
 CELLS, ROWS = 24, 60
@@ -19,36 +19,36 @@ QUERY = Query(where={"size": {"null": False}}, sort=[Sort("size", descending=Tru
 
 
 @given(st.lists(st.lists(st.integers(0, 50), max_size=30), min_size=1, max_size=12), st.integers(1, 40), st.booleans())
-def test_a_cell_is_left_after_the_first_row_beyond_the_horizon(contents, limit, descending):
+def test_a_cell_is_left_after_the_first_row_beyond_the_bound(contents, limit, descending):
     """What is taken is a prefix; beyond lies its last row, or what makes up the least number."""
-    horizon = Horizon(limit, len(contents), 0, descending=descending)
+    page = PageBound(limit, len(contents), 0, descending=descending)
     for content in contents:
         rows = [(value,) for value in sorted(content, reverse=descending)]
-        bound = horizon._bound
-        taken, cut = horizon.take(iter(rows))
+        bound = page._bound
+        taken, cut = page.take(iter(rows))
         assert taken == rows[: len(taken)]
         beyond = [row for row in taken if bound is not None and (row[0] < bound if descending else row[0] > bound)]
-        assert len(beyond) <= max(1, horizon._least) if cut else len(beyond) < horizon._least
-        assert not beyond or len(taken) <= max(horizon._least, len(taken) - len(beyond) + 1)
-        assert bound is not None or not cut or len(taken) == horizon._most
+        assert len(beyond) <= max(1, page._least) if cut else len(beyond) < page._least
+        assert not beyond or len(taken) <= max(page._least, len(taken) - len(beyond) + 1)
+        assert bound is not None or not cut or len(taken) == page._most
         assert cut or taken == rows
 
 
 def test_a_wrong_order_is_not_taken_for_an_end():
     """A cell whose index runs the other way sends its largest rows first; more of them than one are looked at."""
-    horizon = Horizon(60, 3, 0, descending=False)
+    page = PageBound(60, 3, 0, descending=False)
     for _ in range(2):
-        horizon.take(iter([(n,) for n in range(100)]))
-    taken, _ = horizon.take(iter([(n,) for n in reversed(range(100))]))
+        page.take(iter([(n,) for n in range(100)]))
+    taken, _ = page.take(iter([(n,) for n in reversed(range(100))]))
     assert len(taken) > 10
 
 
-def test_the_horizon_lies_a_little_behind_the_end_of_the_page():
+def test_the_page_bound_lies_a_little_behind_the_end_of_the_page():
     """Even shares: cells are read to about the end, not to a margin of their own each."""
     rng = random.Random(1)
     cells = [sorted((rng.random(),) for _ in range(200)) for _ in range(80)]
-    horizon = Horizon(1000, len(cells), 0, descending=False)
-    taken = [horizon.take(iter(cell))[0] for cell in cells]
+    page = PageBound(1000, len(cells), 0, descending=False)
+    taken = [page.take(iter(cell))[0] for cell in cells]
     end = sorted(row for cell in cells for row in cell)[999]
     assert sum(taken[-1] >= end for taken in taken[2:]) >= 70
     assert sum(map(len, taken[8:])) < 1.35 * 1000
@@ -57,15 +57,15 @@ def test_the_horizon_lies_a_little_behind_the_end_of_the_page():
 @pytest.mark.parametrize("odd", [None, "text"])
 def test_values_that_do_not_compare_are_read_to_the_end(odd):
     """SQLite holds any kind of value in a column."""
-    horizon = Horizon(10, 5, 0, descending=False)
+    page = PageBound(10, 5, 0, descending=False)
     for _ in range(4):
-        horizon.take(iter([(n,) for n in range(20)]))
-    assert horizon._bound is not None
+        page.take(iter([(n,) for n in range(20)]))
+    assert page._bound is not None
     rows = [(0,), (odd,), (1,), (99,)]
-    assert horizon.take(iter(rows)) == (rows, False)
+    assert page.take(iter(rows)) == (rows, False)
     for _ in range(4):  # reckoned with the odd value
-        assert horizon.take(iter(rows[:1])) == (rows[:1], False)
-    assert horizon._bound is None
+        assert page.take(iter(rows[:1])) == (rows[:1], False)
+    assert page._bound is None
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,11 @@ import pytest
 
 from cloudcore.database import open_engine
 from cloudcore.listing import Cell, CellState, Query
-from cloudcore.listing.cells.connections import Lease, Link
-from cloudcore.listing.cells.requests import Answers, Flights
-from cloudcore.listing.cells.serial import PROMPT, STALL, Pace
+from cloudcore.listing.cells.completion import CompletionQueue
+from cloudcore.listing.cells.connections import PooledConnection
+from cloudcore.listing.cells.in_flight import RequestsInFlight
+from cloudcore.listing.cells.pool import ConnectionPool
+from cloudcore.listing.cells.promptness import PROMPT, STALL, Promptness
 from tests.listing.conftest import THINGS, things
 from tests.listing.test_faults import NEVER, rows
 
@@ -75,7 +77,7 @@ def test_files_that_answer_at_once_need_one_thread(urls, routers):
     before = threads()
     router = routers(cells_of(urls), source=THINGS)
     assert len(router.page(QUERY).records) == 30
-    assert threads() - before <= 1 or any(not port.pace.proven for port in router._ports.values()), (
+    assert threads() - before <= 1 or any(not backend.promptness.proven for backend in router._backends.values()), (
         "unless one was late"
     )
 
@@ -102,13 +104,13 @@ def test_a_lone_file_is_read_by_the_caller_and_keeps_its_deadline(urls, routers)
     """Without a thread; SQLite itself gives up a statement that takes longer than the cell may."""
     before = threads()
     router = routers([Cell("c0", urls[0], deadline=0.2)], source=THINGS, breaker=NEVER)
-    port = router._ports["c0"]
+    backend = router._backends["c0"]
     for _ in range(200):  # a busy machine may make it look slow
         router.page(QUERY)
-        if port.direct:
+        if backend.direct:
             break
     made = threads() - before
-    assert port.direct
+    assert backend.direct
     assert router.page(QUERY).complete
     assert threads() - before == made
     engine = open_engine(urls[0])
@@ -122,7 +124,7 @@ def test_a_lone_file_is_read_by_the_caller_and_keeps_its_deadline(urls, routers)
     page = router.page(QUERY)
     assert page.cells["c0"].state is CellState.SLOW
     assert page.cells["c0"].seconds < 30, "it would have gone on for ever"
-    assert not port.direct, "it has to earn the caller's trust again"
+    assert not backend.direct, "it has to earn the caller's trust again"
 
 
 def test_a_lone_file_that_is_locked_is_given_up_at_its_deadline(urls, routers):
@@ -143,92 +145,97 @@ def test_a_lone_file_that_is_locked_is_given_up_at_its_deadline(urls, routers):
 
 def test_trust_is_lost_for_longer_each_time_and_won_back_at_once():
     """A distant cell is tried less and less often."""
-    pace = Pace(able=True)
-    assert pace.quick(0.0)
+    promptness = Promptness(able=True)
+    assert promptness.quick(0.0)
     pauses, now = [], 0.0
     for _ in range(6):
-        pace.stalled(now)
-        later = next(step for step in range(2000) if pace.quick(now + step))
+        promptness.stalled(now)
+        later = next(step for step in range(2000) if promptness.quick(now + step))
         pauses.append(later)
         now += later
     assert pauses == [1, 4, 16, 64, 256, 256]
-    pace.answered(0.0001, now)
-    assert pace.proven
-    pace.stalled(now)
-    assert not pace.proven
-    assert pace.quick(now + 1)
-    assert not Pace(able=False).quick(now)
+    promptness.answered(0.0001, now)
+    assert promptness.proven
+    promptness.stalled(now)
+    assert not promptness.proven
+    assert promptness.quick(now + 1)
+    assert not Promptness(able=False).quick(now)
 
 
 def test_a_prompt_answer_in_a_thread_of_its_own_wins_trust_back():
     """A pause of the machine may make eighty files look slow; they need not stay so for minutes."""
-    pace = Pace(able=True)
+    promptness = Promptness(able=True)
     for _ in range(6):
-        pace.stalled(0.0)
-    pace.answered_apart(STALL)
-    assert not pace.quick(1.0), "so may a distant one, with luck"
-    pace.answered_apart(PROMPT)
-    assert pace.quick(1.0)
-    pace.stalled(1.0)
-    assert not pace.quick(200.0), "but it is not forgotten"
+        promptness.stalled(0.0)
+    promptness.answered_apart(STALL)
+    assert not promptness.quick(1.0), "so may a distant one, with luck"
+    promptness.answered_apart(PROMPT)
+    assert promptness.quick(1.0)
+    promptness.stalled(1.0)
+    assert not promptness.quick(200.0), "but it is not forgotten"
 
 
 def test_what_a_busy_caller_does_to_a_lane_is_not_held_against_cells(urls, routers):
-    """It may keep a lane that reads ahead from the interpreter for a while."""
+    """It may keep an executor that reads ahead from the interpreter for a while."""
     router = routers(cells_of(urls), source=THINGS)
-    ports = router._ports
+    backends = router._backends
     released = threading.Event()
 
-    def work(asked):
+    def work(prepared):
         assert released.wait(60)
-        return asked.with_lease(lambda asked, lease: asked.run(lease, "SELECT 1", ()))
+        return prepared.with_connection(lambda prepared, pooled: prepared.run(pooled, "SELECT 1", ()))
 
-    for port in ports.values():
-        port.link.release(port.link.acquire(time.monotonic() + 60))  # its connection is open
-    flights = Flights(ports, start=router._workers.run, lanes=True)
-    for cell in ports:
-        flights.send(cell, work)
-    flights.go()
-    lane = flights._lane
+    for backend in backends.values():
+        backend.pool.release(backend.pool.acquire(time.monotonic() + 60))  # its connection is open
+    requests = RequestsInFlight(backends, start=router._workers.run, serial=True)
+    for cell in backends:
+        requests.send(cell, work)
+    requests.go()
+    executor = requests._executor
     time.sleep(2 * STALL)  # the caller is busy for longer than any answer may take
     released.set()
-    while len(lane.finished) < len(ports):
+    while len(executor.finished) < len(backends):
         released.wait(0.001)
-    assert lane.finished[0].seconds > STALL
-    while flights.wait():
+    assert executor.finished[0].seconds > STALL
+    while requests.wait():
         pass
-    assert ports["c0"].pace.quick(time.monotonic())
+    assert backends["c0"].promptness.quick(time.monotonic())
 
 
 def test_one_late_answer_is_forgiven_and_three_in_a_row_are_not():
     """A busy machine lets any thread wait now and then."""
-    pace = Pace(able=True)
+    promptness = Promptness(able=True)
     for seconds in (0.0001, 1.0, 1.0, 0.0001, 1.0, 1.0):
-        pace.answered(seconds, 0.0, lenient=True)
-        assert pace.quick(0.0)
-    pace.answered(1.0, 0.0, lenient=True)
-    assert not pace.quick(0.0)
-    assert not pace.proven
-    pace.answered(0.0001, 1.0)
-    pace.answered(1.0, 1.0)
-    assert not pace.quick(1.0), "beside other cells none is forgiven"
+        promptness.answered(seconds, 0.0, lenient=True)
+        assert promptness.quick(0.0)
+    promptness.answered(1.0, 0.0, lenient=True)
+    assert not promptness.quick(0.0)
+    assert not promptness.proven
+    promptness.answered(0.0001, 1.0)
+    promptness.answered(1.0, 1.0)
+    assert not promptness.quick(1.0), "beside other cells none is forgiven"
 
 
 def test_whoever_waits_for_several_answers_is_woken_by_the_last_or_by_trouble():
     """Not by each; and a bell that rang for what was taken already is not an answer."""
-    answers = Answers()
-    first, second, bad = (SimpleNamespace(error=None), SimpleNamespace(error=None), SimpleNamespace(error=ValueError()))
-    answers.put(first)
+    answers = CompletionQueue()
+    first, second, bad = (SimpleNamespace(error=error) for error in (None, None, ValueError()))
+
+    def put(*given):
+        for answer in given:
+            answers.put(answer, urgent=answer.error is not None)
+
+    put(first)
     assert answers.take(1, 0.0) == [first]
     assert answers.take(1, 0.0) == []
-    thread = threading.Thread(target=lambda: [answers.put(first), answers.put(second)])
+    thread = threading.Thread(target=put, args=[first, second])
     thread.start()
     taken = []
     while len(taken) < 2:
         taken += answers.take(2 - len(taken), 60.0)
     thread.join()
     assert taken == [first, second]
-    thread = threading.Thread(target=answers.put, args=[bad])
+    thread = threading.Thread(target=put, args=[bad])
     thread.start()
     assert answers.take(50, 60.0) == [bad], "it might have a replica"
     thread.join()
@@ -236,15 +243,15 @@ def test_whoever_waits_for_several_answers_is_woken_by_the_last_or_by_trouble():
 
 def test_an_interrupt_while_a_connection_is_opened_keeps_no_room(urls, monkeypatch):
     """A lone file is opened in the caller's own thread, where a signal may come: its only connection can be had."""
-    link = Link(urls[0], connections=1, deadline=5.0, options={})
-    prepare = Lease.prepare
+    pool = ConnectionPool(urls[0], connections=1, deadline=5.0, options={})
+    prepare = PooledConnection.prepare
 
     def interrupted(*_: object) -> None:
-        monkeypatch.setattr(Lease, "prepare", prepare)
+        monkeypatch.setattr(PooledConnection, "prepare", prepare)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Lease, "prepare", interrupted)
+    monkeypatch.setattr(PooledConnection, "prepare", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        link.acquire(time.monotonic() + 5)
-    link.release(link.acquire(time.monotonic() + 5))
-    link.close()
+        pool.acquire(time.monotonic() + 5)
+    pool.release(pool.acquire(time.monotonic() + 5))
+    pool.close()

@@ -8,13 +8,16 @@ from cloudcore._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from cloudcore.listing.cells.breakers import BreakerPolicy, BreakerState, BreakerView
-    from cloudcore.listing.cells.connections import Cell
+    from cloudcore.listing.cells.cell import Cell
+    from cloudcore.listing.cells.directory import Directory
     from cloudcore.listing.cells.hedging import HedgePolicy
     from cloudcore.listing.merge.streaming import Stream
-    from cloudcore.listing.query.sources import CLOUDCORE_INSTANCES, RecordSource
+    from cloudcore.listing.query.sources import RecordSource
     from cloudcore.listing.records.audit import Discrepancy, Finding
-    from cloudcore.listing.records.directory import Directory, InstanceDirectory
-    from cloudcore.listing.records.nova import NOVA_INSTANCES, NOVA_MIGRATIONS, NovaDirectory, NovaInstances
+    from cloudcore.listing.records.directory import InstanceDirectory
+    from cloudcore.listing.records.instances import CLOUDCORE_INSTANCES
+    from cloudcore.listing.records.nova import NOVA_INSTANCES, NOVA_MIGRATIONS, NovaInstances
+    from cloudcore.listing.records.nova_directory import NovaDirectory
     from cloudcore.listing.router import CellRouter
     from cloudcore.listing.store import InstanceStore
     from cloudcore.listing.tables import create_cell_tables, create_directory_tables
@@ -36,13 +39,13 @@ _EXPORTS = {
     "BreakerPolicy": "cloudcore.listing.cells.breakers",
     "BreakerState": "cloudcore.listing.cells.breakers",
     "BreakerView": "cloudcore.listing.cells.breakers",
-    "CLOUDCORE_INSTANCES": "cloudcore.listing.query.sources",
-    "Cell": "cloudcore.listing.cells.connections",
+    "CLOUDCORE_INSTANCES": "cloudcore.listing.records.instances",
+    "Cell": "cloudcore.listing.cells.cell",
     "CellReport": "cloudcore.listing.values",
     "CellRouter": "cloudcore.listing.router",
     "CellState": "cloudcore.listing.values",
     "Counts": "cloudcore.listing.values",
-    "Directory": "cloudcore.listing.records.directory",
+    "Directory": "cloudcore.listing.cells.directory",
     "Discrepancy": "cloudcore.listing.records.audit",
     "Fetching": "cloudcore.listing.values",
     "Finding": "cloudcore.listing.records.audit",
@@ -51,7 +54,7 @@ _EXPORTS = {
     "InstanceStore": "cloudcore.listing.store",
     "NOVA_INSTANCES": "cloudcore.listing.records.nova",
     "NOVA_MIGRATIONS": "cloudcore.listing.records.nova",
-    "NovaDirectory": "cloudcore.listing.records.nova",
+    "NovaDirectory": "cloudcore.listing.records.nova_directory",
     "NovaInstances": "cloudcore.listing.records.nova",
     "Page": "cloudcore.listing.values",
     "Query": "cloudcore.listing.values",

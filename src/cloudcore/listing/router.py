@@ -1,4 +1,7 @@
-"""CellRouter: instances over many cells as if they were in one."""
+"""CellRouter: instances over many cells as if they were in one.
+
+A façade: each question is a few lines here, most of them its documentation, and done in the wings below.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,17 @@ from weakref import WeakKeyDictionary
 
 from cloudcore._values import normalise_uuid
 from cloudcore.errors import AlreadyExists, CellNotFound, CellUnavailable, InstanceNotFound, InvalidQuery
-from cloudcore.listing.cells.backends import Guard, Port
+from cloudcore.listing.cells.backends import Backend, SharedBreakers
 from cloudcore.listing.cells.breakers import BreakerPolicy, Breakers, BreakerView
-from cloudcore.listing.cells.requests import ask_all
+from cloudcore.listing.cells.in_flight import ask_all
 from cloudcore.listing.cells.workers import Workers
-from cloudcore.listing.merge.paging import Means, Pager, insist, missing
+from cloudcore.listing.merge.paging import Pager
+from cloudcore.listing.merge.resuming import insist, missing
+from cloudcore.listing.merge.services import RouterServices
 from cloudcore.listing.merge.streaming import Stream
 from cloudcore.listing.query.order import plain
-from cloudcore.listing.query.prepared import Asked
-from cloudcore.listing.query.sources import CLOUDCORE_INSTANCES, RecordSource
+from cloudcore.listing.query.prepared import PreparedQuery
+from cloudcore.listing.records.instances import CLOUDCORE_INSTANCES
 from cloudcore.listing.values import Answered, CellReport, CellState, Counts, Page, Query, Record
 
 if TYPE_CHECKING:
@@ -28,12 +33,13 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from cloudcore.database import Database
-    from cloudcore.listing.cells.connections import Cell
+    from cloudcore.listing.cells.cell import Cell
+    from cloudcore.listing.cells.directory import Directory
     from cloudcore.listing.cells.hedging import HedgePolicy
-    from cloudcore.listing.cells.requests import Ask
+    from cloudcore.listing.cells.requests import Attempt
     from cloudcore.listing.query.order import Position
+    from cloudcore.listing.query.sources import RecordSource
     from cloudcore.listing.query.statements import Statement
-    from cloudcore.listing.records.directory import Directory
 
 __all__ = ["CellRouter"]
 
@@ -77,14 +83,14 @@ class CellRouter:
         self.source = source
         self._deadline, self._hedging = deadline, hedging
         self._clock = clock
-        self._guard = Guard(Breakers(breaker), clock)
+        self._breakers = SharedBreakers(Breakers(breaker), clock)
         self._workers = Workers(threads)
-        self._means = Means(start=self._workers.run, clock=clock, directory=directory)
+        self._services = RouterServices(start=self._workers.run, clock=clock, directory=directory)
         self._statements: dict[Any, Statement] = {}
-        self._asked: WeakKeyDictionary[Query, Asked] = WeakKeyDictionary()
-        self._skips: dict[str, tuple[dict[str, Port], dict[str, CellReport]]] = {}
+        self._prepared: WeakKeyDictionary[Query, PreparedQuery] = WeakKeyDictionary()
+        self._skips: dict[str, tuple[dict[str, Backend], dict[str, CellReport]]] = {}
         self._lock = threading.Lock()
-        self._ports: dict[str, Port] = {}
+        self._backends: dict[str, Backend] = {}
         for cell in cells:
             self.add_cell(cell)
 
@@ -93,7 +99,7 @@ class CellRouter:
     @property
     def cells(self) -> Mapping[str, Cell]:
         """The cells as they are now."""
-        return MappingProxyType({name: port.cell for name, port in self._ports.items()})
+        return MappingProxyType({name: backend.cell for name, backend in self._backends.items()})
 
     def add_cell(self, cell: Cell) -> None:
         """Ask *cell* too, from the next call on. A walk under way takes it up from where the walk stands.
@@ -102,10 +108,10 @@ class CellRouter:
             AlreadyExists: There is a cell of this name.
         """
         with self._lock:
-            if cell.name in self._ports:
+            if cell.name in self._backends:
                 raise AlreadyExists(f"there is a cell {cell.name} already", identifier=cell.name)
-            port = Port(cell, self._deadline, self._guard, hedging=self._hedging, clock=self._clock)
-            self._ports = {**self._ports, cell.name: port}
+            backend = Backend(cell, self._deadline, self._breakers, hedging=self._hedging, clock=self._clock)
+            self._backends = {**self._backends, cell.name: backend}
 
     def remove_cell(self, name: str) -> None:
         """Ask the cell no more. Calls under way finish with it.
@@ -114,14 +120,14 @@ class CellRouter:
             CellNotFound: There is none of this name.
         """
         with self._lock:
-            port = self._port(name)
-            self._ports = {other: each for other, each in self._ports.items() if other != name}
-        self._guard.forget(name)
-        port.close()
+            backend = self._backend(name)
+            self._backends = {other: each for other, each in self._backends.items() if other != name}
+        self._breakers.forget(name)
+        backend.close()
 
     def breaker(self, cell: str) -> BreakerView:
         """How the breaker of a cell stands."""
-        return self._guard.view(cell)
+        return self._breakers.view(cell)
 
     # ---- pages
 
@@ -139,17 +145,17 @@ class CellRouter:
             InstanceNotFound: There is no record of the *marker*.
             CellUnavailable: ``require="all"`` and some cell did not answer, or the cell of the *marker* did not.
         """
-        asked = self._prepare(query)
-        start = asked.start(cursor, self._position_of(asked, cursor, marker))
-        ports, reports = self._choose(asked)
-        if asked.impossible:
+        prepared = self._prepare(query)
+        start = prepared.start(cursor, self._position_of(prepared, cursor, marker))
+        backends, reports = self._choose(prepared)
+        if prepared.impossible:
             skipped = {
-                name: CellReport(name=name, state=CellState.SKIPPED, error="nothing can match") for name in ports
+                name: CellReport(name=name, state=CellState.SKIPPED, error="nothing can match") for name in backends
             }
             return Page(
                 records=(), next_cursor=None, resume_cursor=None, cells=MappingProxyType({**reports, **skipped})
             )
-        return Pager(self._means, asked, ports, reports, start).page()
+        return Pager(self._services, prepared, backends, reports, start).page()
 
     def stream(
         self,
@@ -168,17 +174,17 @@ class CellRouter:
         Raises:
             InvalidQuery, InvalidCursor: Nothing was asked.
         """
-        asked = self._prepare(query)
-        start = asked.start(cursor, None)
-        ports, reports = self._choose(asked)
-        return Stream(self._means, asked, {} if asked.impossible else ports, reports, start, on_progress)
+        prepared = self._prepare(query)
+        start = prepared.start(cursor, None)
+        backends, reports = self._choose(prepared)
+        return Stream(self._services, prepared, {} if prepared.impossible else backends, reports, start, on_progress)
 
-    def _position_of(self, asked: Asked, cursor: str | None, marker: str | None) -> Position | None:
+    def _position_of(self, prepared: PreparedQuery, cursor: str | None, marker: str | None) -> Position | None:
         if marker is None:
             return None
         if cursor is not None:
             raise InvalidQuery("give a cursor or a marker, not both", field="marker")
-        columns = tuple(key.column for key in asked.order.keys)
+        columns = tuple(key.column for key in prepared.order.keys)
         record = self._find(marker, columns)
         return tuple(record[column] for column in columns)
 
@@ -213,12 +219,12 @@ class CellRouter:
         key = self._key(uuid)
         known = None if self.directory is None else self.directory.cells_of([key]).get(key)
         where = {self.source.key: {"eq": plain(self.source.columns[self.source.key].kind, key)}}
-        asked = self._prepare(Query(where=where, sort=(), limit=1, deleted=None, hidden=True, columns=columns))
+        prepared = self._prepare(Query(where=where, sort=(), limit=1, deleted=None, hidden=True, columns=columns))
         away: dict[str, str | None] = {}
-        for names in ([known], [name for name in self._ports if name != known]):
-            ports, reports = self._admit({name: self._ports[name] for name in names if name in self._ports})
-            if ports or reports:
-                page = Pager(self._means, asked, ports, reports, asked.start(None, None)).page()
+        for names in ([known], [name for name in self._backends if name != known]):
+            backends, reports = self._admit({name: self._backends[name] for name in names if name in self._backends})
+            if backends or reports:
+                page = Pager(self._services, prepared, backends, reports, prepared.start(None, None)).page()
                 if page.records:
                     return page.records[0]
                 away.update({name: page.cells[name].error for name in missing(page.cells)})
@@ -241,29 +247,31 @@ class CellRouter:
             InvalidQuery: Nothing was asked.
             CellUnavailable: ``require="all"`` and some cell did not answer.
         """
-        asked = self._prepare(query)
+        prepared = self._prepare(query)
         if by is not None and by not in self.source.columns:
             raise InvalidQuery(f"no column {by!r} to count by", field="by", value=by)
-        ports, reports = self._choose(asked)
-        owners = self._means.owners(len(ports))
+        backends, reports = self._choose(prepared)
+        owners = self._services.owners(len(backends))
 
-        def work_of(cell: str) -> Callable[[Ask], Any]:
-            copies = [key for key, owner in owners.items() if owner != cell and owner in ports]
+        def work_of(cell: str) -> Callable[[Attempt], Any]:
+            copies = [key for key, owner in owners.items() if owner != cell and owner in backends]
 
-            def work(ask: Ask) -> Any:
-                return ask.with_lease(lambda ask, lease: ask.run(lease, *asked.plan.count(lease.dialect, by, copies)))
+            def work(attempt: Attempt) -> Any:
+                return attempt.with_connection(
+                    lambda attempt, pooled: attempt.run(pooled, *prepared.plan.count(pooled.dialect, by, copies))
+                )
 
             return work
 
-        asking = {} if asked.impossible else ports
-        results, parts, _ = ask_all(asking, work_of, start=self._means.start, clock=self._clock)
+        asking = {} if prepared.impossible else backends
+        results, outcomes, _ = ask_all(asking, work_of, start=self._services.start, clock=self._clock)
         numbers: Counter[Any] = Counter()
-        for name, part in parts.items():
+        for name, outcome in outcomes.items():
             rows = results.get(name, ())
-            reports[name] = part.report(name, sum(row[-1] for row in rows))
+            reports[name] = outcome.report(name, sum(row[-1] for row in rows))
             for row in rows:
                 numbers[plain(self.source.columns[by].kind, row[0]) if by else None] += row[-1]
-        insist(asked.query, reports)
+        insist(prepared.query, reports)
         return Counts(
             total=numbers.total(),
             by=MappingProxyType(dict(numbers) if by else {}),
@@ -289,23 +297,24 @@ class CellRouter:
         Raises:
             CellNotFound: One of *cells* is not configured.
         """
-        names = [name for name, port in self._ports.items() if port.cell.enabled] if cells is None else list(cells)
+        enabled = [name for name, backend in self._backends.items() if backend.cell.enabled]
+        names = enabled if cells is None else list(cells)
         for name in names:
-            self._port(name)
-        ports, reports = self._admit({name: self._ports[name] for name in names})
+            self._backend(name)
+        backends, reports = self._admit({name: self._backends[name] for name in names})
 
-        def work(ask: Ask) -> T:
-            with ask.link.engine.connect() as connection:
+        def work(attempt: Attempt) -> T:
+            with attempt.pool.engine.connect() as connection:
                 return function(connection)
 
-        results, parts, errors = ask_all(
-            ports, lambda _: work, start=self._means.start, clock=self._clock, seconds=deadline
+        results, outcomes, errors = ask_all(
+            backends, lambda _: work, start=self._services.start, clock=self._clock, seconds=deadline
         )
         answers: dict[str, Answered[T]] = {
             name: Answered(report=report, value=None, error=None) for name, report in reports.items()
         }
-        for name, part in parts.items():
-            answers[name] = Answered(report=part.report(name, 0), value=results.get(name), error=errors.get(name))
+        for name, outcome in outcomes.items():
+            answers[name] = Answered(report=outcome.report(name, 0), value=results.get(name), error=errors.get(name))
         return MappingProxyType(answers)
 
     def database(self, cell: str) -> Database:
@@ -314,68 +323,68 @@ class CellRouter:
         Raises:
             CellNotFound: There is none of this name.
         """
-        return self._port(cell).link.database
+        return self._backend(cell).pool.database
 
-    def _port(self, cell: str) -> Port:
-        port = self._ports.get(cell)
-        if port is None:
-            raise CellNotFound(f"no cell {cell!r}; there are {', '.join(self._ports)}", identifier=cell)
-        return port
+    def _backend(self, cell: str) -> Backend:
+        backend = self._backends.get(cell)
+        if backend is None:
+            raise CellNotFound(f"no cell {cell!r}; there are {', '.join(self._backends)}", identifier=cell)
+        return backend
 
     # ---- inside
 
-    def _prepare(self, query: Query | None) -> Asked:
+    def _prepare(self, query: Query | None) -> PreparedQuery:
         if len(self._statements) > _MOST_STATEMENTS:
-            self._statements, self._asked = {}, WeakKeyDictionary()
+            self._statements, self._prepared = {}, WeakKeyDictionary()
         query = query or _EVERYTHING
-        asked = self._asked.get(query)
-        if asked is None:
-            asked = self._asked[query] = Asked(self.source, query, self._statements)
-        return asked
+        prepared = self._prepared.get(query)
+        if prepared is None:
+            prepared = self._prepared[query] = PreparedQuery(self.source, query, self._statements)
+        return prepared
 
-    def _choose(self, asked: Asked) -> tuple[dict[str, Port], dict[str, CellReport]]:
+    def _choose(self, prepared: PreparedQuery) -> tuple[dict[str, Backend], dict[str, CellReport]]:
         """The cells to ask, and reports on the others."""
-        routed, why = self._route(asked)
+        routed, why = self._route(prepared)
         if routed is None:
-            return self._admit(self._ports)
-        all_ports = self._ports
-        ports, reports = self._admit({name: all_ports[name] for name in sorted(routed) if name in all_ports})
-        return ports, {**self._skipped(all_ports, why), **dict.fromkeys(ports, _UNTOLD), **reports}
+            return self._admit(self._backends)
+        all_backends = self._backends
+        backends, reports = self._admit({name: all_backends[name] for name in sorted(routed) if name in all_backends})
+        return backends, {**self._skipped(all_backends, why), **dict.fromkeys(backends, _UNTOLD), **reports}
 
-    def _skipped(self, ports: dict[str, Port], why: str) -> dict[str, CellReport]:
+    def _skipped(self, backends: dict[str, Backend], why: str) -> dict[str, CellReport]:
         """Reports that say of every cell that it was skipped; kept, for they are most of a routed page's work."""
         kept = self._skips.get(why)
-        if kept is None or kept[0] is not ports:
-            reports = {name: CellReport(name=name, state=CellState.SKIPPED, error=why) for name in ports}
-            kept = self._skips[why] = (ports, reports)
+        if kept is None or kept[0] is not backends:
+            reports = {name: CellReport(name=name, state=CellState.SKIPPED, error=why) for name in backends}
+            kept = self._skips[why] = (backends, reports)
         return kept[1]
 
-    def _admit(self, wanted: Mapping[str, Port]) -> tuple[dict[str, Port], dict[str, CellReport]]:
+    def _admit(self, wanted: Mapping[str, Backend]) -> tuple[dict[str, Backend], dict[str, CellReport]]:
         """Those of the cells that may be asked now, and reports on the others."""
-        ports: dict[str, Port] = {}
+        backends: dict[str, Backend] = {}
         reports: dict[str, CellReport] = {}
-        if self._guard.quiet and all(port.cell.enabled for port in wanted.values()):
+        if self._breakers.quiet and all(backend.cell.enabled for backend in wanted.values()):
             return dict(wanted), reports
-        for name, port in wanted.items():
-            if not port.cell.enabled:
+        for name, backend in wanted.items():
+            if not backend.cell.enabled:
                 reports[name] = CellReport(name=name, state=CellState.SKIPPED, error="disabled")
-            elif not self._guard.admit(name):
-                reports[name] = CellReport(name=name, state=CellState.DOWN, error=self._guard.refusal(name))
+            elif not self._breakers.admit(name):
+                reports[name] = CellReport(name=name, state=CellState.DOWN, error=self._breakers.refusal(name))
             else:
-                ports[name] = port
-        return ports, reports
+                backends[name] = backend
+        return backends, reports
 
-    def _route(self, asked: Asked) -> tuple[frozenset[str] | None, str]:
+    def _route(self, prepared: PreparedQuery) -> tuple[frozenset[str] | None, str]:
         """The cells that can contribute, None for all; and why the others cannot."""
         routed: frozenset[str] | None = None
         reasons: list[str] = []
-        if self.directory is None or asked.impossible or asked.query.deleted is not False:
+        if self.directory is None or prepared.impossible or prepared.query.deleted is not False:
             return None, ""
         for what, column, question in (
             ("tenant", self.source.tenant, self.directory.cells_of_tenant),
             ("host", self.source.host, self.directory.cells_of_host),
         ):
-            values = asked.equal_to(column)
+            values = prepared.equal_to(column)
             answers = [question(value) for value in values or ()]
             cells = [answer for answer in answers if answer is not None]
             if values is None or len(cells) < len(answers):
@@ -388,8 +397,8 @@ class CellRouter:
     def close(self) -> None:
         """End the threads and close the connections that the router opened. May be called twice."""
         self._workers.close()
-        for port in self._ports.values():
-            port.close()
+        for backend in self._backends.values():
+            backend.close()
 
     def __enter__(self) -> Self:
         return self
@@ -400,7 +409,7 @@ class CellRouter:
     def __repr__(self) -> str:
         cells = self.cells.values()
         disabled = sum(1 for cell in cells if not cell.enabled)
-        directory = "no directory" if self._means.directory is None else type(self._means.directory).__name__
+        directory = "no directory" if self.directory is None else type(self.directory).__name__
         return f"<CellRouter: {len(cells)} cells, {disabled} disabled, {directory}>"
 
     def check(self) -> None:
@@ -409,4 +418,4 @@ class CellRouter:
         Raises:
             InvariantViolated: It does not.
         """
-        self._guard.check()
+        self._breakers.check()

@@ -1,4 +1,4 @@
-"""Ports: what the router keeps for each cell while it lives: connections, breaker, latencies."""
+"""Backends: what the router keeps for each cell while it lives: connections, breaker, latencies."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from cloudcore.listing.cells.connections import Cell, Link
 from cloudcore.listing.cells.hedging import HedgePolicy, Hedger
-from cloudcore.listing.cells.serial import Pace
+from cloudcore.listing.cells.pool import ConnectionPool
+from cloudcore.listing.cells.promptness import Promptness
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cloudcore.listing.cells.breakers import Breakers, BreakerView
+    from cloudcore.listing.cells.cell import Cell
 
-__all__ = ["Guard", "Port"]
+__all__ = ["Backend", "SharedBreakers"]
 
 
-class Guard:
+class SharedBreakers:
     """The breakers of a router behind a lock and a clock. Thread-safe."""
 
     def __init__(self, breakers: Breakers, clock: Callable[[], float] = time.monotonic) -> None:
@@ -69,34 +70,36 @@ class Guard:
             self._breakers.check()
 
 
-class Port:
+class Backend:
     """One cell as the router holds it. Thread-safe."""
 
     def __init__(
         self,
         cell: Cell,
         deadline: float,
-        guard: Guard,
+        breakers: SharedBreakers,
         *,
         hedging: HedgePolicy | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.cell = cell
         self.deadline = cell.deadline or deadline
-        self.links = [
-            Link(database, connections=cell.connections, deadline=self.deadline, options=cell.options, clock=clock)
+        self.pools = [
+            ConnectionPool(
+                database, connections=cell.connections, deadline=self.deadline, options=cell.options, clock=clock
+            )
             for database in (cell.database, *cell.replicas)
         ]
-        self.pace = Pace(self.link.local)
-        self._plain = self.link.mine and not cell.options
-        self._guard = guard
+        self.promptness = Promptness(self.pool.local)
+        self._plain = self.pool.mine and not cell.options
+        self._breakers = breakers
         self._hedger = Hedger(hedging) if cell.replicas else None
         self._lock = threading.Lock()
 
     @property
-    def link(self) -> Link:
+    def pool(self) -> ConnectionPool:
         """The first of its databases, which is also the one written to."""
-        return self.links[0]
+        return self.pools[0]
 
     @property
     def direct(self) -> bool:
@@ -105,7 +108,7 @@ class Port:
         Only for a file that has just answered at once over a connection of ours: SQLite gives up a statement at the
         deadline by itself, and waits no longer for a lock. A file system that hangs would hold the caller.
         """
-        return self._plain and self.pace.proven
+        return self._plain and self.promptness.proven
 
     def patience(self) -> float | None:
         """Note a request; seconds after which a replica should be asked too, None when there is none."""
@@ -122,16 +125,16 @@ class Port:
 
     def succeed(self, seconds: float) -> None:
         """It has answered."""
-        self._guard.succeed(self.cell.name)
+        self._breakers.succeed(self.cell.name)
         if self._hedger is not None:
             with self._lock:
                 self._hedger.note_answer(seconds)
 
     def fail(self, reason: str) -> None:
         """It has failed."""
-        self._guard.fail(self.cell.name, reason)
+        self._breakers.fail(self.cell.name, reason)
 
     def close(self) -> None:
         """Close its connections."""
-        for link in self.links:
-            link.close()
+        for pool in self.pools:
+            pool.close()

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
-from cloudcore.listing.cells.requests import Ask, Flights, Part
-from cloudcore.listing.merge.page_bound import Horizon
+from cloudcore.listing.cells.in_flight import CellOutcome, RequestsInFlight
+from cloudcore.listing.merge.page_bound import PageBound
 from cloudcore.listing.query.statements import segments
 from cloudcore.listing.values import CellState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
-    from cloudcore.listing.cells.backends import Port
-    from cloudcore.listing.cells.connections import Lease
+    from cloudcore.listing.cells.backends import Backend
+    from cloudcore.listing.cells.connections import PooledConnection
+    from cloudcore.listing.cells.requests import Attempt
     from cloudcore.listing.merge.merging import Entry, Fetch, Merge
+    from cloudcore.listing.merge.services import RouterServices
     from cloudcore.listing.query.statements import Plan, Segment
 
-__all__ = ["Gather"]
+__all__ = ["MergeDriver"]
 
 Batch = tuple[list[tuple[Any, ...]], bool]
 """Rows, and whether reading was left off before there were as many as asked for."""
@@ -28,16 +29,14 @@ _KEPT = 16
 _DISORDER = "rows came out of order or twice: the database does not sort as told, or an index of it is corrupt"
 
 
-class Gather:
+class MergeDriver:
     """Drives one merge. Used by one thread at a time.
 
     Args:
         plan: What to ask.
         merge: The merge to feed.
-        ports: The cells to ask.
-        start: Starts a job in another thread.
-        settle: Says which cells own records that came twice.
-        clock: Monotonic seconds.
+        backends: The cells to ask.
+        services: The router's.
         patient: Each fetch has the cell's whole deadline (streams); else all fetches of the merge share it (pages).
     """
 
@@ -45,23 +44,21 @@ class Gather:
         self,
         plan: Plan,
         merge: Merge,
-        ports: Mapping[str, Port],
+        backends: Mapping[str, Backend],
+        services: RouterServices,
         *,
-        start: Callable[[Callable[[], None]], None],
-        settle: Callable[[Iterable[str]], Mapping[str, str]],
-        clock: Callable[[], float] = time.monotonic,
         patient: bool = False,
     ) -> None:
         self.merge = merge
-        self._reader = _Reader(plan, _horizon(plan, merge))
-        self._flights = Flights(ports, start=start, clock=clock, lanes=True)
-        self._settle, self._patient = settle, patient
+        self._reader = _Reader(plan, _bound(plan, merge))
+        self._requests = RequestsInFlight(backends, start=services.start, clock=services.clock, serial=True)
+        self._settle, self._patient = services.settle, patient
         self._starved: set[str] = set()
 
     @property
-    def parts(self) -> dict[str, Part]:
+    def outcomes(self) -> dict[str, CellOutcome]:
         """What became of each cell so far."""
-        return self._flights.parts
+        return self._requests.outcomes
 
     def advance(self) -> list[Entry]:
         """The next rows that are certain; empty when the merge is done."""
@@ -85,26 +82,26 @@ class Gather:
 
     def stop(self) -> None:
         """Nobody wants the fetches still under way. They end by themselves; their cells are not blamed."""
-        self._flights.stop()
+        self._requests.stop()
 
     def _send(self, fetches: list[Fetch]) -> None:
         for fetch in fetches:
             if not self.merge.runs[fetch.cell].left:
                 self._starved.add(fetch.cell)
             seconds = None
-            part = self.parts[fetch.cell]
-            if part.seconds and not self._patient:
-                deadline = self._flights.ports[fetch.cell].deadline
-                seconds = max(deadline - part.seconds, deadline / 20)
-            self._flights.send(fetch.cell, self._reader.work(fetch), seconds=seconds)
-        self._flights.go()
+            outcome = self.outcomes[fetch.cell]
+            if outcome.seconds and not self._patient:
+                deadline = self._requests.backends[fetch.cell].deadline
+                seconds = max(deadline - outcome.seconds, deadline / 20)
+            self._requests.send(fetch.cell, self._reader.work(fetch), seconds=seconds)
+        self._requests.go()
 
     def _receive(self) -> None:
         """Wait until every cell without which nothing is certain has answered or failed."""
         waited = False
         while self._starved or not waited:
             waited = True
-            done = self._flights.wait(len(self._starved))
+            done = self._requests.wait(len(self._starved))
             if not done:
                 return
             for cell, batch, error in done:
@@ -115,18 +112,18 @@ class Gather:
                     self._feed(cell, *batch)
 
     def _feed(self, cell: str, rows: list[tuple[Any, ...]], cut: bool) -> None:
-        part = self.parts[cell]
-        part.fetched += len(rows)
+        outcome = self.outcomes[cell]
+        outcome.fetched += len(rows)
         if not self.merge.feed(cell, rows, cut=cut):
-            part.state, part.error = CellState.DOWN, _DISORDER
-            self._flights.ports[cell].fail(_DISORDER)
+            outcome.state, outcome.error = CellState.DOWN, _DISORDER
+            self._requests.backends[cell].fail(_DISORDER)
 
 
-def _horizon(plan: Plan, merge: Merge) -> Horizon | None:
+def _bound(plan: Plan, merge: Merge) -> PageBound | None:
     """Where the page will end; streams have no end, and a single cell is asked for just what is wanted."""
     if merge.limit is None or len(merge.runs) < 2:
         return None
-    return Horizon(merge.limit, len(merge.runs), plan.indexes[0], descending=plan.order.keys[0].descending)
+    return PageBound(merge.limit, len(merge.runs), plan.indexes[0], descending=plan.order.keys[0].descending)
 
 
 class _Reader:
@@ -136,38 +133,38 @@ class _Reader:
     called from several threads.
     """
 
-    def __init__(self, plan: Plan, horizon: Horizon | None) -> None:
+    def __init__(self, plan: Plan, bound: PageBound | None) -> None:
         self._plan = plan
-        self._horizon = horizon
+        self._bound = bound
         self._sent: dict[Any, tuple[list[Segment], tuple[str, Any]]] = {}
 
-    def work(self, fetch: Fetch) -> Callable[[Ask], Batch]:
+    def work(self, fetch: Fetch) -> Callable[[Attempt], Batch]:
         """The job that answers *fetch*."""
-        horizon = self._horizon if fetch.first else None  # who is asked again was left too early
+        bound = self._bound if fetch.first else None  # who is asked again was left too early
 
-        def read(ask: Ask, lease: Lease) -> Batch:
-            stretches, statement = self._first(lease, fetch)
+        def read(attempt: Attempt, pooled: PooledConnection) -> Batch:
+            stretches, statement = self._first(pooled, fetch)
             rows: list[tuple[Any, ...]] = []
             for number, segment in enumerate(stretches):
                 if number:
-                    statement = self._plan.page(lease.dialect, segment, fetch.count - len(rows))
-                if horizon is not None and segment.leading != "nulls":
-                    more, cut = ask.run_to(horizon, lease, *statement)
+                    statement = self._plan.page(pooled.dialect, segment, fetch.count - len(rows))
+                if bound is not None and segment.leading != "nulls":
+                    more, cut = attempt.run_until(bound.take, pooled, *statement)
                 else:
-                    more, cut = ask.run(lease, *statement), False
+                    more, cut = attempt.run(pooled, *statement), False
                 rows = rows + more if rows else more
                 if cut or len(rows) >= fetch.count:
                     return rows, cut
             return rows, False
 
-        return lambda ask: ask.with_lease(read)
+        return lambda attempt: attempt.with_connection(read)
 
-    def _first(self, lease: Lease, fetch: Fetch) -> tuple[list[Segment], tuple[str, Any]]:
-        key = lease.form, fetch.after, fetch.count
+    def _first(self, pooled: PooledConnection, fetch: Fetch) -> tuple[list[Segment], tuple[str, Any]]:
+        key = pooled.form, fetch.after, fetch.count
         found = self._sent.get(key)
         if found is None:
             stretches = segments(self._plan.order, fetch.after)
-            found = stretches, self._plan.page(lease.dialect, stretches[0], fetch.count)
+            found = stretches, self._plan.page(pooled.dialect, stretches[0], fetch.count)
             if len(self._sent) < _KEPT:
                 self._sent[key] = found
         return found

@@ -12,6 +12,8 @@ position"; whoever drives it answers each with :meth:`Merge.feed` or :meth:`Merg
 3. A cell that sends a row not strictly after the one before it has failed; its rows up to there are good.
 4. A cell that fails keeps its rows and its position: where to go on later without losing any.
 5. Of records with one key in two cells, the one in the cell that owns it is given out, and only that.
+
+It is longer than a module should be because these rules share one state, which no two of them may see differently.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ the page. But the rows of a cell that lies in this process are decoded one by on
 All cells together end far more evenly than each of them: once a few have been read, it is known fairly well where the
 page will end, and the others need be read only so far and a row beyond.
 
-A horizon is a guess too: a cell that was left too early is simply asked again.
+The bound is a guess too: a cell that was left too early is simply asked again.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Horizon"]
+__all__ = ["PageBound"]
 
 
-class Horizon:
+class PageBound:
     """How far the cells of one page need be read. May be shared by threads: a race costs a few rows.
 
     Args:
@@ -32,7 +32,7 @@ class Horizon:
     """
 
     MARGIN = 1.5
-    """Standard deviations by which the horizon lies behind the expected end."""
+    """Standard deviations by which the bound lies behind the expected end."""
     GROWTH = 1.25
     """After so many times as many answers it is reckoned anew."""
 
@@ -54,10 +54,10 @@ class Horizon:
         self._bound: Any = None
 
     def take(self, rows: Iterator[tuple[Any, ...]]) -> tuple[list[tuple[Any, ...]], bool]:
-        """Rows of the next cell, up to the first that lies beyond the horizon; and whether that is why they end.
+        """Rows of the next cell, up to the first that lies beyond the bound; and whether that is why they end.
 
         Two at least, and what is less than its share by more than the margin is not believed at once: rows that come in
-        a wrong order shall be seen to. While there is no horizon: its share of the page, a margin and one.
+        a wrong order shall be seen to. While there is no bound: its share of the page, a margin and one.
         """
         bound, cut = self._bound, False
         taken: list[tuple[Any, ...]] = []
@@ -89,7 +89,7 @@ class Horizon:
         return ceil(share + self.MARGIN * sqrt(share))
 
     def _reckon(self) -> None:
-        """Put the horizon where the cells read so far have given their share of the page, and the margin."""
+        """Put the bound where the cells read so far have given their share of the page, and the margin."""
         share = self._limit * self._answers / self._cells
         rank = self._rank(share)
         try:

@@ -8,83 +8,66 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from cloudcore.errors import CellUnavailable
-from cloudcore.listing.cells.requests import ask_all
-from cloudcore.listing.merge.driver import Gather
-from cloudcore.listing.merge.merging import Merge
-from cloudcore.listing.merge.placeholders import Unknowns
-from cloudcore.listing.query.cursors import Cursor
-from cloudcore.listing.values import CellReport, CellState, Page, Query, Record, Require
+from cloudcore.listing.cells.in_flight import ask_all
+from cloudcore.listing.merge.driver import MergeDriver
+from cloudcore.listing.merge.merging import Merge, batch_size
+from cloudcore.listing.merge.placeholders import Placeholders
+from cloudcore.listing.merge.resuming import cursor_after, insist, missing
+from cloudcore.listing.values import CellReport, Fetching, Page, Record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
-    from cloudcore.listing.cells.backends import Port
-    from cloudcore.listing.cells.requests import Ask
+    from cloudcore.listing.cells.backends import Backend
+    from cloudcore.listing.cells.requests import Attempt
     from cloudcore.listing.merge.merging import Entry
+    from cloudcore.listing.merge.services import RouterServices
+    from cloudcore.listing.query.cursors import Cursor
     from cloudcore.listing.query.order import Position
-    from cloudcore.listing.query.prepared import Asked
-    from cloudcore.listing.records.directory import Directory
+    from cloudcore.listing.query.prepared import PreparedQuery
 
-__all__ = ["Means", "Pager", "cursor_after", "insist", "missing"]
+__all__ = ["Pager"]
 
 _Pair = tuple[tuple[Any, ...], Record, "Entry | None"]
 """Sort key, record, and the entry if a cell sent it."""
-
-_AWAY = frozenset({CellState.SLOW, CellState.DOWN})
-
-
-@attrs.frozen(kw_only=True)
-class Means:
-    """What a call needs of its router."""
-
-    start: Callable[[Callable[[], None]], None]
-    clock: Callable[[], float]
-    directory: Directory | None
-
-    def settle(self, keys: Iterable[str]) -> Mapping[str, str]:
-        """The cells that own records found in two."""
-        return {} if self.directory is None else self.directory.cells_of(keys)
-
-    def owners(self, cells: int) -> Mapping[str, str]:
-        """The records known to be in two cells now, with the cell that owns each."""
-        return {} if self.directory is None or cells < 2 else self.directory.moving()
+_WASTEFUL = 8
+"""Rows fetched for each row shown, beyond which wide rows are better fetched by their keys afterwards."""
 
 
 class Pager:
     """Makes one page.
 
     Args:
-        means: The router's.
-        asked: What is wanted.
-        ports: The cells to ask.
+        services: The router's.
+        prepared: What is wanted.
+        backends: The cells to ask.
         reports: What is known of the other cells already.
         start: Where the page begins.
     """
 
     def __init__(
         self,
-        means: Means,
-        asked: Asked,
-        ports: Mapping[str, Port],
+        services: RouterServices,
+        prepared: PreparedQuery,
+        backends: Mapping[str, Backend],
         reports: Mapping[str, CellReport],
         start: Cursor,
     ) -> None:
-        self._means, self._asked, self._ports, self._start = means, asked, ports, start
+        self._services, self._prepared, self._backends, self._start = services, prepared, backends, start
         self._others = dict(reports)
         self._away: list[str] = []
         """Cells that should have answered and did not."""
-        self._keys_first = asked.keys_first(len(ports))
-        self._plan = asked.keys if self._keys_first else asked.plan
+        self._keys_first = _keys_first(prepared, len(backends))
+        self._plan = prepared.keys if self._keys_first else prepared.plan
         self._merge = Merge(
-            asked.order,
-            {name: start.start_of(name) for name in ports},
-            limit=asked.query.limit,
+            prepared.order,
+            {name: start.start_of(name) for name in backends},
+            limit=prepared.query.limit,
             indexes=self._plan.indexes,
-            owners=means.owners(len(ports)),
-            alone=not asked.query.unknown,
+            owners=services.owners(len(backends)),
+            alone=not prepared.query.unknown,
         )
-        self._gather = Gather(self._plan, self._merge, ports, start=means.start, settle=means.settle, clock=means.clock)
+        self._driver = MergeDriver(self._plan, self._merge, backends, services)
 
     def page(self) -> Page:
         """Ask, merge and report.
@@ -92,23 +75,23 @@ class Pager:
         Raises:
             CellUnavailable: ``require="all"`` and some cell did not answer.
         """
-        self._gather.run()
+        self._driver.run()
         rows = self._winners() if self._keys_first else {}
-        self._gather.stop()
+        self._driver.stop()
         merge = self._merge
         entries = merge.taken()
         if self._keys_first:
             entries = [entry for entry in entries if merge.key_of(entry) in rows]
         reports = self._reports(entries)
-        insist(self._asked.query, reports)
+        insist(self._prepared.query, reports)
         self._away = missing(reports)
-        if self._asked.query.unknown and self._away:
+        if self._prepared.query.unknown and self._away:
             return self._with_unknown(entries, rows, reports)
         cursor = self._cursor(self._positions(None))
         return self._finish(self._records(entries, rows), cursor, reports, more=merge.more)
 
     def _records(self, entries: list[Entry], rows: Mapping[str, Any]) -> list[Record]:
-        layout, names = self._asked.layout, list(self._merge.runs)
+        layout, names = self._prepared.layout, list(self._merge.runs)
         if self._keys_first:
             return [Record(layout, rows[self._merge.key_of(entry)], names[entry[1]]) for entry in entries]
         if len(names) == 1:
@@ -121,7 +104,7 @@ class Pager:
         reports = dict(self._others)
         for number, (name, run) in enumerate(self._merge.runs.items()):
             ended = run.exhausted and not run.left
-            reports[name] = self._gather.parts[name].report(name, numbers.get(number, 0), exhausted=ended)
+            reports[name] = self._driver.outcomes[name].report(name, numbers.get(number, 0), exhausted=ended)
         return reports
 
     def _positions(self, end: Entry | None) -> dict[str, Position | None]:
@@ -131,7 +114,7 @@ class Pager:
         return positions
 
     def _cursor(self, positions: Mapping[str, Position | None]) -> Cursor:
-        return cursor_after(self._asked, positions, self._start, frozenset(self._away))
+        return cursor_after(self._prepared, positions, self._start, frozenset(self._away))
 
     def _finish(self, records: list[Record], cursor: Cursor, reports: dict[str, CellReport], *, more: bool) -> Page:
         word = cursor.encode()
@@ -160,7 +143,7 @@ class Pager:
                 break
             before = len(self._merge.taken())
             self._merge.extend(gone)
-            self._gather.run()
+            self._driver.run()
             wanted = self._merge.taken()[before:]
         return found
 
@@ -170,54 +153,56 @@ class Pager:
             cell = self._merge.cell_of(entry)
             if cell not in self._lost:
                 keys[cell].append(self._merge.key_of(entry))
-        ports = {cell: self._ports[cell] for cell in keys}
-        results, parts, errors = ask_all(
-            ports,
+        backends = {cell: self._backends[cell] for cell in keys}
+        results, outcomes, errors = ask_all(
+            backends,
             lambda cell: self._row_fetcher(keys[cell]),
-            start=self._means.start,
-            clock=self._means.clock,
-            lanes=True,
+            start=self._services.start,
+            clock=self._services.clock,
+            serial=True,
         )
-        for cell, part in parts.items():
-            mine = self._gather.parts[cell]
-            mine.statements += part.statements
-            mine.seconds += part.seconds
+        for cell, outcome in outcomes.items():
+            mine = self._driver.outcomes[cell]
+            mine.statements += outcome.statements
+            mine.seconds += outcome.seconds
             if cell in errors:
-                mine.state, mine.error = part.state, part.error
+                mine.state, mine.error = outcome.state, outcome.error
         self._lost |= errors.keys()
-        place = self._asked.plan.indexes[-1]
+        place = self._prepared.plan.indexes[-1]
         return {str(row[place]): row for rows in results.values() for row in rows}
 
-    def _row_fetcher(self, keys: list[str]) -> Callable[[Ask], Any]:
-        def work(ask: Ask) -> Any:
-            return ask.with_lease(lambda ask, lease: ask.run(lease, *self._asked.plan.winners(lease.dialect, keys)))
+    def _row_fetcher(self, keys: list[str]) -> Callable[[Attempt], Any]:
+        def work(attempt: Attempt) -> Any:
+            return attempt.with_connection(
+                lambda attempt, pooled: attempt.run(pooled, *self._prepared.plan.winners(pooled.dialect, keys))
+            )
 
         return work
 
     # ---- records that only the directory vouches for
 
     def _with_unknown(self, entries: list[Entry], rows: Mapping[str, Any], reports: dict[str, CellReport]) -> Page:
-        unknowns = Unknowns(self._means, self._asked, self._away)
-        records, merge, limit = self._records(entries, rows), self._merge, self._asked.query.limit
-        if not unknowns.possible:
+        placeholders = Placeholders(self._services, self._prepared, self._away)
+        records, merge, limit = self._records(entries, rows), self._merge, self._prepared.query.limit
+        if not placeholders.possible:
             cursor = self._cursor(self._positions(None))
             return self._finish(records, cursor, reports, more=merge.more)
-        if unknowns.in_place:
-            shown = {record[self._asked.source.key] for record in records}
-            fillers = unknowns.after(self._start.position, limit)
-            fillers = [each for each in fillers if each.record["uuid"] not in shown]
+        if placeholders.in_place:
+            shown = {record[self._prepared.source.key] for record in records}
+            found = placeholders.after(self._start.position, limit)
+            found = [each for each in found if each.record["uuid"] not in shown]
             pairs: list[_Pair] = [(entry[0], record, entry) for entry, record in zip(entries, records, strict=True)]
-            pairs += [(filler.key, filler.record, None) for filler in fillers]
+            pairs += [(each.key, each.record, None) for each in found]
             pairs.sort(key=lambda pair: pair[0])
             chosen = pairs if limit is None else pairs[:limit]
             return self._mixed(
-                chosen, reports, len(entries), more=merge.more or len(chosen) < len(pairs) or unknowns.more
+                chosen, reports, len(entries), more=merge.more or len(chosen) < len(pairs) or placeholders.more
             )
-        return self._tail(unknowns, records, reports)
+        return self._tail(placeholders, records, reports)
 
     def _mixed(self, chosen: list[_Pair], reports: dict[str, CellReport], kept: int, *, more: bool) -> Page:
         """A page of both kinds in one order: the cursor stands at its last row, whichever kind that is."""
-        order = self._asked.order
+        order = self._prepared.order
         real = [pair[2] for pair in chosen if pair[2] is not None]
         whole = len(real) == kept
         if whole:
@@ -237,42 +222,29 @@ class Pager:
             reports[name] = attrs.evolve(reports[name], rows=numbers[name])
         return self._finish([pair[1] for pair in chosen], cursor, reports, more=more)
 
-    def _tail(self, unknowns: Unknowns, records: list[Record], reports: dict[str, CellReport]) -> Page:
+    def _tail(self, placeholders: Placeholders, records: list[Record], reports: dict[str, CellReport]) -> Page:
         """Placeholders after everything else, by key."""
-        merge, limit = self._merge, self._asked.query.limit
+        merge, limit = self._merge, self._prepared.query.limit
         cursor = self._cursor(self._positions(None))
         more = merge.more
         if not more and (limit is None or len(records) < limit):
             room = None if limit is None else limit - len(records)
-            fillers = unknowns.tail(self._start.tail, room)
-            records = [*records, *(filler.record for filler in fillers)]
-            more = unknowns.more
-            if fillers:
-                cursor = attrs.evolve(cursor, tail=fillers[-1].record[self._asked.source.key])
+            found = placeholders.tail(self._start.tail, room)
+            records = [*records, *(each.record for each in found)]
+            more = placeholders.more
+            if found:
+                cursor = attrs.evolve(cursor, tail=found[-1].record[self._prepared.source.key])
         elif not more:
             more = True  # the page is full; the placeholders come on the next
         return self._finish(records, cursor, reports, more=more)
 
 
-def missing(reports: Mapping[str, CellReport]) -> list[str]:
-    """The cells that should have answered and did not."""
-    return [name for name, report in reports.items() if report.state in _AWAY]
-
-
-def insist(query: Query, reports: Mapping[str, CellReport]) -> None:
-    """Raise when the query requires every cell and some are missing.
-
-    Raises:
-        CellUnavailable: With the reason for each.
-    """
-    if query.require is Require.ALL and (away := missing(reports)):
-        text = "; ".join(f"{name}: {reports[name].error}" for name in away)
-        raise CellUnavailable(f"not every cell answered: {text}", cells={name: reports[name].error for name in away})
-
-
-def cursor_after(asked: Asked, positions: Mapping[str, Position | None], start: Cursor, away: frozenset[str]) -> Cursor:
-    """The furthest position reached, and the cells that lag behind it; those that are away always stand by name."""
-    reached = {each for each in (*positions.values(), start.position) if each is not None}
-    furthest = max(reached, key=asked.order.sort_key) if len(reached) > 1 else next(iter(reached), None)
-    lagging = {name: position for name, position in positions.items() if position != furthest or name in away}
-    return Cursor(digest=asked.digest, position=furthest, lagging=lagging, tail=start.tail)
+def _keys_first(prepared: PreparedQuery, cells: int) -> bool:
+    """Whether keys are fetched before rows, when so many cells are asked."""
+    query = prepared.query
+    if query.fetching is not Fetching.AUTO:
+        return query.fetching is Fetching.KEYS
+    if query.limit is None or not prepared.wide:
+        return False
+    fetched = cells * batch_size(query.limit / max(1, cells))
+    return fetched > _WASTEFUL * query.limit

@@ -13,25 +13,25 @@ from cloudcore.listing.values import UNKNOWN, Query, Record
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cloudcore.listing.merge.paging import Means
+    from cloudcore.listing.merge.services import RouterServices
     from cloudcore.listing.query.order import Order, Position
-    from cloudcore.listing.query.prepared import Asked
+    from cloudcore.listing.query.prepared import PreparedQuery
 
-__all__ = ["Filler", "Unknowns"]
+__all__ = ["Placeholder", "Placeholders"]
 
 _ALL = 10**9
 """Stands for "no limit" in a statement."""
 
 
 @attrs.frozen
-class Filler:
+class Placeholder:
     """A placeholder and its sort key in the order asked for."""
 
     key: tuple[Any, ...]
     record: Record
 
 
-class Unknowns:
+class Placeholders:
     """The placeholders of one page.
 
     Attributes:
@@ -40,29 +40,29 @@ class Unknowns:
         more: Whether there are further ones after those given.
     """
 
-    def __init__(self, means: Means, asked: Asked, away: Sequence[str]) -> None:
-        self._asked = asked
-        entries = None if means.directory is None else means.directory.entries(away)
+    def __init__(self, services: RouterServices, prepared: PreparedQuery, away: Sequence[str]) -> None:
+        self._prepared = prepared
+        entries = None if services.directory is None else services.directory.entries(away)
         self.more = False
-        self.possible = entries is not None and _answerable(asked, entries.source.columns.keys())
+        self.possible = entries is not None and _answerable(prepared, entries.source.columns.keys())
         self.in_place = False
         if entries is not None and self.possible:
             self._source, self._database = entries.source, entries.database
             self._cells = {value: name for name, value in entries.values.items()}
-            self.in_place = all(key.column in self._source.columns for key in asked.order.keys)
+            self.in_place = all(key.column in self._source.columns for key in prepared.order.keys)
 
-    def after(self, position: Position | None, limit: int | None) -> list[Filler]:
+    def after(self, position: Position | None, limit: int | None) -> list[Placeholder]:
         """Placeholders in the order asked for, strictly after *position*."""
-        order = order_of(self._asked.sort, self._source.key, self._source.columns)
+        order = order_of(self._prepared.sort, self._source.key, self._source.columns)
         return self._fetch(order, position, limit)
 
-    def tail(self, key: str | None, limit: int | None) -> list[Filler]:
+    def tail(self, key: str | None, limit: int | None) -> list[Placeholder]:
         """Placeholders by key, strictly after *key*."""
         order = order_of((), self._source.key, self._source.columns)
         return self._fetch(order, None if key is None else (key,), limit)
 
-    def _fetch(self, order: Order, after: Position | None, limit: int | None) -> list[Filler]:
-        conditions = (*self._asked.conditions, Condition("cell", "in", tuple(sorted(self._cells))))
+    def _fetch(self, order: Order, after: Position | None, limit: int | None) -> list[Placeholder]:
+        conditions = (*self._prepared.conditions, Condition("cell", "in", tuple(sorted(self._cells))))
         plan = Plan(self._source, Query(limit=limit), conditions, order, tuple(self._source.columns), {})
         count = _ALL if limit is None else limit + 1
         rows: list[tuple[Any, ...]] = []
@@ -74,18 +74,18 @@ class Unknowns:
                     break
         self.more = len(rows) >= count
         keys = order.sort_keys([[row[index] for row in rows] for index in plan.indexes]) if rows else []
-        fillers = [Filler(key, self._record(plan, row)) for key, row in zip(keys, rows, strict=True)]
-        return fillers if limit is None else fillers[:limit]
+        found = [Placeholder(key, self._record(plan, row)) for key, row in zip(keys, rows, strict=True)]
+        return found if limit is None else found[:limit]
 
     def _record(self, plan: Plan, row: tuple[Any, ...]) -> Record:
-        layout = self._asked.layout
+        layout = self._prepared.layout
         known = dict(zip(plan.columns, row, strict=True))
         values = {"vm_state": UNKNOWN, **known}
         cell = self._cells[known["cell"]]
         return Record(layout, tuple([values.get(name) for name in layout.names]), cell, unknown=True)
 
 
-def _answerable(asked: Asked, columns: Any) -> bool:
-    query = asked.query
-    plain = not (query.metadata or asked.plan.words or asked.plan.expression is not None or query.deleted is True)
-    return plain and all(condition.column in columns for condition in asked.conditions)
+def _answerable(prepared: PreparedQuery, columns: Any) -> bool:
+    query = prepared.query
+    plain = not (query.metadata or prepared.plan.words or prepared.plan.expression is not None or query.deleted is True)
+    return plain and all(condition.column in columns for condition in prepared.conditions)

@@ -7,19 +7,19 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
 from cloudcore.errors import Cancelled
-from cloudcore.listing.merge.driver import Gather
+from cloudcore.listing.merge.driver import MergeDriver
 from cloudcore.listing.merge.merging import Merge
-from cloudcore.listing.merge.paging import cursor_after, insist, missing
+from cloudcore.listing.merge.resuming import cursor_after, insist, missing
 from cloudcore.listing.values import CellReport, Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from cloudcore.listing.cells.backends import Port
+    from cloudcore.listing.cells.backends import Backend
     from cloudcore.listing.merge.merging import Entry
-    from cloudcore.listing.merge.paging import Means
+    from cloudcore.listing.merge.services import RouterServices
     from cloudcore.listing.query.cursors import Cursor
-    from cloudcore.listing.query.prepared import Asked
+    from cloudcore.listing.query.prepared import PreparedQuery
 
 __all__ = ["Stream"]
 
@@ -36,35 +36,33 @@ class Stream(Iterator[Record]):
 
     def __init__(
         self,
-        means: Means,
-        asked: Asked,
-        ports: Mapping[str, Port],
+        services: RouterServices,
+        prepared: PreparedQuery,
+        backends: Mapping[str, Backend],
         reports: Mapping[str, CellReport],
         start: Cursor,
         on_progress: Callable[[int], None] | None = None,
     ) -> None:
-        self._asked, self._start = asked, start
+        self._prepared, self._start = prepared, start
         self._others = dict(reports)
         self._progress = on_progress
-        batch = max(16, min(1000, _BUFFERED // max(1, len(ports))))
+        batch = max(16, min(1000, _BUFFERED // max(1, len(backends))))
         self._merge = Merge(
-            asked.order,
-            {name: start.start_of(name) for name in ports},
+            prepared.order,
+            {name: start.start_of(name) for name in backends},
             limit=None,
-            indexes=asked.plan.indexes,
+            indexes=prepared.plan.indexes,
             batch=batch,
-            owners=means.owners(len(ports)),
+            owners=services.owners(len(backends)),
             retain=False,
         )
-        self._gather = Gather(
-            asked.plan, self._merge, ports, start=means.start, settle=means.settle, clock=means.clock, patient=True
-        )
+        self._driver = MergeDriver(prepared.plan, self._merge, backends, services, patient=True)
         self._names = list(self._merge.runs)
         self._numbers = [0] * len(self._names)
         self._block: Iterator[Entry] = iter(())
         self._last: Entry | None = None
         self._count = 0
-        self._ended = asked.impossible
+        self._ended = prepared.impossible
         self._cancelled = False
 
     def __next__(self) -> Record:
@@ -79,15 +77,15 @@ class Stream(Iterator[Record]):
             entry = self._refill()
         self._last = entry
         self._numbers[entry[1]] += 1
-        return Record(self._asked.layout, entry[2], self._names[entry[1]])
+        return Record(self._prepared.layout, entry[2], self._names[entry[1]])
 
     def _refill(self) -> Entry:
         if self._cancelled:
             self._cancelled = False
             self.close()
             raise Cancelled(f"the listing was cancelled after {self._count} records")
-        block = [] if self._ended else self._gather.advance()
-        insist(self._asked.query, self.cells)
+        block = [] if self._ended else self._driver.advance()
+        insist(self._prepared.query, self.cells)
         if not block:
             self._ended = True
             raise StopIteration
@@ -103,7 +101,7 @@ class Stream(Iterator[Record]):
         reports = dict(self._others)
         for number, (name, run) in enumerate(self._merge.runs.items()):
             ended = run.exhausted and not run.left
-            reports[name] = self._gather.parts[name].report(name, self._numbers[number], exhausted=ended)
+            reports[name] = self._driver.outcomes[name].report(name, self._numbers[number], exhausted=ended)
         return MappingProxyType(reports)
 
     @property
@@ -118,7 +116,7 @@ class Stream(Iterator[Record]):
             positions.update({name: self._start.start_of(name) for name in self._names})
         else:
             positions.update(self._merge.positions(self._last))
-        return cursor_after(self._asked, positions, self._start, frozenset(away)).encode()
+        return cursor_after(self._prepared, positions, self._start, frozenset(away)).encode()
 
     def cancel(self) -> None:
         """From any thread: the iteration raises :class:`~cloudcore.errors.Cancelled` before its next batch."""
@@ -126,7 +124,7 @@ class Stream(Iterator[Record]):
 
     def close(self) -> None:
         """Drop what is under way. The stream gives nothing more."""
-        self._gather.stop()
+        self._driver.stop()
         self._block = iter(())
         self._ended = True
 

@@ -9,25 +9,20 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from cloudcore.errors import InvalidQuery
-from cloudcore.listing.merge.merging import batch_size
 from cloudcore.listing.query.conditions import conditions_of, order_of, projection_of
 from cloudcore.listing.query.cursors import Cursor, digest
 from cloudcore.listing.query.readers import layout_of
 from cloudcore.listing.query.statements import Plan, Statement
-from cloudcore.listing.values import Fetching
 
 if TYPE_CHECKING:
     from cloudcore.listing.query.order import Position
     from cloudcore.listing.query.sources import RecordSource
     from cloudcore.listing.values import Query
 
-__all__ = ["Asked"]
-
-_WASTEFUL = 8
-"""Rows fetched for each row shown, beyond which wide rows are better fetched by their keys afterwards."""
+__all__ = ["PreparedQuery"]
 
 
-class Asked:
+class PreparedQuery:
     """A query made ready.
 
     Attributes:
@@ -35,6 +30,7 @@ class Asked:
         keys: Fetches only sort columns.
         layout: How whole rows are read as records.
         impossible: No record can match; nothing need be asked.
+        wide: Whether large values are shown.
         digest: Of everything that a cursor must agree with.
     """
 
@@ -51,7 +47,7 @@ class Asked:
         self._statements, self._expression = statements, expression
         self.plan = Plan(*self._parts, shown, statements, expression)
         self.layout = layout_of(source.columns, shown)
-        self._wide = any(source.columns[name].wide for name in shown)
+        self.wide = any(source.columns[name].wide for name in shown)
         self.digest = digest(
             source.name,
             self.order,
@@ -65,15 +61,6 @@ class Asked:
     def keys(self) -> Plan:
         """A plan that fetches only what the merge compares."""
         return Plan(*self._parts, (), self._statements, self._expression)
-
-    def keys_first(self, cells: int) -> bool:
-        """Whether keys are fetched before rows, when so many cells are asked."""
-        if self.query.fetching is not Fetching.AUTO:
-            return self.query.fetching is Fetching.KEYS
-        if self.query.limit is None or not self._wide:
-            return False
-        fetched = cells * batch_size(self.query.limit / max(1, cells))
-        return fetched > _WASTEFUL * self.query.limit
 
     def equal_to(self, column: str | None) -> tuple[Any, ...] | None:
         """The values that a column is confined to by equality, None when it is not."""

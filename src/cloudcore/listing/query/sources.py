@@ -12,7 +12,6 @@ from sqlalchemy.dialects import mysql, postgresql
 from cloudcore.errors import InvalidArgument, InvalidQuery
 from cloudcore.listing.query.conditions import Column
 from cloudcore.listing.query.order import Kind
-from cloudcore.listing.tables import instance_metadata, instance_tags, instances
 from cloudcore.listing.values import Sort
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
     from cloudcore.listing.values import Query
 
-__all__ = ["CLOUDCORE_INSTANCES", "RecordSource"]
+__all__ = ["RecordSource", "pin"]
 
 Expression = sa.ColumnElement[Any]
 
@@ -230,17 +229,3 @@ def _kind(type_: sa.types.TypeEngine[Any]) -> Kind:
         if isinstance(type_, types):
             return kind
     return Kind.OTHER
-
-
-CLOUDCORE_INSTANCES = RecordSource(
-    instances,
-    tenant="project_id",
-    host="host",
-    updated="updated_at",
-    deleted="deleted",
-    hidden="hidden",
-    pinned=[column.name for column in instances.columns if isinstance(column.type, sa.String)],
-    metadata=(instance_metadata, "instance_uuid", "key", "value"),
-    tags=(instance_tags, "instance_uuid", "tag"),
-)
-"""cloudcore's own ``instances`` table."""

@@ -14,6 +14,7 @@ import attrs
 import sqlalchemy as sa
 
 from cloudcore.listing.query.conditions import Condition, prefix_end
+from cloudcore.listing.query.dialects import dialect_name
 from cloudcore.listing.query.order import Key, Kind, Order, Position
 
 if TYPE_CHECKING:
@@ -24,18 +25,11 @@ if TYPE_CHECKING:
     from cloudcore.listing.query.sources import RecordSource
     from cloudcore.listing.values import Query
 
-__all__ = ["Plan", "Prepared", "Segment", "Statement", "dialect_name", "segments"]
+__all__ = ["FixedStatement", "Plan", "Segment", "Statement", "segments"]
 
 Expression = sa.ColumnElement[Any]
 _LIMIT = "987654321"
 """Stands for the number of rows in cached text."""
-
-
-def dialect_name(dialect: Dialect) -> str:
-    """``sqlite``, ``postgresql``, ``mariadb`` or ``mysql``; known for certain once the dialect has connected."""
-    if dialect.name in {"mysql", "mariadb"}:
-        return "mariadb" if getattr(dialect, "is_mariadb", False) else "mysql"
-    return dialect.name
 
 
 @attrs.frozen
@@ -325,7 +319,7 @@ class Plan:
         return {name: kind for name, kind in kinds.items() if name in binds}
 
 
-class Prepared:
+class FixedStatement:
     """One fixed statement as text for the driver, compiled at its first use. Thread-safe.
 
     Args:

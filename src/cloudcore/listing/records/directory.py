@@ -10,25 +10,26 @@ from __future__ import annotations
 
 from collections import Counter
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import attrs
 import sqlalchemy as sa
 
 from cloudcore.database import Database, insert_ignoring_duplicates
 from cloudcore.errors import AlreadyExists, Conflict, DatabaseUnavailable, InstanceNotFound
-from cloudcore.listing.cells.connections import Link, in_memory
+from cloudcore.listing.cells.directory import Entries
+from cloudcore.listing.cells.pool import ConnectionPool, in_memory
 from cloudcore.listing.query.sources import RecordSource
-from cloudcore.listing.query.statements import Prepared
+from cloudcore.listing.query.statements import FixedStatement
 from cloudcore.listing.tables import create_directory_tables, directory_instances, directory_routes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
     from datetime import datetime
 
     from sqlalchemy.engine import URL, Connection, Engine
 
-__all__ = ["Directory", "Entries", "Entry", "InstanceDirectory"]
+__all__ = ["Entry", "InstanceDirectory"]
 
 _d, _r = directory_instances.c, directory_routes.c
 _CHUNK = 500
@@ -48,40 +49,6 @@ class Entry:
     project_id: str
     host: str | None
     created_at: datetime
-
-
-@attrs.frozen(kw_only=True)
-class Entries:
-    """How to list what a directory knows.
-
-    Attributes:
-        source: Its records, with a column ``cell``.
-        database: Where they are.
-        values: What ``cell`` holds for each cell asked for.
-    """
-
-    source: RecordSource
-    database: Database
-    values: Mapping[str, str]
-
-
-class Directory(Protocol):
-    """What a router asks a directory. All methods may be called from several threads."""
-
-    def cells_of_tenant(self, tenant: str) -> frozenset[str] | None:
-        """Every cell that may hold live records of *tenant*; None when the directory cannot say."""
-
-    def cells_of_host(self, host: str) -> frozenset[str] | None:
-        """Every cell that may hold records on *host*; None when the directory cannot say."""
-
-    def cells_of(self, uuids: Iterable[str]) -> Mapping[str, str]:
-        """The cell that owns each of these; unknown ones are left out."""
-
-    def moving(self) -> Mapping[str, str]:
-        """Records that may be in two cells at present, with the cell that owns each."""
-
-    def entries(self, cells: Iterable[str]) -> Entries | None:
-        """What it knows of the records of these cells, to stand in for them; None when it cannot list."""
 
 
 _ENTRIES = RecordSource(
@@ -111,7 +78,7 @@ class InstanceDirectory:
         engine = self.database.engine
         opened_here = not isinstance(source, Database | sa.Engine) and not in_memory(engine.url)
         # Connections of its own are kept open between questions; those of a caller's pool go back after each.
-        self._link = Link(
+        self._pool = ConnectionPool(
             engine.url if opened_here else engine, connections=_CONNECTIONS, deadline=_PATIENCE, options={}
         )
 
@@ -132,21 +99,21 @@ class InstanceDirectory:
     def _route(self, kind: str, value: str) -> frozenset[str]:
         return frozenset(row[0] for row in self._ask(_ROUTE, {"kind": kind, "value": value}))
 
-    def _ask(self, statement: Prepared, values: dict[str, Any]) -> list[tuple[Any, ...]]:
+    def _ask(self, statement: FixedStatement, values: dict[str, Any]) -> list[tuple[Any, ...]]:
         """The rows of a statement that every page sends: as cached text, past SQLAlchemy's executor."""
         limit = monotonic() + _PATIENCE
-        lease = self._link.acquire(limit)
+        pooled = self._pool.acquire(limit)
         while True:
-            kept = lease.used
+            kept = pooled.used
             try:
-                rows = lease.run(*statement.text(lease.dialect, values), limit)
+                rows = pooled.run(*statement.text(pooled.dialect, values), limit)
             except Exception as error:
-                blamed = self._link.blame(lease, error)
+                blamed = self._pool.blame(pooled, error)
                 if not kept or not isinstance(blamed, DatabaseUnavailable):
                     raise blamed from error
-                lease = self._link.acquire(limit, fresh=True)  # it may have died with a server that is back
+                pooled = self._pool.acquire(limit, fresh=True)  # it may have died with a server that is back
                 continue
-            self._link.release(lease)
+            self._pool.release(pooled)
             return rows
 
     def cells_of(self, uuids: Iterable[str]) -> dict[str, str]:
@@ -330,7 +297,7 @@ class InstanceDirectory:
 
     def close(self) -> None:
         """Close the connections, unless the database is the caller's."""
-        self._link.close()
+        self._pool.close()
         if self._owned:
             self.database.close()
 
@@ -341,12 +308,12 @@ class InstanceDirectory:
         self.close()
 
 
-_ROUTE = Prepared(
+_ROUTE = FixedStatement(
     sa.select(_r.cell).where(
         _r.kind == sa.bindparam("kind"), _r.value == sa.bindparam("value"), _r.instances > sa.literal_column("0")
     )
 )
 _CELLS = sa.select(_d.uuid, _d.cell).where(_d.uuid.in_(sa.bindparam("uuids", expanding=True)))
-_MOVING = Prepared(sa.select(_d.uuid, _d.cell).where(_d.moving_to.is_not(None)))
+_MOVING = FixedStatement(sa.select(_d.uuid, _d.cell).where(_d.moving_to.is_not(None)))
 _ENTRY = sa.select(directory_instances).where(_d.uuid == sa.bindparam("uuid"))
 _LOCKED = _ENTRY.with_for_update()

@@ -1,0 +1,56 @@
+"""A cell as callers describe it: a name and the database where one shard of the records is kept."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import sqlalchemy as sa
+
+from cloudcore._values import require_text
+from cloudcore.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlalchemy.engine import URL, Engine
+
+__all__ = ["Cell"]
+
+
+def _replicas(value: Any) -> tuple[Any, ...]:
+    return (value,) if isinstance(value, str | sa.URL | sa.Engine) else tuple(value)
+
+
+@attrs.frozen
+class Cell:
+    """One cell: a name and a database.
+
+    Attributes:
+        name: Unique in its router, up to 64 characters.
+        database: A URL, whose connections the router opens, keeps and closes; or an engine of yours, whose pool is
+            used for one statement at a time and whose session settings are left as they are.
+        replicas: Databases with the same content, asked when the first is late or away. Their rows may be as stale
+            as they are.
+        deadline: Seconds within which the cell must answer a page; None for the router's.
+        connections: At most so many at once, for each of its databases.
+        enabled: False: it is never asked, and pages say so.
+        options: For :func:`sqlalchemy.create_engine`, when *database* is a URL.
+    """
+
+    name: str = attrs.field()
+    database: str | URL | Engine = attrs.field(repr=False)
+    replicas: tuple[str | URL | Engine, ...] = attrs.field(default=(), converter=_replicas, kw_only=True, repr=False)
+    deadline: float | None = attrs.field(default=None, kw_only=True)
+    connections: int = attrs.field(default=8, kw_only=True)
+    enabled: bool = attrs.field(default=True, kw_only=True)
+    options: Mapping[str, Any] = attrs.field(factory=dict, kw_only=True, repr=False)
+
+    @name.validator
+    def _check_name(self, _: attrs.Attribute[Any], value: str) -> None:
+        require_text(value, "name", maximum=64)
+
+    @deadline.validator
+    def _check_deadline(self, _: attrs.Attribute[Any], value: float | None) -> None:
+        if value is not None and not value > 0:
+            raise InvalidArgument(f"deadline: {value!r} is no positive number of seconds", field="deadline")

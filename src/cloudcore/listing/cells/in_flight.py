@@ -1,0 +1,285 @@
+"""Requests in flight: at most one to a cell, each with its deadline, its replicas and its one answer.
+
+Cells that answer at once share a serial executor; the others, and those that it keeps waiting, get threads of their
+own.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from cloudcore.errors import CloudcoreError, DeadlineExceeded
+from cloudcore.listing.cells.completion import CompletionQueue
+from cloudcore.listing.cells.promptness import STALL
+from cloudcore.listing.cells.requests import Attempt, Request
+from cloudcore.listing.cells.serial import FEWEST, SerialExecutor
+from cloudcore.listing.values import CellReport, CellState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from cloudcore.listing.cells.backends import Backend
+    from cloudcore.listing.cells.completion import Receiver
+
+__all__ = ["CellOutcome", "RequestsInFlight", "ask_all"]
+
+
+@attrs.define
+class CellOutcome:
+    """What became of one cell so far."""
+
+    state: CellState = CellState.ANSWERED
+    fetched: int = 0
+    statements: int = 0
+    seconds: float = 0.0
+    error: str | None = None
+
+    def report(self, name: str, rows: int, *, exhausted: bool = False) -> CellReport:
+        """The same as callers see it."""
+        return CellReport(
+            name=name,
+            state=self.state,
+            rows=rows,
+            fetched=self.fetched,
+            statements=self.statements,
+            seconds=self.seconds,
+            error=self.error,
+            exhausted=exhausted,
+        )
+
+
+class RequestsInFlight:
+    """The requests under way, at most one to a cell. Used by one thread at a time.
+
+    Args:
+        backends: The cells.
+        start: Starts a job in another thread.
+        clock: Monotonic seconds.
+        serial: Whether cells that answer at once may share a thread, and a single one the caller's; for statements of
+            which none is known to take long.
+    """
+
+    def __init__(
+        self,
+        backends: Mapping[str, Backend],
+        *,
+        start: Callable[[Callable[[], None]], None],
+        clock: Callable[[], float] = time.monotonic,
+        serial: bool = False,
+    ) -> None:
+        self.backends = backends
+        self.outcomes = {name: CellOutcome() for name in backends}
+        self._start, self._clock, self._serial = start, clock, serial
+        self._answers = CompletionQueue[Attempt | SerialExecutor]()
+        self._requests: dict[str, Request] = {}
+        self._executor: SerialExecutor | None = None
+        self._attentive = math.inf
+        """Since when the caller waits. While it works itself, it may be what keeps an executor from the interpreter."""
+        self._wake = math.inf
+        """No limit and no hedge comes before this instant."""
+
+    def send(self, cell: str, work: Callable[[Attempt], Any], *, seconds: float | None = None) -> None:
+        """Ask *cell*, which has the given time, else its deadline. Call :meth:`go` after the last."""
+        backend = self.backends[cell]
+        now = self._clock()
+        patience = backend.patience()
+        limit = now + (backend.deadline if seconds is None else seconds)
+        request = Request(
+            cell, backend, work, began=now, limit=limit, hedge_at=None if patience is None else now + patience
+        )
+        self._requests[cell] = request
+        started = self._executor is not None and self._executor.started
+        if self._serial and patience is None and backend.promptness.quick(now) and not started:
+            if self._executor is None:
+                self._executor = SerialExecutor(self._answers)
+            self._executor.waiting.append(self._attempt(request, self._executor))
+        else:
+            self._ask(request)
+
+    def go(self) -> None:
+        """Start what was sent to the executor."""
+        executor = self._executor
+        if executor is None or executor.started:
+            return
+        executor.started = True
+        if len(self._requests) == 1 and executor.waiting[0].request.backend.direct:
+            executor.own = True
+            executor()  # the database itself keeps the deadline
+        else:
+            self._start(executor)
+
+    def _ask(self, request: Request) -> None:
+        """Ask the next database of the cell."""
+        self._start(self._attempt(request, self._answers))
+
+    def _attempt(self, request: Request, answers: Receiver[Attempt]) -> Attempt:
+        attempt = Attempt(request, request.pools.pop(0), answers, self._clock)
+        first = request.limit if request.hedge_at is None else min(request.limit, request.hedge_at)
+        if first < self._wake:
+            self._wake = first
+        if not request.pools:
+            request.hedge_at = None
+        request.attempts.append(attempt)
+        return attempt
+
+    def wait(self, least: int = 1) -> list[tuple[str, Any, CloudcoreError | None]]:
+        """Results of some cells: (cell, result, error). Empty when nothing is under way.
+
+        Comes back when about *least* cells have answered, when one has failed or is late, or an executor has ended. A
+        cell that has not answered by its limit gets :class:`DeadlineExceeded`; answers that arrived while nobody waited
+        are taken first, so a caller's pause is never held against a cell.
+        """
+        done: list[tuple[str, Any, CloudcoreError | None]] = []
+        self._attentive = self._clock()
+        while self._requests and not done:
+            pause = max(0.0, self._wake - self._clock())
+            enough = max(1, min(least, len(self._requests)))
+            taken = self._answers.take(enough, pause if self._executor is None else min(pause, STALL))
+            for answer in taken:
+                self._take(answer, done)
+            if not taken:
+                if self._executor is not None:
+                    self._look_after(self._executor, done)
+                if not done and self._wake <= (now := self._clock()):
+                    done += self._overdue(now)
+        return done
+
+    def _take(self, answer: Attempt | SerialExecutor, done: list[tuple[str, Any, CloudcoreError | None]]) -> None:
+        if isinstance(answer, SerialExecutor):
+            self._empty(answer, done)
+            if answer is self._executor:
+                self._executor = None
+        else:
+            if answer.warm and answer.error is None:
+                answer.request.backend.promptness.answered_apart(answer.seconds)
+            self._complete(answer, done)
+
+    def _empty(self, executor: SerialExecutor, done: list[tuple[str, Any, CloudcoreError | None]]) -> None:
+        """Take what an executor has finished."""
+        now = self._clock()
+        while executor.finished:
+            attempt = executor.finished.popleft()
+            if attempt.error is not None:
+                attempt.request.backend.promptness.stalled(now)
+            elif attempt.warm and (attempt.seconds <= STALL or executor.own or attempt.began >= self._attentive):
+                attempt.request.backend.promptness.answered(attempt.seconds, now, lenient=len(self.backends) == 1)
+            self._complete(attempt, done)
+
+    def _look_after(self, executor: SerialExecutor, done: list[tuple[str, Any, CloudcoreError | None]]) -> None:
+        """Take what an executor has finished; when that is little once more, go on without it."""
+        slow = len(executor.finished) < FEWEST
+        if slow and executor.doubted:
+            self._hand_out(executor)
+        executor.doubted = slow
+        self._empty(executor, done)
+
+    def _hand_out(self, executor: SerialExecutor) -> None:
+        """Give what waits in an executor to threads of its own."""
+        self._executor = None
+        now = self._clock()
+        stuck = executor.running
+        if stuck is not None and not stuck.warm:
+            stuck = None  # opening a connection takes its time; that says nothing of the answers
+        if stuck is not None:
+            stuck.request.backend.promptness.stalled(now)
+        while executor.waiting:
+            try:
+                attempt = executor.waiting.popleft()
+            except IndexError:  # the executor's own thread was faster
+                break
+            if stuck is not None:
+                attempt.request.backend.promptness.stalled(now)
+            attempt.answers = self._answers
+            self._start(attempt)
+
+    def _overdue(self, now: float) -> list[tuple[str, Any, CloudcoreError | None]]:
+        late: list[tuple[str, Any, CloudcoreError | None]] = []
+        for cell, request in list(self._requests.items()):
+            if request.limit <= now:
+                self._close(cell, request)
+                late.append((cell, None, _late(request)))
+            elif request.hedge_at is not None and request.hedge_at <= now:
+                request.hedge_at = None
+                if request.backend.may_hedge():
+                    self._ask(request)
+        self._wake = min((each.hedge_at or each.limit for each in self._requests.values()), default=math.inf)
+        for cell, _, error in late:
+            if error is not None:
+                self._blame(cell, CellState.SLOW, error)
+        return late
+
+    def _complete(self, attempt: Attempt, done: list[tuple[str, Any, CloudcoreError | None]]) -> None:
+        """Take an answer; what became of its cell, once that is known, goes to *done*."""
+        request = attempt.request
+        cell = request.cell
+        if self._requests.get(cell) is not request or attempt not in request.attempts:
+            return  # it was given up, or another database of the cell was faster
+        if attempt.error is None:
+            self._close(cell, request)
+            request.backend.succeed(attempt.seconds)
+            done.append((cell, attempt.result, None))
+            return
+        request.attempts.remove(attempt)
+        self.outcomes[cell].statements += attempt.statements
+        if request.pools and self._clock() < request.limit:
+            self._ask(request)  # a replica may be able
+        if not request.attempts:
+            error = attempt.error if self._clock() < request.limit else _late(request)
+            self._close(cell, request)
+            self._blame(cell, CellState.SLOW if isinstance(error, DeadlineExceeded) else CellState.DOWN, error)
+            done.append((cell, None, error))
+
+    def _close(self, cell: str, request: Request) -> None:
+        del self._requests[cell]
+        outcome = self.outcomes[cell]
+        outcome.seconds += self._clock() - request.began
+        for attempt in request.attempts:
+            outcome.statements += attempt.statements
+            attempt.drop()
+        request.attempts = []  # no circle of references: rows that nobody wants any more go at once
+
+    def _blame(self, cell: str, state: CellState, error: CloudcoreError) -> None:
+        outcome = self.outcomes[cell]
+        outcome.state, outcome.error = state, str(error)
+        if type(error) is not CloudcoreError:  # that one comes from a caller's function, not from the cell
+            self.backends[cell].fail(str(error))
+
+    def stop(self) -> None:
+        """Nobody wants what is still under way. It ends by itself, and no cell is blamed."""
+        for request in self._requests.values():
+            request.attempts = []
+        self._requests.clear()
+
+
+def _late(request: Request) -> DeadlineExceeded:
+    seconds = request.limit - request.began
+    return DeadlineExceeded(f"no answer within {seconds:g} s", seconds=seconds)
+
+
+def ask_all(
+    backends: Mapping[str, Backend],
+    work: Callable[[str], Callable[[Attempt], Any]],
+    *,
+    start: Callable[[Callable[[], None]], None],
+    clock: Callable[[], float],
+    seconds: float | None = None,
+    serial: bool = False,
+) -> tuple[dict[str, Any], dict[str, CellOutcome], dict[str, CloudcoreError]]:
+    """Ask every cell the same at once: results of those that answered, what became of each, and the errors."""
+    requests = RequestsInFlight(backends, start=start, clock=clock, serial=serial)
+    for cell in backends:
+        requests.send(cell, work(cell), seconds=seconds)
+    requests.go()
+    results: dict[str, Any] = {}
+    errors: dict[str, CloudcoreError] = {}
+    while done := requests.wait():
+        for cell, result, error in done:
+            if error is None:
+                results[cell] = result
+            else:
+                errors[cell] = error
+    return results, requests.outcomes, errors

@@ -1,0 +1,241 @@
+"""The connections to one database of a cell, and what the driver's errors mean."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.pool import NullPool
+
+from cloudcore.database import Database, open_engine, translate
+from cloudcore.errors import CloudcoreError, DatabaseUnavailable, DeadlineExceeded
+from cloudcore.listing.cells.connections import PooledConnection
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from sqlalchemy.engine import URL, Engine
+
+__all__ = ["ConnectionPool", "in_memory"]
+
+
+class ConnectionPool:
+    """The connections to one database of one cell. Thread-safe.
+
+    Connections of a URL are kept open between statements; those of a caller's engine go back after each.
+    """
+
+    def __init__(
+        self,
+        source: str | URL | Engine,
+        *,
+        connections: int,
+        deadline: float,
+        options: Mapping[str, Any],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._memory = False
+        if not isinstance(source, sa.Engine) and in_memory(sa.make_url(source)):
+            self._memory = True  # reading and writing must share the one connection that is the database
+            source = open_engine(source, **options)
+        self._source = source
+        self.mine = not isinstance(source, sa.Engine)
+        url = source.url if isinstance(source, sa.Engine) else sa.make_url(source)
+        self.local = url.get_backend_name() == "sqlite"
+        """Whether it is a file that this process reads by itself."""
+        self._deadline = deadline
+        self._options = options
+        self._clock = clock
+        self._free = threading.Condition()
+        self._idle: list[PooledConnection] = []
+        """Taken from and added to without the lock: both are atomic."""
+        self._room = connections
+        self._waiting = 0
+        self._closed = False
+        self._engine: Engine | None = None if self.mine else source  # type: ignore[assignment]  # checked above
+        self._database: Database | None = None
+
+    @property
+    def engine(self) -> Engine:
+        """The engine, opened on first use."""
+        if self._engine is not None:
+            return self._engine
+        with self._free:
+            if self._engine is None:
+                self._engine = _reading_engine(self._source, self._deadline, self._options)
+            return self._engine
+
+    @property
+    def database(self) -> Database:
+        """The same database for writing, opened on first use with the settings of cloudcore's own databases."""
+        with self._free:
+            if self._database is None:
+                self._database = Database(self._source, pool_size=2) if self.mine else Database(self._source)
+            return self._database
+
+    def acquire(self, limit: float, *, fresh: bool = False) -> PooledConnection:
+        """A connection; give it to :meth:`release` or :meth:`blame`. Waits for a free one until the instant *limit*.
+
+        With *fresh* the idle ones are closed first: one of them was dead, so the others are too.
+
+        Raises:
+            DeadlineExceeded: None became free.
+            DatabaseUnavailable, DatabaseError: The database cannot be reached.
+        """
+        if fresh:
+            self._forget_idle()
+        try:
+            return self._idle.pop()
+        except IndexError:
+            pass
+        engine = self.engine
+        kept = self._enter(limit)
+        if kept is not None:
+            return kept
+        try:
+            return self._open(engine)
+        except Exception as error:
+            self._leave()
+            raise _typed(error, engine) from error
+        except BaseException:  # the caller's own thread was interrupted
+            self._leave()
+            raise
+
+    def _forget_idle(self) -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                self.scrap(self._idle.pop())
+
+    def release(self, pooled: PooledConnection) -> None:
+        """Take a connection back after a statement that went well."""
+        if not self.mine:
+            pooled.release()
+            self._leave()
+            return
+        pooled.used = True
+        self._idle.append(pooled)
+        if self._waiting:  # whoever waits said so before looking for an idle one once more
+            with self._free:
+                self._free.notify()
+        if self._closed:
+            self._close_idle()
+
+    def scrap(self, pooled: PooledConnection) -> None:
+        """Take a connection back for good."""
+        pooled.discard()
+        self._leave()
+
+    def blame(self, pooled: PooledConnection, error: Exception) -> CloudcoreError:
+        """Take a connection back after *error*, for good; returns the error to raise."""
+        self.scrap(pooled)
+        return error if isinstance(error, CloudcoreError) else _typed(error, self.engine)
+
+    def _enter(self, limit: float) -> PooledConnection | None:
+        """Wait for an idle connection, or for the right to open one (None)."""
+        with self._free:
+            self._waiting += 1
+            try:
+                while True:
+                    with contextlib.suppress(IndexError):
+                        return self._idle.pop()
+                    if self._room:
+                        self._room -= 1
+                        return None
+                    left = limit - self._clock()
+                    if left <= 0 or not self._free.wait(left):
+                        raise DeadlineExceeded("all connections to the cell are busy; give the cell more connections")
+            finally:
+                self._waiting -= 1
+
+    def _open(self, engine: Engine) -> PooledConnection:
+        proxied = engine.raw_connection()
+        try:
+            pooled = PooledConnection(proxied, engine.dialect, mine=self.mine)
+            pooled.prepare(self._deadline)
+        except BaseException:
+            proxied.invalidate()
+            raise
+        return pooled
+
+    def _leave(self) -> None:
+        """One connection fewer is open."""
+        with self._free:
+            self._room += 1
+            self._free.notify()
+
+    def _close_idle(self) -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                self._idle.pop().release()
+
+    def close(self) -> None:
+        """Close what is idle now and what is in use as soon as it is free. May be called twice."""
+        self._closed = True
+        self._close_idle()
+        if self._database is not None:
+            self._database.close()
+        if (self.mine or self._memory) and self._engine is not None:
+            self._engine.dispose()
+
+
+def _typed(error: Exception, engine: Engine) -> CloudcoreError:
+    """The cloudcore error for what the driver raised."""
+    dbapi = engine.dialect.dbapi
+    wrapped: Exception = error
+    if dbapi is not None and isinstance(error, dbapi.Error):
+        gone = engine.dialect.is_disconnect(error, None, None)
+        kind = {
+            "OperationalError": sa.exc.OperationalError,
+            "InterfaceError": sa.exc.InterfaceError,
+            "ProgrammingError": sa.exc.ProgrammingError,
+        }
+        chosen = next((kind[each.__name__] for each in type(error).__mro__ if each.__name__ in kind), sa.exc.DBAPIError)
+        wrapped = chosen(None, None, error, connection_invalidated=gone)
+    elif isinstance(error, OSError):
+        return DatabaseUnavailable(
+            f"{engine.url.render_as_string(hide_password=True)}: {error}", database=str(engine.url)
+        )
+    return translate(wrapped, engine)
+
+
+def in_memory(url: URL) -> bool:
+    """Whether the database is one connection's own, in memory."""
+    return url.get_backend_name() == "sqlite" and url.database in {None, "", ":memory:"}
+
+
+def _open_existing(engine: Engine) -> None:
+    """Make a SQLite engine open its file only if it is there, for asking a cell must not create it.
+
+    The engine's URL stays as the user wrote it, and so do the errors that name it.
+    """
+
+    @event.listens_for(engine, "do_connect")
+    def prepare(_: Any, __: Any, arguments: list[Any], options: dict[str, Any]) -> None:
+        path = arguments[0]
+        if not path.startswith("file:"):
+            arguments[0] = f"file:{quote(path)}?mode=rw"
+            options["uri"] = True
+
+
+def _reading_engine(source: Any, deadline: float, options: Mapping[str, Any]) -> Engine:
+    """An engine for reading a cell: it changes nothing in the database, not even a SQLite file's journal mode."""
+    url = sa.make_url(source)
+    arguments = {**options}
+    if url.get_backend_name() == "sqlite":
+        connect = {"check_same_thread": False, "timeout": deadline, "isolation_level": None, "cached_statements": 512}
+        arguments["connect_args"] = {**connect, **arguments.pop("connect_args", {})}
+        engine = sa.create_engine(url, **{"poolclass": NullPool, **arguments})
+        _open_existing(engine)
+        return engine
+    if url.get_backend_name() != "sqlite":
+        connect = {"connect_timeout": max(2, math.ceil(deadline))}
+        if url.get_backend_name() in {"mysql", "mariadb"}:
+            connect["read_timeout"] = math.ceil(deadline) + 1
+        arguments["connect_args"] = {**connect, **arguments.pop("connect_args", {})}
+    return open_engine(url, **arguments)

@@ -1,0 +1,57 @@
+"""Whether a cell answers at once, judged by its last answers. Pure."""
+
+from __future__ import annotations
+
+__all__ = ["PROMPT", "STALL", "Promptness"]
+
+STALL = 0.004
+"""Seconds after which a serial executor is looked at, and of an answer that did not come at once."""
+PROMPT = 0.001
+"""Seconds within which an answer in a thread of its own wins back what trust was lost."""
+
+
+class Promptness:
+    """Whether a cell may be asked in turn with others. Shared by threads: a race costs a few milliseconds.
+
+    Args:
+        able: Whether its database is of the kind that may answer at once.
+    """
+
+    SHORTEST, LONGEST, GROWTH = 1.0, 256.0, 4.0
+    """Seconds for which a cell is taken for slow: at first, at most, and how they grow with each disappointment."""
+
+    STRIKES = 3
+    """Late answers in a row that disappoint when there is no other cell that they could hold up."""
+
+    __slots__ = ("_able", "_pause", "_strikes", "_until", "proven")
+
+    def __init__(self, able: bool) -> None:
+        self._able = able
+        self._pause = self.SHORTEST
+        self._strikes = 0
+        self._until = 0.0
+        self.proven = False
+        """Its last answer came at once."""
+
+    def quick(self, now: float) -> bool:
+        """Whether to expect an answer at once."""
+        return self._able and self._until <= now
+
+    def answered(self, seconds: float, now: float, *, lenient: bool = False) -> None:
+        """An answer took so long, in a serial executor and over a connection that was open already."""
+        if seconds <= STALL:
+            self.proven, self._pause, self._strikes = True, self.SHORTEST, 0
+            return
+        self._strikes += 1
+        if self._strikes >= self.STRIKES or not lenient:  # alone it holds up nobody
+            self.stalled(now)
+
+    def answered_apart(self, seconds: float) -> None:
+        """An answer took so long in a thread of its own, where it may have waited for its turn among others."""
+        if seconds <= PROMPT:
+            self._until = 0.0
+
+    def stalled(self, now: float) -> None:
+        """It did not answer at once, or nobody knows whether it would have."""
+        self.proven, self._strikes = False, 0
+        self._until, self._pause = now + self._pause, min(self._pause * self.GROWTH, self.LONGEST)
