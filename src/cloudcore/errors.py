@@ -7,6 +7,7 @@
     │   ├── InvalidQuery                        listing: filter, sort key or projection
     │   ├── InvalidCursor                       listing: damaged, of another query, or of another version
     │   ├── InvalidRequest                      placement: a resource request that contradicts itself
+    │   │   └── UnhonouredRequest               placement: words of a flavor that no request can carry; carries them
     │   ├── InvalidProvider                     placement: name, parent, trait or aggregate
     │   ├── InvalidInventory                    placement: numbers that no inventory can have
     │   ├── InvalidAllocation                   placement: amounts, classes or consumers of a claim
@@ -122,6 +123,7 @@ __all__ = [
     "SchemaMismatch",
     "Transient",
     "Unavailable",
+    "UnhonouredRequest",
     "UnitViolation",
     "UnsupportedFeature",
     "VolumeBusy",
@@ -203,6 +205,12 @@ class InvalidCursor(InvalidArgument):
 
 class InvalidRequest(InvalidArgument):
     """A resource request is malformed or contradicts itself."""
+
+
+class UnhonouredRequest(InvalidRequest):
+    """Words of a flavor, an image or a port that no request can carry. *unhonoured* lists them, each with why."""
+
+    unhonoured: Any
 
 
 class InvalidProvider(InvalidArgument):

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         DesiredInventory,
         DesiredProvider,
         DesiredTree,
+        page_class,
     )
 
 _EXPORTS = {
@@ -58,6 +59,7 @@ _EXPORTS = {
     "build_tree": "cloudcore.hypervisor.tree.building",
     "diff": "cloudcore.hypervisor.tree.comparison",
     "explain": "cloudcore.hypervisor.tree.explanation",
+    "page_class": "cloudcore.hypervisor.tree.values",
     "plan_reshape": "cloudcore.hypervisor.tree.reshape",
     "read_current": "cloudcore.hypervisor.tree.applying",
     "sync": "cloudcore.hypervisor.tree.applying",
@@ -90,6 +92,7 @@ __all__ = [
     "carry_out",
     "diff",
     "explain",
+    "page_class",
     "plan_reshape",
     "read_current",
     "sync",

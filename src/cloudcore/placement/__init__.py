@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cloudcore.placement.hosts.selection import HostChoice, Selection
     from cloudcore.placement.ledger.history import HistoryEntry
     from cloudcore.placement.ledger.reads import ConsumerState, Usage
+    from cloudcore.placement.requests.flavors.rules import FlavorRules, PciAlias, Unhonoured
     from cloudcore.placement.requests.groups import RequestGroup
     from cloudcore.placement.requests.requests import ResourceRequest
     from cloudcore.placement.rules.audit import Finding, FindingKind, Repair, RepairAction
@@ -50,6 +51,7 @@ _EXPORTS = {
     "FailureKind": "cloudcore.placement.scheduling.rescheduling",
     "Finding": "cloudcore.placement.rules.audit",
     "FindingKind": "cloudcore.placement.rules.audit",
+    "FlavorRules": "cloudcore.placement.requests.flavors.rules",
     "Held": "cloudcore.placement.rules.claims",
     "HistoryEntry": "cloudcore.placement.ledger.history",
     "Host": "cloudcore.placement.search.ordering",
@@ -62,6 +64,7 @@ _EXPORTS = {
     "Move": "cloudcore.placement.rules.moves",
     "MoveKind": "cloudcore.placement.rules.moves",
     "MoveState": "cloudcore.placement.rules.moves",
+    "PciAlias": "cloudcore.placement.requests.flavors.rules",
     "PlacementTree": "cloudcore.placement.tree",
     "Provider": "cloudcore.placement.forest.values",
     "Rejection": "cloudcore.placement.search.report",
@@ -74,6 +77,7 @@ _EXPORTS = {
     "SearchReport": "cloudcore.placement.search.report",
     "Selection": "cloudcore.placement.hosts.selection",
     "SelectionReport": "cloudcore.placement.hosts.planner",
+    "Unhonoured": "cloudcore.placement.requests.flavors.rules",
     "Usage": "cloudcore.placement.ledger.reads",
     "changes_since": "cloudcore.placement.storage.changes",
     "prune_attempts": "cloudcore.placement.scheduling.rescheduling",
@@ -93,6 +97,7 @@ __all__ = [
     "FailureKind",
     "Finding",
     "FindingKind",
+    "FlavorRules",
     "Held",
     "HistoryEntry",
     "Host",
@@ -105,6 +110,7 @@ __all__ = [
     "Move",
     "MoveKind",
     "MoveState",
+    "PciAlias",
     "PlacementTree",
     "Provider",
     "Rejection",
@@ -117,6 +123,7 @@ __all__ = [
     "SearchReport",
     "Selection",
     "SelectionReport",
+    "Unhonoured",
     "Usage",
     "changes_since",
     "prune_attempts",

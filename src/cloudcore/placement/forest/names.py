@@ -12,12 +12,20 @@ from functools import cache, lru_cache
 from cloudcore._values import require_name
 from cloudcore.errors import InvalidArgument, InvalidProvider
 
-__all__ = ["SHARES_VIA_AGGREGATE", "require_resource_class", "require_trait"]
+__all__ = [
+    "SHARES_VIA_AGGREGATE",
+    "is_known_trait",
+    "is_standard_class",
+    "is_standard_trait",
+    "require_resource_class",
+    "require_trait",
+]
 
 SHARES_VIA_AGGREGATE = "MISC_SHARES_VIA_AGGREGATE"
 """The trait of a provider that gives its inventory to every tree with a member in one of its aggregates."""
 
 _CUSTOM = re.compile(r"CUSTOM_[A-Z0-9_]+\Z")
+_NAME = re.compile(r"[A-Z0-9_]{1,255}\Z")
 
 
 @cache
@@ -48,6 +56,21 @@ def _known_class(name: str) -> bool:
 def _known_trait(name: str) -> bool:
     standard = _standard_traits()
     return standard is None or name in standard or bool(_CUSTOM.match(name))
+
+
+def is_standard_class(name: str) -> bool:
+    """Whether *name* is a standard class; without ``os-resource-classes``, whether it could be one."""
+    return not name.startswith("CUSTOM_") and bool(_NAME.match(name)) and _known_class(name)
+
+
+def is_standard_trait(name: str) -> bool:
+    """Whether *name* is a standard trait; without ``os-traits``, whether it could be one."""
+    return not name.startswith("CUSTOM_") and bool(_NAME.match(name)) and _known_trait(name)
+
+
+def is_known_trait(name: str) -> bool:
+    """Whether *name* is a standard trait or well formed for a custom one."""
+    return bool(_NAME.match(name)) and _known_trait(name)
 
 
 def require_resource_class(value: str, field: str, error: type[InvalidArgument] = InvalidProvider) -> str:

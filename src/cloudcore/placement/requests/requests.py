@@ -6,16 +6,18 @@ Source of the rules: Placement's ``GET /allocation_candidates`` at microversion 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any, Literal, Self, cast
 
 import attrs
 
 from cloudcore._values import require_integer
-from cloudcore.errors import InvalidRequest
+from cloudcore.errors import InvalidRequest, UnhonouredRequest
 from cloudcore.placement.forest.names import require_trait
 from cloudcore.placement.forest.values import FrozenDict
+from cloudcore.placement.requests.flavors.rules import FlavorRules, Unhonoured
+from cloudcore.placement.requests.flavors.translation import translate
 from cloudcore.placement.requests.groups import RequestGroup, elements, hashable, refuse
 from cloudcore.placement.requests.query import parse_query, write_query
 
@@ -135,6 +137,89 @@ class ResourceRequest:
         if cls is ResourceRequest and type(query) is str and len(query) <= _REMEMBERED_LENGTH:
             return cast("Self", _read_text(query))
         return cls(**parse_query(query))
+
+    @classmethod
+    def from_flavor(
+        cls,
+        flavor: Any,
+        image: Mapping[str, Any] | None = None,
+        ports: Iterable[Any] = (),
+        *,
+        rules: FlavorRules | None = None,
+        boot_from_volume: bool = False,
+        multiattach: bool = False,
+        member_of: Iterable[Iterable[str] | str] = (),
+        not_member_of: Iterable[str] = (),
+        in_tree: str | None = None,
+        limit: int | None = None,
+        on_unhonoured: Callable[[Unhonoured], object] | None = None,
+    ) -> Self:
+        """Make the request of a server by the rules of Nova 34.
+
+        ========================================================  =====================================================
+        word                                                      what becomes of it
+        ========================================================  =====================================================
+        vcpus, ram                                                ``VCPU``, ``MEMORY_MB``, unless extra specs say so
+        disk, ephemeral, swap                                     ``DISK_GB``; swap in whole GiB, rounded up
+        ``resources[S]:CLASS``, ``trait[S]:NAME``                 the group *S*; 0 takes a class out
+        ``group_policy``                                          as it is; ``none`` where groups come from outside
+        ``hw:cpu_policy``, masks, ``hw:emulator_threads_policy``  ``PCPU`` instead of ``VCPU``, one more for emulators
+        ``hw:cpu_thread_policy``                                  ``HW_CPU_HYPERTHREADING``
+        ``hw:numa_nodes``, ``hw:numa_cpus.N``, ``hw:numa_mem.N``  groups ``numa0``, … (``rules.numa``)
+        ``hw:mem_page_size``                                      the class of such memory (``rules.page_class``)
+        ``hw:mem_encryption``                                     ``MEM_ENCRYPTION_CONTEXT`` and the processor's trait
+        ``hw:pmem``                                               ``CUSTOM_PMEM_NAMESPACE_*``
+        ``pci_passthrough:alias``                                 a group for each device (``rules.aliases``)
+        ``hw:pci_numa_affinity_policy``                           ``socket``: a trait; ``required``: ``same_subtree``
+        ``accel:device_profile``                                  the profile's groups (``rules.device_profiles``)
+        ``hw:tpm_*``, ``os:secure_boot``, ``hw:maxphysaddr_mode`` ``COMPUTE_SECURITY_*``, ``COMPUTE_ADDRESS_SPACE_*``
+        image: ``trait:NAME``, ``hw_*_bus``, ``hw_*_model``, …    required traits, of the root where hosts carry them
+        ports: ``resource_request``, ``device_profile``           their groups and ``same_subtree``
+        ========================================================  =====================================================
+
+        Hosts that are switched off (``COMPUTE_STATUS_DISABLED``) are left out always, as in Nova. What Nova takes from
+        its databases comes as an argument: availability zones, tenants' and isolated aggregates and routed networks
+        are *member_of* and *not_member_of*. Settings of the guest that any host can give it ask for nothing. Dedicated
+        processors without ``rules.numa`` may come from several NUMA cells.
+
+        Args:
+            flavor: As Nova's API gives it, or a mapping or an object with Nova's own field names.
+            image: A Glance image; its properties beside the other fields, or below ``properties``.
+            ports: Neutron ports with their ``resource_request``.
+            rules: What the deployment decides once.
+            boot_from_volume: The root disk is a volume, so it takes no ``DISK_GB``.
+            multiattach: A volume to attach is shared: the host must offer ``COMPUTE_VOLUME_MULTI_ATTACH``.
+            member_of: Sets of aggregates, of each of which the host must be a member.
+            not_member_of: Aggregates that it must not be in.
+            in_tree: A provider of the only tree that may serve.
+            limit: As in :class:`ResourceRequest`.
+            on_unhonoured: Called with each word that the request cannot carry. Without it such a word is refused.
+
+        Raises:
+            UnhonouredRequest: A word cannot be carried; the error lists all.
+            InvalidRequest: A word is malformed or contradicts another; the error names it.
+        """
+        arguments, unhonoured = translate(
+            flavor,
+            image,
+            ports,
+            rules=rules or FlavorRules(),
+            boot_from_volume=boot_from_volume,
+            multiattach=multiattach,
+            member_of=member_of,
+            not_member_of=not_member_of,
+            in_tree=in_tree,
+        )
+        if unhonoured and on_unhonoured is None:
+            said = "; ".join(map(str, unhonoured))
+            raise UnhonouredRequest(
+                f"the request cannot carry: {said}", field=unhonoured[0].name, unhonoured=unhonoured
+            )
+        request = cls(limit=limit, **arguments)
+        for word in unhonoured:
+            assert on_unhonoured is not None
+            on_unhonoured(word)
+        return request
 
     def to_query(self) -> str:
         """The request in Placement's query language; ``from_query`` of it gives an equal request."""
