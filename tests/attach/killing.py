@@ -135,6 +135,20 @@ def dead(cloud: Cloud) -> None:
     cloud.world.kill_host(HERE)
 
 
+def mortal(cloud: Cloud) -> None:
+    """ONE ends with its exclusive volume."""
+    attached(cloud)
+    cloud.manager.set_delete_on_termination(cloud.of(EXCLUSIVE)[0].id, True)
+
+
+def ended(cloud: Cloud) -> None:
+    """A repeat finishes what was begun: one volume is gone, the other is as TWO has it."""
+    assert cloud.manager.terminate(ONE) == ()
+    assert [volume.id for volume in cloud.embedded.volumes()] == [SHARED]
+    assert cloud.embedded.volume(SHARED).status == "in-use"
+    cloud.embedded.create_volume(volume_id=EXCLUSIVE)
+
+
 def attach(volume_id: str) -> Callable[[Cloud], None]:
     return lambda cloud: cloud.manager.attach(volume_id, ONE, host=HERE)
 
@@ -161,6 +175,7 @@ SCENARIOS: dict[str, tuple[Callable[[Cloud], None], Callable[[Cloud], object]]] 
     "shelve": (attached, move("shelve", None)),
     "unshelve": (begun("shelve", None), lambda cloud: cloud.manager.confirm_move(ONE, THERE)),
     "evacuate": (dead, move("evacuation", THERE)),
+    "terminate": (mortal, lambda cloud: cloud.manager.terminate(ONE)),
     "evacuate-confirm": (begun("evacuation", THERE), lambda cloud: cloud.manager.confirm_move(ONE)),
 }
 
@@ -210,6 +225,8 @@ def settle(name: str, *, use: bool) -> Callable[[Cloud], None]:
         assert report.complete, report
         if name == "evacuate" and cloud.manager.move(ONE) is None:
             move("evacuation", THERE)(cloud)  # it had not begun; until it does, an audit names what died with the host
+        if name == "terminate":
+            ended(cloud)
         cloud.check()
         if use:
             cloud.use()

@@ -12,8 +12,6 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Self
 
-import attrs
-
 from cloudcore._values import normalise_uuid, require_utc
 from cloudcore.attach.audit.auditor import Auditor, HealReport
 from cloudcore.attach.audit.findings import AuditReport, Finding
@@ -23,14 +21,13 @@ from cloudcore.attach.journal.journal import Journal
 from cloudcore.attach.journal.leases import Leases
 from cloudcore.attach.journal.lock_names import volume_lock
 from cloudcore.attach.journal.moves import MoveStore
-from cloudcore.attach.lifecycle.failures import failure
-from cloudcore.attach.lifecycle.fencing import require_evidence
 from cloudcore.attach.lifecycle.records import Attachment, Extension, ManagerStatus, MoveKind, RecoveryReport
 from cloudcore.attach.lifecycle.rules import AttachPlan, Limits
-from cloudcore.attach.lifecycle.states import Event, State
+from cloudcore.attach.lifecycle.states import State
 from cloudcore.attach.volumes.embedded import EmbeddedVolumes
 from cloudcore.attach.workflow.attaching import Attacher
-from cloudcore.attach.workflow.driver import Driver, Result
+from cloudcore.attach.workflow.detaching import Detacher
+from cloudcore.attach.workflow.driver import Driver
 from cloudcore.attach.workflow.moves import Moves
 from cloudcore.attach.workflow.recovery import Recovery
 from cloudcore.attach.workflow.restart import recover_all
@@ -51,7 +48,6 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import URL, Engine
 
     from cloudcore.attach.hosts.connectors import HostConnector
-    from cloudcore.attach.journal.leases import Lease
     from cloudcore.attach.lifecycle.fencing import Fencer
     from cloudcore.attach.lifecycle.records import Move, StoryLine
     from cloudcore.attach.lifecycle.rules import Policy
@@ -143,6 +139,9 @@ class AttachmentManager:
             policy=policy,
             id_factory=id_factory,
         )
+        self._detacher = Detacher(
+            self._journal, self._move_rows, self._driver, self._leases, self._recovery, self.volumes, fencer=fencer
+        )
         self._auditor = Auditor(
             self._journal, self._driver, self._leases, self._recovery, self._move_rows, self.volumes, self.hosts
         )
@@ -183,7 +182,8 @@ class AttachmentManager:
             target: Device name; None for the next free one.
             boot_order: 1 is booted first.
             cache: QEMU's cache mode; multi-attach volumes always get ``"none"``.
-            delete_on_termination: :meth:`terminate` deletes the volume.
+            delete_on_termination: :meth:`terminate` deletes the volume, if the instance has it then;
+                :meth:`set_delete_on_termination` changes it.
             operation_id: Chosen by the caller; a repeat under the same id returns what the first call made.
 
         Raises:
@@ -265,72 +265,37 @@ class AttachmentManager:
             OutcomeUnknown: Somebody could not be asked; :meth:`recover` goes on.
             CloudcoreError: What failed; the journal has how far it came, and :meth:`recover` goes on from there.
         """
-        identifier = normalise_uuid(attachment_id, "attachment_id")
-        leg = self._journal.get(identifier)
-        if leg.state is State.ABSENT:
-            return leg
-        evidence = str(require_evidence(self._fencer, str(leg.host))) if force else None
-        if leg.host is not None and not force:
-            self._driver.host(leg)
-        self._require_still(leg)
-        with self._leases.hold([volume_lock(leg.volume_id)]) as lease:
-            leg = self._journal.get(identifier)
-            if leg.interrupted:
-                leg = self._recovery.salvage(lease, leg).leg
-            if leg.state is State.ABSENT:
-                return leg
-            result = self._take_back(lease, leg, evidence)
-        if result.leg.state is State.ABSENT or (result.leg.pending and result.error is None):
-            return result.leg
-        raise self._failure(result, "detach")
-
-    def _take_back(self, lease: Lease, leg: Attachment, evidence: str | None) -> Result:
-        event = Event.DETACH if evidence is None or leg.host is None else Event.FENCED
-        settings = attrs.evolve(leg.settings, held_before=False)
-        leg, instruction = self._journal.advance(lease, leg, event, note=evidence, settings=settings)
-        return self._driver.run(lease, leg, instruction)
-
-    def _require_still(self, leg: Attachment) -> None:
-        move = self._move_rows.find(leg.instance_id)
-        if move is not None:
-            raise Conflict(
-                f"instance {leg.instance_id} is in a {move.kind} move from {move.source}; confirm or revert it first",
-                identifier=leg.instance_id,
-            )
+        return self._detacher.detach(normalise_uuid(attachment_id, "attachment_id"), force=force)
 
     @observed("attach.terminate", "instance_id", level=logging.INFO)
     def terminate(self, instance_id: str) -> tuple[Attachment, ...]:
         """Detach everything from an instance that ends, and delete the volumes that go with it.
 
-        Its guest should be off. May be repeated until nothing is returned.
+        Those are the ones that it has now and that were attached with ``delete_on_termination``: what was detached
+        before, or never arrived, is kept, and so is what others have or had since. Its guest should be off. May be
+        repeated until nothing is returned.
 
         Returns:
             The attachments whose guest has not let go yet.
 
         Raises:
+            InUse: Another instance uses a volume that was to be deleted. It is theirs now; a repeat says nothing of it.
             CloudcoreError: The first failure, once everything else was done; as :meth:`detach`.
         """
-        identifier = normalise_uuid(instance_id, "instance_id")
-        failures: list[CloudcoreError] = []
-        waiting = []
-        for leg in self._journal.select(instance_id=identifier):
-            try:
-                found = self.detach(leg.id)
-                if found.pending:
-                    waiting.append(found)
-            except CloudcoreError as error:
-                failures.append(error)
-        for volume_id in self._journal.going_with(identifier):
-            try:
-                self.volumes.delete_volume(volume_id)
-                self._journal.gone(identifier, volume_id)
-            except CloudcoreError as error:
-                failures.append(error)
-        if failures:
-            for other in failures[1:]:
-                failures[0].add_note(f"also: {other}")
-            raise failures[0]
-        return tuple(waiting)
+        return self._detacher.terminate(normalise_uuid(instance_id, "instance_id"))
+
+    @observed("attach.set_delete_on_termination", "attachment_id", level=logging.INFO, answer=_told)
+    def set_delete_on_termination(self, attachment_id: str, delete: bool) -> Attachment:
+        """Change whether :meth:`terminate` deletes the volume (what Nova allows from 2.85 on). May be repeated.
+
+        Raises:
+            AttachmentNotFound: There never was one of this id.
+            Conflict: It is absent: its instance does not have the volume any more.
+            VolumeBusy: Others kept the volume for longer than the patience.
+        """
+        if not isinstance(delete, bool):
+            raise InvalidArgument(f"delete: {delete!r} is neither True nor False", field="delete", value=delete)
+        return self._detacher.set_delete_on_termination(normalise_uuid(attachment_id, "attachment_id"), delete=delete)
 
     @observed("attach.swap", "attachment_id", "new_volume_id", level=logging.INFO, answer=_told)
     def swap(self, attachment_id: str, new_volume_id: str) -> Attachment:
@@ -554,9 +519,6 @@ class AttachmentManager:
             legs_of[leg.volume_id].append(leg)
         if findings:
             raise InvariantViolated("; ".join(findings), findings=tuple(findings))
-
-    def _failure(self, result: Result, verb: str) -> CloudcoreError:
-        return failure(result.leg, result.error, verb, self._journal.story(result.leg.id))
 
     def close(self) -> None:
         """Stop renewing leases, and close the database if it was opened here. May be called twice."""

@@ -43,6 +43,7 @@ attachment_legs = sa.Table(
     sa.Column("version", sa.Integer(), nullable=False),
     sa.Column("settings", Json(), nullable=False),
     sa.Column("device", Json()),
+    sa.Column("when_gone", Text(8)),
     sa.Column("note", Text(1000)),
     sa.Column("created_at", Instant(), nullable=False),
     sa.Column("updated_at", Instant(), nullable=False),

@@ -39,8 +39,14 @@ _BY_INSTANCE = sa.select(_T).where(_T.c.instance_id == sa.bindparam("instance"),
 _BY_OPERATION = sa.select(_T).where(_T.c.operation_id == sa.bindparam("operation"))
 _EVENT = sa.insert(_E)
 _BEGIN = sa.insert(_T)
+_SPARE = (
+    sa.update(_T)
+    .where(_T.c.volume_id == sa.bindparam("volume"), _T.c.state == State.ABSENT, _T.c.when_gone == "delete")
+    .values(when_gone=None)
+)
 _CHANGING = (
-    "role", "host", "state", "service_id", "consumer_key", "exclusive_key", "version", "settings", "device", "note",
+    "role", "host", "state", "service_id", "consumer_key", "exclusive_key", "version", "settings", "device",
+    "when_gone", "note",
     "updated_at",
 )  # fmt: skip
 _REPLACE = (
@@ -144,23 +150,16 @@ class Journal:
             )
 
     def going_with(self, instance_id: str) -> list[str]:
-        """Volumes that were to be deleted with the instance and have left it."""
-        query = sa.select(_T).where(_T.c.instance_id == instance_id)
+        """Volumes whose last attachment to the instance ended with its termination, and that go with it."""
+        query = sa.select(_T.c.volume_id, _T.c.state, _T.c.when_gone).where(_T.c.instance_id == instance_id)
         with self.database.read() as connection:
-            legs = [_attachment(row) for row in connection.execute(query)]
-        staying = {leg.volume_id for leg in legs if leg.state is not State.ABSENT}
-        return sorted({leg.volume_id for leg in legs if leg.settings.delete_on_termination} - staying)
+            rows = connection.execute(query).all()
+        staying = {row.volume_id for row in rows if row.state != State.ABSENT}
+        return sorted({row.volume_id for row in rows if row.when_gone == "delete"} - staying)
 
-    def gone(self, instance_id: str, volume_id: str) -> None:
-        """The volume was deleted with the instance: nothing is left to be deleted."""
-        mine = sa.and_(_T.c.instance_id == instance_id, _T.c.volume_id == volume_id, _T.c.state == State.ABSENT)
-
-        def work(connection: Connection) -> None:
-            for row in connection.execute(sa.select(_T).where(mine)).all():
-                settings = attrs.evolve(_attachment(row).settings, delete_on_termination=False)
-                connection.execute(sa.update(_T).where(_T.c.id == row.id).values(settings=settings.as_json()))
-
-        self.database.run(work)
+    def spare(self, connection: Connection, volume_id: str) -> None:
+        """Whatever ended with the volume earlier, it is not to be deleted for that any more."""
+        connection.execute(_SPARE, {"volume": volume_id})
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
@@ -195,6 +194,7 @@ class Journal:
             GenerationConflict: Somebody else has moved the leg, or the lease was lost. Nothing was written.
         """
         target = self._target(leg, event)
+        changes = _wish(leg, target.state, changes)
         text = note[:_NOTE] if note else None
         step = {"note": text, "updated_at": self.now(), **changes}
         after = attrs.evolve(leg, state=target.state, version=leg.version + 1, **step)
@@ -272,6 +272,12 @@ class Journal:
         }
 
 
+def _wish(leg: Attachment, target: State, changes: dict[str, Any]) -> dict[str, Any]:
+    """What has come to rest anywhere but in absence is on its way out no longer, and nobody's wish outlives that."""
+    stays = leg.when_gone is not None and target in AT_REST and target is not State.ABSENT
+    return {**changes, "when_gone": None} if stays else changes
+
+
 def _keys(leg: Attachment) -> dict[str, str | None]:
     present = leg.state is not State.ABSENT
     exclusive = present and leg.role == "main" and not leg.settings.shareable
@@ -296,6 +302,7 @@ def _row(leg: Attachment) -> dict[str, Any]:
         "version": leg.version,
         "settings": leg.settings.as_json(),
         "device": leg.device.as_json() if leg.device else None,
+        "when_gone": leg.when_gone,
         "note": leg.note,
         "created_at": leg.created_at,
         "updated_at": leg.updated_at,
@@ -318,6 +325,7 @@ def _attachment(row: Row[Any]) -> Attachment:
         version=row.version,
         settings=Settings.from_json(row.settings),
         device=HostDevice.from_json(row.device),
+        when_gone=row.when_gone,
         note=row.note,
         created_at=row.created_at,
         updated_at=row.updated_at,

@@ -27,10 +27,14 @@ __all__ = [
     "Role",
     "Settings",
     "StoryLine",
+    "WhenGone",
 ]
 
 Role = Literal["main", "next", "past"]
 """``"main"`` is the instance's use of the volume; ``"next"`` is to replace it; ``"past"`` has been replaced."""
+
+WhenGone = Literal["keep", "delete"]
+"""What becomes of a volume whose attachment is on its way out: a user's detach keeps it, termination may delete it."""
 
 MoveKind = Literal["live", "cold", "shelve", "evacuation"]
 """How an instance leaves its host."""
@@ -43,7 +47,7 @@ class Settings:
     Attributes:
         shareable: The volume is multi-attach.
         bus, target, boot_order, cache: As in :class:`~cloudcore.disks.Disk`.
-        delete_on_termination: The volume goes with its instance.
+        delete_on_termination: The volume goes with its instance, if that has it when it ends.
         size: Of the volume, in bytes.
         service_uuid: Of the backend, None if the service does not say.
         shared_targets: See :class:`~cloudcore.attach.Volume`.
@@ -144,6 +148,7 @@ class Attachment:
         version: Counts the steps.
         settings: See :class:`Settings`.
         device: What is connected on the host, None for network disks.
+        when_gone: Set while it is on its way out at somebody's wish: see :data:`WhenGone`.
         note: Why it is where it is, if something went wrong. Never holds connection information.
         created_at, updated_at: By the clock of the process that wrote.
     """
@@ -161,6 +166,7 @@ class Attachment:
     version: int = 0
     settings: Settings = attrs.field(factory=Settings)
     device: HostDevice | None = None
+    when_gone: WhenGone | None = None
     note: str | None = None
     created_at: datetime
     updated_at: datetime

@@ -127,6 +127,7 @@ class Attacher:
                 if not settled and any(other.interrupted for other in legs):
                     raise _Unsettled
                 self._permit(connection, request, volume, legs, denied=denied, features=features)
+                self._journal.spare(connection, volume.id)
                 self._journal.begin(connection, leg)
                 failpoint("attach.begin.commit")
 

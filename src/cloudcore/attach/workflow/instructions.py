@@ -25,7 +25,9 @@ from cloudcore.errors import (
     HypervisorError,
     HypervisorUnavailable,
     InUse,
+    InvalidArgument,
     OutcomeUnknown,
+    Refused,
     Transient,
     VolumeBusy,
     VolumeServiceError,
@@ -301,6 +303,10 @@ class Instructions:
             return Outcome(Event.DONE, note="the guest is gone")
         except HypervisorError as error:
             return Outcome(Event.LOST, note=_note(error), error=error)
+        except (Refused, InvalidArgument, Conflict):
+            if self.host(leg).guests.disk_state(leg.instance_id, leg.volume_id).present:
+                raise
+            return Outcome(Event.DONE, note="the guest has no such disk")
         failpoint("attach.unplug.after")
         if outcome is DetachOutcome.PENDING:
             return Outcome(Event.PENDING, note="the guest has not let go yet")

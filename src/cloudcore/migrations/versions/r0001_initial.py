@@ -46,6 +46,7 @@ def upgrade() -> None:
         sa.Column("version", sa.Integer(), nullable=False),
         sa.Column("settings", Json(), nullable=False),
         sa.Column("device", Json(), nullable=True),
+        sa.Column("when_gone", Text(length=8), nullable=True),
         sa.Column("note", Text(1000), nullable=True),
         sa.Column("created_at", Instant(), nullable=False),
         sa.Column("updated_at", Instant(), nullable=False),

@@ -1,0 +1,185 @@
+"""Taking volumes back: one at a user's wish, or all of an instance that ends.
+
+The two differ in what becomes of the volume. A user who detaches keeps it. Termination deletes those volumes that the
+instance *has* when it ends and that were attached to go with it; the wish is written together with the first step, so a
+crash in between loses neither the wish nor a volume that somebody wants.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+
+from cloudcore._failpoints import failpoint
+from cloudcore.attach.journal.lock_names import volume_lock
+from cloudcore.attach.lifecycle.failures import failure
+from cloudcore.attach.lifecycle.fencing import require_evidence
+from cloudcore.attach.lifecycle.states import Event, State
+from cloudcore.errors import CloudcoreError, Conflict, InUse
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cloudcore.attach.journal.journal import Journal
+    from cloudcore.attach.journal.leases import Lease, Leases
+    from cloudcore.attach.journal.moves import MoveStore
+    from cloudcore.attach.lifecycle.fencing import Fencer
+    from cloudcore.attach.lifecycle.records import Attachment, WhenGone
+    from cloudcore.attach.volumes.interface import VolumeService
+    from cloudcore.attach.workflow.driver import Driver, Result
+    from cloudcore.attach.workflow.recovery import Recovery
+
+__all__ = ["Detacher"]
+
+
+class Detacher:
+    """Detaches, terminates, and changes what termination will do. May be shared between threads."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        rows: MoveStore,
+        driver: Driver,
+        leases: Leases,
+        recovery: Recovery,
+        volumes: VolumeService,
+        *,
+        fencer: Fencer | None,
+    ) -> None:
+        self._journal = journal
+        self._rows = rows
+        self._driver = driver
+        self._leases = leases
+        self._recovery = recovery
+        self._volumes = volumes
+        self._fencer = fencer
+
+    # --- one attachment -----------------------------------------------------------------------------------------------
+
+    def detach(self, attachment_id: str, *, force: bool) -> Attachment:
+        """See :meth:`AttachmentManager.detach`."""
+        leg = self._journal.get(attachment_id)
+        if leg.state is State.ABSENT:
+            return leg
+        evidence = str(require_evidence(self._fencer, str(leg.host))) if force else None
+        if leg.host is not None and not force:
+            self._driver.host(leg)
+        self._require_still(leg)
+        with self._leases.hold([volume_lock(leg.volume_id)]) as lease:
+            result = self._take_back(lease, self._journal.get(leg.id), evidence, "keep")
+        return self._told(result)
+
+    def _require_still(self, leg: Attachment) -> None:
+        move = self._rows.find(leg.instance_id)
+        if move is not None:
+            raise Conflict(
+                f"instance {leg.instance_id} is in a {move.kind} move from {move.source}; confirm or revert it first",
+                identifier=leg.instance_id,
+            )
+
+    def _take_back(self, lease: Lease, leg: Attachment, evidence: str | None, wish: WhenGone) -> Result:
+        """Lead one leg away; a wish that it is on its way out with already stands."""
+        if leg.interrupted:
+            result = self._recovery.salvage(lease, leg)
+            if result.leg.interrupted or result.leg.state is State.ABSENT:
+                return result
+            leg = result.leg
+        event = Event.DETACH if evidence is None or leg.host is None else Event.FENCED
+        settings = attrs.evolve(leg.settings, held_before=False)
+        leg, instruction = self._journal.advance(
+            lease, leg, event, note=evidence, settings=settings, when_gone=leg.when_gone or wish
+        )
+        return self._driver.run(lease, leg, instruction)
+
+    def _told(self, result: Result) -> Attachment:
+        leg = result.leg
+        if leg.state is State.ABSENT or (leg.pending and result.error is None):
+            return leg
+        raise failure(leg, result.error, "detach", self._journal.story(leg.id))
+
+    # --- an instance that ends ----------------------------------------------------------------------------------------
+
+    def set_delete_on_termination(self, attachment_id: str, *, delete: bool) -> Attachment:
+        """See :meth:`AttachmentManager.set_delete_on_termination`."""
+        leg = self._journal.get(attachment_id)
+        with self._leases.hold([volume_lock(leg.volume_id)]) as lease:
+            leg = self._journal.get(leg.id)
+            if leg.state is State.ABSENT:
+                raise Conflict(
+                    f"attachment {leg.id} is absent: what becomes of volume {leg.volume_id} is not its instance's "
+                    f"business any more",
+                    identifier=leg.id,
+                )
+            for one in self._journal.select(volume_id=leg.volume_id, instance_id=leg.instance_id):
+                self._set_flag(lease, one, delete=delete)
+        return self._journal.get(leg.id)
+
+    def _set_flag(self, lease: Lease, leg: Attachment, *, delete: bool) -> None:
+        if leg.settings.delete_on_termination == delete:
+            return
+        after = attrs.evolve(
+            leg,
+            settings=attrs.evolve(leg.settings, delete_on_termination=delete),
+            version=leg.version + 1,
+            updated_at=self._journal.now(),
+        )
+        event = f"delete-on-termination-{'on' if delete else 'off'}"
+        self._journal.database.run(lambda c: self._journal.replace(c, lease, leg, after, event))
+
+    def terminate(self, instance_id: str) -> tuple[Attachment, ...]:
+        """See :meth:`AttachmentManager.terminate`."""
+        failures: list[CloudcoreError] = []
+        waiting = []
+        for leg in self._journal.select(instance_id=instance_id):
+            try:
+                found = self._end(leg)
+                if found.pending:
+                    waiting.append(found)
+            except CloudcoreError as error:
+                failures.append(error)
+        for volume_id in self._journal.going_with(instance_id):
+            try:
+                self._delete_volume(instance_id, volume_id)
+            except CloudcoreError as error:
+                failures.append(error)
+        _raise_first(failures)
+        return tuple(waiting)
+
+    def _end(self, leg: Attachment) -> Attachment:
+        if leg.host is not None:
+            self._driver.host(leg)
+        self._require_still(leg)
+        with self._leases.hold([volume_lock(leg.volume_id)]) as lease:
+            leg = self._journal.get(leg.id)
+            if leg.state is State.ABSENT:
+                return leg
+            return self._told(self._take_back(lease, leg, None, _wish(leg)))
+
+    def _delete_volume(self, instance_id: str, volume_id: str) -> None:
+        """Delete a volume that went with its instance, unless somebody has, or had, it since: then it is theirs."""
+        with self._leases.hold([volume_lock(volume_id)]):
+            if volume_id not in self._journal.going_with(instance_id):
+                return
+            failpoint("attach.terminate.before")
+            try:
+                self._volumes.delete_volume(volume_id)
+            except InUse as error:
+                self._journal.database.run(lambda connection: self._journal.spare(connection, volume_id))
+                error.add_note(f"instance {instance_id} has ended; the volume is left to those who use it")
+                raise
+            self._journal.database.run(lambda connection: self._journal.spare(connection, volume_id))
+
+
+def _wish(leg: Attachment) -> WhenGone:
+    """What termination does with the volume of *leg*, which the instance has."""
+    if leg.state is State.QUARANTINED:
+        return "keep"  # somebody took the volume away from the instance already
+    return "delete" if leg.settings.delete_on_termination else "keep"
+
+
+def _raise_first(failures: Sequence[CloudcoreError]) -> None:
+    if failures:
+        for other in failures[1:]:
+            failures[0].add_note(f"also: {other}")
+        raise failures[0]
