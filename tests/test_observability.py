@@ -9,10 +9,11 @@ import uuid
 
 import pytest
 
-from cloudcore import AttachmentManager, create_schema
+from cloudcore import AllocationLedger, AttachmentManager, HostSelector, PlacementTree, create_schema
 from cloudcore.database import Database, RetryPolicy
-from cloudcore.errors import CloudcoreError, DatabaseUnavailable, VolumeNotFound
+from cloudcore.errors import CloudcoreError, DatabaseUnavailable, NoValidHost, VolumeNotFound
 from cloudcore.observability import event, observed, span
+from cloudcore.placement import LedgerStatus, TreeStatus
 
 
 class Recorder:
@@ -212,3 +213,70 @@ def test_the_status_of_attachments(manager):
 def test_a_status_that_cannot_be_read_says_so():
     with AttachmentManager(Database("sqlite://")) as manager, pytest.raises(CloudcoreError):
         manager.status()
+
+
+def test_a_claim_and_a_move_are_told(sqlite_database, caplog):
+    create_schema(sqlite_database)
+    caplog.set_level(logging.DEBUG, logger="cloudcore")
+    recorder = Recorder()
+    with PlacementTree.open(sqlite_database, observer=recorder) as tree:
+        for name in ("cn1", "cn2"):
+            tree.add(name, inventory={"VCPU": 4})
+        ledger = AllocationLedger(sqlite_database, observer=recorder)
+        selector = HostSelector(tree, ledger, cell_of=lambda _: "cell1", observer=recorder)
+        (selection,) = selector.select("resources=VCPU:3", project_id="p", user_id="u")
+        migration = str(uuid.uuid4())
+        selector.select_destination(selection.instance, migration, "resources=VCPU:3")
+        ledger.confirm_move(migration)
+        assert ledger.status() == LedgerStatus(overdue_claims=0, overdue_moves=0)
+        with pytest.raises(NoValidHost):
+            selector.select("resources=VCPU:5", project_id="p", user_id="u")
+    assert [root[0] for root in recorder.roots] == [
+        "placement.add", "placement.add", "placement.select", "placement.select_destination", "placement.confirm_move",
+        "placement.select",
+    ]  # fmt: skip
+    assert recorder.roots[2][1]["host"] == selection.primary.name
+    assert recorder.roots[-1][2] == "NoValidHost"
+    told = {record.event: record.levelno for record in caplog.records if record.name == "cloudcore.placement"}
+    assert told["placement.select"] in (logging.INFO, logging.DEBUG)
+    assert told["placement.confirm_move"] == logging.INFO
+
+
+def test_a_lost_claim_is_a_warning(sqlite_database, caplog):
+    create_schema(sqlite_database)
+    tree = PlacementTree.open(sqlite_database)
+    for name in ("cn1", "cn2"):
+        tree.add(name, inventory={"VCPU": 4})
+    ledger = AllocationLedger(sqlite_database)
+
+    class Slow(AllocationLedger):
+        """Somebody else is always faster the first time."""
+
+        beaten = False
+
+        def transact(self, operation, work):
+            if not self.beaten:
+                type(self).beaten = True
+                first = next(iter(tree.roots()))
+                ledger.claim(str(uuid.uuid4()), {first.uuid: {"VCPU": 4}}, project_id="p", user_id="u")
+            return super().transact(operation, work)
+
+    recorder = Recorder()
+    selector = HostSelector(tree, Slow(sqlite_database), cell_of=lambda _: "cell1", observer=recorder)
+    (selection,) = selector.select("resources=VCPU:3", project_id="p", user_id="u")
+    assert selection.primary.name == "cn2"
+    (lost,) = [record for record in caplog.records if record.event == "placement.claim.lost"]
+    assert lost.levelno == logging.WARNING
+    assert lost.fields["error"] == "CapacityExceeded"
+    assert [name for name, _ in recorder.events] == ["placement.claim.lost"]
+
+
+def test_the_status_of_a_tree_tells_its_lag(database):
+    create_schema(database)
+    with PlacementTree.open(database) as tree, PlacementTree.open(database) as other:
+        root = tree.add("cn1", inventory={"VCPU": 4})
+        tree.add("cn1-numa0", parent=root, inventory={"MEMORY_MB": 4})
+        assert (other.status().providers, other.status().lag) == (0, 2)
+        other.refresh()
+        assert other.status() == TreeStatus(providers=2, hosts=1, lag=0)
+    assert PlacementTree().status() == TreeStatus(providers=0, hosts=0, lag=0)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cloudcore.placement.hosts.planner import SelectionReport
     from cloudcore.placement.hosts.selection import HostChoice, Selection
     from cloudcore.placement.ledger.history import HistoryEntry
-    from cloudcore.placement.ledger.reads import ConsumerState, Usage
+    from cloudcore.placement.ledger.reads import ConsumerState, LedgerStatus, Usage
     from cloudcore.placement.requests.flavors.rules import FlavorRules, PciAlias, Unhonoured
     from cloudcore.placement.requests.groups import RequestGroup
     from cloudcore.placement.requests.requests import ResourceRequest
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from cloudcore.placement.search.search import HostMatch, Search
     from cloudcore.placement.storage.changes import changes_since, prune_changes, record_changes
     from cloudcore.placement.tree import PlacementTree
+    from cloudcore.placement.tree_state import TreeStatus
 
 _EXPORTS = {
     "AffinityPolicy": "cloudcore.placement.hosts.host_view",
@@ -61,6 +62,7 @@ _EXPORTS = {
     "HostSelector": "cloudcore.placement.scheduling.selector",
     "HostView": "cloudcore.placement.hosts.host_view",
     "Inventory": "cloudcore.placement.forest.values",
+    "LedgerStatus": "cloudcore.placement.ledger.reads",
     "Move": "cloudcore.placement.rules.moves",
     "MoveKind": "cloudcore.placement.rules.moves",
     "MoveState": "cloudcore.placement.rules.moves",
@@ -77,6 +79,7 @@ _EXPORTS = {
     "SearchReport": "cloudcore.placement.search.report",
     "Selection": "cloudcore.placement.hosts.selection",
     "SelectionReport": "cloudcore.placement.hosts.planner",
+    "TreeStatus": "cloudcore.placement.tree_state",
     "Unhonoured": "cloudcore.placement.requests.flavors.rules",
     "Usage": "cloudcore.placement.ledger.reads",
     "changes_since": "cloudcore.placement.storage.changes",
@@ -107,6 +110,7 @@ __all__ = [
     "HostSelector",
     "HostView",
     "Inventory",
+    "LedgerStatus",
     "Move",
     "MoveKind",
     "MoveState",
@@ -123,6 +127,7 @@ __all__ = [
     "SearchReport",
     "Selection",
     "SelectionReport",
+    "TreeStatus",
     "Unhonoured",
     "Usage",
     "changes_since",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 import os
 import time
 import uuid
@@ -14,6 +15,7 @@ import attrs
 from cloudcore._values import normalise_uuid, require_integer, require_name, require_text
 from cloudcore.database import Database, Operation, Outcome
 from cloudcore.errors import InvalidAllocation, InvalidArgument, InvalidTransition, MoveNotFound, OutcomeUnknown
+from cloudcore.observability import observed
 from cloudcore.placement.forest.values import Inventory
 from cloudcore.placement.ledger import moves as ledger_moves
 from cloudcore.placement.ledger.auditing import Writers, apply_repair
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import URL, Connection, Engine
 
+    from cloudcore.observability import Observer
     from cloudcore.placement.ledger.group_commit import Ticket
     from cloudcore.placement.rules.audit import Finding, Repair
     from cloudcore.placement.rules.claims import Allocations, Candidate
@@ -41,6 +44,10 @@ if TYPE_CHECKING:
 __all__ = ["AllocationLedger", "Expired"]
 
 T = TypeVar("T")
+
+
+def _told(held: Held) -> dict[str, Any]:
+    return {"generation": held.generation, "repeated": held.repeated}
 
 
 class AllocationLedger(LedgerReader):
@@ -59,6 +66,7 @@ class AllocationLedger(LedgerReader):
             a commit waits for the disk.
         id_factory: Makes operation ids, up to 64 characters; by default they begin with the time, so that new ones lie
             close together in the table and a commit touches few pages.
+        observer: Is told of every call that writes; see :mod:`cloudcore.observability`.
 
     Example:
         >>> ledger = AllocationLedger("sqlite:///cloud.db")  # doctest: +SKIP
@@ -73,8 +81,10 @@ class AllocationLedger(LedgerReader):
         history: bool = True,
         group_commit: int = 0,
         id_factory: Callable[[], str] | None = None,
+        observer: Observer | None = None,
     ) -> None:
         super().__init__(source)
+        self.observer = observer
         self.history = history
         self._id_factory = id_factory or _operation_ids()
         self._known_providers: dict[str, int] = {}
@@ -83,6 +93,7 @@ class AllocationLedger(LedgerReader):
 
     # ---- claims
 
+    @observed("placement.claim", "consumer", "project_id", "user_id", "operation_id", level=logging.INFO, answer=_told)
     def claim(
         self,
         consumer: str,
@@ -133,6 +144,7 @@ class AllocationLedger(LedgerReader):
         outcome = self._claim(claim) if self._group is None else self._claim_in_group(self._group, claim)
         return _held(consumer, outcome.result[consumer], repeated=outcome.repeated)
 
+    @observed("placement.replace", "operation_id", level=logging.INFO)
     def replace(
         self,
         wanted: Mapping[str, Candidate | Allocations],
@@ -179,6 +191,7 @@ class AllocationLedger(LedgerReader):
             raise InvalidAllocation(f"not among the consumers to write: {', '.join(stray)}", field="generations")
         return self._write("replace", targets, operation_id)
 
+    @observed("placement.swap", "consumer", "operation_id", level=logging.INFO, answer=_told)
     def swap(
         self,
         consumer: str,
@@ -201,6 +214,7 @@ class AllocationLedger(LedgerReader):
         target = Target(allocations=normalise_allocations(wanted), expected=normalise_allocations(expected))
         return self._write("swap", {consumer: target}, operation_id, must_exist=True)[consumer]
 
+    @observed("placement.settle", "consumer", "operation_id", level=logging.INFO)
     def settle(self, consumer: str, *, operation_id: str | None = None) -> Held:
         """Turn a pending claim into a lasting one. A claim that is lasting already stays as it is.
 
@@ -216,6 +230,7 @@ class AllocationLedger(LedgerReader):
         result, repeated = self._operate("settle", {"consumer": consumer}, work, operation_id)
         return _held(consumer, result, repeated=repeated)
 
+    @observed("placement.release", "consumer", "forever", "operation_id", level=logging.INFO, answer=_told)
     def release(self, consumer: str, *, forever: bool = False, operation_id: str | None = None) -> Held:
         """Give back all that *consumer* holds.
 
@@ -237,6 +252,7 @@ class AllocationLedger(LedgerReader):
 
     # ---- moves
 
+    @observed("placement.begin_move", "instance", "migration", "operation_id", level=logging.INFO)
     def begin_move(
         self,
         instance: str,
@@ -303,6 +319,7 @@ class AllocationLedger(LedgerReader):
             operation, lambda session: ledger_moves.begin(session, operation.id, asked, history=self.history)
         )
 
+    @observed("placement.confirm_move", "migration", "operation_id", level=logging.INFO)
     def confirm_move(self, migration: str, *, proof: str | None = None, operation_id: str | None = None) -> Move:
         """End a move at the destination: the source is free. A repeat changes nothing.
 
@@ -318,6 +335,7 @@ class AllocationLedger(LedgerReader):
         """
         return self._step(MoveEvent.CONFIRM, migration, operation_id, proof)
 
+    @observed("placement.revert_move", "migration", "operation_id", level=logging.INFO)
     def revert_move(self, migration: str, *, operation_id: str | None = None) -> Move:
         """End a move at the source: the instance holds again what it held, the destination is free.
 
@@ -329,6 +347,7 @@ class AllocationLedger(LedgerReader):
         """
         return self._step(MoveEvent.REVERT, migration, operation_id, None)
 
+    @observed("placement.abandon_move", "migration", "operation_id", level=logging.INFO)
     def abandon_move(self, migration: str, *, proof: str | None = None, operation_id: str | None = None) -> Move:
         """Give up a move and its instance: both halves are free. A repeat changes nothing.
 
@@ -337,6 +356,7 @@ class AllocationLedger(LedgerReader):
         """
         return self._step(MoveEvent.ABANDON, migration, operation_id, proof)
 
+    @observed("placement.expire", "limit", level=logging.INFO)
     def expire(self, *, limit: int = 100, operation_id: str | None = None) -> Expired:
         """Release pending claims and revert moves whose time is over by the database's clock. Call it now and then.
 
@@ -361,6 +381,7 @@ class AllocationLedger(LedgerReader):
         except InvalidTransition:
             return False  # somebody ended it just in time
 
+    @observed("placement.reshape", "operation_id", level=logging.INFO)
     def reshape(
         self,
         inventories: Mapping[str, Mapping[str, Inventory | int]],
@@ -412,6 +433,7 @@ class AllocationLedger(LedgerReader):
 
     # ---- keeping order
 
+    @observed("placement.heal", "apply", level=logging.INFO)
     def heal(self, found: Iterable[Finding], *, apply: bool = False) -> tuple[Repair, ...]:
         """Say what would be done about *found*; with *apply* do it, each an operation of its own.
 

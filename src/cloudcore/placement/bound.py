@@ -123,6 +123,14 @@ class DatabaseBinding:
             self._seen = version
             return news.count
 
+    def lag(self) -> int | None:
+        """How many providers others changed since the last refresh; None when the feed no longer reaches back."""
+        with self._writing, store.read_snapshot(self._database) as connection:
+            try:
+                return len(changes_since(connection, self._watermark)[0])
+            except WatermarkLost:
+                return None
+
     def _up_to_date_index(self) -> NumberIndex:
         if not self._index.fits(self._state.columns):
             self._index = NumberIndex.of(self._state.columns)

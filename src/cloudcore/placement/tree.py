@@ -14,6 +14,7 @@ from cloudcore.errors import (
     InvariantViolated,
     UnsupportedFeature,
 )
+from cloudcore.observability import observed
 from cloudcore.placement.forest.usage_checks import read_allocations
 from cloudcore.placement.forest.values import Provider
 from cloudcore.placement.requests.requests import ResourceRequest
@@ -21,6 +22,7 @@ from cloudcore.placement.search.candidates import Candidate
 from cloudcore.placement.search.ordering import read_preferred, read_weighers
 from cloudcore.placement.search.search import Search, SearchOptions
 from cloudcore.placement.tree_edits import TreeEdits, key_of
+from cloudcore.placement.tree_state import TreeStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import URL, Engine
 
     from cloudcore.database import Database
+    from cloudcore.observability import Observer
     from cloudcore.placement.search.ordering import OrderBy
     from cloudcore.placement.storage.placement_service import Session
 
@@ -47,10 +50,13 @@ class PlacementTree(TreeEdits):
 
     Args:
         uuid_factory: Makes the uuid of a provider that is added without one.
+        observer: Is told of edits, refreshes and searches; see :mod:`cloudcore.observability`.
     """
 
-    def __init__(self, *, uuid_factory: Callable[[], str] = lambda: str(uuids.uuid4())) -> None:
-        super().__init__(uuid_factory)
+    def __init__(
+        self, *, uuid_factory: Callable[[], str] = lambda: str(uuids.uuid4()), observer: Observer | None = None
+    ) -> None:
+        super().__init__(uuid_factory, observer)
         self._consumers: dict[str, dict[str, dict[str, int]]] = {}
 
     # --- looking -----------------------------------------------------------------------------------------------------
@@ -342,8 +348,12 @@ class PlacementTree(TreeEdits):
         return cls.from_placement(read_placement_database(database))
 
     @classmethod
-    def open(cls, database: Database | str | URL | Engine) -> Self:
+    def open(cls, database: Database | str | URL | Engine, *, observer: Observer | None = None) -> Self:
         """Open the tree that is kept in *database*: see :class:`cloudcore.placement.bound.DatabaseBinding`.
+
+        Args:
+            database: A Database, an engine or a URL.
+            observer: As for the class.
 
         Raises:
             SchemaMismatch: The tables are not there.
@@ -351,13 +361,25 @@ class PlacementTree(TreeEdits):
         """
         from cloudcore.placement.bound import DatabaseBinding
 
-        tree = cls()
+        tree = cls(observer=observer)
         tree._binding = DatabaseBinding(database, tree._state)
         return tree
 
+    @observed("placement.refresh", answer=lambda count: {"providers": count})
     def refresh(self) -> int:
         """Follow other writers, in a bound tree; return how many providers were read anew. Else: nothing to follow."""
         return 0 if self._binding is None else self._binding.refresh()
+
+    def status(self) -> TreeStatus:
+        """How things stand, for a readiness probe: one look at the change feed, in a bound tree.
+
+        Raises:
+            DatabaseUnavailable, DatabaseBusy, DatabaseError: The database does not answer: not ready.
+        """
+        lag = 0 if self._binding is None else self._binding.lag()
+        with self._state.lock:
+            forest = self._state.forest
+            return TreeStatus(providers=len(forest.providers), hosts=len(forest.roots), lag=lag)
 
     def check(self) -> None:
         """Check that the forest, its usage and its columns agree.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from cloudcore._values import normalise_uuid
 from cloudcore.errors import InvalidArgument, InvalidProvider
+from cloudcore.observability import observed
 from cloudcore.placement.forest.editing import plan
 from cloudcore.placement.forest.forest import read_aggregates, read_inventories, read_name, read_traits
 from cloudcore.placement.forest.values import Inventory, Provider
@@ -14,6 +16,7 @@ from cloudcore.placement.tree_state import TreeState
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from cloudcore.observability import Observer
     from cloudcore.placement.bound import DatabaseBinding
 
 __all__ = ["TreeEdits", "key_of"]
@@ -25,11 +28,13 @@ class TreeEdits:
     Every edit is checked before it has any effect, and takes effect as a whole. May be shared between threads.
     """
 
-    def __init__(self, uuid_factory: Callable[[], str]) -> None:
+    def __init__(self, uuid_factory: Callable[[], str], observer: Observer | None) -> None:
+        self.observer = observer
         self._state = TreeState()
         self._binding: DatabaseBinding | None = None
         self._uuid_factory = uuid_factory
 
+    @observed("placement.add", "name", "parent", "operation_id", level=logging.INFO)
     def add(
         self,
         name: str,
@@ -67,6 +72,7 @@ class TreeEdits:
         }
         return self._edit("placement.add", arguments, operation_id)
 
+    @observed("placement.update", "provider", "operation_id", level=logging.INFO)
     def update(
         self,
         provider: str | Provider,
@@ -109,6 +115,7 @@ class TreeEdits:
         key = {"provider": key_of(provider), "generation": generation}
         return self._edit("placement.update", key | {"changes": changes}, operation_id)
 
+    @observed("placement.set_inventory", "provider", "operation_id", level=logging.INFO)
     def set_inventory(
         self,
         provider: str | Provider,
@@ -120,6 +127,7 @@ class TreeEdits:
         """Replace the inventories: see :meth:`update`."""
         return self.update(provider, inventory=inventory, generation=generation, operation_id=operation_id)
 
+    @observed("placement.set_traits", "provider", "operation_id", level=logging.INFO)
     def set_traits(
         self,
         provider: str | Provider,
@@ -131,6 +139,7 @@ class TreeEdits:
         """Replace the traits: see :meth:`update`."""
         return self.update(provider, traits=traits, generation=generation, operation_id=operation_id)
 
+    @observed("placement.set_aggregates", "provider", "operation_id", level=logging.INFO)
     def set_aggregates(
         self,
         provider: str | Provider,
@@ -142,6 +151,7 @@ class TreeEdits:
         """Replace the aggregates: see :meth:`update`."""
         return self.update(provider, aggregates=aggregates, generation=generation, operation_id=operation_id)
 
+    @observed("placement.rename", "provider", "name", "operation_id", level=logging.INFO)
     def rename(
         self,
         provider: str | Provider,
@@ -153,6 +163,7 @@ class TreeEdits:
         """Give it another name: see :meth:`update`."""
         return self.update(provider, name=name, generation=generation, operation_id=operation_id)
 
+    @observed("placement.move", "provider", "parent", "operation_id", level=logging.INFO)
     def move(
         self,
         provider: str | Provider,
@@ -173,6 +184,7 @@ class TreeEdits:
         key = {"provider": key_of(provider), "generation": generation}
         return self._edit("placement.move", key | {"parent": key_of(parent)}, operation_id)
 
+    @observed("placement.remove", "provider", "operation_id", level=logging.INFO)
     def remove(
         self,
         provider: str | Provider,
@@ -191,6 +203,7 @@ class TreeEdits:
         key = {"provider": key_of(provider), "generation": generation}
         self._edit("placement.remove", key | {"recursive": bool(recursive)}, operation_id)
 
+    @observed("placement.load", "operation_id", level=logging.INFO)
     def load(self, data: Mapping[str, Any], *, operation_id: str | None = None) -> int:
         """Add all providers of *data* (what :meth:`as_placement` gives) in one edit; return how many.
 

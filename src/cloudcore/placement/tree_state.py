@@ -4,11 +4,28 @@ from __future__ import annotations
 
 import threading
 
+import attrs
+
 from cloudcore.placement.columns import maintenance
 from cloudcore.placement.columns.blocks import Columns
 from cloudcore.placement.forest.forest import Forest
 
-__all__ = ["TreeState"]
+__all__ = ["TreeState", "TreeStatus"]
+
+
+@attrs.frozen(kw_only=True)
+class TreeStatus:
+    """How a tree stands.
+
+    Attributes:
+        providers, hosts: How many it knows.
+        lag: How many providers others have changed since its last refresh; None when the change feed no longer reaches
+            back that far, so that the next refresh reads everything. 0 in a tree that is not bound.
+    """
+
+    providers: int
+    hosts: int
+    lag: int | None
 
 
 class TreeState:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from cloudcore.placement.ledger.auditing import Known
     from cloudcore.placement.ledger.history import HistoryEntry
-    from cloudcore.placement.ledger.reads import ConsumerState, Usage
+    from cloudcore.placement.ledger.reads import ConsumerState, LedgerStatus, Usage
     from cloudcore.placement.rules.audit import Finding
     from cloudcore.placement.rules.moves import Move
 
@@ -130,6 +130,14 @@ class LedgerReader:
         """
         with snapshot(self.database) as session:
             return tuple(findings(session, known))
+
+    def status(self) -> LedgerStatus:
+        """How things stand, for a readiness probe: two look-ups in indexes.
+
+        Raises:
+            DatabaseUnavailable, DatabaseBusy, DatabaseError: The ledger cannot be read: not ready.
+        """
+        return self._read(ledger_reads.status)
 
     def check(self) -> None:
         """Compare every inventory's ``used``, consumer and move with the allocations, in one snapshot.

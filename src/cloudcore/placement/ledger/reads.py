@@ -23,7 +23,18 @@ if TYPE_CHECKING:
     from cloudcore.database import Database
     from cloudcore.placement.rules.claims import Allocations, Key
 
-__all__ = ["ConsumerState", "Usage", "check", "consumer", "provider_usages", "snapshot", "sum_usages", "usages"]
+__all__ = [
+    "ConsumerState",
+    "LedgerStatus",
+    "Usage",
+    "check",
+    "consumer",
+    "provider_usages",
+    "snapshot",
+    "status",
+    "sum_usages",
+    "usages",
+]
 
 
 @attrs.frozen(kw_only=True)
@@ -47,6 +58,19 @@ class ConsumerState:
     generation: int
     allocations: Allocations
     expires_at: datetime | None
+
+
+@attrs.frozen(kw_only=True)
+class LedgerStatus:
+    """How a ledger stands.
+
+    Attributes:
+        overdue_claims: Claims that have lapsed and that :meth:`~cloudcore.AllocationLedger.expire` has not taken back.
+        overdue_moves: Moves that have, likewise.
+    """
+
+    overdue_claims: int
+    overdue_moves: int
 
 
 @attrs.frozen(kw_only=True)
@@ -218,3 +242,10 @@ def _held_by(session: Session, uuids: list[str]) -> dict[str, dict[str, dict[str
 
 
 _CHECKS = (_sums, _strays, _moves)
+
+
+def status(session: Session) -> LedgerStatus:
+    """How many claims and moves are overdue, by the database's clock."""
+    ((claims,),) = session.all("SELECT COUNT(*) FROM consumers WHERE expires_at <= {now}")
+    ((moves,),) = session.all("SELECT COUNT(*) FROM moves WHERE state = 'held' AND expires_at <= {now}")
+    return LedgerStatus(overdue_claims=int(claims), overdue_moves=int(moves))

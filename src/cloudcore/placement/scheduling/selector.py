@@ -7,6 +7,7 @@ on that provider, and the plan is made again with it.
 
 from __future__ import annotations
 
+import logging
 import random
 import uuid as uuids
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,6 +28,7 @@ from cloudcore.errors import (
     ProviderNotFound,
     UnitViolation,
 )
+from cloudcore.observability import event, observed
 from cloudcore.placement.forest.names import SHARES_VIA_AGGREGATE
 from cloudcore.placement.hosts.planner import Asked, Planner, SelectionReport
 from cloudcore.placement.hosts.selection import HostChoice, Selection
@@ -41,6 +43,7 @@ from cloudcore.placement.scheduling import host_groups
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
+    from cloudcore.observability import Observer
     from cloudcore.placement.allocation_ledger import AllocationLedger
     from cloudcore.placement.forest.values import Provider
     from cloudcore.placement.hosts.contenders import Pick
@@ -52,6 +55,11 @@ if TYPE_CHECKING:
 __all__ = ["HostSelector"]
 
 T = TypeVar("T")
+
+
+def _told(selections: tuple[Selection, ...]) -> dict[str, Any]:
+    return {"selected": len(selections), "host": selections[0].primary.name if selections else None}
+
 
 _LOST = (CapacityExceeded, UnitViolation, ProviderNotFound, InventoryNotFound, GroupViolation)
 
@@ -74,6 +82,7 @@ class HostSelector:
         attempts: Plans that are made, each after a lost claim, before the request is given up.
         rng: For *subset*.
         id_factory: Makes uuids of instances.
+        observer: Is told of every call; see :mod:`cloudcore.observability`.
     """
 
     def __init__(
@@ -91,7 +100,9 @@ class HostSelector:
         attempts: int = 10,
         rng: random.Random | None = None,
         id_factory: Callable[[], str] = lambda: str(uuids.uuid4()),
+        observer: Observer | None = None,
     ) -> None:
+        self.observer = observer
         self.tree = tree
         self.ledger = ledger
         self._filters = tuple(filters)
@@ -110,6 +121,16 @@ class HostSelector:
 
     # ---- booting
 
+    @observed(
+        "placement.select",
+        "count",
+        "alternates",
+        "project_id",
+        "user_id",
+        "operation_id",
+        level=logging.INFO,
+        answer=_told,
+    )
     def select(
         self,
         request: ResourceRequest | str,
@@ -180,6 +201,7 @@ class HostSelector:
 
     # ---- moving
 
+    @observed("placement.select_destination", "instance", "migration", "operation_id", level=logging.INFO)
     def select_destination(
         self,
         instance: str,
@@ -309,6 +331,13 @@ class HostSelector:
                         return claim(plan)
                     except _LOST as refusal:
                         lost.append(refusal)
+                        event(
+                            "placement.claim.lost",
+                            logging.WARNING,
+                            error=type(refusal).__name__,
+                            reason=str(refusal),
+                            attempt=len(lost),
+                        )
                         raise
         except tenacity.RetryError as error:
             report = SelectionReport(
