@@ -9,9 +9,22 @@ import uuid
 
 import pytest
 
-from cloudcore import AllocationLedger, AttachmentManager, HostSelector, PlacementTree, create_schema
+from cloudcore import (
+    AllocationLedger,
+    AttachmentManager,
+    Cell,
+    CellRouter,
+    HostSelector,
+    InstanceDirectory,
+    InstanceStore,
+    PlacementTree,
+    create_schema,
+)
 from cloudcore.database import Database, RetryPolicy
 from cloudcore.errors import CloudcoreError, DatabaseUnavailable, NoValidHost, VolumeNotFound
+from cloudcore.listing import BreakerPolicy
+from cloudcore.listing.cells.backends import SharedBreakers
+from cloudcore.listing.cells.breakers import Breakers
 from cloudcore.observability import event, observed, span
 from cloudcore.placement import LedgerStatus, TreeStatus
 
@@ -280,3 +293,68 @@ def test_the_status_of_a_tree_tells_its_lag(database):
         other.refresh()
         assert other.status() == TreeStatus(providers=2, hosts=1, lag=0)
     assert PlacementTree().status() == TreeStatus(providers=0, hosts=0, lag=0)
+
+
+def _router(folder, **options) -> CellRouter:
+    """Two cells with three instances each, and one that is not there."""
+    gone = folder / "gone"
+    gone.mkdir()
+    cells = [Cell(name, f"sqlite:///{folder / name}.db") for name in ("cell1", "cell2")]
+    directory = InstanceDirectory(f"sqlite:///{folder / 'directory.db'}")
+    router = CellRouter([*cells, Cell("cell3", f"sqlite:///{gone}/cell3.db")], directory=directory, **options)
+    store = InstanceStore(router)
+    store.create_tables()
+    for number in range(6):
+        store.create(f"cell{number % 2 + 1}", display_name=f"web-{number}", project_id="blue")
+    return router
+
+
+def _lose(router, folder) -> None:
+    router.remove_cell("cell3")
+    router.add_cell(Cell("cell3", f"sqlite:///{folder}/nowhere/cell3.db"))
+
+
+def test_a_page_with_a_dead_cell(tmp_path, caplog):
+    recorder = Recorder()
+    with _router(tmp_path, observer=recorder, deadline=30.0) as router:
+        _lose(router, tmp_path)
+        recorder.roots.clear()
+        recorder.events.clear()
+        page = router.page()
+        assert not page.complete
+        ((name, fields, error, _),) = recorder.roots
+        assert (name, error) == ("listing.page", None)
+        assert (fields["records"], fields["complete"]) == (6, False)
+        parts = {fields["cell"]: fields for name, fields in recorder.events if name == "listing.cell"}
+        assert {cell: part["state"] for cell, part in parts.items()} == {
+            "cell1": "answered", "cell2": "answered", "cell3": "down",
+        }  # fmt: skip
+        (failed,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+        assert failed.event == "listing.cell.failed"
+        assert (failed.fields["cell"], failed.fields["failures"]) == ("cell3", 1)
+
+
+def test_an_open_breaker_does_not_fill_the_log(tmp_path, caplog):
+    with _router(tmp_path, deadline=30.0, breaker=BreakerPolicy(threshold=2)) as router:
+        _lose(router, tmp_path)
+        for _ in range(10):
+            router.page()
+        failures = [record for record in caplog.records if record.event == "listing.cell.failed"]
+        assert [record.fields["breaker"] for record in failures] == ["closed", "open"]
+        status = router.status()
+        assert not status.ready
+        assert status.cells["cell3"].breaker == "open"
+        assert status.cells["cell3"].probe_in > 0
+        assert status.cells["cell1"].answered_ago >= 0
+        assert status.cells["cell3"].answered_ago is None
+
+
+def test_a_cell_that_fails_and_comes_back_is_told_twice(caplog):
+    caplog.set_level(logging.INFO, logger="cloudcore.listing")
+    breakers = SharedBreakers(Breakers())
+    for _ in range(2):
+        breakers.succeed("cell1")
+    breakers.fail("cell1", "gone")
+    for _ in range(2):
+        breakers.succeed("cell1")
+    assert [record.event for record in caplog.records] == ["listing.cell.failed", "listing.cell.recovered"]

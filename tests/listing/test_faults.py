@@ -10,6 +10,7 @@ import time
 import pytest
 import sqlalchemy as sa
 
+from cloudcore._cancellation import Cancellation
 from cloudcore.database import open_engine
 from cloudcore.errors import Cancelled, CellUnavailable
 from cloudcore.listing import (
@@ -340,3 +341,46 @@ def test_cells_come_and_go_while_it_runs(databases, routers):
     router.remove_cell("a")
     assert {record.cell for record in router.page(Query(sort=["size"])).records} == {"b"}
     assert len(walk(router, Query(sort=["size"], limit=5))) == 12
+
+
+@SERVERS
+@pytest.mark.parametrize("what", ["page", "count", "stream", "page of the silent cell alone"])
+def test_a_cancelled_call_comes_back_at_once_and_blames_nobody(faulty, routers, what):
+    """The cell is silent and its deadline a minute away: who no longer wants the page gets his thread back."""
+    proxy, cells = faulty
+    router = routers(cells if "alone" not in what else cells[2:], source=THINGS, deadline=60.0)
+    router.page(QUERY)
+    proxy.hang()
+    cancellation = Cancellation()
+    calls = {"count": lambda: router.count(QUERY), "stream": lambda: list(router.stream(QUERY))}
+    outcome: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            cancellation.run(calls.get(what, lambda: router.page(QUERY)))
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join(0.3)
+    assert thread.is_alive()
+    cancellation.cancel()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert [type(error) for error in outcome] == [Cancelled]
+    proxy.heal()
+    proxy.cut()
+    assert router.breaker("far").failures == 0
+    assert router.page(QUERY).complete
+
+
+@SERVERS
+def test_a_call_that_was_cancelled_before_it_began_asks_nobody(faulty, routers):
+    _, cells = faulty
+    router = routers(cells, source=THINGS)
+    cancellation = Cancellation()
+    cancellation.cancel()
+    with pytest.raises(Cancelled):
+        cancellation.run(router.page, QUERY)
+    assert router.page(QUERY).complete

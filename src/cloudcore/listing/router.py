@@ -5,6 +5,7 @@ A façade: each question is a few lines here, most of them its documentation, an
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import Counter
@@ -25,7 +26,8 @@ from cloudcore.listing.merge.streaming import Stream
 from cloudcore.listing.query.order import plain
 from cloudcore.listing.query.prepared import PreparedQuery
 from cloudcore.listing.records.instances import CLOUDCORE_INSTANCES
-from cloudcore.listing.values import Answered, CellReport, CellState, Counts, Page, Query, Record
+from cloudcore.listing.values import Answered, CellReport, CellState, Counts, Page, Query, Record, RouterStatus
+from cloudcore.observability import event, observed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from cloudcore.listing.query.order import Position
     from cloudcore.listing.query.sources import RecordSource
     from cloudcore.listing.query.statements import Statement
+    from cloudcore.observability import Observer
 
 __all__ = ["CellRouter"]
 
@@ -49,6 +52,15 @@ _UNTOLD = CellReport(name="", state=CellState.SKIPPED)
 """Keeps the place of a cell that is being asked."""
 _MOST_STATEMENTS = 2_000
 """Cached SQL texts; beyond that the cache starts afresh."""
+_log = logging.getLogger("cloudcore.listing")
+
+
+def _told_page(page: Page) -> dict[str, Any]:
+    return {"records": len(page.records), "complete": page.complete}
+
+
+def _told_count(counts: Counts) -> dict[str, Any]:
+    return {"total": counts.total}
 
 
 class CellRouter:
@@ -65,6 +77,7 @@ class CellRouter:
         hedging: How replicas are used.
         threads: Statements under way at once, at most.
         clock: Monotonic seconds.
+        observer: Is told of every call and every cell's part in it; see :mod:`cloudcore.observability`.
     """
 
     def __init__(
@@ -78,7 +91,9 @@ class CellRouter:
         hedging: HedgePolicy | None = None,
         threads: int = 128,
         clock: Callable[[], float] = time.monotonic,
+        observer: Observer | None = None,
     ) -> None:
+        self.observer = observer
         self.directory = directory
         self.source = source
         self._deadline, self._hedging = deadline, hedging
@@ -101,6 +116,7 @@ class CellRouter:
         """The cells as they are now."""
         return MappingProxyType({name: backend.cell for name, backend in self._backends.items()})
 
+    @observed("listing.add_cell", level=logging.INFO)
     def add_cell(self, cell: Cell) -> None:
         """Ask *cell* too, from the next call on. A walk under way takes it up from where the walk stands.
 
@@ -113,6 +129,7 @@ class CellRouter:
             backend = Backend(cell, self._deadline, self._breakers, hedging=self._hedging, clock=self._clock)
             self._backends = {**self._backends, cell.name: backend}
 
+    @observed("listing.remove_cell", "name", level=logging.INFO)
     def remove_cell(self, name: str) -> None:
         """Ask the cell no more. Calls under way finish with it.
 
@@ -129,8 +146,16 @@ class CellRouter:
         """How the breaker of a cell stands."""
         return self._breakers.view(cell)
 
+    def status(self) -> RouterStatus:
+        """How the cells stand, for a readiness probe, from what the router remembers: no cell is asked."""
+        now = self._clock()
+        return RouterStatus(
+            cells=MappingProxyType({name: backend.status(now) for name, backend in self._backends.items()})
+        )
+
     # ---- pages
 
+    @observed("listing.page", answer=_told_page)
     def page(self, query: Query | None = None, *, cursor: str | None = None, marker: str | None = None) -> Page:
         """One page.
 
@@ -155,7 +180,26 @@ class CellRouter:
             return Page(
                 records=(), next_cursor=None, resume_cursor=None, cells=MappingProxyType({**reports, **skipped})
             )
-        return Pager(self._services, prepared, backends, reports, start).page()
+        page = Pager(self._services, prepared, backends, reports, start).page()
+        self._tell(page.cells)
+        return page
+
+    def _tell(self, reports: Mapping[str, CellReport]) -> None:
+        """Each cell's part, for who looks closely. What is wrong with a cell its breaker has told already."""
+        if self.observer is None and not _log.isEnabledFor(logging.DEBUG):
+            return
+        for name, report in reports.items():
+            if report.state is not CellState.SKIPPED:
+                event(
+                    "listing.cell",
+                    logging.DEBUG,
+                    cell=name,
+                    state=report.state.value,
+                    rows=report.rows,
+                    statements=report.statements,
+                    seconds=round(report.seconds, 6),
+                    error=report.error,
+                )
 
     def stream(
         self,
@@ -190,6 +234,7 @@ class CellRouter:
 
     # ---- single records
 
+    @observed("listing.locate", "uuid")
     def locate(self, uuid: str) -> str:
         """The name of the cell that owns a record.
 
@@ -202,6 +247,7 @@ class CellRouter:
             return cell
         return self._find(uuid, (self.source.key,)).cell
 
+    @observed("listing.get", "uuid")
     def get(self, uuid: str) -> Record:
         """One record, live or deleted, hidden or not.
 
@@ -236,6 +282,7 @@ class CellRouter:
 
     # ---- other questions
 
+    @observed("listing.count", "by", answer=_told_count)
     def count(self, query: Query | None = None, *, by: str | None = None) -> Counts:
         """How many records match, in all and for each value of a column.
 
@@ -278,6 +325,7 @@ class CellRouter:
             cells=MappingProxyType(reports),
         )
 
+    @observed("listing.scatter")
     def scatter(
         self,
         function: Callable[[Connection], T],

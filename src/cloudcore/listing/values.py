@@ -22,12 +22,14 @@ __all__ = [
     "Answered",
     "CellReport",
     "CellState",
+    "CellStatus",
     "Counts",
     "Fetching",
     "Page",
     "Query",
     "Record",
     "Require",
+    "RouterStatus",
     "Sort",
 ]
 
@@ -204,6 +206,43 @@ class CellReport:
     seconds: float = 0.0
     error: str | None = None
     exhausted: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class CellStatus:
+    """How a cell stands, as far as its router remembers.
+
+    Attributes:
+        enabled: Whether it is asked at all.
+        breaker: ``"closed"``, ``"open"`` or ``"half-open"``.
+        failures: In a row, so far.
+        probe_in: Seconds until an open breaker lets a probe through; None when closed.
+        answered_ago: Seconds since its last answer; None when it never answered.
+        reason: The last failure's text; None after an answer.
+    """
+
+    enabled: bool
+    breaker: str
+    failures: int
+    probe_in: float | None
+    answered_ago: float | None
+    reason: str | None
+
+
+@attrs.frozen(kw_only=True)
+class RouterStatus:
+    """How the cells of a router stand.
+
+    Attributes:
+        cells: By name.
+    """
+
+    cells: Mapping[str, CellStatus]
+
+    @property
+    def ready(self) -> bool:
+        """No enabled cell's breaker is open."""
+        return all(cell.breaker == "closed" for cell in self.cells.values() if cell.enabled)
 
 
 class Layout:

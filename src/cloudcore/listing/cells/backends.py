@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING
 from cloudcore.listing.cells.hedging import HedgePolicy, Hedger
 from cloudcore.listing.cells.pool import ConnectionPool
 from cloudcore.listing.cells.promptness import Promptness
+from cloudcore.listing.values import CellStatus
+from cloudcore.observability import event
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,11 +45,21 @@ class SharedBreakers:
             return
         with self._lock:
             self._breakers.succeed(cell)
+        event("listing.cell.recovered", logging.INFO, cell=cell)
 
     def fail(self, cell: str, reason: str) -> None:
         """*cell* has failed or was too slow."""
         with self._lock:
             self._breakers.fail(cell, self._clock(), reason)
+            view = self._breakers.view(cell)
+        event(
+            "listing.cell.failed",
+            logging.WARNING,
+            cell=cell,
+            reason=reason,
+            failures=view.failures,
+            breaker=view.state.value,
+        )
 
     def forget(self, cell: str) -> None:
         """*cell* is gone."""
@@ -95,6 +108,20 @@ class Backend:
         self._breakers = breakers
         self._hedger = Hedger(hedging) if cell.replicas else None
         self._lock = threading.Lock()
+        self._clock = clock
+        self._answered_at: float | None = None
+
+    def status(self, now: float) -> CellStatus:
+        """How it stands at the instant *now*."""
+        view = self._breakers.view(self.cell.name)
+        return CellStatus(
+            enabled=self.cell.enabled,
+            breaker=view.state.value,
+            failures=view.failures,
+            probe_in=None if view.opens_at is None else max(0.0, view.opens_at - now),
+            answered_ago=None if self._answered_at is None else now - self._answered_at,
+            reason=view.reason,
+        )
 
     @property
     def pool(self) -> ConnectionPool:
@@ -125,6 +152,7 @@ class Backend:
 
     def succeed(self, seconds: float) -> None:
         """It has answered."""
+        self._answered_at = self._clock()
         self._breakers.succeed(self.cell.name)
         if self._hedger is not None:
             with self._lock:

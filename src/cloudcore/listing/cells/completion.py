@@ -26,11 +26,12 @@ class CompletionQueue(Generic[T]):
     It is woken once for all rather than for each: by the last, or by what wants to be seen to at once.
     """
 
-    __slots__ = ("_bell", "_completed", "_enough")
+    __slots__ = ("_bell", "_completed", "_enough", "_woken")
 
     def __init__(self) -> None:
         self._completed: deque[T] = deque()
         self._enough = 1
+        self._woken = False
         self._bell = Lock()
         self._bell.acquire()
 
@@ -40,6 +41,11 @@ class CompletionQueue(Generic[T]):
         if urgent or len(self._completed) >= self._enough:
             self._ring()
 
+    def wake(self) -> None:
+        """Let the waiting thread come back, from any thread, whatever is there."""
+        self._woken = True
+        self._ring()
+
     def _ring(self) -> None:
         with contextlib.suppress(RuntimeError):  # somebody else has just done so
             self._bell.release()
@@ -48,7 +54,7 @@ class CompletionQueue(Generic[T]):
         """What has come, once there is *enough* of it or somebody rang; whatever there is after *timeout* seconds."""
         self._enough = enough
         if len(self._completed) < enough:  # who puts the last one after this look sees the number, and rings
-            while self._bell.acquire(timeout=timeout) and not self._completed:
+            while self._bell.acquire(timeout=timeout) and not self._completed and not self._woken:
                 pass  # it rang for what was taken already
         taken: list[T] = []
         while self._completed:

@@ -117,6 +117,8 @@ class PooledConnection:
             elif self.dialect.name == "postgresql":
                 with socket.socket(fileno=os.dup(self.connection.fileno())) as twin:
                     twin.shutdown(socket.SHUT_RDWR)
+            elif (open_socket := getattr(self.connection, "_sock", None)) is not None:  # PyMySQL
+                open_socket.shutdown(socket.SHUT_RDWR)
 
     def release(self) -> None:
         """Give the connection back to its pool as it was."""

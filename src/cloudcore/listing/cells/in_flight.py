@@ -6,13 +6,15 @@ own.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from cloudcore.errors import CloudcoreError, DeadlineExceeded
+from cloudcore._cancellation import Cancellation
+from cloudcore.errors import Cancelled, CloudcoreError, DeadlineExceeded
 from cloudcore.listing.cells.completion import CompletionQueue
 from cloudcore.listing.cells.promptness import STALL
 from cloudcore.listing.cells.requests import Attempt, Request
@@ -20,7 +22,7 @@ from cloudcore.listing.cells.serial import FEWEST, SerialExecutor
 from cloudcore.listing.values import CellReport, CellState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from cloudcore.listing.cells.backends import Backend
     from cloudcore.listing.cells.completion import Receiver
@@ -77,6 +79,7 @@ class RequestsInFlight:
         self._answers = CompletionQueue[Attempt | SerialExecutor]()
         self._requests: dict[str, Request] = {}
         self._executor: SerialExecutor | None = None
+        self._cancellation = Cancellation.current()
         self._attentive = math.inf
         """Since when the caller waits. While it works itself, it may be what keeps an executor from the interpreter."""
         self._wake = math.inf
@@ -108,7 +111,8 @@ class RequestsInFlight:
         executor.started = True
         if len(self._requests) == 1 and executor.waiting[0].request.backend.direct:
             executor.own = True
-            executor()  # the database itself keeps the deadline
+            with self._cancellable():
+                executor()  # the database itself keeps the deadline
         else:
             self._start(executor)
 
@@ -132,13 +136,44 @@ class RequestsInFlight:
         Comes back when about *least* cells have answered, when one has failed or is late, or an executor has ended. A
         cell that has not answered by its limit gets :class:`DeadlineExceeded`; answers that arrived while nobody waited
         are taken first, so a caller's pause is never held against a cell.
+
+        Raises:
+            Cancelled: The call under way was cancelled. Its statements are stopped, and no cell is blamed.
         """
+        with self._cancellable():
+            return self._wait(least)
+
+    @contextlib.contextmanager
+    def _cancellable(self) -> Iterator[None]:
+        """While the block runs, a cancellation stops the statements under way, and raises at its end."""
+        if self._cancellation is None:
+            yield
+            return
+        try:
+            with self._cancellation.stopped_by(self._abort):
+                yield
+            self._cancellation.check()
+        except Cancelled:
+            self._abort()  # what was sent while the cancellation came
+            self.stop()
+            raise
+
+    def _abort(self) -> None:
+        """From any thread: make all attempts fail now, and whoever waits for them look."""
+        for request in list(self._requests.values()):
+            for attempt in list(request.attempts):
+                attempt.drop()
+        self._answers.wake()
+
+    def _wait(self, least: int) -> list[tuple[str, Any, CloudcoreError | None]]:
         done: list[tuple[str, Any, CloudcoreError | None]] = []
         self._attentive = self._clock()
         while self._requests and not done:
             pause = max(0.0, self._wake - self._clock())
             enough = max(1, min(least, len(self._requests)))
             taken = self._answers.take(enough, pause if self._executor is None else min(pause, STALL))
+            if self._cancellation is not None:
+                self._cancellation.check()  # before the failures of what was aborted are held against cells
             for answer in taken:
                 self._take(answer, done)
             if not taken:
