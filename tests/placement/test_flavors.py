@@ -132,6 +132,32 @@ IMAGE_WORDS: dict[str, list[str]] = {
 }
 
 
+# Words that mean something only together.
+THEMES: list[dict[str, list[str]]] = [
+    {"hw:cpu_policy": ["dedicated"], "hw:emulator_threads_policy": ["isolate", "share"]},
+    {"hw:cpu_policy": ["dedicated"], "hw:cpu_thread_policy": ["isolate", "require"], "hw:numa_nodes": ["1", "2"]},
+    {"hw:cpu_policy": ["mixed"], "hw:cpu_dedicated_mask": FLAVOR_WORDS["hw:cpu_dedicated_mask"]},
+    {
+        "hw:cpu_policy": ["mixed", "dedicated"],
+        "hw:cpu_realtime": ["yes"],
+        "hw:cpu_realtime_mask": FLAVOR_WORDS["hw:cpu_realtime_mask"],
+        "hw:emulator_threads_policy": ["isolate"],
+    },
+    {"resources:PCPU": ["4", "5"], "hw:emulator_threads_policy": ["isolate", "share"]},
+    {"hw:tpm_version": ["1.2", "2.0"], "hw:tpm_model": ["tpm-tis", "tpm-crb"]},
+    {"hw:mem_page_size": ["large", "2048"], "hw:locked_memory": ["true", "false"]},
+    {"hw:ephemeral_encryption": ["true"], "hw:ephemeral_encryption_format": ["luks", "plain"]},
+    {"resources1:VGPU": ["1"], "resources2:VGPU": ["1"], "group_policy": ["none", "isolate"]},
+]
+ENCRYPTED = {
+    "hw_mem_encryption": ["true"],
+    "hw_mem_encryption_model": ["amd-sev", "amd-sev-snp", "intel-tdx"],
+    "hw_firmware_type": ["uefi", "uefi", "bios"],
+    "hw_firmware_stateless": ["true", "false"],
+    "hw_video_model": ["none", "virtio"],
+}
+
+
 def port(rng: random.Random, number: int) -> dict[str, Any]:
     """A port with quality of service, in one of Neutron's two forms."""
     ids = [f"{number:08x}-0000-4000-8000-{part:012x}" for part in range(3)]
@@ -156,6 +182,10 @@ def case(seed: int) -> dict[str, Any]:
         rest = ",".join(map(str, range(1, words["vcpus"])))
         words["extra_specs"] |= {"hw:numa_cpus.1": rest, "hw:numa_mem.1": str(words["ram"] - 256)}
     image = {key: rng.choice(IMAGE_WORDS[key]) for key in rng.sample(sorted(IMAGE_WORDS), rng.choice([0, 0, 1, 2, 4]))}
+    if rng.random() < 0.4:
+        words["extra_specs"] |= {key: rng.choice(values) for key, values in rng.choice(THEMES).items()}
+    if rng.random() < 0.1:
+        image |= {key: rng.choice(values) for key, values in ENCRYPTED.items()}
     profile = PROFILE if rng.random() < 0.1 else []
     if profile:
         words["extra_specs"]["accel:device_profile"] = "acc"
