@@ -310,9 +310,13 @@ class AlreadyExists(Conflict):
 
 
 class InUse(Conflict):
-    """The object cannot go while others depend on it. *users* counts or names them."""
+    """The object cannot go while others depend on it. *users* counts or names them.
+
+    In placement *kind* says which: ``children``, ``allocations``, or the ``move`` that owns them.
+    """
 
     users: Any
+    kind: str | None
 
 
 class ConsumerRetired(Conflict):

@@ -48,6 +48,7 @@ def group(query: str, suffix: str = "") -> RequestGroup:
         (f"resources=VCPU:1&member_of=in:{A},{B}", RequestGroup({"VCPU": 1}, member_of=[{A, B}])),
         (f"resources=VCPU:1&member_of=in:{A}&member_of={B}", RequestGroup({"VCPU": 1}, member_of=[A, B])),
         (f"resources=VCPU:1&member_of=!{A}&member_of=!in:{B}", RequestGroup({"VCPU": 1}, not_member_of=[A, B])),
+        ("&&resources=VCPU:1&&required=CUSTOM_A&", RequestGroup({"VCPU": 1}, ["CUSTOM_A"])),
         (f"resources=VCPU:1&in_tree={A.upper()}", RequestGroup({"VCPU": 1}, in_tree=A)),
     ],
 )

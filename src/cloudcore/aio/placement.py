@@ -63,6 +63,8 @@ class AsyncAllocationLedger(ClosingFacade[AllocationLedger]):
     heal = offloaded(AllocationLedger.heal)
     allocations = offloaded(AllocationLedger.allocations)
     consumer = offloaded(AllocationLedger.consumer)
+    consumers = offloaded(AllocationLedger.consumers)
+    holders = offloaded(AllocationLedger.holders)
     usages = offloaded(AllocationLedger.usages)
     move = offloaded(AllocationLedger.move)
     audit = offloaded(AllocationLedger.audit)

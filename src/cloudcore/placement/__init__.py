@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from cloudcore.placement.hosts.planner import SelectionReport
     from cloudcore.placement.hosts.selection import HostChoice, Selection
     from cloudcore.placement.ledger.history import HistoryEntry
-    from cloudcore.placement.ledger.reads import ConsumerState, LedgerStatus, Usage
+    from cloudcore.placement.ledger.reads import ConsumerState, Holder, LedgerStatus, Usage
     from cloudcore.placement.requests.flavors.rules import FlavorRules, PciAlias, Unhonoured
     from cloudcore.placement.requests.groups import RequestGroup
     from cloudcore.placement.requests.requests import ResourceRequest
     from cloudcore.placement.rules.audit import Finding, FindingKind, Repair, RepairAction
-    from cloudcore.placement.rules.claims import Held
+    from cloudcore.placement.rules.claims import Held, Owner
     from cloudcore.placement.rules.moves import Move, MoveKind, MoveState
     from cloudcore.placement.scheduling.rescheduling import (
         Attempt,
@@ -55,6 +55,7 @@ _EXPORTS = {
     "FlavorRules": "cloudcore.placement.requests.flavors.rules",
     "Held": "cloudcore.placement.rules.claims",
     "HistoryEntry": "cloudcore.placement.ledger.history",
+    "Holder": "cloudcore.placement.ledger.reads",
     "Host": "cloudcore.placement.search.ordering",
     "HostChoice": "cloudcore.placement.hosts.selection",
     "HostGroup": "cloudcore.placement.hosts.host_view",
@@ -66,6 +67,7 @@ _EXPORTS = {
     "Move": "cloudcore.placement.rules.moves",
     "MoveKind": "cloudcore.placement.rules.moves",
     "MoveState": "cloudcore.placement.rules.moves",
+    "Owner": "cloudcore.placement.rules.claims",
     "PciAlias": "cloudcore.placement.requests.flavors.rules",
     "PlacementTree": "cloudcore.placement.tree",
     "Provider": "cloudcore.placement.forest.values",
@@ -103,6 +105,7 @@ __all__ = [
     "FlavorRules",
     "Held",
     "HistoryEntry",
+    "Holder",
     "Host",
     "HostChoice",
     "HostGroup",
@@ -114,6 +117,7 @@ __all__ = [
     "Move",
     "MoveKind",
     "MoveState",
+    "Owner",
     "PciAlias",
     "PlacementTree",
     "Provider",

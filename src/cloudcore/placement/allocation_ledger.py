@@ -151,6 +151,7 @@ class AllocationLedger(LedgerReader):
         *,
         generations: Mapping[str, int] | None = None,
         expected: Mapping[str, Allocations] | None = None,
+        owners: Mapping[str, Owner] | None = None,
         project_id: str | None = None,
         user_id: str | None = None,
         consumer_type: str | None = None,
@@ -165,7 +166,9 @@ class AllocationLedger(LedgerReader):
             wanted: Consumer uuid → what it shall hold.
             generations: Consumer uuid → the generation read last (0 for "holds nothing"); others may be at any.
             expected: Consumer uuid → exactly what it must hold before the call.
-            project_id: For all of them, together with *user_id*; needed only for consumers that hold nothing yet.
+            owners: Consumer uuid → who answers for it from now on: an instance and its migration may have several.
+            project_id: For all that *owners* does not name, together with *user_id*. A consumer that holds nothing yet
+                needs an owner, by either way; others keep theirs.
             user_id: See there.
             consumer_type: See there.
             operation_id: See :meth:`claim`.
@@ -180,15 +183,20 @@ class AllocationLedger(LedgerReader):
             owner = Owner.of(project_id or "", user_id or "", consumer_type)
         read = {consumer_uuid(c): n for c, n in (generations or {}).items()}
         held = {consumer_uuid(c): _or_nothing(a) for c, a in (expected or {}).items()}
+        named = _owners(owners)
         targets = {
-            c: Target(allocations=a, owner=owner, generation=read.get(c), expected=held.get(c), settle=c in held)
+            c: Target(
+                allocations=a,
+                owner=named.get(c, owner),
+                generation=read.get(c),
+                expected=held.get(c),
+                settle=c in held,
+            )
             for c, a in ((consumer_uuid(c), _or_nothing(a)) for c, a in wanted.items())
         }
-        if not targets or len(targets) != len(wanted):
-            raise InvalidAllocation("no consumer is named, or one is named twice", field="wanted")
-        stray = sorted((read.keys() | held.keys()) - targets.keys())
-        if stray:
-            raise InvalidAllocation(f"not among the consumers to write: {', '.join(stray)}", field="generations")
+        if not targets:
+            raise InvalidAllocation("no consumer is named", field="wanted")
+        _check_consumers(targets, wanted, generations=read, expected=held, owners=named)
         return self._write("replace", targets, operation_id)
 
     @observed("placement.swap", "consumer", "operation_id", level=logging.INFO, answer=_told)
@@ -389,6 +397,7 @@ class AllocationLedger(LedgerReader):
         *,
         provider_generations: Mapping[str, int] | None = None,
         generations: Mapping[str, int] | None = None,
+        owners: Mapping[str, Owner] | None = None,
         operation_id: str | None = None,
     ) -> dict[str, int]:
         """Replace inventories and allocations together, in one transaction.
@@ -397,7 +406,8 @@ class AllocationLedger(LedgerReader):
             inventories: Provider uuid → its whole new set, class → inventory or total.
             allocations: Consumer uuid → all that it shall hold; consumers not named keep what they hold.
             provider_generations: Provider uuid → the generation read last; others may be at any.
-            generations: The same for consumers.
+            generations: The same for consumers; 0 for "holds nothing yet".
+            owners: Consumer uuid → who answers for it from now on; needed for those that hold nothing yet.
             operation_id: See :meth:`claim`.
 
         Returns:
@@ -417,10 +427,12 @@ class AllocationLedger(LedgerReader):
         }
         read = {normalise_uuid(p, "provider"): n for p, n in (provider_generations or {}).items()}
         counts = {consumer_uuid(c): n for c, n in (generations or {}).items()}
+        named = _owners(owners)
         targets = {
-            c: Target(allocations=a, generation=counts.get(c))
+            c: Target(allocations=a, generation=counts.get(c), owner=named.get(c))
             for c, a in ((consumer_uuid(c), _or_nothing(a)) for c, a in allocations.items())
         }
+        _check_consumers(targets, allocations, generations=counts, owners=named)
         if not given:
             raise InvalidAllocation("no provider is named", field="inventories")
         asked = Reshape(inventories=given, generations=read, targets=targets)
@@ -580,6 +592,26 @@ def _derived(operation_id: str, subject: str) -> str:
 
 def _or_nothing(wanted: Candidate | Allocations) -> dict[str, dict[str, int]]:
     return {} if wanted == {} else normalise_allocations(wanted)
+
+
+def _owners(owners: Mapping[str, Owner] | None) -> dict[str, Owner]:
+    """Checked and by normal uuids."""
+    found = {}
+    for consumer, owner in (owners or {}).items():
+        if not isinstance(owner, Owner):
+            raise InvalidAllocation(f"owners: expected an Owner, got {owner!r}", field="owners", value=owner)
+        found[consumer_uuid(consumer)] = Owner.of(owner.project_id, owner.user_id, owner.consumer_type)
+    return found
+
+
+def _check_consumers(targets: Mapping[str, Target], given: Mapping[str, Any], **named: Mapping[str, Any]) -> None:
+    """Refuse a consumer that is named twice, or only in one of the arguments *named*."""
+    if len(targets) != len(given):
+        raise InvalidAllocation("a consumer is named twice", field="wanted")
+    for field, values in named.items():
+        stray = sorted(values.keys() - targets.keys())
+        if stray:
+            raise InvalidAllocation(f"{field}: not among the consumers to write: {', '.join(stray)}", field=field)
 
 
 def _kind(value: MoveKind | str) -> MoveKind:

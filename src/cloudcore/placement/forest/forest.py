@@ -290,6 +290,7 @@ class Forest:
                 f"{provider.name}: {_amounts(busy)} in use; release the allocations first",
                 identifier=provider.uuid,
                 users=busy,
+                kind="allocations",
             )
 
     def plan_move(self, provider: Provider, parent: str | None) -> Edit:
@@ -326,6 +327,7 @@ class Forest:
                 f"{provider.name}: has {len(children)} children; remove them first, or say recursive=True",
                 identifier=provider.uuid,
                 users=children,
+                kind="children",
             )
         subtree = list(self.subtree(provider.uuid))
         for below in subtree:

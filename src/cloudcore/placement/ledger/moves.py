@@ -211,6 +211,7 @@ def write(
                 f"revert or abandon the move",
                 identifier=migration,
                 users=(record.move.instance,),
+                kind="move",
             )
         if record.move.state is MoveState.AWAITING_PROOF:
             continue
@@ -317,6 +318,7 @@ def begin(session: Session, operation_id: str, asked: Beginning, *, history: boo
                 f"instance {asked.instance} is moving already, by migration {migration} ({record.move.state})",
                 identifier=asked.instance,
                 users=(migration,),
+                kind="move",
             )
     check_consumer(asked.instance, Target(allocations=asked.destination, generation=asked.generation), row)
     before = session.holdings([found for uuid, found in rows.items() if not found.retired])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from cloudcore._values import normalise_uuid, require_utc
+from cloudcore._values import normalise_uuid, require_integer, require_utc
 from cloudcore.database import Database
 from cloudcore.errors import InvalidAllocation, InvalidArgument, MoveNotFound
 from cloudcore.placement.ledger import history
@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 
     from cloudcore.placement.ledger.auditing import Known
     from cloudcore.placement.ledger.history import HistoryEntry
-    from cloudcore.placement.ledger.reads import ConsumerState, LedgerStatus, Usage
+    from cloudcore.placement.ledger.reads import ConsumerState, Holder, LedgerStatus, Usage
     from cloudcore.placement.rules.audit import Finding
     from cloudcore.placement.rules.moves import Move
 
 __all__ = ["LedgerReader", "consumer_uuid"]
 
 T = TypeVar("T")
+
+_PAGE = 10_000
 
 
 class LedgerReader:
@@ -51,6 +53,47 @@ class LedgerReader:
         """What *consumer* holds, its generation and owner; None if it holds nothing."""
         uuid_ = consumer_uuid(consumer)
         return self._read(lambda session: ledger_reads.consumer(session, uuid_))
+
+    def consumers(
+        self,
+        *,
+        project_id: str | None = None,
+        user_id: str | None = None,
+        consumer_type: str | None = None,
+        after: str | None = None,
+        limit: int = 1000,
+    ) -> list[ConsumerState]:
+        """The consumers that fit all that is given, in the order of their uuids, a page at a time.
+
+        Args:
+            project_id: Who pays.
+            user_id: Who asked.
+            consumer_type: Such as ``INSTANCE``; ``unknown`` for those of which nobody said.
+            after: The last uuid of the page before. A walk meets every consumer that is there throughout, once.
+            limit: How many at most, 1 to 10,000.
+        """
+        require_integer(limit, "limit", minimum=1, maximum=_PAGE)
+        chosen = {"project_id": project_id, "user_id": user_id, "consumer_type": consumer_type}
+        begin = "" if after is None else consumer_uuid(after)
+        return self._read(lambda session: ledger_reads.consumers(session, chosen, begin, limit))
+
+    def holders(self, provider: str, *, after: str | None = None, limit: int | None = None) -> list[Holder]:
+        """Who holds what of *provider* now, in the order of the consumers' uuids.
+
+        Args:
+            provider: Its uuid.
+            after: The last consumer of the page before.
+            limit: How many at most; None for all of them.
+
+        Raises:
+            ProviderNotFound: No such provider.
+        """
+        uuid_ = normalise_uuid(provider, "provider", InvalidAllocation)
+        if limit is not None:
+            require_integer(limit, "limit", minimum=1, maximum=_PAGE)
+        begin = "" if after is None else consumer_uuid(after)
+        with snapshot(self.database) as session:
+            return ledger_reads.holders(session, uuid_, begin, limit)
 
     def usages(
         self,

@@ -25,10 +25,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ConsumerState",
+    "Holder",
     "LedgerStatus",
     "Usage",
     "check",
     "consumer",
+    "consumers",
+    "holders",
     "provider_usages",
     "snapshot",
     "status",
@@ -74,6 +77,27 @@ class LedgerStatus:
 
 
 @attrs.frozen(kw_only=True)
+class Holder:
+    """What a consumer holds of one provider.
+
+    Attributes:
+        consumer: Its uuid.
+        project_id: Who pays.
+        user_id: Who asked.
+        consumer_type: Such as ``INSTANCE``; None where nobody said.
+        generation: Counts the writes of the consumer.
+        resources: Class → amount.
+    """
+
+    consumer: str
+    project_id: str
+    user_id: str
+    consumer_type: str | None
+    generation: int
+    resources: Mapping[str, int]
+
+
+@attrs.frozen(kw_only=True)
 class Usage:
     """What consumers of one type use together.
 
@@ -110,6 +134,79 @@ def consumer(session: Session, uuid: str) -> ConsumerState | None:
     )
 
 
+_STATES = """
+SELECT c.uuid, c.project_id, c.user_id, c.consumer_type, c.generation, c.expires_at, p.uuid, a.resource_class, a.amount
+FROM ({page}) c JOIN allocations a ON a.consumer_id = c.id JOIN resource_providers p ON p.id = a.provider_id
+ORDER BY c.uuid, p.uuid, a.resource_class
+"""
+_PAGE = """
+SELECT c.id, c.uuid, c.project_id, c.user_id, c.consumer_type, c.generation, c.expires_at FROM consumers c
+WHERE c.retired_at IS NULL AND c.uuid > ?{conditions} ORDER BY c.uuid LIMIT {limit}
+"""
+
+
+def consumers(session: Session, chosen: Mapping[str, str | None], after: str, limit: int) -> list[ConsumerState]:
+    """The states of those consumers that fit all of *chosen*, in the order of uuids, in one statement."""
+    conditions, values = _conditions(chosen)
+    page = _PAGE.replace("{conditions}", "".join(f" AND {one}" for one in conditions)).replace("{limit}", str(limit))
+    found: dict[str, ConsumerState] = {}
+    for row in session.all(_STATES.replace("{page}", page), (after, *values)):
+        if row[0] not in found:
+            found[row[0]] = ConsumerState(
+                consumer=row[0],
+                project_id=row[1],
+                user_id=row[2],
+                consumer_type=row[3],
+                generation=row[4],
+                expires_at=session.instant(row[5]),
+                allocations={},
+            )
+        held: Any = found[row[0]].allocations
+        held.setdefault(row[6], {})[row[7]] = row[8]
+    return list(found.values())
+
+
+_HOLDERS = """
+SELECT c.uuid, c.project_id, c.user_id, c.consumer_type, c.generation, a.resource_class, a.amount
+FROM allocations a JOIN consumers c ON c.id = a.consumer_id
+WHERE a.provider_id = ? AND c.uuid > ?{last} ORDER BY c.uuid, a.resource_class
+"""
+_LAST = """
+SELECT MAX(uuid) FROM (SELECT DISTINCT c.uuid FROM allocations a JOIN consumers c ON c.id = a.consumer_id
+WHERE a.provider_id = ? AND c.uuid > ? ORDER BY c.uuid LIMIT {limit}) page
+"""
+
+
+def holders(session: Session, provider: str, after: str, limit: int | None) -> list[Holder]:
+    """Who holds something of a provider, in the order of uuids; for a session that sees one state throughout.
+
+    Raises:
+        ProviderNotFound: There is none of this uuid.
+    """
+    number = session.provider_ids([provider]).get(provider)
+    if number is None:
+        raise ProviderNotFound(f"no resource provider {provider}", identifier=provider)
+    values: tuple[Any, ...] = (number, after)
+    if limit is not None:
+        last = session.all(_LAST.replace("{limit}", str(limit)), values)[0][0]
+        values = (number, after, last or after)
+    rows = session.all(_HOLDERS.replace("{last}", "" if limit is None else " AND c.uuid <= ?"), values)
+    found: dict[str, Holder] = {}
+    for uuid, project, user, kind, generation, name, amount in rows:
+        if uuid not in found:
+            found[uuid] = Holder(
+                consumer=uuid,
+                project_id=project,
+                user_id=user,
+                consumer_type=kind,
+                generation=generation,
+                resources={},
+            )
+        held: Any = found[uuid].resources
+        held[name] = amount
+    return list(found.values())
+
+
 def provider_usages(session: Session, uuid: str) -> dict[str, int]:
     """Class → amount in use, for each class of which the provider has inventory.
 
@@ -139,19 +236,26 @@ def usages(
     session: Session, project_id: str | None, user_id: str | None, consumer_type: str | None
 ) -> dict[str, Usage]:
     """Amounts and number of consumers by type, of the consumers that fit all that is given."""
-    conditions, values = [], []
-    for name, value in (("project_id", project_id), ("user_id", user_id), ("consumer_type", consumer_type)):
-        if (name, value) == ("consumer_type", "unknown"):
-            conditions.append("c.consumer_type IS NULL")
-        elif value is not None:
-            conditions.append(f"c.{name} = ?")
-            values.append(value)
+    chosen = {"project_id": project_id, "user_id": user_id, "consumer_type": consumer_type}
+    conditions, values = _conditions(chosen)
     where = " WHERE " + " AND ".join(conditions) if conditions else ""
     amounts: dict[str, dict[str, int]] = {}
     for kind, name, amount in session.all(_AMOUNTS.replace("{where}", where), values):
         amounts.setdefault(kind or "unknown", {})[name] = int(amount)
     counts = {kind or "unknown": int(n) for kind, n in session.all(_COUNTS.replace("{where}", where), values)}
     return {kind: Usage(consumers=counts.get(kind, 0), amounts=found) for kind, found in amounts.items()}
+
+
+def _conditions(chosen: Mapping[str, str | None]) -> tuple[list[str], list[str]]:
+    """What the rows of consumers must fulfil, and its values; a name without a value asks nothing."""
+    conditions, values = [], []
+    for name, value in chosen.items():
+        if (name, value) == ("consumer_type", "unknown"):
+            conditions.append("c.consumer_type IS NULL")
+        elif value is not None:
+            conditions.append(f"c.{name} = ?")
+            values.append(value)
+    return conditions, values
 
 
 def sum_usages(by_type: Mapping[str, Usage]) -> dict[str, int]:

@@ -143,6 +143,7 @@ def _drop_inventory(session: Session, uuid: str, number: int, name: str) -> None
         f"provider {uuid}: {name} is held by {', '.join(row[0] for row in users)}; name them in the same reshape",
         identifier=f"{uuid}/{name}",
         users=tuple(row[0] for row in users),
+        kind="allocations",
     )
 
 

@@ -22,7 +22,8 @@ _FORBIDS_AGGREGATES = "!in:"
 def _pairs(query: str | Mapping[str, Any] | Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     if isinstance(query, str):
         try:
-            return parse_qsl(query.removeprefix("?"), keep_blank_values=True, strict_parsing=bool(query))
+            text = "&".join(filter(None, query.removeprefix("?").split("&")))  # a=1&&b=2 is let pass there too
+            return parse_qsl(text, keep_blank_values=True, strict_parsing=bool(text))
         except ValueError as error:
             raise refuse(f"not a query string: {error}", "query", query) from error
     pairs: list[tuple[str, str]] = []

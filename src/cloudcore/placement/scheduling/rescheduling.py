@@ -287,6 +287,7 @@ class _Work:
                     "belongs to the move; then give migration=",
                     identifier=uuid,
                     users=(held.migration,),
+                    kind="move",
                 )
             return
         move = ledger_moves.find_move(session, self.migration)

@@ -419,7 +419,11 @@ def _update_inventories(connection: Connection, before: Provider, after: Provide
     for name in sorted(before.inventories.keys() - after.inventories.keys()):
         unused = sa.and_(columns.provider_id == before.number, columns.resource_class == name, columns.used == 0)
         if not connection.execute(sa.delete(inventories).where(unused)).rowcount:
-            raise InUse(f"{before.name}: {name} is in use; release the allocations first", identifier=before.uuid)
+            raise InUse(
+                f"{before.name}: {name} is in use; release the allocations first",
+                identifier=before.uuid,
+                kind="allocations",
+            )
     added = []
     for name, inventory in after.inventories.items():
         row = _inventory_row(before.number, name, inventory)
@@ -452,7 +456,12 @@ def _delete(connection: Connection, provider: Provider) -> None:
     busy = busy.where(inventories.c.provider_id == provider.number, inventories.c.used > 0).with_for_update()
     users = {row.resource_class: row.used for row in connection.execute(busy)}
     if users:
-        raise InUse(f"{provider.name}: {users} in use; release them first", identifier=provider.uuid, users=users)
+        raise InUse(
+            f"{provider.name}: {users} in use; release them first",
+            identifier=provider.uuid,
+            users=users,
+            kind="allocations",
+        )
     try:
         for table in (provider_traits, provider_aggregates, inventories):
             connection.execute(sa.delete(table).where(table.c.provider_id == provider.number))
@@ -462,6 +471,7 @@ def _delete(connection: Connection, provider: Provider) -> None:
         connection.execute(sa.delete(resource_providers).where(columns.id == provider.number))
     except sa.exc.IntegrityError as error:
         raise InUse(
-            f"{provider.name}: has children or allocations that this tree has not seen; refresh() it and look again",
+            f"{provider.name}: has children that this tree has not seen; refresh() it and look again",
             identifier=provider.uuid,
+            kind="children",
         ) from error
