@@ -16,11 +16,13 @@ __all__ = [
     "DetachOutcome",
     "Disk",
     "DiskBus",
+    "DiskLimits",
     "DiskSource",
     "DiskState",
     "FileSource",
     "GuestDisks",
     "IscsiSource",
+    "LuksEncryption",
     "RbdSource",
 ]
 
@@ -85,6 +87,36 @@ DiskSource = RbdSource | IscsiSource | BlockSource | FileSource
 
 
 @attrs.frozen(kw_only=True)
+class DiskLimits:
+    """How fast a guest may use a disk: QEMU's ``<iotune>``, named as there and in Cinder's QoS specs. 0 is no limit.
+
+    ``*_bytes_sec`` in bytes each second, ``*_iops_sec`` in operations each second; ``*_max`` is what a burst may reach.
+    A *total* excludes its *read* and *write*. *size_iops_sec*: in bytes, how much counts as one operation.
+    """
+
+    total_bytes_sec: int = 0
+    read_bytes_sec: int = 0
+    write_bytes_sec: int = 0
+    total_iops_sec: int = 0
+    read_iops_sec: int = 0
+    write_iops_sec: int = 0
+    total_bytes_sec_max: int = 0
+    read_bytes_sec_max: int = 0
+    write_bytes_sec_max: int = 0
+    total_iops_sec_max: int = 0
+    read_iops_sec_max: int = 0
+    write_iops_sec_max: int = 0
+    size_iops_sec: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class LuksEncryption:
+    """The bytes are a LUKS container, opened by QEMU with the passphrase in the libvirt secret *secret_id*."""
+
+    secret_id: str
+
+
+@attrs.frozen(kw_only=True)
 class Disk:
     """A volume as a guest is to have it.
 
@@ -99,6 +131,8 @@ class Disk:
         cache, io, discard: QEMU's cache, I/O and discard modes; None is the adapter's choice. Shareable disks always
             get ``cache="none"``.
         logical_block_size, physical_block_size: In bytes; None is the default.
+        limits: How fast the guest may use it; None is as fast as it goes.
+        encryption: How QEMU opens it; None for bytes that are as the guest sees them.
     """
 
     volume_id: str
@@ -113,6 +147,8 @@ class Disk:
     discard: str | None = None
     logical_block_size: int | None = None
     physical_block_size: int | None = None
+    limits: DiskLimits | None = None
+    encryption: LuksEncryption | None = None
 
 
 @attrs.frozen(kw_only=True)

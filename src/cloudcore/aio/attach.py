@@ -15,6 +15,7 @@ class AsyncAttachmentManager(ClosingFacade[AttachmentManager]):
     plan_attach = offloaded(AttachmentManager.plan_attach)
     detach = offloaded(AttachmentManager.detach)
     terminate = offloaded(AttachmentManager.terminate)
+    set_delete_on_termination = offloaded(AttachmentManager.set_delete_on_termination)
     swap = offloaded(AttachmentManager.swap)
     extend = offloaded(AttachmentManager.extend)
     begin_move = offloaded(AttachmentManager.begin_move)

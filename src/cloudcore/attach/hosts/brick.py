@@ -94,9 +94,10 @@ class BrickConnector:
         if not self.acts_on(info):
             return self._plain().connect(info)
         found = _guarded("connect", info, lambda: self._connector(info).connect_volume(dict(info.data)))
-        path = found.get("path")
-        if not path:
+        path = found.get("path") if isinstance(found, dict) else None
+        if not isinstance(path, str | Path) or not str(path):
             raise DeviceNotFound(f"os-brick connected a volume of kind {info.kind} and named no path")
+        path = str(path)
         source = BlockSource(path) if found.get("type", "block") == "block" else FileSource(path, _format(info))
         return HostDevice(
             source=source,
@@ -122,18 +123,17 @@ class BrickConnector:
             )
         if not self.acts_on(info):
             return
-        connector, data = self._connector(info), dict(info.data)
-        details = dict(device.details)
-        _guarded("disconnect", info, lambda: connector.disconnect_volume(data, details, force=force))
+        data, details = dict(info.data), dict(device.details)
+        _guarded("disconnect", info, lambda: self._connector(info).disconnect_volume(data, details, force=force))
 
     def extended(self, info: ConnectionInfo, device: HostDevice) -> int | None:
         """See :class:`~cloudcore.attach.HostConnector`."""
         if not self.acts_on(info):
             return self._plain().extended(info, device)
         size = _guarded("extend", info, lambda: self._connector(info).extend_volume(dict(info.data)))
-        if size is None:
+        if not isinstance(size, int):
             raise OutcomeUnknown(f"os-brick could not say the new size of {device.details.get('path')}; repeat")
-        return int(size)
+        return size
 
     def connections(self) -> tuple[str, ...] | None:
         """Nothing on a host says which volume a device is of."""

@@ -16,7 +16,7 @@ from cloudcore.errors import FencingRequired
 if TYPE_CHECKING:
     from datetime import datetime
 
-__all__ = ["Evidence", "Fencer", "require_evidence"]
+__all__ = ["Evidence", "Fencer", "judged", "require_evidence"]
 
 
 @attrs.frozen(kw_only=True)
@@ -52,14 +52,23 @@ class Fencer(Protocol):
         """Evidence that *host* is dead and stays so until an operator brings it back; None if there is none."""
 
 
+def judged(fencer: Fencer | None, host: str) -> Evidence | None:
+    """The fencer's evidence that *host* is dead, if it is evidence of that: not about another host, nor anything else.
+
+    Everything that is forced goes through here, asked for or not.
+    """
+    found = None if fencer is None else fencer.evidence(host)
+    return found if isinstance(found, Evidence) and found.host == host else None
+
+
 def require_evidence(fencer: Fencer | None, host: str) -> Evidence:
     """The evidence that *host* is dead.
 
     Raises:
         FencingRequired: There is none, or it is about another host. Nothing was done.
     """
-    found = None if fencer is None else fencer.evidence(host)
-    if found is None or found.host != host:
+    found = judged(fencer, host)
+    if found is None:
         who = "no fencer was given" if fencer is None else "the fencer has no evidence"
         raise FencingRequired(
             f"host {host} is not known to be dead ({who}): forcing would let two writers at its volumes. "

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
+    from cloudcore.attach.volumes.sources import DiskOptions
     from cloudcore.attach.volumes.values import AttachMode, Volume
 
 __all__ = [
@@ -181,18 +182,22 @@ class Attachment:
         """The guest was asked to let go and has not yet; :meth:`AttachmentManager.recover` asks again."""
         return self.state in WAITING
 
-    def disk(self, source: DiskSource) -> Disk:
-        """The disk that the guest is to have, with its bytes at *source*."""
+    def disk(self, source: DiskSource, options: DiskOptions) -> Disk:
+        """The disk that the guest is to have: its bytes at *source*, and *options* as the volume service says."""
         settings = self.settings
         return Disk(
             volume_id=self.volume_id,
             source=source,
-            read_only=self.mode == "ro",
+            read_only=self.mode == "ro" or options.read_only,
             shareable=settings.shareable,
             bus=settings.bus,
             target=settings.target,
             boot_order=settings.boot_order,
             cache="none" if settings.shareable else settings.cache,
+            discard=options.discard,
+            logical_block_size=options.logical_block_size,
+            physical_block_size=options.physical_block_size,
+            limits=options.limits,
         )
 
 

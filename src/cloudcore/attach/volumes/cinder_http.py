@@ -150,7 +150,7 @@ class Http:
         else:
             try:
                 return read(answer)
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
+            except (LookupError, TypeError, ValueError, AttributeError, CloudcoreError) as error:
                 failure = _nonsense(call, error)
         # Raised out here, the error has no context: neither Cinder's text nor the answer can be dug out of it.
         raise failure

@@ -81,7 +81,7 @@ class Detacher:
     def _take_back(self, lease: Lease, leg: Attachment, evidence: str | None, wish: WhenGone) -> Result:
         """Lead one leg away; a wish that it is on its way out with already stands."""
         if leg.interrupted:
-            result = self._recovery.salvage(lease, leg)
+            result = self._recovery.salvage(lease, leg, evidence=evidence)
             if result.leg.interrupted or result.leg.state is State.ABSENT:
                 return result
             leg = result.leg

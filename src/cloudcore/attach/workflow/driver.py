@@ -260,12 +260,12 @@ class Driver:
 
     def disk(self, lease: Lease, leg: Attachment) -> Disk:
         """The disk of a connected leg, as a guest's definition on its host must have it."""
-        return leg.disk(self._instructions.device(Work(leg, lease)).source)
+        return self._instructions.disk(Work(leg, lease))
 
     def replug(self, lease: Lease, leg: Attachment) -> None:
         """Give the guest again what it should have, in both of its definitions."""
         work = Work(leg, lease)
-        self.host(leg).guests.attach_disk(leg.instance_id, leg.disk(self._instructions.device(work).source))
+        self.host(leg).guests.attach_disk(leg.instance_id, self._instructions.disk(work))
 
     def extend(self, lease: Lease, leg: Attachment, size: int) -> Attachment:
         """Tell the host and the guest of *leg* that its volume has *size* bytes now, and write it down."""

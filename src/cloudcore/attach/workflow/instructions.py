@@ -5,6 +5,8 @@ Whatever goes wrong outside becomes an event too. Nothing here writes the journa
 
 from __future__ import annotations
 
+import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -15,6 +17,7 @@ from cloudcore.attach.hosts.connectors import verify_device
 from cloudcore.attach.journal.lock_names import target_lock
 from cloudcore.attach.lifecycle.rules import needs_target_lock
 from cloudcore.attach.lifecycle.states import USES_HOST, WAITING, Event, Instruction, State
+from cloudcore.attach.volumes.sources import options_of
 from cloudcore.disks import DetachOutcome
 from cloudcore.errors import (
     AttachmentNotFound,
@@ -29,6 +32,7 @@ from cloudcore.errors import (
     OutcomeUnknown,
     Refused,
     Transient,
+    UnsupportedFeature,
     VolumeBusy,
     VolumeServiceError,
     WrongHost,
@@ -42,7 +46,9 @@ if TYPE_CHECKING:
     from cloudcore.attach.journal.leases import Lease
     from cloudcore.attach.lifecycle.records import Attachment, HostDevice
     from cloudcore.attach.volumes.interface import VolumeService
+    from cloudcore.attach.volumes.sources import DiskOptions
     from cloudcore.attach.volumes.values import ConnectionInfo
+    from cloudcore.disks import Disk
 
 __all__ = ["PROBES", "Instructions", "Outcome", "Work"]
 
@@ -147,6 +153,9 @@ class Instructions:
         except CloudcoreError as error:
             event = Event.LOST if instruction in PROBES else Event.REFUSED
             return Outcome(event, note=_note(error), error=error)
+        except Exception as error:  # a service, host or hypervisor of somebody else's, with a fault of its own
+            unknown = _foreign(work, instruction, error)
+        return Outcome(Event.LOST, note=_note(unknown), error=unknown)
 
     def target_lock(self, leg: Attachment) -> str | None:
         """Name of the lease under which *leg* touches its backend's targets, None where none are shared."""
@@ -267,14 +276,32 @@ class Instructions:
             work.device = device
         return work.device
 
+    def disk(self, work: Work) -> Disk:
+        """The disk as a guest on the leg's host is to have it; connects the host if need be.
+
+        Raises:
+            UnsupportedFeature: Its bytes are encrypted: plugged as they are, the guest would see, and overwrite, those.
+        """
+        return work.leg.disk(self.device(work).source, self._options(work))
+
+    def _options(self, work: Work) -> DiskOptions:
+        options = options_of(self.connection(work))
+        if options.encrypted:
+            raise UnsupportedFeature(
+                f"volume {work.leg.volume_id} is encrypted; opening it on the host is not supported",
+                needed="encryption",
+            )
+        return options
+
     def _connect(self, work: Work) -> Outcome:
+        self._options(work)  # before anything is done on the host
         failpoint("attach.connect.before")
         device = self.device(work)
         failpoint("attach.connect.after")
         return Outcome(Event.DONE, {"device": device if device.connected else None})
 
     def _plug(self, work: Work) -> Outcome:
-        disk = work.leg.disk(self.device(work).source)
+        disk = self.disk(work)
         failpoint("attach.plug.before")
         state = self.host(work.leg).guests.attach_disk(work.leg.instance_id, disk)
         failpoint("attach.plug.after")
@@ -376,6 +403,16 @@ def _service_id(leg: Attachment) -> str:
     if leg.service_id is None:
         raise AssertionError(f"{leg.id} is {leg.state} without an id of the volume service")
     return leg.service_id
+
+
+def _foreign(work: Work, instruction: Instruction, error: Exception) -> OutcomeUnknown:
+    """For an error that no adapter should raise. Its text may quote what it was given, so only its kind is told."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return OutcomeUnknown(
+        f"{instruction} of volume {work.leg.volume_id}: {type(error).__name__} at {Path(frame.filename).name}:"
+        f"{frame.lineno}, where only errors of cloudcore are expected; it may have happened",
+        operation_id=work.leg.operation_id,
+    )
 
 
 def _note(error: CloudcoreError) -> str:

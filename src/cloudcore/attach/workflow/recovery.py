@@ -8,8 +8,9 @@ import attrs
 
 from cloudcore._failpoints import failpoint
 from cloudcore.attach.journal.lock_names import volume_lock
+from cloudcore.attach.lifecycle.fencing import judged
 from cloudcore.attach.lifecycle.records import RecoveryReport
-from cloudcore.attach.lifecycle.states import UNDO_UNASKED, USES_HOST, WAITING, Event, State, resume
+from cloudcore.attach.lifecycle.states import AT_REST, TABLE, UNDO_UNASKED, USES_HOST, WAITING, Event, State, resume
 from cloudcore.errors import CloudcoreError, VolumeBusy, WrongHost
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ class Recovery:
                 self._settle_legs(lease, volume_id, tally)
         except VolumeBusy as error:
             tally.left.append((volume_lock(volume_id), str(error)))
+        except CloudcoreError as error:
+            tally.left.append((volume_lock(volume_id), f"{type(error).__name__}: {error}"))
 
     def _settle_legs(self, lease: Lease, volume_id: str, tally: Tally) -> None:
         with self._journal.database.read() as connection:
@@ -95,21 +98,41 @@ class Recovery:
         mains = [o for o in legs if o.role == "main" and o.instance_id == leg.instance_id]
         return not any(main.state is State.ATTACHED for main in mains)
 
-    def salvage(self, lease: Lease, leg: Attachment, *, forward: bool = False) -> Result:
+    def salvage(self, lease: Lease, leg: Attachment, *, forward: bool = False, evidence: str | None = None) -> Result:
         """Finish or undo one interrupted leg. The lease on its volume is held, so whoever drove it is dead.
+
+        A host that is served here is asked first, and the fencer only where it could not be reached.
+
+        Args:
+            lease: On the leg's volume.
+            leg: As the journal has it.
+            forward: Finish it, even where that takes a step that nobody waits for.
+            evidence: Why its host counts as dead; None to look.
 
         Raises:
             WrongHost: Its next step belongs to a host that is not served here, and that is not known to be dead.
         """
-        evidence = self._evidence(leg)
+        evidence = evidence or self._evidence(leg)
         leg, instruction = self._lost(lease, leg)
-        if evidence is not None:
+        if evidence is not None and (leg.state, Event.FENCED) in TABLE:
             leg, instruction = self._journal.advance(lease, leg, Event.FENCED, note=evidence)
         elif leg.state in UNDO_UNASKED and not forward:
             leg, instruction = self._journal.advance(
                 lease, leg, Event.UNDO, note="interrupted, and nobody waits for it"
             )
-        return self._driver.run(lease, leg, instruction, undo=not forward, release=False)
+        result = self._driver.run(lease, leg, instruction, undo=not forward, release=False)
+        return self._past_a_dead_host(lease, result)
+
+    def _past_a_dead_host(self, lease: Lease, result: Result) -> Result:
+        """Go on without the host that could not be reached, if the fencer has evidence that it is dead."""
+        leg = result.leg
+        if result.error is None or leg.host is None or (leg.state, Event.FENCED) not in TABLE or leg.state in AT_REST:
+            return result
+        found = judged(self._fencer, leg.host)
+        if found is None:
+            return result
+        leg, instruction = self._journal.advance(lease, leg, Event.FENCED, note=str(found))
+        return self._driver.run(lease, leg, instruction, release=False)
 
     def _lost(self, lease: Lease, leg: Attachment) -> tuple[Attachment, Instruction | None]:
         if leg.state.uncertain:
@@ -121,7 +144,7 @@ class Recovery:
         """None if the leg's host is served here or not needed; else why it counts as dead."""
         if leg.state not in USES_HOST or leg.host is None or self._driver.serves(leg.host):
             return None
-        found = None if self._fencer is None else self._fencer.evidence(leg.host)
+        found = judged(self._fencer, leg.host)
         if found is None:
             self._driver.host(leg)  # raises WrongHost
         return str(found)
@@ -136,9 +159,11 @@ class Recovery:
                 evidence = self._evidence(leg)
                 event = Event.DETACH if evidence is None else Event.FENCED
                 leg, instruction = self._journal.advance(lease, leg, event, note=evidence)
-                result = self._driver.run(lease, leg, instruction, release=False)
+                result = self._past_a_dead_host(lease, self._driver.run(lease, leg, instruction, release=False))
                 self._driver.promote(lease, leg.volume_id)
         except (VolumeBusy, WrongHost) as error:
             tally.left.append((leg.id, str(error)))
+        except CloudcoreError as error:
+            tally.left.append((leg.id, f"{type(error).__name__}: {error}"))
         else:
             tally.count(result.leg, result.error)
