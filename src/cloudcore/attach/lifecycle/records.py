@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import attrs
 
 from cloudcore.attach.lifecycle.states import AT_REST, WAITING, State
+from cloudcore.attach.volumes.sources import DiskOptions
 from cloudcore.disks import BlockSource, Disk, DiskBus, DiskSource, FileSource
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-    from cloudcore.attach.volumes.sources import DiskOptions
     from cloudcore.attach.volumes.values import AttachMode, Volume
 
 __all__ = [
@@ -182,8 +182,9 @@ class Attachment:
         """The guest was asked to let go and has not yet; :meth:`AttachmentManager.recover` asks again."""
         return self.state in WAITING
 
-    def disk(self, source: DiskSource, options: DiskOptions) -> Disk:
+    def disk(self, source: DiskSource, options: DiskOptions | None = None) -> Disk:
         """The disk that the guest is to have: its bytes at *source*, and *options* as the volume service says."""
+        options = options or DiskOptions()
         settings = self.settings
         return Disk(
             volume_id=self.volume_id,
