@@ -37,6 +37,8 @@ class AsyncPlacementTree(ClosingFacade[PlacementTree]):
     refresh = offloaded(PlacementTree.refresh)
     add = offloaded(PlacementTree.add)
     update = offloaded(PlacementTree.update)
+    put_inventory = offloaded(PlacementTree.put_inventory)
+    remove_inventory = offloaded(PlacementTree.remove_inventory)
     set_inventory = offloaded(PlacementTree.set_inventory)
     set_traits = offloaded(PlacementTree.set_traits)
     set_aggregates = offloaded(PlacementTree.set_aggregates)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import uuid as uuids
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from cloudcore._values import require_text
+from cloudcore._values import normalise_uuid, require_text
 from cloudcore.errors import (
     AlreadyExists,
     ConsumerNotFound,
     InvalidAllocation,
+    InvalidProvider,
     InvalidRequest,
     InvariantViolated,
+    ProviderNotFound,
     UnsupportedFeature,
 )
 from cloudcore.observability import observed
@@ -69,6 +71,20 @@ class PlacementTree(TreeEdits):
         """
         with self._state.lock:
             return self._state.forest.find(key_of(provider))
+
+    def by_uuid(self, uuid: str) -> Provider:
+        """Return the provider of this uuid as it is now; a name is not taken, even if it looks like a uuid.
+
+        Raises:
+            InvalidProvider: *uuid* is not the text of a uuid.
+            ProviderNotFound: There is none.
+        """
+        key = normalise_uuid(uuid, "provider", InvalidProvider)
+        with self._state.lock:
+            found = self._state.forest.providers.get(key)
+        if found is None:
+            raise ProviderNotFound(f"no provider has the uuid {key}", identifier=key)
+        return found
 
     def __getitem__(self, provider: str) -> Provider:
         return self.provider(provider)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from cloudcore.errors import InvalidArgument, InvalidProvider
 from cloudcore.observability import observed
 from cloudcore.placement.forest.editing import plan
 from cloudcore.placement.forest.forest import read_aggregates, read_inventories, read_name, read_traits
+from cloudcore.placement.forest.names import require_resource_class
 from cloudcore.placement.forest.values import Inventory, Provider
 from cloudcore.placement.tree_state import TreeState
 
@@ -19,7 +21,13 @@ if TYPE_CHECKING:
     from cloudcore.observability import Observer
     from cloudcore.placement.bound import DatabaseBinding
 
-__all__ = ["TreeEdits", "key_of"]
+__all__ = ["Keep", "TreeEdits", "key_of"]
+
+
+class Keep(enum.Enum):
+    """What an edit leaves as it is, where None has a meaning of its own."""
+
+    PARENT = "parent"
 
 
 class TreeEdits:
@@ -81,6 +89,7 @@ class TreeEdits:
         traits: Iterable[str] | None = None,
         aggregates: Iterable[str] | None = None,
         name: str | None = None,
+        parent: str | Provider | Keep | None = Keep.PARENT,
         generation: int | None = None,
         operation_id: str | None = None,
     ) -> Provider:
@@ -95,6 +104,7 @@ class TreeEdits:
             traits: All its traits from now on.
             aggregates: All its aggregates from now on.
             name: Its new name.
+            parent: Its new parent, None to make it a root: see :meth:`move`.
             generation: The generation that the caller has seen; None for whatever it is.
             operation_id: In a bound tree: a repeat with the same id changes nothing.
 
@@ -113,7 +123,55 @@ class TreeEdits:
         if name is not None:
             changes["name"] = read_name(name)
         key = {"provider": key_of(provider), "generation": generation}
-        return self._edit("placement.update", key | {"changes": changes}, operation_id)
+        place = {} if parent is Keep.PARENT else {"parent": key_of(parent)}
+        return self._edit("placement.update", key | {"changes": changes} | place, operation_id)
+
+    def put_inventory(
+        self,
+        provider: str | Provider,
+        resource_class: str,
+        inventory: int | Inventory | Mapping[str, Any],
+        *,
+        new: bool | None = None,
+        generation: int | None = None,
+        operation_id: str | None = None,
+    ) -> Provider:
+        """Set the inventory of one class and leave the others as they are; return the provider as it is then.
+
+        Args:
+            provider: Which one.
+            resource_class: Of which class.
+            inventory: A total, an :class:`Inventory`, or Placement's JSON of one.
+            new: True: it must have none of this class yet. False: it must have one. None: either.
+            generation: See :meth:`update`.
+            operation_id: See :meth:`update`.
+
+        Raises:
+            AlreadyExists, InventoryNotFound: It has one, or none, against *new*.
+            See :meth:`update` for the others.
+        """
+        given = read_inventories({require_resource_class(resource_class, "resource_class"): inventory})
+        key = {"provider": key_of(provider), "generation": generation, "new": new}
+        return self._edit("placement.put_inventory", key | {"inventory": given}, operation_id)
+
+    def remove_inventory(
+        self,
+        provider: str | Provider,
+        resource_class: str,
+        *,
+        generation: int | None = None,
+        operation_id: str | None = None,
+    ) -> Provider:
+        """Take away the inventory of one class; return the provider as it is then.
+
+        Raises:
+            InventoryNotFound: It has none of this class.
+            InUse: Units of it are in use.
+            See :meth:`update` for the others.
+        """
+        name = require_resource_class(resource_class, "resource_class")
+        key = {"provider": key_of(provider), "generation": generation, "resource_class": name}
+        return self._edit("placement.remove_inventory", key, operation_id)
 
     @observed("placement.set_inventory", "provider", "operation_id", level=logging.INFO)
     def set_inventory(

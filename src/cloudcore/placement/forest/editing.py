@@ -38,7 +38,12 @@ def plan(
     provider = forest.find(arguments["provider"])
     forest.check_generation(provider, arguments["generation"])
     if name == "placement.update":
-        return forest.plan_change(provider, **arguments["changes"]), provider
+        edit = forest.plan_change(provider, **arguments["changes"])
+        return forest.plan_place(provider, edit, arguments["parent"]) if "parent" in arguments else edit, provider
+    if name == "placement.put_inventory":
+        return forest.plan_inventory(provider, arguments["inventory"], new=arguments["new"]), provider
+    if name == "placement.remove_inventory":
+        return forest.plan_less_inventory(provider, arguments["resource_class"]), provider
     if name == "placement.move":
         return forest.plan_move(provider, arguments["parent"]), provider
     return forest.plan_remove(provider, recursive=arguments["recursive"]), provider

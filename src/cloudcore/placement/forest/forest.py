@@ -20,6 +20,7 @@ from cloudcore.errors import (
     InvalidArgument,
     InvalidInventory,
     InvalidProvider,
+    InventoryNotFound,
     ProviderNotFound,
 )
 from cloudcore.placement.forest.names import SHARES_VIA_AGGREGATE, require_resource_class, require_trait
@@ -314,6 +315,51 @@ class Forest:
         moved = [attrs.evolve(below, root=root, generation=below.generation + 1) for below in subtree]
         moved[0] = attrs.evolve(moved[0], parent=None if above is None else above.uuid)
         return Edit(put=tuple(moved))
+
+    def plan_place(self, provider: Provider, edit: Edit, parent: str | None) -> Edit:
+        """Plan another parent together with *edit*, which changes the provider itself or nothing.
+
+        Raises:
+            See :meth:`plan_move`.
+        """
+        moved = self.plan_move(provider, parent)
+        if not edit.put or not moved.put:
+            return moved if moved.put else edit
+        there = moved.put[0]
+        return Edit(put=(attrs.evolve(edit.put[0], parent=there.parent, root=there.root), *moved.put[1:]))
+
+    def plan_inventory(self, provider: Provider, given: Mapping[str, Inventory], *, new: bool | None) -> Edit:
+        """Plan the inventories *given* beside those of other classes; *new*: there must be none, or one, before.
+
+        Raises:
+            AlreadyExists, InventoryNotFound: Against *new*.
+        """
+        for name in given:
+            if new and name in provider.inventories:
+                identifier = f"{provider.uuid}/{name}"
+                raise AlreadyExists(f"{provider.name}: it has an inventory of {name} already", identifier=identifier)
+            if new is False:
+                self._require_inventory(provider, name)
+        return self.plan_change(provider, inventories={**provider.inventories, **given})
+
+    def plan_less_inventory(self, provider: Provider, name: str) -> Edit:
+        """Plan the end of the inventory of one class.
+
+        Raises:
+            InventoryNotFound: There is none.
+            InUse: Units of it are in use.
+        """
+        self._require_inventory(provider, name)
+        return self.plan_change(provider, inventories={n: i for n, i in provider.inventories.items() if n != name})
+
+    def _require_inventory(self, provider: Provider, name: str) -> None:
+        if name not in provider.inventories:
+            raise InventoryNotFound(
+                f"{provider.name}: it has no inventory of {name}",
+                identifier=f"{provider.uuid}/{name}",
+                provider=provider.uuid,
+                resource_class=name,
+            )
 
     def plan_remove(self, provider: Provider, *, recursive: bool) -> Edit:
         """Plan the end of a provider, or with *recursive* of its whole subtree.
