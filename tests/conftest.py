@@ -27,7 +27,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from tests import services
+from tests import leaks, services
 from tests.services import _client
 
 ALLOWED_SKIPS: tuple[str, ...] = ()
@@ -47,6 +47,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     profile = "long" if config.getoption("--long") else "ci" if os.environ.get("CI") else "default"
     hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", profile))
+    leaks.watch()
     if not hasattr(config, "workerinput"):
         _client.claim_run()
 
@@ -102,6 +103,16 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
     if text := _forbidden(report):
         report.outcome, report.longrepr = "failed", text
     return report
+
+
+# --------------------------------------------------------------------------------------- nothing secret in any log line
+
+
+@pytest.fixture(autouse=True)
+def _no_secret_is_logged() -> Iterator[None]:
+    yield
+    found, leaks.SCAN.found = leaks.SCAN.found, []
+    assert not found, f"log records with a secret in them: {found}"
 
 
 # ------------------------------------------------------------------------------------------------------------ databases

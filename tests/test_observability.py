@@ -27,6 +27,7 @@ from cloudcore.listing.cells.backends import SharedBreakers
 from cloudcore.listing.cells.breakers import Breakers
 from cloudcore.observability import event, observed, span
 from cloudcore.placement import LedgerStatus, TreeStatus
+from tests import leaks
 
 
 class Recorder:
@@ -358,3 +359,24 @@ def test_a_cell_that_fails_and_comes_back_is_told_twice(caplog):
     for _ in range(2):
         breakers.succeed("cell1")
     assert [record.event for record in caplog.records] == ["listing.cell.failed", "listing.cell.recovered"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "no answer from postgresql://cloud:hunter2@db/cell1",
+        "connection {'auth_password': 'x'}",
+        "key AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA==",
+    ],
+)
+def test_the_scan_of_all_log_lines_finds_a_secret(line):
+    before = leaks.SCAN.read
+    logging.getLogger("cloudcore.attach").debug(line)
+    found, leaks.SCAN.found = leaks.SCAN.found, []
+    assert leaks.SCAN.read == before + 1
+    assert len(found) == 1
+
+
+def test_the_scan_lets_a_hidden_password_pass():
+    logging.getLogger("cloudcore.listing").debug("no answer from postgresql://cloud:***@db/cell1")
+    assert not leaks.SCAN.found
