@@ -1,16 +1,6 @@
 """The command line ``cloudcore``, for people at a terminal and for scripts. Needs the extra ``cli``.
 
-Exit codes:
-
-==== ==========================================================================================
-0    done, and all is as it should be
-1    the answer is no: something is missing, differs, does not fit or was refused
-2    wrong usage: an option, a file or a query that cannot be understood
-70   a fault of cloudcore's own; with ``CLOUDCORE_TRACEBACK`` set, where it is
-75   a part that is needed does not answer now: the same command may succeed later
-130  interrupted
-141  whoever read the output has gone, as ``| head`` does
-==== ==========================================================================================
+Its exit codes stand in :mod:`cloudcore.cli.exit_codes`.
 """
 
 from __future__ import annotations
@@ -29,7 +19,7 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code, as drawn in the docstring of this module. Never a traceback."""
+    """Run one command and return its exit code, as drawn in :mod:`cloudcore.cli.exit_codes`. Never a traceback."""
     try:
         code = _run(arguments)
         sys.stdout.flush()  # a reader that has gone is noticed here, not when the interpreter ends

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cloudcore.cli import exit_codes
 from cloudcore.cli.frame import Settings
 from cloudcore.cli.holdings import COMMANDS as HOLDINGS
 from cloudcore.cli.instances import COMMANDS as INSTANCES
@@ -47,9 +48,7 @@ def program(context: click.Context, config: Path | None) -> None:
 @program.command("help-exit-codes")
 def _exit_codes() -> int:
     """Say what the exit codes mean."""
-    from cloudcore import cli
-
-    text = cli.__doc__ or ""
+    text = exit_codes.__doc__ or ""
     click.echo("\n".join(line for line in text.splitlines() if line[:1].isdigit()))
     return 0
 
