@@ -15,6 +15,9 @@ Databases
     url = server.create_database()   # fresh and empty; server.drop_database(url) when done
     server.port; server.admin_url    # for proxies (tests.faults.Proxy); an existing maintenance database
     server.kill(); server.start()    # kill -9 and crash recovery. SHARED: use a variant of your own, below
+    cluster = galera()               # three MariaDB nodes: .nodes .at(1, url); cluster.call("kill" or "pause", node)
+    pair = postgresql_pair(variant="word")   # primary and standby: .port .standby_port .kill() .promote()
+    pooler = pgbouncer()             # PgBouncer in transaction pooling before postgresql(): .direct(url)
 
 Virtualisation and storage (each is described at its function)
     host_a, host_b = libvirt_hosts(2)        # two private libvirtd with QEMU: .uri .folder .kill() .start()
@@ -31,7 +34,19 @@ Sharing and breaking
 
 from __future__ import annotations
 
-from tests.services._client import MariaDBServer, PostgreSQLServer, mariadb, postgresql, require
+from tests.services._client import (
+    GaleraCluster,
+    MariaDBServer,
+    Pooler,
+    PostgreSQLPair,
+    PostgreSQLServer,
+    galera,
+    mariadb,
+    pgbouncer,
+    postgresql,
+    postgresql_pair,
+    require,
+)
 from tests.services._cloud import (
     PROJECT,
     CephCluster,
@@ -50,17 +65,23 @@ __all__ = [
     "PROJECT",
     "CephCluster",
     "CinderService",
+    "GaleraCluster",
     "GuestConsole",
     "GuestImage",
     "LibvirtHost",
     "MariaDBServer",
+    "Pooler",
+    "PostgreSQLPair",
     "PostgreSQLServer",
     "ServiceError",
     "ceph",
     "cinder",
+    "galera",
     "guest",
     "libvirt_hosts",
     "mariadb",
+    "pgbouncer",
     "postgresql",
+    "postgresql_pair",
     "require",
 ]

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.services import _ceph, _cinder, _databases, _guest, _libvirt
+from tests.services import _ceph, _cinder, _clusters, _databases, _guest, _libvirt
 from tests.services._host import CACHE, Ports, ServiceError, as_root
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def _rbd_in_cinder() -> bool:
 
 _APT = "apt-get install "
 _LIBVIRT_PYTHON = f"{_APT}libvirt-dev gcc pkg-config python3-dev; pip install libvirt-python"
+_CLIENT = f"{_APT}libmariadb-dev gcc pkg-config python3-dev; pip install "
 _NEEDS: dict[str, list[tuple[Callable[[], object], str]]] = {
     "postgresql": [
         (_databases.postgresql_binaries, f"{_APT}postgresql"),
@@ -45,6 +46,19 @@ _NEEDS: dict[str, list[tuple[Callable[[], object], str]]] = {
         (lambda: _databases.mariadb_server() and _program("mariadb-install-db"), f"{_APT}mariadb-server"),
         (lambda: _module("pymysql"), "pip install PyMySQL"),
     ],
+    "galera": [
+        (lambda: _databases.mariadb_server() and _program("mariadb-install-db"), f"{_APT}mariadb-server"),
+        (_clusters.galera_provider, f"{_APT}galera-4"),
+        (lambda: all(map(_program, ("rsync", "lsof"))), f"{_APT}rsync lsof"),  # how a node gets its first copy
+        (lambda: _module("pymysql"), "pip install PyMySQL"),
+    ],
+    "pgbouncer": [
+        (lambda: _program("pgbouncer"), f"{_APT}pgbouncer"),
+        (_databases.postgresql_binaries, f"{_APT}postgresql"),
+        (lambda: _module("psycopg"), 'pip install "psycopg[binary]"'),
+    ],
+    "mysqldb": [(lambda: _module("MySQLdb"), f"{_CLIENT}mysqlclient")],
+    "mariadbconnector": [(lambda: _module("mariadb"), f"{_CLIENT}mariadb")],
     "libvirt": [(lambda: _module("libvirt"), _LIBVIRT_PYTHON)],
     "qemu": [
         (lambda: _module("libvirt"), _LIBVIRT_PYTHON),
@@ -73,7 +87,8 @@ def missing(kind: str) -> str | None:
     if kind not in _NEEDS:
         raise ValueError(f"no such service: {kind}; there are {', '.join(_NEEDS)}")
     lines = [line for there, line in _NEEDS[kind] if not there()]
-    if kind in {"postgresql", "mariadb", "qemu", "ceph"} and as_root() and not _program("setpriv"):
+    given_away = {"postgresql", "mariadb", "galera", "pgbouncer", "qemu", "ceph"}
+    if kind in given_away and as_root() and not _program("setpriv"):
         lines.append(f"{_APT}util-linux")
     return f"{kind} cannot run on this machine; what installs it: {'; '.join(lines)}" if lines else None
 
@@ -84,6 +99,9 @@ def create(name: str, folder: Path, ports: Ports, depend: Depend) -> Service:
     makers: dict[str, Callable[[], Service]] = {
         "postgresql": lambda: _databases.PostgreSQL(folder, ports, durable=variant.endswith("durable")),
         "mariadb": lambda: _databases.MariaDB(folder, ports, durable=variant.endswith("durable")),
+        "galera": lambda: _clusters.Galera(folder, ports),
+        "postgresql-pair": lambda: _clusters.Pair(folder, ports, synchronous=not variant.endswith("asynchronous")),
+        "pgbouncer": lambda: _clusters.Pooler(folder, ports, lambda: depend("postgresql")),
         "ceph": lambda: _ceph.Ceph(folder, ports),
         "cinder-file": lambda: _cinder.Cinder(folder, ports, "file", lambda: depend("ceph")),
         "cinder-rbd": lambda: _cinder.Cinder(folder, ports, "rbd", lambda: depend("ceph")),

@@ -117,7 +117,8 @@ def required(service: str) -> bool:
 def require(*services: str) -> None:
     """Skip the test, or fail it under CLOUDCORE_REQUIRE, if one of these cannot run on this machine.
 
-    Names: postgresql, mariadb, libvirt, qemu, ceph, cinder, guest.
+    Names: postgresql, mariadb, galera, pgbouncer, libvirt, qemu, ceph, cinder, guest; drivers: mysqldb,
+    mariadbconnector.
     """
     for service in services:
         if reason := _catalogue.missing(service):
@@ -247,3 +248,93 @@ def mariadb(*, durable: bool = False, variant: str = "") -> MariaDBServer:
     """The run's MariaDB, or with `variant` another one of your own; with `durable` its log is synced at each commit."""
     require("mariadb")
     return MariaDBServer(_name("mariadb", durable=durable, variant=variant))
+
+
+class GaleraNode(MariaDBServer):
+    """One node of the cluster, as a server."""
+
+    def __init__(self, cluster: GaleraCluster, number: int) -> None:
+        self.name, self.number, self._count = cluster.name, number, 0
+        self.info = cluster.info
+
+    @property
+    def port(self) -> int:
+        """On 127.0.0.1."""
+        return int(self.info["ports"][self.number])
+
+
+class GaleraCluster(MariaDBServer):
+    """Three nodes, each of which takes writes. A database of one is a database of all; `port` is the first node's."""
+
+    @property
+    def nodes(self) -> list[GaleraNode]:
+        """The nodes, each with `url` and `execute` of its own."""
+        return [GaleraNode(self, number) for number in range(len(self.info["ports"]))]
+
+    @property
+    def port(self) -> int:
+        """Of the first node."""
+        return int(self.info["ports"][0])
+
+    def create_database(self, prefix: str = "t") -> str:
+        """Create an empty database that is there on every node; returns its URL at the first."""
+        url = super().create_database(prefix)
+        for node in self.nodes[1:]:
+            deadline = time.monotonic() + 20
+            while not node.execute(f"SHOW DATABASES LIKE '{url.rsplit('/', 1)[1].split('?')[0]}'"):
+                assert time.monotonic() < deadline, "the database did not reach the other nodes"
+                time.sleep(0.02)
+        return url
+
+    def at(self, node: int, url: str) -> str:
+        """The same database at another node."""
+        return url.replace(f":{self.port}/", f":{self.info['ports'][node]}/")
+
+    def call(self, method: str, node: int) -> None:
+        """`kill`, `stop`, `restart`, `pause` or `resume` one node; in a cluster of your own only."""
+        call(self.name, method, node=node)
+
+
+class PostgreSQLPair(PostgreSQLServer):
+    """A primary with a standby; `port` and `kill` are the primary's."""
+
+    @property
+    def standby_port(self) -> int:
+        """Of the standby."""
+        return int(self.info["ports"][1])
+
+    def promote(self) -> None:
+        """Make the standby the primary; returns when it takes writes."""
+        call(self.name, "promote")
+
+
+class Pooler(PostgreSQLServer):
+    """PgBouncer before the run's PostgreSQL; databases are made and dropped behind its back."""
+
+    def execute(self, statement: str) -> list[tuple[Any, ...]]:
+        return postgresql().execute(statement)
+
+    def direct(self, url: str) -> str:
+        """The same database without the pooler."""
+        return url.replace(f":{self.port}/", f":{self.info['behind']}/")
+
+
+@functools.cache
+def galera(*, variant: str = "") -> GaleraCluster:
+    """The run's cluster of three, or with `variant` another one of your own, to kill and stop nodes of."""
+    require("galera")
+    return GaleraCluster(_name("galera", durable=False, variant=variant))
+
+
+@functools.cache
+def postgresql_pair(*, variant: str, synchronous: bool = True) -> PostgreSQLPair:
+    """A PostgreSQL with a standby, each variant once: after `promote` they are a pair no longer."""
+    require("postgresql")
+    return PostgreSQLPair(f"postgresql-pair:{variant}{'' if synchronous else '-asynchronous'}")
+
+
+@functools.cache
+def pgbouncer(*, variant: str = "") -> Pooler:
+    """PgBouncer in transaction pooling before the run's PostgreSQL."""
+    require("pgbouncer")
+    return Pooler(_name("pgbouncer", durable=False, variant=variant))

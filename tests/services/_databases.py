@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.services._host import Daemon, Ports, accepts, children, give, run, state_of, unprivileged
@@ -38,15 +39,31 @@ class PostgreSQL:
     in both: kill -9 loses nothing that was acknowledged.
     """
 
-    def __init__(self, folder: Path, ports: Ports, *, durable: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        ports: Ports,
+        *,
+        durable: bool,
+        settings: Mapping[str, object] | None = None,
+        copy_of: PostgreSQL | None = None,
+    ) -> None:
         self._folder, self._port, self._durable = folder, ports.one(), durable
-        self._password = secrets.token_hex(8)
+        self._settings, self._copy_of = settings or {}, copy_of
+        self._password = secrets.token_hex(8) if copy_of is None else copy_of._password
         self._daemon: Daemon | None = None
 
     def start(self) -> None:
         if self._daemon is None:
             self._daemon = self._prepare()
         self._daemon.start(self._answers)
+
+    def execute(self, statement: str) -> str:
+        """Run one statement as the administrator; returns its rows as psql writes them."""
+        binaries = postgresql_binaries()
+        assert binaries is not None
+        command = [str(binaries / "psql"), "-h", "127.0.0.1", "-p", str(self._port), "-U", USER, "-d", "postgres"]
+        return run([*command, "-XAtc", statement], env={"PGPASSWORD": self._password}).decode()
 
     def _answers(self) -> bool:
         """The port is open during crash recovery too; only this tells the difference."""
@@ -59,12 +76,11 @@ class PostgreSQL:
         binaries = postgresql_binaries()
         assert binaries is not None
         give(self._folder)
-        secret = self._folder / "password"
-        secret.write_text(self._password)
-        secret.chmod(0o644)
         data = self._folder / "data"
-        initdb = [str(binaries / "initdb"), "-D", str(data), "-U", USER, "-A", "password", "--pwfile", str(secret)]
-        run(unprivileged([*initdb, "--no-sync", "--encoding=UTF8", "--locale=C.UTF-8"]), cwd=self._folder)
+        if self._copy_of is None:
+            self._initialise(binaries, data)
+        else:
+            self._copy(binaries, data, self._copy_of)
         fsync = "on" if self._durable else "off"
         settings = {
             "listen_addresses": "127.0.0.1",
@@ -78,10 +94,24 @@ class PostgreSQL:
             "max_wal_size": "512MB",
             "log_statement": "none",
             "timezone": "UTC",
+            **self._settings,
         }
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         command = unprivileged([str(binaries / "postgres"), "-D", str(data), *options])
         return Daemon("postgresql", command, log=self._folder / "log", cwd=self._folder)
+
+    def _initialise(self, binaries: Path, data: Path) -> None:
+        secret = self._folder / "password"
+        secret.write_text(self._password)
+        secret.chmod(0o644)
+        initdb = [str(binaries / "initdb"), "-D", str(data), "-U", USER, "-A", "password", "--pwfile", str(secret)]
+        run(unprivileged([*initdb, "--no-sync", "--encoding=UTF8", "--locale=C.UTF-8"]), cwd=self._folder)
+
+    def _copy(self, binaries: Path, data: Path, primary: PostgreSQL) -> None:
+        """Make a standby that follows *primary* under the name `standby`."""
+        source = f"host=127.0.0.1 port={primary._port} user={USER} password={self._password} application_name=standby"
+        copy = [str(binaries / "pg_basebackup"), "-D", str(data), "-d", source, "-R", "-c", "fast", "--no-sync"]
+        run(unprivileged(copy), cwd=self._folder)
 
     def stop(self) -> None:
         """Immediate shutdown: no checkpoint, but its shared memory is given back."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.pool import QueuePool
 
 from cloudcore._extras import require_extra
+from cloudcore.database.addresses import InTurn, hosts_of, parse_url
 from cloudcore.database.forking import part_when_forked
+from cloudcore.database.sessions import bound_each_transaction, leave_lost_sessions, reset_quietly, takes_writes
 from cloudcore.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -17,13 +19,19 @@ if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import DBAPIConnection
     from sqlalchemy.pool import ConnectionPoolEntry
 
-__all__ = ["enforce_foreign_keys", "open_engine"]
+__all__ = ["PoolerMode", "behind_pooler", "open_engine"]
 
-_DRIVERS = {
-    "postgresql": ("postgresql+psycopg", "psycopg", "postgresql"),
-    "mysql": ("mysql+pymysql", "pymysql", "mysql"),
-    "mariadb": ("mariadb+pymysql", "pymysql", "mysql"),
+PoolerMode = Literal["transaction"]
+"""How a pooler between client and server lends server sessions: for one transaction at a time."""
+
+_DRIVERS = {"postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql", "mariadb": "mariadb+pymysql"}
+_MODULES = {
+    "psycopg": ("psycopg", "postgresql"),
+    "pymysql": ("pymysql", "mysql"),
+    "mysqldb": ("MySQLdb", "mysqlclient"),
+    "mariadbconnector": ("mariadb", "mariadb"),
 }
+_MODES = "STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION,ERROR_FOR_DIVISION_BY_ZERO"
 
 
 def open_engine(
@@ -32,70 +40,92 @@ def open_engine(
     pool_size: int = 10,
     busy_timeout: float = 30.0,
     durable: bool = True,
+    pooler: PoolerMode | None = None,
     **options: Any,
 ) -> Engine:
     """Open an engine with the settings that cloudcore relies on.
 
     SQLite: WAL, foreign keys on, busy time-out, ``synchronous=FULL``; ``sqlite://`` is one database in memory, shared
-    by all threads through one connection. PostgreSQL: psycopg 3, READ COMMITTED. MariaDB/MySQL: PyMySQL, READ
-    COMMITTED, strict mode, UTC.
+    by all threads through one connection. PostgreSQL: psycopg 3, READ COMMITTED. MariaDB/MySQL: PyMySQL, mysqlclient
+    (``mysql+mysqldb://``) or MariaDB's own driver (``mariadb+mariadbconnector://``), READ COMMITTED, strict mode, UTC.
 
     Args:
-        url: A SQLAlchemy URL; ``postgresql://``, ``mysql://`` and ``mariadb://`` get the driver named above.
+        url: A SQLAlchemy URL; ``postgresql://``, ``mysql://`` and ``mariadb://`` get the driver named first above. It
+            may name several hosts, ``postgresql://user@a,b:5433/name``: the first that answers and takes writes is
+            used, and the next one when that is away.
         pool_size: Connections kept at most.
         busy_timeout: Seconds a statement waits for another writer's lock.
         durable: False gives up durability after a power failure (not consistency) for speed, on SQLite.
+        pooler: ``"transaction"`` where a pooler such as PgBouncer stands before PostgreSQL and lends its sessions for
+            a transaction: nothing is then asked of a session that must outlast one, and no statement is prepared.
+            ``?pooler=transaction`` at the end of the URL says the same.
         options: Passed on to :func:`sqlalchemy.create_engine`.
 
     Raises:
-        InvalidArgument: The URL cannot be parsed, or names another kind of database.
+        InvalidArgument: The URL cannot be parsed, or names another kind of database or an asynchronous driver.
         MissingExtra: The driver is not installed.
     """
-    parsed = _parse_url(url)
+    parsed = parse_url(url)
     kind = parsed.get_backend_name()
+    if "pooler" in parsed.query:
+        pooler, parsed = cast("Any", parsed.query["pooler"]), parsed.difference_update_query(["pooler"])
+    if pooler not in {None, "transaction"} or (pooler and kind != "postgresql"):
+        raise InvalidArgument(
+            f'pooler={pooler!r} on {kind}: only "transaction" is known, and only before PostgreSQL',
+            field="pooler",
+            value=pooler,
+        )
     if kind == "sqlite":
         return _open_sqlite(parsed, pool_size, busy_timeout, durable=durable, options=options)
     if kind not in _DRIVERS:
         raise InvalidArgument(f"{kind}: cloudcore knows sqlite, postgresql, mysql and mariadb", field="url", value=kind)
-    driver, module, extra = _DRIVERS[kind]
     if "+" not in parsed.drivername:
-        require_extra(module, extra)
-        parsed = parsed.set(drivername=driver)
-    arguments = _server_arguments(kind, busy_timeout)
+        parsed = parsed.set(drivername=_DRIVERS[kind])
+    driver = parsed.get_driver_name()
+    if driver in _MODULES:
+        require_extra(*_MODULES[driver])
+    if parsed.get_dialect().is_async:
+        raise InvalidArgument(f"{driver} is an asynchronous driver: cloudcore's calls block", field="url", value=driver)
+    arguments = _arguments(parsed, busy_timeout, pooler)
     arguments.update(options.pop("connect_args", {}))
     options.setdefault("pool_recycle", 1800)
     options.setdefault("isolation_level", "READ COMMITTED")
+    options.setdefault("pool_reset_on_return", None)  # see reset_quietly
+    hosts = hosts_of(parsed)
+    if kind != "postgresql":
+        parsed = parsed.difference_update_query(["host"]).set(host=hosts[0][0], port=hosts[0][1]) if hosts else parsed
     engine = sa.create_engine(parsed, pool_size=pool_size, max_overflow=pool_size, connect_args=arguments, **options)
+    if len(hosts) > 1 and kind != "postgresql":
+        event.listen(engine, "do_connect", InTurn(hosts, takes_writes).connect)
+    if options["pool_reset_on_return"] is None:
+        reset_quietly(engine)
+    if pooler:
+        engine.update_execution_options(pooler=pooler)
+        bound_each_transaction(engine, busy_timeout)
+    leave_lost_sessions(engine)
     part_when_forked(engine)
     return engine
 
 
-def _parse_url(url: str | URL) -> URL:
-    try:
-        return sa.make_url(url)
-    except sa.exc.ArgumentError as error:
-        raise InvalidArgument(
-            "this is no database URL; expected something like sqlite:///cloud.db "
-            "or postgresql://user:password@host/name",
-            field="url",
-        ) from error
+def behind_pooler(engine: Engine) -> bool:
+    """Whether *engine* was opened for a pooler, so that no session is its own for longer than a transaction."""
+    return engine.get_execution_options().get("pooler") is not None
 
 
-def _server_arguments(kind: str, busy_timeout: float) -> dict[str, Any]:
-    if kind == "postgresql":
-        return {
-            "connect_timeout": 10,
-            "application_name": "cloudcore",
-            "options": f"-c lock_timeout={int(busy_timeout * 1000)} -c timezone=UTC",
-        }
-    return {
-        "connect_timeout": 10,
-        "charset": "utf8mb4",
-        "init_command": (
-            "SET time_zone='+00:00', sql_mode='STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION,ERROR_FOR_DIVISION_BY_ZERO', "
-            f"innodb_lock_wait_timeout={max(1, int(busy_timeout))}"
-        ),
-    }
+def _arguments(url: URL, busy_timeout: float, pooler: PoolerMode | None) -> dict[str, Any]:
+    """What each driver is told when it connects."""
+    if url.get_backend_name() == "postgresql":
+        arguments: dict[str, Any] = {"connect_timeout": 10, "application_name": "cloudcore"}
+        if len(hosts_of(url)) > 1 and "target_session_attrs" not in url.query:
+            arguments["target_session_attrs"] = "read-write"
+        if pooler:
+            return arguments | {"prepare_threshold": None}
+        return arguments | {"options": f"-c lock_timeout={int(busy_timeout * 1000)} -c timezone=UTC"}
+    session = f"SET time_zone='+00:00', sql_mode='{_MODES}', innodb_lock_wait_timeout={max(1, int(busy_timeout))}"
+    arguments = {"connect_timeout": 10, "init_command": session}
+    if url.get_driver_name() != "mariadbconnector":  # which speaks nothing else
+        arguments["charset"] = "utf8mb4"
+    return arguments
 
 
 def _open_sqlite(url: URL, pool_size: int, busy_timeout: float, *, durable: bool, options: dict[str, Any]) -> Engine:
@@ -130,14 +160,3 @@ def _open_sqlite(url: URL, pool_size: int, busy_timeout: float, *, durable: bool
 
     part_when_forked(engine)
     return engine
-
-
-def enforce_foreign_keys(engine: Engine) -> None:
-    """Switch foreign keys on for connections that a caller's SQLite engine opens from now on."""
-
-    def prepare(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA foreign_keys=ON")
-        cursor.close()
-
-    event.listen(engine, "connect", prepare)

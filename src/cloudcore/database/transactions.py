@@ -12,10 +12,10 @@ import sqlalchemy as sa
 from cloudcore._failpoints import failpoint
 from cloudcore.database.dialects import insert_ignoring_duplicates
 from cloudcore.database.driver_errors import translate
-from cloudcore.database.engines import enforce_foreign_keys, open_engine
+from cloudcore.database.engines import open_engine
 from cloudcore.database.exactly_once import FIND, FINISH, Outcome, operations
-from cloudcore.database.forking import part_when_forked
 from cloudcore.database.retrying import RetryPolicy
+from cloudcore.database.sessions import adopt_engine, is_galera, refuse_autocommit
 from cloudcore.errors import DatabaseBusy, DatabaseUnavailable, DeadlineExceeded, OutcomeUnknown
 from cloudcore.observability import span
 
@@ -43,8 +43,15 @@ class Database:
         source: A URL, which is opened with :func:`open_engine` and closed by :meth:`close`, or an engine of the
             caller's, which keeps its own settings and stays open.
         retry: How transactions are repeated.
+        consistent_reads: On a node of a Galera cluster, reading waits until what other nodes have committed before is
+            there too, for about a round trip between nodes. False: a read may miss commits of some milliseconds ago
+            that another node has acknowledged. Of no effect elsewhere.
         clock: Gives the present instant; only stored for information and pruning.
-        options: For :func:`open_engine`, when *source* is a URL.
+        options: For :func:`open_engine`, when *source* is a URL: ``pool_size``, ``pooler`` and others.
+
+    Raises:
+        InvalidArgument: The URL cannot be used, or the engine commits each statement, reads what is not committed, or
+            is asynchronous.
     """
 
     def __init__(
@@ -52,16 +59,18 @@ class Database:
         source: str | URL | Engine,
         *,
         retry: RetryPolicy | None = None,
+        consistent_reads: bool = True,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         **options: Any,
     ) -> None:
-        self._owned = not isinstance(source, sa.Engine)
-        self.engine: Engine = source if isinstance(source, sa.Engine) else open_engine(source, **options)
+        self._owned = isinstance(source, str | sa.URL)
+        self.engine: Engine = (
+            open_engine(source, **options) if isinstance(source, str | sa.URL) else adopt_engine(source)
+        )
         self.retry = retry or RetryPolicy()
         self.clock = clock
-        part_when_forked(self.engine)
-        if not self._owned and self.dialect == "sqlite":
-            enforce_foreign_keys(self.engine)
+        self.consistent_reads = consistent_reads
+        self._galera: bool | None = None if self.dialect == "mysql" else False
 
     @classmethod
     def of(cls, source: Database | str | URL | Engine) -> Database:
@@ -80,15 +89,25 @@ class Database:
     def read(self) -> Iterator[Connection]:
         """Give a connection for reading; the transaction is rolled back at the end.
 
-        On SQLite all its statements see one snapshot; on the others each sees what is committed when it starts.
+        On SQLite all its statements see one snapshot; on the others each sees what is committed when it starts, on
+        Galera also at other nodes (see *consistent_reads*).
 
         Raises:
             DatabaseUnavailable, DatabaseBusy, DatabaseError: What SQLAlchemy raised inside, translated.
         """
-        with self._span("read"), self._translated(), self.engine.connect() as connection:
+        with self._span("read"), self._translated(), self._connected() as connection:
             if self.dialect == "sqlite":
                 connection.exec_driver_sql("BEGIN")
+            else:
+                self.catch_up(connection)
             yield connection
+
+    def catch_up(self, connection: Connection) -> None:
+        """Wait until *connection*'s node of a Galera cluster has what the others had committed before this call."""
+        if self._galera is None:
+            self._galera = is_galera(connection)
+        if self._galera and self.consistent_reads:
+            connection.exec_driver_sql("SET STATEMENT wsrep_sync_wait = 1 FOR SELECT 1").close()
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
@@ -97,12 +116,14 @@ class Database:
         On SQLite it begins with ``BEGIN IMMEDIATE``, so that two writers queue instead of failing midway.
 
         Raises:
-            OutcomeUnknown: The connection was lost while COMMIT was under way.
+            OutcomeUnknown: The connection, or a node's cluster, was lost while COMMIT was under way.
             DatabaseUnavailable, DatabaseBusy, ConstraintViolated, DatabaseError: Nothing was committed.
         """
-        with self._span("write"), self._translated(), self.engine.connect() as connection:
+        with self._span("write"), self._translated(), self._connected() as connection:
             if self.dialect == "sqlite":
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
+            elif not self._owned:
+                refuse_autocommit(connection)
             yield connection
             failpoint("database.commit.before")
             self._commit(connection)
@@ -112,12 +133,21 @@ class Database:
         try:
             connection.commit()
         except sa.exc.DBAPIError as error:
-            translated = translate(error, self.engine)
-            if not isinstance(translated, DatabaseUnavailable):
-                raise
-            raise OutcomeUnknown(
-                f"{translated}: the connection was lost during COMMIT; the transaction may have taken effect"
-            ) from error
+            raise translate(error, self.engine, committing=True) from error
+
+    @contextmanager
+    def _connected(self) -> Iterator[Connection]:
+        """A connection, given back in any case: where even ROLLBACK fails, the server does it when it notices."""
+        connection = self.engine.connect()
+        try:
+            yield connection
+        finally:
+            try:
+                connection.close()
+            except sa.exc.SQLAlchemyError:
+                if not (connection.closed or connection.invalidated):
+                    connection.invalidate()
+                connection.close()
 
     def _span(self, what: str) -> AbstractContextManager[Any]:
         return span(

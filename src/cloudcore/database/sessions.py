@@ -1,0 +1,154 @@
+"""What every connection of an engine is told, and what is listened for while it is used."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+
+from cloudcore.database.driver_errors import gave_up
+from cloudcore.database.forking import part_when_forked
+from cloudcore.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection, Engine, ExceptionContext
+    from sqlalchemy.engine.interfaces import DBAPIConnection
+    from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
+
+__all__ = [
+    "adopt_engine",
+    "bound_each_transaction",
+    "enforce_foreign_keys",
+    "is_galera",
+    "leave_lost_sessions",
+    "refuse_autocommit",
+    "reset_quietly",
+    "takes_writes",
+]
+
+_heard: weakref.WeakKeyDictionary[Engine, set[str]] = weakref.WeakKeyDictionary()
+
+
+def adopt_engine(engine: object) -> Engine:
+    """Take an engine of the caller's into use.
+
+    Raises:
+        InvalidArgument: It is none, is asynchronous, or commits or reads in a way that transactions cannot stand on.
+    """
+    plain = getattr(engine, "sync_engine", engine)  # an AsyncEngine wraps one
+    if isinstance(plain, sa.Engine) and plain.dialect.is_async:
+        raise InvalidArgument(
+            "an asynchronous engine: cloudcore's calls block. Give a URL, or an engine of sqlalchemy.create_engine, "
+            "and call from a thread (asyncio.to_thread)",
+            field="engine",
+        )
+    if not isinstance(engine, sa.Engine):
+        raise InvalidArgument(f"{type(engine).__name__}: expected a URL or a SQLAlchemy engine", field="database")
+    level = engine.get_execution_options().get("isolation_level")
+    level = level or getattr(engine.dialect, "_on_connect_isolation_level", None)  # as given to create_engine
+    if level in {"AUTOCOMMIT", "READ UNCOMMITTED"}:
+        raise InvalidArgument(
+            f"isolation_level={level!r}: a transaction of this engine could neither be undone nor trusted. Open it "
+            "with READ COMMITTED, or give its URL",
+            field="isolation_level",
+            value=level,
+        )
+    if engine.dialect.name == "sqlite":
+        enforce_foreign_keys(engine)
+    leave_lost_sessions(engine)
+    part_when_forked(engine)
+    return engine
+
+
+def refuse_autocommit(connection: Connection) -> None:
+    """See that the driver itself does not commit each statement, as ``connect_args={"autocommit": True}`` asks it to.
+
+    Raises:
+        InvalidArgument: It does.
+    """
+    dialect, driver = connection.dialect, connection.connection.dbapi_connection
+    if dialect.name != "sqlite" and driver is not None and dialect.detect_autocommit_setting(driver):
+        raise InvalidArgument(
+            "the engine's driver commits each statement by itself (autocommit in connect_args): leave that out",
+            field="connect_args",
+        )
+
+
+def enforce_foreign_keys(engine: Engine) -> None:
+    """Switch foreign keys on for connections that a SQLite engine opens from now on."""
+
+    def prepare(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.close()
+
+    _listen(engine, "connect", prepare)
+
+
+def leave_lost_sessions(engine: Engine) -> None:
+    """Close a session that can serve no more, and all that were opened before, instead of giving it back."""
+
+    def judge(context: ExceptionContext) -> None:
+        if context.connection is not None and gave_up(context.original_exception, engine.dialect.name):
+            context.is_disconnect = True
+
+    _listen(engine, "handle_error", judge)
+
+
+def reset_quietly(engine: Engine) -> None:
+    """Roll back what is given to the pool; a connection that cannot even do that is closed without more ado.
+
+    The pool would do the same, and write a traceback to the log. Opened with ``pool_reset_on_return=None``.
+    """
+
+    def reset(connection: DBAPIConnection, record: ConnectionPoolEntry, state: PoolResetState) -> None:
+        if state.transaction_was_reset:
+            return
+        try:
+            connection.rollback()
+        except Exception:  # whatever it is, the connection is of no more use
+            if record is not None:
+                record.invalidate()
+
+    _listen(engine, "reset", reset)
+
+
+def bound_each_transaction(engine: Engine, lock_timeout: float) -> None:
+    """Say in every transaction how long a statement waits for a lock, where sessions are not ours to keep."""
+    statement = f"SET LOCAL lock_timeout = {int(lock_timeout * 1000)}"
+
+    def begin(connection: Connection) -> None:
+        if connection.connection.dbapi_connection is not None and not connection.dialect.detect_autocommit_setting(
+            connection.connection.dbapi_connection
+        ):
+            connection.exec_driver_sql(statement)
+
+    _listen(engine, "begin", begin)
+
+
+def is_galera(connection: Connection) -> bool:
+    """Whether the server is a node of a Galera cluster."""
+    if connection.dialect.name not in {"mysql", "mariadb"}:
+        return False
+    found = connection.exec_driver_sql("SHOW GLOBAL VARIABLES LIKE 'wsrep_on'").one_or_none()
+    return found is not None and found[1] == "ON"
+
+
+def takes_writes(connection: Any) -> bool:
+    """Whether a MariaDB or MySQL server is neither read-only nor a Galera node without its cluster."""
+    with contextlib.closing(connection.cursor()) as cursor:
+        cursor.execute("SELECT @@global.read_only")  # a node outside the primary component refuses even this
+        (read_only,) = cursor.fetchone()
+    connection.rollback()
+    return not read_only
+
+
+def _listen(engine: Engine, name: str, function: Any) -> None:
+    """Listen once, however many databases stand over one engine."""
+    heard = _heard.setdefault(engine, set())
+    if function.__qualname__ not in heard:
+        heard.add(function.__qualname__)
+        event.listen(engine, name, function)
