@@ -36,6 +36,7 @@ def forked(work, patience: float = 30.0) -> str:
         if time.monotonic() > deadline:
             os.kill(child, 9)
             os.waitpid(child, 0)
+            break
         time.sleep(0.005)
     with os.fdopen(read) as stream:
         return stream.read() or "hung"

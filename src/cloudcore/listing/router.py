@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from weakref import WeakKeyDictionary
 
+from cloudcore._forks import when_forked
 from cloudcore._values import normalise_uuid
 from cloudcore.errors import AlreadyExists, CellNotFound, CellUnavailable, InstanceNotFound, InvalidQuery
 from cloudcore.listing.cells.backends import Backend, SharedBreakers
@@ -67,6 +68,10 @@ class CellRouter:
     """Lists, finds and counts the records of many cells in one order.
 
     May be shared between threads. A context manager: :meth:`close` ends its threads and the connections it opened.
+    A forked child may go on using it: it opens connections and starts threads of its own and never touches its
+    parent's; a stream that was begun before the fork belongs to the parent alone. Fork while the parent's threads are
+    at rest, as gunicorn's ``--preload`` does: SQLite and OpenSSL have locks of their own, which a child may find held
+    for ever.
 
     Args:
         cells: The cells; more can be added and removed while it runs.
@@ -104,10 +109,15 @@ class CellRouter:
         self._statements: dict[Any, Statement] = {}
         self._prepared: WeakKeyDictionary[Query, PreparedQuery] = WeakKeyDictionary()
         self._skips: dict[str, tuple[dict[str, Backend], dict[str, CellReport]]] = {}
-        self._lock = threading.Lock()
+        self._unlock()
+        when_forked(self, CellRouter._unlock)
         self._backends: dict[str, Backend] = {}
         for cell in cells:
             self.add_cell(cell)
+
+    def _unlock(self) -> None:
+        """With a lock that nobody holds: at first, and in a forked child, where its holder is missing."""
+        self._lock = threading.Lock()
 
     # ---- cells
 

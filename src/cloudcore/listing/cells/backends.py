@@ -7,6 +7,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from cloudcore._forks import when_forked
 from cloudcore.listing.cells.hedging import HedgePolicy, Hedger
 from cloudcore.listing.cells.pool import ConnectionPool
 from cloudcore.listing.cells.promptness import Promptness
@@ -27,6 +28,11 @@ class SharedBreakers:
 
     def __init__(self, breakers: Breakers, clock: Callable[[], float] = time.monotonic) -> None:
         self._breakers, self._clock = breakers, clock
+        self._unlock()
+        when_forked(self, SharedBreakers._unlock)
+
+    def _unlock(self) -> None:
+        """With a lock that nobody holds: at first, and in a forked child, where its holder is missing."""
         self._lock = threading.Lock()
 
     def admit(self, cell: str) -> bool:
@@ -107,9 +113,14 @@ class Backend:
         self._plain = self.pool.mine and not cell.options
         self._breakers = breakers
         self._hedger = Hedger(hedging) if cell.replicas else None
-        self._lock = threading.Lock()
         self._clock = clock
         self._answered_at: float | None = None
+        self._unlock()
+        when_forked(self, Backend._unlock)
+
+    def _unlock(self) -> None:
+        """With a lock that nobody holds: at first, and in a forked child, where its holder is missing."""
+        self._lock = threading.Lock()
 
     def status(self, now: float) -> CellStatus:
         """How it stands at the instant *now*."""

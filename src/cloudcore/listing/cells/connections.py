@@ -11,6 +11,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cloudcore._forks import when_forked
 from cloudcore.listing.query.dialects import dialect_name
 
 if TYPE_CHECKING:
@@ -26,10 +27,19 @@ __all__ = ["PooledConnection", "Take"]
 
 T = TypeVar("T")
 
-_READING = threading.Lock()
+
+class _Turns:
+    """A lock for the whole process; a forked child, where its holder is missing, has a new one."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+
+_READING = _Turns()
 """Held while rows are read from a SQLite file: at each the interpreter's lock is let go and taken again, and threads
 that do so together spend ten times their work on waking each other. Rows that are long in coming delay the others by
 ``_TURN`` at most."""
+when_forked(_READING, _Turns.__init__)
 _TURN = 0.02
 """Seconds to wait for one's turn to read before reading beside the others."""
 
@@ -102,12 +112,13 @@ class PooledConnection:
         return rows, cut
 
     def _in_turn(self, read: Callable[[], T]) -> T:
-        alone = _READING.acquire(timeout=_TURN)
+        reading = _READING.lock
+        alone = reading.acquire(timeout=_TURN)
         try:
             return read()
         finally:
             if alone:
-                _READING.release()
+                reading.release()
 
     def abort(self) -> None:
         """From another thread: make the statement under way fail now."""

@@ -13,7 +13,9 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.pool import NullPool
 
+from cloudcore._forks import when_forked
 from cloudcore.database import Database, open_engine, translate
+from cloudcore.database.forking import part_when_forked
 from cloudcore.errors import CloudcoreError, DatabaseUnavailable, DeadlineExceeded
 from cloudcore.listing.cells.connections import PooledConnection
 
@@ -24,9 +26,12 @@ if TYPE_CHECKING:
 
 __all__ = ["ConnectionPool", "in_memory"]
 
+_abandoned: list[Any] = []
+"""What a forked child took over from its parent's pools and must not even close."""
+
 
 class ConnectionPool:
-    """The connections to one database of one cell. Thread-safe.
+    """The connections to one database of one cell. Thread-safe. A forked child starts with none of its parent's.
 
     Connections of a URL are kept open between statements; those of a caller's engine go back after each.
     """
@@ -52,14 +57,26 @@ class ConnectionPool:
         self._deadline = deadline
         self._options = options
         self._clock = clock
-        self._free = threading.Condition()
-        self._idle: list[PooledConnection] = []
-        """Taken from and added to without the lock: both are atomic."""
-        self._room = connections
-        self._waiting = 0
+        self._connections = connections
+        self._start_empty()
         self._closed = False
         self._engine: Engine | None = None if self.mine else source  # type: ignore[assignment]  # checked above
         self._database: Database | None = None
+        if self._engine is not None:
+            part_when_forked(self._engine)
+        when_forked(self, ConnectionPool._part)
+
+    def _start_empty(self) -> None:
+        self._free = threading.Condition()
+        self._idle: list[PooledConnection] = []
+        """Taken from and added to without the lock: both are atomic."""
+        self._room = self._connections
+        self._waiting = 0
+
+    def _part(self) -> None:
+        """In a forked child: the connections are the parent's, and so is whoever held the lock."""
+        _abandoned.append(self._idle)
+        self._start_empty()
 
     @property
     def engine(self) -> Engine:
@@ -232,6 +249,7 @@ def _reading_engine(source: Any, deadline: float, options: Mapping[str, Any]) ->
         arguments["connect_args"] = {**connect, **arguments.pop("connect_args", {})}
         engine = sa.create_engine(url, **{"poolclass": NullPool, **arguments})
         _open_existing(engine)
+        part_when_forked(engine)
         return engine
     if url.get_backend_name() != "sqlite":
         connect = {"connect_timeout": max(2, math.ceil(deadline))}

@@ -7,6 +7,7 @@ from collections import deque
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
+from cloudcore._forks import when_forked
 from cloudcore.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ _IDLE = 60.0
 
 
 class Workers:
-    """Threads that run jobs. Thread-safe. A job must not raise.
+    """Threads that run jobs. Thread-safe. A job must not raise. A forked child starts threads of its own.
 
     Cheaper than :class:`concurrent.futures.ThreadPoolExecutor`: no future, no lock per job, and the answers go where
     the job puts them.
@@ -30,6 +31,12 @@ class Workers:
 
     def __init__(self, maximum: int) -> None:
         self._maximum = maximum
+        self._closed = False
+        self._start_empty()
+        when_forked(self, Workers._start_empty)
+
+    def _start_empty(self) -> None:
+        """Without threads: at first, and in a forked child, which has none of its parent's nor does their jobs."""
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._idle: deque[None] = deque()
         """One token for each thread that waits and that no job was promised to; both ends are atomic."""
@@ -37,7 +44,6 @@ class Workers:
         """Jobs beyond the number of threads: who takes one of them becomes idle a job later."""
         self._lock = threading.Lock()
         self._threads: set[threading.Thread] = set()
-        self._closed = False
 
     def run(self, job: Callable[[], None]) -> None:
         """Run *job* soon, in some thread.

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 
+from cloudcore._forks import when_forked
 from cloudcore.database import Database
 from cloudcore.errors import InvalidArgument
 from cloudcore.listing.cells.cell import Cell
@@ -55,8 +56,13 @@ class NovaDirectory:
         self.database = Database.of(source)
         self._owned = self.database is not source
         self._main = main_database
-        self._lock = threading.Lock()
+        self._unlock()
+        when_forked(self, NovaDirectory._unlock)
         self._names: dict[int, str] = {}
+
+    def _unlock(self) -> None:
+        """With a lock that nobody holds: at first, and in a forked child, where its holder is missing."""
+        self._lock = threading.Lock()
 
     def cells(self, **options: Any) -> list[Cell]:
         """The cells that are mapped, disabled ones marked so, cell0 included.
