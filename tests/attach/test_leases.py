@@ -1,13 +1,15 @@
 """Leases: one holder across threads and processes, freed by release, by expiry, or by the holder's death."""
 
 import os
+import signal
 import threading
 
 import pytest
 import sqlalchemy as sa
 
 from cloudcore import errors
-from cloudcore.attach.journal.leases import Leases, owner_is_dead, process_identity
+from cloudcore.attach.journal.leases import Leases
+from cloudcore.attach.journal.owners import owner_is_dead, process_identity
 from cloudcore.attach.tables import attachment_locks
 from cloudcore.database import Database
 from cloudcore.schema import create_schema
@@ -90,21 +92,119 @@ def test_the_first_line_is_written_with_the_lease_or_not_at_all(tables, open_lea
     assert rows(tables) == {}
 
 
-def test_it_expires_by_the_databases_clock(tables, open_leases):
-    """Somebody of another machine, of whom nothing is known but the time."""
+def expire(tables, expires=1e9):
+    """Let the database's clock be past the end of every lease."""
+    with tables.write() as connection:
+        connection.execute(sa.update(attachment_locks).values(expires=expires))
+
+
+def test_it_expires_by_the_databases_clock_and_by_ours(tables, open_leases):
+    """Somebody of another machine, of whom nothing is known but the time: no clock alone takes it away."""
     stranger = {"name": "volume/a", "owner": "elsewhere/1/2/3", "expires": 4e9}
     with tables.write() as connection:
         connection.execute(sa.insert(attachment_locks), stranger)
-    leases = open_leases()
-    with pytest.raises(errors.VolumeBusy), leases.hold(["volume/a"]):
-        pass
+    now = 1000.0
+    leases = open_leases(seconds=60.0, monotonic=lambda: now)
+
+    def busy():
+        with pytest.raises(errors.VolumeBusy), leases.hold(["volume/a"]):
+            pass
+        return True
+
+    assert busy()
     with tables.write() as connection:
         assert leases.held_by_living(connection) == {"volume/a"}
         assert leases.sweep(connection) == 0
-        connection.execute(sa.update(attachment_locks).values(expires=1e9))
+    now += 600.0
+    assert busy()  # by ours alone
+    expire(tables)
+    assert busy()  # the database's clock may have stepped: from here on it is watched
+    with tables.read() as connection:
         assert leases.held_by_living(connection) == set()
+        assert leases.seconds_to_watch(connection) == pytest.approx(57.0)
+    now += 50.0
+    expire(tables, expires=1.5e9)  # renewed, by a clock that lags
+    assert busy()
+    now += 56.0
+    assert busy()
+    assert tables.run(leases.sweep) == 0
+    now += 2.0
+    with tables.read() as connection:
+        assert leases.seconds_to_watch(connection) == 0.0
     with leases.hold(["volume/a"]) as lease:
         assert rows(tables) == {"volume/a": lease.owner}
+
+
+def test_the_living_keep_what_they_hold(tables, open_leases):
+    """However late: another thread, by another object, of this process."""
+    now = 1000.0
+    mine, others = open_leases(), open_leases(monotonic=lambda: now)
+    with mine.hold(["volume/a"]) as lease:
+        expire(tables)
+        for _ in range(2):
+            with pytest.raises(errors.VolumeBusy, match="held by"), others.hold(["volume/a"]):
+                pass
+            now += 1e6
+        assert tables.run(others.sweep) == 0
+        with tables.read() as connection:
+            assert others.held_by_living(connection) == {"volume/a"}
+            assert others.seconds_to_watch(connection) == 0.0
+        assert rows(tables) == {"volume/a": lease.owner}
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_a_stopped_process_keeps_what_it_holds(tables, open_leases):
+    """It may go on at any moment; killed, it holds nothing."""
+    url, now = tables.engine.url, 1000.0
+    child = os.fork()
+    if child == 0:
+        with Leases(Database(url), patience=0.0).hold(["volume/a"]):
+            os.kill(os.getpid(), signal.SIGSTOP)
+            os._exit(0)
+    os.waitpid(child, os.WUNTRACED)
+    expire(tables)
+    leases = open_leases(monotonic=lambda: now)
+    for _ in range(2):
+        with pytest.raises(errors.VolumeBusy), leases.hold(["volume/a"]):
+            pass
+        now += 1e6
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    with leases.hold(["volume/a"]):
+        pass
+
+
+def test_what_could_not_be_given_back_is_free(tables, open_leases):
+    """The database was away at the end: others of this process may have it at once, and it is given back later."""
+    leases, others, run = open_leases(), open_leases(), Database.run
+
+    def away(self, work, *arguments, **more):
+        if getattr(work, "__name__", "") == "release":
+            raise errors.DatabaseUnavailable("away")
+        return run(self, work, *arguments, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Database, "run", away)
+        with leases.hold(["volume/a", "volume/b"]):
+            pass
+    assert set(rows(tables)) == {"volume/a", "volume/b"}
+    with others.hold(["volume/a"]):
+        leases.renew()
+        assert set(rows(tables)) == {"volume/a"}
+
+
+def test_what_was_lost_can_be_had_again(tables, open_leases):
+    """Under another name: what was written under the old one no longer counts."""
+    leases = open_leases()
+    with leases.hold(["volume/a"]) as lease:
+        before = lease.owner
+        with tables.write() as connection:
+            connection.execute(sa.delete(attachment_locks))
+        leases.regain(lease)
+        assert rows(tables) == {"volume/a": lease.owner}
+        assert lease.owner != before
+        lease.require()
+    assert rows(tables) == {}
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)

@@ -275,8 +275,9 @@ def test_somebody_elses_attach_is_waited_for(manager, embedded, volumes):
     assert len(asked) == 3
 
 
-def test_whoever_lost_the_lease_writes_nothing(manager, embedded, volumes, journal_database):
+def test_whoever_lost_the_lease_writes_nothing(open_manager, embedded, volumes, journal_database):
     """A process that was stopped for longer than its lease finds somebody else's hand on the journal, and stops."""
+    manager = open_manager(lease=6.0)
     volume = embedded.create_volume().id
 
     def take_over(*_):

@@ -1,25 +1,27 @@
 """Named leases in the database: one holder at a time, across threads, processes and hosts.
 
-A lease is a row of ``attachment_locks``. It ends when it is released, when it expires by the *database's* clock, or
-when its holder is known to be dead: the name of the owner says which process of which boot of which machine it is, and
-a process of the same machine can look. A thread renews what a living process holds, so a slow step never loses its
-lease; the holder itself judges by its monotonic clock, counted from before the renewal was asked for.
+A lease is a row of ``attachment_locks``. A thread renews what a living process holds, so a slow step never loses its
+lease; the holder itself judges by its monotonic clock, counted from before the renewal was asked for. It ends
+
+* when it is released;
+* when its holder is known to be dead: the name of the owner says which process of which boot of which machine it is,
+  and a process of the same machine can look. A holder that is known to *live* keeps it, however late it is;
+* of a holder of whom nothing is known, when it has expired by the database's clock *and* whoever wants it has seen it
+  unrenewed for as long by its own monotonic clock: a clock that steps takes nobody's lease away.
 """
 
 from __future__ import annotations
 
-import os
-import re
 import threading
 import time
 import uuid
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import sqlalchemy as sa
 import tenacity
 
+from cloudcore.attach.journal.owners import owner_is_alive, owner_is_dead, process_identity
 from cloudcore.attach.tables import attachment_locks
 from cloudcore.database import insert_ignoring_duplicates
 from cloudcore.errors import Conflict, OutcomeUnknown, Transient, VolumeBusy
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
     from cloudcore.database import Database
 
-__all__ = ["STILL_HELD", "Lease", "Leases", "owner_is_dead", "process_identity"]
+__all__ = ["STILL_HELD", "Lease", "Leases"]
 
 _L = attachment_locks
 _NOW: dict[str, sa.ColumnElement[float]] = {
@@ -50,47 +52,19 @@ for _dialect, _now in _NOW.items():
     _TAKE[_dialect] = insert_ignoring_duplicates(_L, cast("Any", _dialect)).values(
         name=sa.bindparam("the_name"), owner=sa.bindparam("the_owner"), expires=_now + sa.bindparam("seconds")
     )
-    _HELD[_dialect] = sa.select(_L.c.owner, _L.c.expires < _now).where(_L.c.name == sa.bindparam("the_name"))
+    _HELD[_dialect] = sa.select(_L.c.owner, _L.c.expires, _L.c.expires < _now).where(
+        _L.c.name == sa.bindparam("the_name")
+    )
 _RELEASE = sa.delete(_L).where(_L.c.owner == sa.bindparam("the_owner"))
-_identities: dict[int, str] = {}
 
+_FRESH = 0.9
+"""Of its seconds, how long a holder trusts in a lease since it last asked for it."""
 
-def process_identity() -> str:
-    """Which process this is: boot, process-id namespace, process id, and when it started. Fork-safe."""
-    pid = os.getpid()
-    if pid not in _identities:
-        _identities.clear()
-        _identities[pid] = f"{_machine()}/{pid}/{_started(pid)}"
-    return _identities[pid]
+_UNRENEWED = 0.95
+"""Of its seconds, how long a lease must be seen unrenewed before it is taken: longer than its holder trusts in it."""
 
-
-def _machine() -> str:
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        namespace = re.sub(r"\D", "", Path("/proc/self/ns/pid").readlink().name)
-    except OSError:
-        return f"unknown-{uuid.uuid4()}"  # no /proc: never the same machine, so only expiry frees its leases
-    return f"{boot}-{namespace}"
-
-
-def _started(pid: int) -> str | None:
-    """Start time of the process in clock ticks since boot; None if it is gone or a zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    except OSError:
-        return "?"
-    return None if fields[0] in {"Z", "X"} else fields[19]
-
-
-def owner_is_dead(owner: str) -> bool:
-    """Whether *owner* was a process of this boot of this machine that is no more. False when that cannot be told."""
-    parts = owner.split("/")
-    if len(parts) < 3 or not parts[1].isdigit() or parts[0] != process_identity().split("/")[0]:
-        return False
-    started = _started(int(parts[1]))
-    return started != "?" and started != parts[2]
+_held_here: set[str] = set()
+"""Owners that some thread of this process works under, whichever object made them; a forked child's are its own."""
 
 
 class Lease:
@@ -152,6 +126,8 @@ class Leases:
         self._mutex = threading.Lock()
         self._queues: dict[str, tuple[threading.Lock, int]] = {}
         self._held: dict[str, Lease] = {}
+        self._dropped: set[str] = set()
+        self._seen: dict[str, tuple[str, float, float]] = {}
         self._closing = threading.Event()
         self._renewer: threading.Thread | None = None
 
@@ -174,20 +150,38 @@ class Leases:
             VolumeBusy: Somebody alive still holds one after *patience* seconds.
         """
         limit = self._patience if patience is None else patience
-        lease = Lease(self, f"{process_identity()}/{uuid.uuid4().hex[:12]}")
+        lease = Lease(self, _new_owner())
         with self._queued(names, limit):
             try:
                 self._take(lease, names, limit, start)
-                with self._mutex:
-                    self._held[lease.owner] = lease
-                self._start_renewing()
                 yield lease
             finally:
+                self._drop(lease)
+
+    def regain(self, lease: Lease, *, patience: float | None = None) -> None:
+        """Hold again, under a new owner's name, what was lost to somebody else while it was believed to be held.
+
+        To be called within :meth:`hold`. What the journal says has to be read again afterwards.
+
+        Raises:
+            VolumeBusy: Somebody alive still holds one after *patience* seconds. Nothing is held.
+        """
+        names = tuple(lease.names)
+        self._drop(lease)
+        lease.owner, lease.names = _new_owner(), []
+        self._take(lease, names, self._patience if patience is None else patience, None)
+
+    def _drop(self, lease: Lease) -> None:
+        """Give back what is left of *lease*. If the database does not answer, the renewing thread goes on trying."""
+        with self._mutex:
+            self._held.pop(lease.owner, None)
+        _held_here.discard(lease.owner)
+        if lease.names:
+            try:
+                self._database.run(lease.release)
+            except (Transient, OutcomeUnknown):
                 with self._mutex:
-                    self._held.pop(lease.owner, None)
-                if lease.names:
-                    with suppress(Transient, OutcomeUnknown):  # nobody renews it any more, so it ends by itself
-                        self._database.run(lease.release)
+                    self._dropped.add(lease.owner)
 
     @contextmanager
     def _queued(self, names: Sequence[str], patience: float) -> Iterator[None]:
@@ -225,12 +219,16 @@ class Leases:
             wait=tenacity.wait_random_exponential(multiplier=0.01, max=0.2),
             reraise=True,
         )
+        _held_here.add(lease.owner)
         for index, name in enumerate(names):
             last = start if index == len(names) - 1 else None
             try:
                 retrying(self._attempt, lease, name, last)
             except _Taken as error:
                 raise self._busy(name, error.owner, patience) from None
+        with self._mutex:
+            self._held[lease.owner] = lease
+        self._start_renewing()
 
     def _attempt(self, lease: Lease, name: str, start: Callable[[Connection], object] | None) -> None:
         asked = self.monotonic()
@@ -248,7 +246,7 @@ class Leases:
         except _Taken:
             lease.names.remove(name)
             raise
-        lease.fresh_until = asked + self._seconds * 0.9
+        lease.fresh_until = asked + self._seconds * _FRESH
 
     def _try(self, connection: Connection, name: str, owner: str) -> str | None:
         """Take *name* within this transaction; return the owner who has it instead, None on success."""
@@ -259,12 +257,41 @@ class Leases:
         found = connection.execute(_HELD[dialect], {"the_name": name}).one_or_none()
         if found is None:
             return "one who just left"
-        holder, expired = found
-        if holder != owner and not expired and not owner_is_dead(holder):
+        holder, expires, expired = found
+        if holder != owner and not self._is_free(name, holder, expires, expired=expired):
             return str(holder)
         takeover = sa.update(_L).where(_L.c.name == name, _L.c.owner == holder)
         changed = connection.execute(takeover.values(owner=owner, expires=_NOW[dialect] + self._seconds))
         return None if changed.rowcount else str(holder)
+
+    def _is_free(self, name: str, holder: str, expires: float, *, expired: bool) -> bool:
+        """Whether the lease on *name* may be taken from *holder*. Remembers what it saw."""
+        if owner_is_dead(holder):
+            return True
+        if owner_is_alive(holder):
+            return _is_ours(holder) and holder not in _held_here  # dropped by a thread that could not say so
+        now = self.monotonic()
+        owner, was, since = self._seen.get(name, (holder, expires, now))
+        if (owner, was) != (holder, expires):
+            since = now  # it is renewed, or another's
+        self._seen[name] = holder, expires, since
+        return expired and now - since >= self._seconds * _UNRENEWED
+
+    def seconds_to_watch(self, connection: Connection) -> float:
+        """How long to go on watching expired leases of whom nothing is known, until they may be taken; 0 for none."""
+        now = _NOW[self._database.dialect]
+        rows = connection.execute(sa.select(_L.c.name, _L.c.owner, _L.c.expires, _L.c.expires < now)).all()
+        with self._mutex:
+            self._seen = {name: self._seen[name] for name, *_ in rows if name in self._seen}
+        left = [0.0]
+        for name, owner, expires, expired in rows:
+            if expired and not self._is_free(name, owner, expires, expired=True) and not owner_is_alive(owner):
+                left.append(self._seen[name][2] + self._seconds * _UNRENEWED - self.monotonic())
+        return max(left)
+
+    def wait(self, seconds: float) -> None:
+        """Let *seconds* pass, or the end of this object."""
+        self._closing.wait(seconds)
 
     def _busy(self, name: str, owner: str, patience: float) -> VolumeBusy:
         return VolumeBusy(
@@ -284,14 +311,14 @@ class Leases:
     def held_by_living(self, connection: Connection) -> set[str]:
         """The names that somebody alive holds."""
         now = _NOW[self._database.dialect]
-        rows = connection.execute(sa.select(_L.c.name, _L.c.owner).where(_L.c.expires >= now))
-        return {name for name, owner in rows if not owner_is_dead(owner)}
+        rows = connection.execute(sa.select(_L.c.name, _L.c.owner, _L.c.expires >= now))
+        return {name for name, owner, fresh in rows if owner_is_alive(owner) or (fresh and not owner_is_dead(owner))}
 
     def sweep(self, connection: Connection) -> int:
         """Delete the rows of dead and expired holders; return how many."""
         now = _NOW[self._database.dialect]
-        rows = connection.execute(sa.select(_L.c.name, _L.c.owner, _L.c.expires < now)).all()
-        dead = [(name, owner) for name, owner, expired in rows if expired or owner_is_dead(owner)]
+        rows = connection.execute(sa.select(_L.c.name, _L.c.owner, _L.c.expires, _L.c.expires < now)).all()
+        dead = [(name, owner) for name, owner, at, expired in rows if self._is_free(name, owner, at, expired=expired)]
         for name, owner in dead:
             connection.execute(sa.delete(_L).where(_L.c.name == name, _L.c.owner == owner))
         return len(dead)
@@ -308,7 +335,7 @@ class Leases:
         while not self._closing.wait(self._seconds / 3):
             try:
                 self.renew()
-            except Transient:
+            except (Transient, OutcomeUnknown):
                 continue  # the holder's own clock stops it in time
 
     def renew(self) -> None:
@@ -318,7 +345,11 @@ class Leases:
             DatabaseUnavailable, DatabaseBusy: Nothing was prolonged.
         """
         with self._mutex:
-            held = list(self._held.values())
+            held, dropped = list(self._held.values()), set(self._dropped)
+        if dropped:
+            self._database.run(lambda c: c.execute(sa.delete(_L).where(_L.c.owner.in_(dropped))))
+            with self._mutex:
+                self._dropped -= dropped
         if not held:
             return
         asked = self.monotonic()
@@ -326,13 +357,21 @@ class Leases:
         owners = [lease.owner for lease in held]
         self._database.run(lambda c: c.execute(sa.update(_L).where(_L.c.owner.in_(owners)).values(expires=until)))
         for lease in held:
-            lease.fresh_until = asked + self._seconds * 0.9
+            lease.fresh_until = asked + self._seconds * _FRESH
 
     def close(self) -> None:
         """Stop renewing. May be called twice."""
         self._closing.set()
         if self._renewer is not None and self._renewer is not threading.current_thread():
             self._renewer.join()
+
+
+def _new_owner() -> str:
+    return f"{process_identity()}/{uuid.uuid4().hex[:12]}"
+
+
+def _is_ours(owner: str) -> bool:
+    return owner.startswith(f"{process_identity()}/")
 
 
 class _Taken(Exception):

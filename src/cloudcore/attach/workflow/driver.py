@@ -15,7 +15,7 @@ import attrs
 from cloudcore._failpoints import failpoint
 from cloudcore.attach.lifecycle.states import TABLE, UNDO_UNASKED, Event, Instruction, State, resume
 from cloudcore.attach.workflow.instructions import PROBES, Instructions, Work
-from cloudcore.errors import AttachmentNotFound, CloudcoreError, Conflict
+from cloudcore.errors import AttachmentNotFound, CloudcoreError, Conflict, GenerationConflict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cloudcore.attach.journal.leases import Lease, Leases
     from cloudcore.attach.lifecycle.records import Attachment
     from cloudcore.attach.volumes.interface import VolumeService
+    from cloudcore.attach.volumes.values import ConnectionInfo
     from cloudcore.attach.workflow.instructions import Outcome
     from cloudcore.disks import Disk
 
@@ -41,6 +42,13 @@ _GUARDED = frozenset(
         Instruction.UNPLUG, Instruction.DISCONNECT, Instruction.UNMAP,
     }
 )  # fmt: skip
+_SURPLUS = {
+    Instruction.RESERVE: State.UNMAPPING,
+    Instruction.CREATE: State.UNMAPPING,
+    Instruction.CONNECT: State.DISCONNECTING,
+    Instruction.PLUG: State.UNPLUGGING,
+}
+"""Steps whose effect nobody would undo if their driver lost its lease meanwhile, and where undoing it starts."""
 _UNDOABLE = (UNDO_UNASKED - {State.CONNECTING, State.JOINING}) | {State.PLUG_UNCERTAIN, State.COMPLETE_UNCERTAIN}
 
 
@@ -102,6 +110,7 @@ class Driver:
         *,
         undo: bool = False,
         release: bool = True,
+        info: ConnectionInfo | None = None,
     ) -> Result:
         """Follow the table from *instruction* until nothing is left to do.
 
@@ -111,12 +120,13 @@ class Driver:
             instruction: What to do first.
             undo: Nobody waits for it any more: undo it if the guest turns out not to have the disk.
             release: Give the lease back together with the last write.
+            info: The connection, if it is known; else the service is asked.
 
         Returns:
             The leg where it ended: at rest, waiting for its guest, or stuck where a probe or an undo found nobody to
             talk to. The first error on the way is in the result, not raised.
         """
-        work = Work(leg, lease)
+        work = Work(leg, lease, info)
         with ExitStack() as guard:
             guarded = False
             while instruction is not None:
@@ -146,10 +156,65 @@ class Driver:
         if event is None:
             return None
         also, changes = self._connect_at_once(work, event, outcome)
-        work.leg, following = self._journal.advance(
-            work.lease, work.leg, event, also=also, note=outcome.note, release=release, **changes
-        )
+        try:
+            work.leg, following = self._journal.advance(
+                work.lease, work.leg, event, also=also, note=outcome.note, release=release, **changes
+            )
+        except GenerationConflict as error:
+            self._take_back(work, instruction, outcome, error)
+            raise
         return following
+
+    # --- a race that was lost -----------------------------------------------------------------------------------------
+
+    def _take_back(self, work: Work, instruction: Instruction, outcome: Outcome, error: GenerationConflict) -> None:
+        """Whoever has the lease now went on from before this step, so its effect is nobody's: undo it, by the journal.
+
+        It becomes a leg of its own, ``past``, so that a crash in between leaves it to recovery.
+        """
+        start = _SURPLUS.get(instruction)
+        if start is None or outcome.event not in {Event.DONE, Event.LOST}:
+            return
+        try:
+            self._leases.regain(work.lease)
+            surplus = self._surplus(work, start, outcome)
+            if surplus is None:
+                return
+            self._journal.database.run(lambda connection: self._journal.begin(connection, surplus))
+            failpoint("attach.surplus.begun")
+            result = self.run(work.lease, surplus, resume(start), release=False, info=work.info)
+        except CloudcoreError as trouble:
+            error.add_note(f"the effect of {instruction} could not be undone ({trouble}): audit() shows it")
+            return
+        error.add_note(f"the effect of {instruction} was undone as attachment {surplus.id}, now {result.leg.state}")
+
+    def _surplus(self, work: Work, start: State, outcome: Outcome) -> Attachment | None:
+        """The leg that undoes the step, None if it is in use: by whoever went on, or by what came later."""
+        leg, now = work.leg, self._journal.now()
+        service_id = outcome.changes.get("service_id")
+        with self._journal.database.read() as connection:
+            living = self._journal.of_volume(connection, leg.volume_id)
+        mine = [one for one in living if one.instance_id == leg.instance_id]
+        if service_id is None and any(one.host == leg.host for one in mine):
+            return None
+        if service_id is not None and service_id in self._journal.service_ids(leg.volume_id, leg.instance_id):
+            return None
+        return attrs.evolve(
+            leg,
+            id=self._new_id(),
+            role="past",
+            state=start,
+            service_id=service_id,
+            operation_id=None,
+            fingerprint=None,
+            version=0,
+            settings=attrs.evolve(leg.settings, held_before=False),
+            device=work.device if work.device is not None and work.device.connected else None,
+            when_gone=None,
+            note=f"{leg.id} was settled by somebody else meanwhile",
+            created_at=now,
+            updated_at=now,
+        )
 
     def _connect_at_once(self, work: Work, event: Event, outcome: Outcome) -> tuple[Event | None, Mapping[str, Any]]:
         """Where nothing happens on the host, mapped and connected are one write: there is no effect to announce."""

@@ -262,6 +262,10 @@ class Instructions:
 
     def connection(self, work: Work) -> ConnectionInfo:
         """The connection, asked again if this run does not know it: the journal never does."""
+        if work.info is None and work.leg.service_id is None:
+            raise AttachmentNotFound(
+                f"attachment {work.leg.id} has no record at the volume service", identifier=work.leg.id
+            )
         if work.info is None:
             work.info = self._volumes.attachment(_service_id(work.leg)).connection
         if work.info is None:

@@ -24,6 +24,10 @@ def recover_all(
 ) -> RecoveryReport:
     """See :meth:`AttachmentManager.recover`."""
     tally = Tally()
+    with journal.database.read() as connection:
+        left = leases.seconds_to_watch(connection)
+    if left > 0:
+        leases.wait(left)  # expired leases of other machines: renewed meanwhile, or free
     for volume_id in journal.unsettled_volumes():
         recovery.settle_into(tally, volume_id, patience=0.0)
     for instance_id in unfinished.unfinished():
