@@ -13,6 +13,7 @@ from cloudcore.errors import ProviderNotFound, WatermarkLost
 from cloudcore.placement.columns.maintenance import NumberIndex, set_used
 from cloudcore.placement.forest.editing import describe, plan
 from cloudcore.placement.forest.forest import Edit, Forest
+from cloudcore.placement.storage import generations as counts
 from cloudcore.placement.storage import store
 from cloudcore.placement.storage.changes import changes_since
 
@@ -65,9 +66,17 @@ class DatabaseBinding:
     Args:
         database: A Database, an engine, or a URL; what was opened here is closed by :meth:`close`.
         state: Of the tree; read at once.
+        generations: Who counts the generations that callers name: see ``storage/generations.py``.
     """
 
-    def __init__(self, database: Database | str | URL | Engine, state: TreeState) -> None:
+    def __init__(
+        self,
+        database: Database | str | URL | Engine,
+        state: TreeState,
+        *,
+        generations: counts.Generations = "cloudcore",
+    ) -> None:
+        self._counting = counts.require_policy(generations)
         self._database = Database.of(database)
         self._owned = self._database is not database
         self._state = state
@@ -204,13 +213,19 @@ class DatabaseBinding:
                     stored = self._database.stored_operation(connection, operation)
                 if stored is not None:
                     return self._repeated(stored.result)
-            edit, about = plan(self._state.forest, name, arguments, uuid_factory)
-            if not edit.put and not edit.gone:
+            expected = arguments.get("generation") if self._counting else None
+            known = arguments if expected is None else {**arguments, "generation": None}
+            edit, about = plan(self._state.forest, name, known, uuid_factory)
+            steps = counts.steps_of(name, arguments, edit, about) if self._counting else {}
+            if expected is not None:
+                steps.setdefault(about.number, 0)
+            if not edit.put and not edit.gone and not steps:
                 return about
             numbers: dict[str, int] = {}
 
             def write(connection: Connection) -> dict[str, Any]:
                 numbers.clear()  # of an attempt before that came to nothing
+                counts.count(connection, steps, None if expected is None else {about.number: expected})
                 numbers.update(store.write_edit(connection, self._state.forest, edit))
                 return {"provider": about.uuid}
 
@@ -231,6 +246,13 @@ class DatabaseBinding:
                 identifier=result["provider"],
             )
         return found
+
+    def generations(self, uuids: Collection[str]) -> dict[str, int] | None:
+        """Uuid → generation as the database counts for clients; None where the forest's own are theirs."""
+        if not self._counting:
+            return None
+        with self._database.read() as connection:
+            return counts.read_generations(connection, uuids)
 
     def close(self) -> None:
         """Close the connections, unless the engine or Database is the caller's. May be called twice."""

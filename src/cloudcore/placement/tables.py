@@ -25,6 +25,7 @@ __all__ = [
     "provider_aggregates",
     "provider_change_slots",
     "provider_changes",
+    "provider_generations",
     "provider_traits",
     "resource_providers",
 ]
@@ -66,6 +67,20 @@ inventories = sa.Table(
     sa.CheckConstraint("used >= 0", name="used_not_negative"),
     sqlite_with_rowid=False,
 )
+
+provider_generations = sa.Table(
+    "provider_generations",
+    metadata,
+    sa.Column(
+        "provider_id",
+        _BigId,
+        sa.ForeignKey("resource_providers.id", ondelete="CASCADE"),
+        primary_key=True,
+        autoincrement=False,
+    ),
+    sa.Column("generation", sa.BigInteger(), nullable=False),
+)
+"""How Placement would count, where that is asked for: see ``storage/generations.py``."""
 
 provider_traits = sa.Table(
     "provider_traits",

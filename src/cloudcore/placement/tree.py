@@ -27,7 +27,7 @@ from cloudcore.placement.tree_edits import TreeEdits, key_of
 from cloudcore.placement.tree_state import TreeStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     import networkx as nx
     from sqlalchemy.engine import URL, Engine
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from cloudcore.database import Database
     from cloudcore.observability import Observer
     from cloudcore.placement.search.ordering import OrderBy
+    from cloudcore.placement.storage.generations import Generations
     from cloudcore.placement.storage.placement_service import Session
 
 __all__ = ["PlacementTree"]
@@ -142,6 +143,18 @@ class PlacementTree(TreeEdits):
         """
         with self._state.lock:
             return list(self._state.forest.ancestors(self._state.forest.find(key_of(provider)).uuid))
+
+    def generations(self, providers: Iterable[str | Provider]) -> dict[str, int]:
+        """Uuid → generation, as clients are to see it: with ``generations="placement"`` one look at the database.
+
+        Raises:
+            ProviderNotFound: One of them is not there.
+            DatabaseUnavailable, DatabaseBusy, DatabaseError: The database does not answer.
+        """
+        found = [self.provider(each) for each in providers]
+        own = {provider.uuid: provider.generation for provider in found}
+        counted = None if self._binding is None else self._binding.generations(own)
+        return own if counted is None else {**own, **counted}
 
     def usage(self, provider: str | Provider) -> dict[str, int]:
         """Resource class → units in use, zeros included, for every class that the provider has.
@@ -364,11 +377,20 @@ class PlacementTree(TreeEdits):
         return cls.from_placement(read_placement_database(database))
 
     @classmethod
-    def open(cls, database: Database | str | URL | Engine, *, observer: Observer | None = None) -> Self:
+    def open(
+        cls,
+        database: Database | str | URL | Engine,
+        *,
+        generations: Generations = "cloudcore",
+        observer: Observer | None = None,
+    ) -> Self:
         """Open the tree that is kept in *database*: see :class:`cloudcore.placement.bound.DatabaseBinding`.
 
         Args:
             database: A Database, an engine or a URL.
+            generations: ``placement`` counts the generations of providers as Placement does, for clients that compare
+                numbers: whoever writes to the database says the same, the ledger too. Then :meth:`generations` tells
+                them, and a *generation* given to an edit is one of them; ``Provider.generation`` stays cloudcore's own.
             observer: As for the class.
 
         Raises:
@@ -378,7 +400,7 @@ class PlacementTree(TreeEdits):
         from cloudcore.placement.bound import DatabaseBinding
 
         tree = cls(observer=observer)
-        tree._binding = DatabaseBinding(database, tree._state)
+        tree._binding = DatabaseBinding(database, tree._state, generations=generations)
         return tree
 
     @observed("placement.refresh", answer=lambda count: {"providers": count})

@@ -368,6 +368,23 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("provider_id", "aggregate", name=op.f("pk_provider_aggregates")),
     )
     op.create_table(
+        "provider_generations",
+        sa.Column(
+            "provider_id",
+            sa.BigInteger().with_variant(sa.Integer(), "sqlite"),
+            autoincrement=False,
+            nullable=False,
+        ),
+        sa.Column("generation", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["provider_id"],
+            ["resource_providers.id"],
+            name=op.f("fk_provider_generations_provider_id"),
+            ondelete="CASCADE",
+        ),
+        sa.PrimaryKeyConstraint("provider_id", name=op.f("pk_provider_generations")),
+    )
+    op.create_table(
         "provider_traits",
         sa.Column("provider_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("trait", Text(255), nullable=False),

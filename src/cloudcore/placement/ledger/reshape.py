@@ -11,6 +11,7 @@ from cloudcore.errors import GenerationConflict, InUse, ProviderNotFound
 from cloudcore.placement.ledger import moves as ledger_moves
 from cloudcore.placement.ledger.session import marks
 from cloudcore.placement.storage.changes import record_edit_raw
+from cloudcore.placement.storage.generations import count, read_generations
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -49,6 +50,9 @@ def reshape(session: Session, operation_id: str, asked: Reshape, *, history: boo
         See :func:`cloudcore.placement.ledger.moves.write` for the others.
     """
     providers = _lock_providers(session, asked)
+    if session.counting:
+        interim = {number: int(bool(asked.inventories[uuid])) for uuid, number in providers.items()}
+        count(session.connection, interim, {providers[uuid]: read for uuid, read in asked.generations.items()})
     rows = ledger_moves.lock(session, asked.targets)
     held = session.holdings([row for uuid, row in rows.items() if uuid in asked.targets])
     wanted = session.provider_ids({p for target in asked.targets.values() for p in target.allocations})
@@ -66,6 +70,8 @@ def reshape(session: Session, operation_id: str, asked: Reshape, *, history: boo
     session.many(
         "UPDATE resource_providers SET generation = generation + 1 WHERE id = ?", [(n,) for n in providers.values()]
     )
+    if session.counting:
+        count(session.connection, dict.fromkeys(providers.values(), 1))
     record_edit_raw(session.cursor, session.dialect)
     session.add_changes(providers.values())
     return {"consumers": written, "providers": _generations(session, providers)}
@@ -81,7 +87,7 @@ def _lock_providers(session: Session, asked: Reshape) -> dict[str, int]:
     for uuid in names:
         if uuid not in found:
             raise ProviderNotFound(f"no resource provider {uuid}", identifier=uuid)
-        expected, generation = asked.generations.get(uuid), found[uuid][1]
+        expected, generation = None if session.counting else asked.generations.get(uuid), found[uuid][1]
         if expected not in {None, generation}:
             raise GenerationConflict(
                 f"provider {uuid} is at generation {generation}, the caller read {expected}; read it again",
@@ -148,6 +154,8 @@ def _drop_inventory(session: Session, uuid: str, number: int, name: str) -> None
 
 
 def _generations(session: Session, providers: Mapping[str, int]) -> dict[str, int]:
+    if session.counting:
+        return read_generations(session.connection, providers)
     return dict(
         session.in_parts("SELECT uuid, generation FROM resource_providers WHERE uuid IN {marks}", sorted(providers))
     )

@@ -144,10 +144,12 @@ class Session:
 
     Args:
         connection: In a transaction that :meth:`cloudcore.database.Database.write` began.
+        counting: Whether claims count in the generations of providers: see ``storage/generations.py``.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, *, counting: bool = False) -> None:
         self.connection = connection
+        self.counting = counting
         name = connection.dialect.name
         self.dialect = "mysql" if name == "mariadb" else name
         connection.in_transaction() or connection.begin()

@@ -18,6 +18,7 @@ from cloudcore.errors import (
     ProviderNotFound,
 )
 from cloudcore.placement.rules.claims import Allocations, Key, Owner, Rewrite, Take, plan_rewrite, refusal
+from cloudcore.placement.storage.generations import count
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -87,6 +88,8 @@ def apply_targets(
         uuid: {(providers[p], name): n for p, classes in t.allocations.items() for name, n in classes.items()}
         for uuid, t in targets.items()
     }
+    if session.counting and event != "release":
+        count(session.connection, dict.fromkeys(_written(after, before), 1))
     rewrite = plan_rewrite(before, after)
     refused = session.take_all(_in_lock_order(session, rewrite))
     if refused is not None:
@@ -98,6 +101,11 @@ def apply_targets(
             session.add_history(event, operation_id, {uuid: target.allocations for uuid, target in targets.items()})
         session.add_changes(rewrite.providers)
     return result
+
+
+def _written(after: Mapping[str, Mapping[Key, int]], before: Mapping[str, Mapping[Key, int]]) -> set[int]:
+    """The providers of the rows that Placement would write: what is held afterwards, or all that is given up."""
+    return {key[0] for uuid, rows in after.items() for key in (rows or before.get(uuid, {}))}
 
 
 def _in_lock_order(session: Session, rewrite: Rewrite) -> Iterable[Take]:
