@@ -103,11 +103,16 @@ class Database:
             yield connection
 
     def catch_up(self, connection: Connection) -> None:
-        """Wait until *connection*'s node of a Galera cluster has what the others had committed before this call."""
+        """Wait until *connection*'s node of a Galera cluster has what the others had committed before this call.
+
+        Leaves no transaction behind: the reader may still choose its isolation.
+        """
         if self._galera is None:
             self._galera = is_galera(connection)
+            connection.rollback()
         if self._galera and self.consistent_reads:
             connection.exec_driver_sql("SET STATEMENT wsrep_sync_wait = 1 FOR SELECT 1").close()
+            connection.rollback()
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
