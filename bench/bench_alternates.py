@@ -25,36 +25,38 @@ from cloudcore.placement import (
     Selection,
     reschedule,
 )
-from cloudcore.placement.hosts.alternates import fall_backs
-from cloudcore.placement.hosts.assignment import Placement
-from cloudcore.placement.hosts.contenders import Contender, Option, Pick
+from cloudcore.placement.hosts.alternates import choose_alternates
+from cloudcore.placement.hosts.assignment import Assignment
+from cloudcore.placement.hosts.candidate_hosts import CandidateHost, Option, Pick
 from cloudcore.placement.hosts.host_view import HostView
-from cloudcore.placement.hosts.remaining_capacity import Residual, Room
+from cloudcore.placement.hosts.remaining_capacity import RemainingCapacity, Room
 
 AMOUNTS = {"VCPU": 2, "MEMORY_MB": 2048}
 ROOMS = {"VCPU": Room(used=0, capacity=64), "MEMORY_MB": Room(used=0, capacity=262144)}
 
 
-def world(hosts: int, cells: int, instances: int) -> tuple[Placement, Residual]:
+def world(hosts: int, cells: int, instances: int) -> tuple[Assignment, RemainingCapacity]:
     """What is known when the primaries are picked: the hosts in their order, the first ones picked."""
-    contenders = [
-        Contender(HostView(root=f"h{n}", name=f"h{n}", cell=f"c{n % cells}"), [Option(allocations={f"h{n}": AMOUNTS})])
+    candidate_hosts = [
+        CandidateHost(
+            HostView(root=f"h{n}", name=f"h{n}", cell=f"c{n % cells}"), [Option(allocations={f"h{n}": AMOUNTS})]
+        )
         for n in range(hosts)
     ]
     picks = [
         Pick(host=host, option=next(iter(host.options)), weight=0.0, rank=rank)
-        for rank, host in enumerate(contenders[:instances])
+        for rank, host in enumerate(candidate_hosts[:instances])
     ]
-    residual = Residual(lambda _, resource_class: ROOMS[resource_class])
+    remaining = RemainingCapacity(lambda _, resource_class: ROOMS[resource_class])
     for pick in picks:
-        residual.take(pick.option.allocations)
-    ranking = tuple((host, 0.0) for host in contenders)
-    return Placement(picks=tuple(picks), refused={}, ranking=ranking, in_domains=False), residual
+        remaining.take(pick.option.allocations)
+    ranking = tuple((host, 0.0) for host in candidate_hosts)
+    return Assignment(picks=tuple(picks), refused={}, ranking=ranking, in_domains=False), remaining
 
 
-def select(placement: Placement, residual: Residual, alternates: int) -> list[list[str]]:
-    hands = fall_backs(placement, residual, alternates)
-    return [[one.host.view.name for one in (pick, *hand)] for pick, hand in zip(placement.picks, hands, strict=True)]
+def select(assignment: Assignment, remaining: RemainingCapacity, alternates: int) -> list[list[str]]:
+    hands = choose_alternates(assignment, remaining, alternates)
+    return [[one.host.view.name for one in (pick, *hand)] for pick, hand in zip(assignment.picks, hands, strict=True)]
 
 
 def same_rules(ours: list[list[str]], theirs: list[list[str]], *, hosts: int, cells: int, alternates: int) -> bool:
@@ -185,13 +187,13 @@ def main() -> None:
         nova = bench.peer("nova", script="peer_nova_alternates.py")
         for hosts, cells, instances, must in ((1_000, 10, 100, 30), (10_000, 80, 100, None), (1_000, 1, 1, None)):
             nova.run("load", hosts=hosts, cells=cells, instances=instances)
-            placement, residual = world(hosts, cells, instances)
+            assignment, remaining = world(hosts, cells, instances)
 
             def equal(ours: list[list[str]], theirs: list[list[str]], hosts: int = hosts, cells: int = cells) -> bool:
                 return same_rules(ours, theirs, hosts=hosts, cells=cells, alternates=3)
 
-            def ours(placement: Placement = placement, residual: Residual = residual) -> list[list[str]]:
-                return select(placement, residual, 3)
+            def ours(assignment: Assignment = assignment, remaining: RemainingCapacity = remaining) -> list[list[str]]:
+                return select(assignment, remaining, 3)
 
             bench.compare(
                 f"{hosts} hosts, {cells} cells, {instances} instances, 3 alternates each",

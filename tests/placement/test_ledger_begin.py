@@ -11,8 +11,7 @@ import sqlalchemy as sa
 from cloudcore import _failpoints
 from cloudcore.database import Database
 from cloudcore.errors import CloudcoreError
-from cloudcore.placement import AllocationLedger, tables
-from cloudcore.placement import allocation_ledger as ledger_module
+from cloudcore.placement import AllocationLedger, allocation_ledger, tables
 from tests.placement import ledger_worlds
 from tests.placement.ledger_jobs import OWNER, Trial
 from tests.placement.ledger_worlds import uuid_of
@@ -110,7 +109,7 @@ def test_one_statement_and_many_agree(ledger_database, dialect, monkeypatch, nam
     seen = []
     for way in ("one", "many"):
         if way == "many":
-            monkeypatch.setattr(ledger_module, "is_usual", lambda _: False)
+            monkeypatch.setattr(allocation_ledger, "is_usual", lambda _: False)
         trial = Trial(f"{name}/{way}")
         trial.build(ledger_database)
         SCENARIOS[name][0](ledger, trial)
@@ -216,7 +215,7 @@ def step_by_step(ledger: AllocationLedger, trial: Trial):
     from cloudcore.placement.ledger import moves as ledger_moves
     from cloudcore.placement.rules.moves import MoveKind
 
-    asked = ledger_moves.Beginning(
+    asked = ledger_moves.MoveRequest(
         migration=trial.b,
         instance=trial.a,
         destination=trial.there,

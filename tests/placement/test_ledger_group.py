@@ -32,7 +32,7 @@ class Work:
         self.hold = threading.Lock()
 
     def __call__(self, tickets) -> None:
-        self.groups.append([ticket.ask for ticket in tickets])
+        self.groups.append([ticket.request for ticket in tickets])
         self.asked.update(self.groups[-1])
         for ticket in tickets:
             self.seen(ticket)
@@ -41,9 +41,9 @@ class Work:
         self.begun.release()
         assert self.may_end.acquire(timeout=SECONDS)
         for ticket in tickets:
-            if ticket.ask in self.raises:
-                raise self.raises[ticket.ask]
-            ticket.answer = 2 * ticket.ask
+            if ticket.request in self.raises:
+                raise self.raises[ticket.request]
+            ticket.answer = 2 * ticket.request
 
 
 @contextmanager
@@ -177,8 +177,8 @@ def interrupting(ask: int, steps: list[tuple[str, str]]) -> type[GroupCommit]:
             for when, action in (("before", None), ("after", inner), ("after", None)):
                 if action is not None:
                     action(self, ticket)
-                elif (ticket.ask, name, when) in due:
-                    due.remove((ticket.ask, name, when))
+                elif (ticket.request, name, when) in due:
+                    due.remove((ticket.request, name, when))
                     raise Interrupted
 
         return step
@@ -223,13 +223,13 @@ def test_a_ticket_that_is_over_holds_no_other() -> None:
         work.may_end.release(2)
         assert [future.exception(SECONDS) is None for future in futures] == [True, False, False, False]
         wait_until(lambda: not group._led)
-        assert [ticket.ask for ticket in tickets] == [1, 2, 3, 4]
+        assert [ticket.request for ticket in tickets] == [1, 2, 3, 4]
         assert all(ticket.next is None and not ticket.group for ticket in tickets)
 
 
 def test_a_hundred_threads_get_their_own_answers() -> None:
     """Nobody is lost, nobody gets another's."""
-    group = GroupCommit(lambda tickets: [setattr(ticket, "answer", -ticket.ask) for ticket in tickets], limit=7)
+    group = GroupCommit(lambda tickets: [setattr(ticket, "answer", -ticket.request) for ticket in tickets], limit=7)
     answers: dict[int, list[int]] = {}
 
     def work(number: int) -> None:

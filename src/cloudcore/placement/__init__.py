@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cloudcore.placement.hosts.planner import SelectionReport
     from cloudcore.placement.hosts.selection import HostChoice, Selection
     from cloudcore.placement.ledger.history import HistoryEntry
-    from cloudcore.placement.ledger.reads import ConsumerState, Holder, LedgerStatus, Usage
+    from cloudcore.placement.ledger.queries import ConsumerState, Holder, LedgerStatus, Usage
     from cloudcore.placement.requests.flavors.rules import FlavorRules, PciAlias, Unhonoured
     from cloudcore.placement.requests.groups import RequestGroup
     from cloudcore.placement.requests.requests import ResourceRequest
@@ -46,7 +46,7 @@ _EXPORTS = {
     "AllocationLedger": "cloudcore.placement.allocation_ledger",
     "Attempt": "cloudcore.placement.scheduling.rescheduling",
     "Candidate": "cloudcore.placement.search.candidates",
-    "ConsumerState": "cloudcore.placement.ledger.reads",
+    "ConsumerState": "cloudcore.placement.ledger.queries",
     "Expired": "cloudcore.placement.allocation_ledger",
     "Failure": "cloudcore.placement.scheduling.rescheduling",
     "FailureKind": "cloudcore.placement.scheduling.rescheduling",
@@ -55,7 +55,7 @@ _EXPORTS = {
     "FlavorRules": "cloudcore.placement.requests.flavors.rules",
     "Held": "cloudcore.placement.rules.claims",
     "HistoryEntry": "cloudcore.placement.ledger.history",
-    "Holder": "cloudcore.placement.ledger.reads",
+    "Holder": "cloudcore.placement.ledger.queries",
     "Host": "cloudcore.placement.search.ordering",
     "HostChoice": "cloudcore.placement.hosts.selection",
     "HostGroup": "cloudcore.placement.hosts.host_view",
@@ -63,7 +63,7 @@ _EXPORTS = {
     "HostSelector": "cloudcore.placement.scheduling.selector",
     "HostView": "cloudcore.placement.hosts.host_view",
     "Inventory": "cloudcore.placement.forest.values",
-    "LedgerStatus": "cloudcore.placement.ledger.reads",
+    "LedgerStatus": "cloudcore.placement.ledger.queries",
     "Move": "cloudcore.placement.rules.moves",
     "MoveKind": "cloudcore.placement.rules.moves",
     "MoveState": "cloudcore.placement.rules.moves",
@@ -83,7 +83,7 @@ _EXPORTS = {
     "SelectionReport": "cloudcore.placement.hosts.planner",
     "TreeStatus": "cloudcore.placement.tree_state",
     "Unhonoured": "cloudcore.placement.requests.flavors.rules",
-    "Usage": "cloudcore.placement.ledger.reads",
+    "Usage": "cloudcore.placement.ledger.queries",
     "changes_since": "cloudcore.placement.storage.changes",
     "prune_attempts": "cloudcore.placement.scheduling.rescheduling",
     "prune_changes": "cloudcore.placement.storage.changes",

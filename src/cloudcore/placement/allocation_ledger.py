@@ -20,7 +20,7 @@ from cloudcore.placement.forest.values import Inventory
 from cloudcore.placement.ledger import moves as ledger_moves
 from cloudcore.placement.ledger.auditing import Writers, apply_repair
 from cloudcore.placement.ledger.claim_statements import NewClaim, claim_by_statements, claim_in_one_statement
-from cloudcore.placement.ledger.group_claims import claim_together
+from cloudcore.placement.ledger.group_claims import claim_group
 from cloudcore.placement.ledger.group_commit import GroupCommit
 from cloudcore.placement.ledger.move_statement import begin_in_one_statement, is_usual
 from cloudcore.placement.ledger.reader import LedgerReader, consumer_uuid
@@ -304,7 +304,7 @@ class AllocationLedger(LedgerReader):
             See :meth:`claim` for the others.
         """
         wanted = normalise_allocations(destination)
-        asked = ledger_moves.Beginning(
+        asked = ledger_moves.MoveRequest(
             migration=normalise_uuid(migration, "migration", InvalidAllocation),
             instance=normalise_uuid(instance, "instance", InvalidAllocation),
             destination=wanted,
@@ -321,7 +321,7 @@ class AllocationLedger(LedgerReader):
         outcome = self._begin(operation, asked)
         return ledger_moves.move_from_json(outcome.result, repeated=outcome.repeated)
 
-    def _begin(self, operation: Operation, asked: ledger_moves.Beginning) -> Outcome[Any]:
+    def _begin(self, operation: Operation, asked: ledger_moves.MoveRequest) -> Outcome[Any]:
         database = self.database
         if database.dialect == "postgresql" and is_usual(asked) and not self._counting:
             outcome = database.resolve(
@@ -529,16 +529,16 @@ class AllocationLedger(LedgerReader):
 
     def _claim_group(self, tickets: Sequence[Ticket[NewClaim, Outcome[Any]]]) -> None:
         if len(tickets) == 1:
-            tickets[0].answer = self._claim(tickets[0].ask)
+            tickets[0].answer = self._claim(tickets[0].request)
             return
-        first = tickets[0].ask.operation
+        first = tickets[0].request.operation
         self.database.resolve(first, lambda: self._claim_together(tickets))
 
     def _claim_together(self, tickets: Sequence[Ticket[NewClaim, Outcome[Any]]]) -> Outcome[None]:
         with self.database.write() as connection:
             session = Session(connection)
             with session.errors():
-                claim_together(session, tickets, self._known_providers, history=self.history)
+                claim_group(session, tickets, self._known_providers, history=self.history)
         return Outcome(result=None, repeated=False)
 
     def _write(

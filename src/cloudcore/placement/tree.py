@@ -1,4 +1,7 @@
-"""PlacementTree: the forest of resource providers, with its edits, its usage, and the search."""
+"""PlacementTree: the forest of resource providers, with its edits, its usage, and the search.
+
+The façade of the tree: most of its lines are the descriptions of its methods, which hand on to the wings.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """The forest: its providers, who is whose child, what is used; and edits, planned before they have any effect. Pure.
 
 An edit is planned first (every rule is checked, nothing is changed) and applied then. In a bound tree the database
-stands between the two. A forest does no locking: its owner does.
+stands between the two. A forest does no locking: its owner does. One module, since
+planning an edit and applying it must agree on every rule of the same state.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Place the instances of one request on hosts, one after the other, each pick counting for the next. Pure.
+"""Assign the instances of one request to hosts, one after the other, each pick counting for the next. Pure.
 
-Nothing is claimed here: a :class:`Placement` is a plan made on a snapshot. What the ledger then refuses is told to the
-:class:`~cloudcore.placement.hosts.remaining_capacity.Residual`, and the plan is made again.
+Nothing is claimed here: a :class:`Assignment` is a plan made on a snapshot. What the ledger then refuses is told to the
+:class:`~cloudcore.placement.hosts.remaining_capacity.RemainingCapacity`, and the plan is made again.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING
 import attrs
 from sortedcontainers import SortedList
 
-from cloudcore.placement.hosts.contenders import Pick, first_that_fits
+from cloudcore.placement.hosts.candidate_hosts import Pick, first_that_fits
 from cloudcore.placement.hosts.host_view import AffinityPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from cloudcore.placement.hosts.contenders import Contender, Option
+    from cloudcore.placement.hosts.candidate_hosts import CandidateHost, Option
     from cloudcore.placement.hosts.host_view import HostGroup, HostView, Weigher
-    from cloudcore.placement.hosts.remaining_capacity import Residual
+    from cloudcore.placement.hosts.remaining_capacity import RemainingCapacity
 
-__all__ = ["Placement", "place"]
+__all__ = ["Assignment", "assign"]
 
 
 @attrs.frozen(kw_only=True)
-class Placement:
-    """What :func:`place` decided.
+class Assignment:
+    """What :func:`assign` decided.
 
     Attributes:
         picks: In the order of the instances; fewer than asked for when no host was left.
@@ -38,7 +38,7 @@ class Placement:
 
     picks: tuple[Pick, ...]
     refused: Mapping[str, str]
-    ranking: tuple[tuple[Contender, float], ...]
+    ranking: tuple[tuple[CandidateHost, float], ...]
     in_domains: bool
 
 
@@ -46,7 +46,7 @@ class _Order:
     """The hosts in the order of their weights. What a pick changes is kept here; the hosts stay as they are."""
 
     def __init__(
-        self, hosts: Sequence[Contender], weighers: Sequence[tuple[float, Weigher]], group: HostGroup | None
+        self, hosts: Sequence[CandidateHost], weighers: Sequence[tuple[float, Weigher]], group: HostGroup | None
     ) -> None:
         self._group = group
         self._members = Counter(group.members if group else {})
@@ -76,22 +76,22 @@ class _Order:
         self.ranking.add((-self.weights[number], number))
 
 
-def place(
-    hosts: Sequence[Contender],
+def assign(
+    hosts: Sequence[CandidateHost],
     count: int,
-    residual: Residual,
+    remaining: RemainingCapacity,
     *,
     weighers: Sequence[tuple[float, Weigher]] = (),
     group: HostGroup | None = None,
     choose: Callable[[int], int] = lambda _: 0,
     subset: int = 1,
-) -> Placement:
+) -> Assignment:
     """Pick a host for each of *count* instances of the same request.
 
     Args:
         hosts: Those that passed search and filters; on equal weights the earlier one is taken.
         count: Number of instances.
-        residual: What is left; every pick is taken from it.
+        remaining: What is left; every pick is taken from it.
         weighers: (multiplier, weigher) pairs. Each is scaled once, by its range over *hosts* before the first pick.
         group: The group that all of them belong to.
         choose: Given n, a number below n: which of the n best hosts to take.
@@ -100,11 +100,11 @@ def place(
     """
     order = _Order(hosts, weighers, group)
     if group is not None and group.policy is AffinityPolicy.AFFINITY and not any(group.members.values()):
-        picks, refused = _together(hosts, count, order, residual)
+        picks, refused = _together(hosts, count, order, remaining)
     else:
-        picks, refused = _apart(hosts, count, order, residual, choose, subset)
+        picks, refused = _apart(hosts, count, order, remaining, choose, subset)
     ranking = tuple((hosts[number], -negated) for negated, number in order.ranking)
-    return Placement(
+    return Assignment(
         picks=tuple(picks),
         refused={} if len(picks) == count else refused,
         ranking=ranking,
@@ -113,10 +113,10 @@ def place(
 
 
 def _apart(
-    hosts: Sequence[Contender],
+    hosts: Sequence[CandidateHost],
     count: int,
     order: _Order,
-    residual: Residual,
+    remaining: RemainingCapacity,
     choose: Callable[[int], int],
     subset: int,
 ) -> tuple[list[Pick], dict[str, str]]:
@@ -125,18 +125,18 @@ def _apart(
     refused: dict[str, str] = {}
     for _ in range(count):
         refused = {}
-        found = _fitting(hosts, order, residual, refused, subset)
+        found = _fitting(hosts, order, remaining, refused, subset)
         if not found:
             break
         number, option, rank = found[choose(len(found))]
         picks.append(Pick(host=hosts[number], option=option, weight=order.weights[number], rank=rank))
-        residual.take(option.allocations)
+        remaining.take(option.allocations)
         order.picked(number, option)
     return picks, refused
 
 
 def _together(
-    hosts: Sequence[Contender], count: int, order: _Order, residual: Residual
+    hosts: Sequence[CandidateHost], count: int, order: _Order, remaining: RemainingCapacity
 ) -> tuple[list[Pick], dict[str, str]]:
     """All on one host: the best that holds all of them, else the one that holds the most."""
     best: list[Pick] = []
@@ -144,31 +144,31 @@ def _together(
     for rank, (negated, number) in enumerate(order.ranking):
         picks: list[Pick] = []
         for _ in range(count):
-            option, reason = first_that_fits(hosts[number], residual)
+            option, reason = first_that_fits(hosts[number], remaining)
             if option is None:
                 refused[hosts[number].view.name] = f"affinity: holds {len(picks)} of {count}; {reason}"
                 break
             picks.append(Pick(host=hosts[number], option=option, weight=-negated, rank=rank))
-            residual.take(option.allocations)
+            remaining.take(option.allocations)
         for pick in picks:
-            residual.take(pick.option.allocations, times=-1)
+            remaining.take(pick.option.allocations, times=-1)
         if len(picks) > len(best):
             best = picks
         if len(best) == count:
             break
     for pick in best:
-        residual.take(pick.option.allocations)
+        remaining.take(pick.option.allocations)
     return best, refused
 
 
 def _fitting(
-    hosts: Sequence[Contender], order: _Order, residual: Residual, refused: dict[str, str], subset: int
+    hosts: Sequence[CandidateHost], order: _Order, remaining: RemainingCapacity, refused: dict[str, str], subset: int
 ) -> list[tuple[int, Option, int]]:
     found: list[tuple[int, Option, int]] = []
     for rank, (_, number) in enumerate(order.ranking):
         reason = order.refuses(order.views[number])
         if reason is None:
-            option, reason = first_that_fits(hosts[number], residual)
+            option, reason = first_that_fits(hosts[number], remaining)
             if option is not None:
                 found.append((number, option, rank))
         if reason is not None:

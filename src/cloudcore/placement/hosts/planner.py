@@ -1,4 +1,4 @@
-"""Plan hosts for a request on what the tree knows: search, filter, weigh, place, deal alternates. Claims nothing."""
+"""Plan hosts for a request on what the tree knows: search, filter, weigh, assign, give alternates. Claims nothing."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from cloudcore.errors import (
     ProviderNotFound,
     UnitViolation,
 )
-from cloudcore.placement.hosts.alternates import fall_backs
-from cloudcore.placement.hosts.assignment import Placement, place
-from cloudcore.placement.hosts.contenders import Contender, Option, Pick
+from cloudcore.placement.hosts.alternates import choose_alternates
+from cloudcore.placement.hosts.assignment import Assignment, assign
+from cloudcore.placement.hosts.candidate_hosts import CandidateHost, Option, Pick
 from cloudcore.placement.hosts.host_view import HostView
-from cloudcore.placement.hosts.remaining_capacity import Residual, Room
+from cloudcore.placement.hosts.remaining_capacity import RemainingCapacity, Room
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from cloudcore.placement.search.search import HostMatch, Search
     from cloudcore.placement.tree import PlacementTree
 
-__all__ = ["Asked", "Plan", "Planner", "SelectionReport"]
+__all__ = ["HostRequest", "Plan", "Planner", "SelectionReport"]
 
 
 @attrs.frozen(kw_only=True)
@@ -62,7 +62,7 @@ class SelectionReport:
 
 
 @attrs.frozen(kw_only=True)
-class Asked:
+class HostRequest:
     """A request for hosts, checked.
 
     Attributes:
@@ -92,7 +92,7 @@ class Asked:
 class Plan:
     """The picks, and for each of them the picks to fall back on."""
 
-    placement: Placement
+    assignment: Assignment
     hands: Sequence[Sequence[Pick]]
 
 
@@ -109,7 +109,7 @@ class Planner:
     subset: int
     choose: Callable[[int], int]
 
-    def _tree_for(self, asked: Asked) -> PlacementTree:
+    def _tree_for(self, asked: HostRequest) -> PlacementTree:
         """The tree to search: as it is, or where something is freed by the move itself, a fork without that."""
         self.tree.refresh()
         if not asked.freed:
@@ -126,7 +126,7 @@ class Planner:
             request, distinct="physical", within=lambda root: self.cell_of(root) is not None, hosts_first=True
         )
 
-    def plan(self, asked: Asked, lost: Sequence[CloudcoreError]) -> Plan:
+    def plan(self, asked: HostRequest, lost: Sequence[CloudcoreError]) -> Plan:
         """Plan *asked*, counting with what the refusals of *lost* claims told.
 
         Raises:
@@ -135,33 +135,33 @@ class Planner:
         tree = self._tree_for(asked)
         search = self.search(asked.request, tree)
         filtered: dict[str, str] = {}
-        contenders = list(islice(self._contenders(search, asked, filtered), self.max_hosts))
-        residual = Residual(partial(_room, tree))
+        candidate_hosts = list(islice(self._candidate_hosts(search, asked, filtered), self.max_hosts))
+        remaining = RemainingCapacity(partial(_room, tree))
         for refusal in lost:
-            _learn(residual, refusal)
-        placement = place(
-            contenders,
+            _learn(remaining, refusal)
+        assignment = assign(
+            candidate_hosts,
             len(asked.instances),
-            residual,
+            remaining,
             weighers=self.weighers,
             group=asked.group,
             choose=self.choose,
             subset=self.subset,
         )
-        if len(placement.picks) < (1 if asked.partial else len(asked.instances)):
+        if len(assignment.picks) < (1 if asked.partial else len(asked.instances)):
             report = SelectionReport(
                 search=search.report(),
-                filtered={**filtered, **placement.refused},
+                filtered={**filtered, **assignment.refused},
                 lost=tuple(str(refusal) for refusal in lost),
-                placed=len(placement.picks),
+                placed=len(assignment.picks),
             )
             raise NoValidHost(
-                f"{len(placement.picks)} of {len(asked.instances)} instances have a host: {report.summary()}",
+                f"{len(assignment.picks)} of {len(asked.instances)} instances have a host: {report.summary()}",
                 report=report,
             )
-        return Plan(placement, fall_backs(placement, residual, asked.alternates, asked.group))
+        return Plan(assignment, choose_alternates(assignment, remaining, asked.alternates, asked.group))
 
-    def _contenders(self, search: Search, asked: Asked, filtered: dict[str, str]) -> Iterator[Contender]:
+    def _candidate_hosts(self, search: Search, asked: HostRequest, filtered: dict[str, str]) -> Iterator[CandidateHost]:
         group = asked.group
         for match in search.hosts():
             view = self._view(match, group)
@@ -169,7 +169,7 @@ class Planner:
             if reason is None and group is not None:
                 reason = group.refuses(view.root, group.members)
             if reason is None:
-                yield Contender(view, (Option(allocations=c.allocations, mappings=c.mappings) for c in match))
+                yield CandidateHost(view, (Option(allocations=c.allocations, mappings=c.mappings) for c in match))
             else:
                 filtered[view.name] = reason
 
@@ -190,14 +190,16 @@ class Planner:
         )
 
 
-def _learn(residual: Residual, refusal: CloudcoreError) -> None:
+def _learn(remaining: RemainingCapacity, refusal: CloudcoreError) -> None:
     """Let what the ledger refused count in the next plan."""
     if isinstance(refusal, CapacityExceeded) and refusal.provider and refusal.resource_class:
-        residual.learn(refusal.provider, refusal.resource_class, used=refusal.used or 0, capacity=refusal.capacity or 0)
+        remaining.learn(
+            refusal.provider, refusal.resource_class, used=refusal.used or 0, capacity=refusal.capacity or 0
+        )
     elif isinstance(refusal, ProviderNotFound) and refusal.identifier:
-        residual.avoid(refusal.identifier, str(refusal))
+        remaining.avoid(refusal.identifier, str(refusal))
     elif isinstance(refusal, InventoryNotFound | UnitViolation) and refusal.provider:
-        residual.avoid(refusal.provider, str(refusal))
+        remaining.avoid(refusal.provider, str(refusal))
 
 
 def _room(tree: PlacementTree, provider: str, resource_class: str) -> Room | None:

@@ -10,7 +10,7 @@ import attrs
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["Residual", "Room"]
+__all__ = ["RemainingCapacity", "Room"]
 
 
 @attrs.frozen(kw_only=True)
@@ -21,7 +21,7 @@ class Room:
     capacity: int
 
 
-class Residual:
+class RemainingCapacity:
     """What is left on each provider after the picks so far and after what refusals have told.
 
     Args:

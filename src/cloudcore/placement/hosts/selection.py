@@ -94,7 +94,7 @@ class HostChoice:
 
 @attrs.frozen(kw_only=True)
 class Selection:
-    """The hosts dealt to one instance: a primary, which is claimed, and alternates in its cell, which are not.
+    """The hosts of one instance: a primary, which is claimed, and alternates in its cell, which are not.
 
     A value: immutable, comparable, safe to share between threads.
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     ClaimTicket = Ticket[NewClaim, Outcome[Any]]
 
-__all__ = ["claim_together"]
+__all__ = ["claim_group"]
 
 _LOCK_ALL = """
 SELECT 1 FROM inventories i JOIN resource_providers p ON p.id = i.provider_id
@@ -36,7 +36,7 @@ WHERE p.uuid IN {marks} ORDER BY i.provider_id, i.resource_class FOR UPDATE
 """
 
 
-def claim_together(
+def claim_group(
     session: Session, tickets: Sequence[ClaimTicket], known: MutableMapping[str, int], *, history: bool
 ) -> None:
     """Do the claims of *tickets* in the transaction of *session*, each with a verdict of its own.
@@ -54,14 +54,14 @@ def claim_together(
     if session.dialect == "sqlite":
         order, changed = _in_bulk(session, order, known, history=history)
     else:
-        order.sort(key=lambda ticket: ticket.ask.consumer)
+        order.sort(key=lambda ticket: ticket.request.consumer)
         failpoint("ledger.group.lock")
-        for _ in session.in_parts(_LOCK_ALL, sorted({p for ticket in tickets for p in ticket.ask.allocations})):
+        for _ in session.in_parts(_LOCK_ALL, sorted({p for ticket in tickets for p in ticket.request.allocations})):
             pass
     for ticket in order:
         session.run("SAVEPOINT claim")
         try:
-            ticket.answer, providers = claim_by_statements(session, ticket.ask, known, history=history)
+            ticket.answer, providers = claim_by_statements(session, ticket.request, known, history=history)
             changed.update(providers)
         except Transient:
             raise
@@ -84,7 +84,7 @@ class _Row:
 
     @property
     def claim(self) -> NewClaim:
-        return self.ticket.ask
+        return self.ticket.request
 
 
 def _in_bulk(
@@ -116,7 +116,7 @@ def _plain(
 ) -> tuple[list[_Row], list[ClaimTicket]]:
     """Those whose providers are known and that share neither operation id nor consumer with one before; the others."""
     chosen = list(tickets)
-    unknown = {p for ticket in chosen for p in ticket.ask.allocations if p not in known}
+    unknown = {p for ticket in chosen for p in ticket.request.allocations if p not in known}
     if unknown:
         known.update(session.provider_ids(unknown))
     rows: list[_Row] = []
@@ -124,7 +124,7 @@ def _plain(
     operations: set[str] = set()
     consumers: set[str] = set()
     for ticket in chosen:
-        claim = ticket.ask
+        claim = ticket.request
         again = claim.operation.id in operations or claim.consumer in consumers
         if again or any(provider not in known for provider in claim.allocations):
             left.append(ticket)

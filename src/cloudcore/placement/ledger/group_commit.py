@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 __all__ = ["GroupCommit", "Ticket"]
 
-Ask = TypeVar("Ask")
+Request = TypeVar("Request")
 Answer = TypeVar("Answer")
 
 
 @attrs.define(eq=False)
-class Ticket(Generic[Ask, Answer]):
+class Ticket(Generic[Request, Answer]):
     """One caller's place in a group: what it asks, then its answer or its error.
 
     Attributes:
@@ -44,20 +44,20 @@ class Ticket(Generic[Ask, Answer]):
         over: Its owner did all that others wait for.
     """
 
-    ask: Ask
+    request: Request
     answer: Answer | None = None
     error: BaseException | None = None
     leads: bool = False
-    group: Sequence[Ticket[Ask, Answer]] = ()
+    group: Sequence[Ticket[Request, Answer]] = ()
     failure: Exception | None = None
     settled: bool = False
     gone: bool = False
-    next: Ticket[Ask, Answer] | None = None
+    next: Ticket[Request, Answer] | None = None
     over: bool = False
     wake: threading.Lock = attrs.field(factory=threading.Lock)
 
 
-class GroupCommit(Generic[Ask, Answer]):
+class GroupCommit(Generic[Request, Answer]):
     """Gathers calls of many threads into groups. Owns no thread.
 
     A signal may interrupt the main thread between any two calls that it makes, though not between two assignments: what
@@ -68,16 +68,16 @@ class GroupCommit(Generic[Ask, Answer]):
         limit: Tickets in a group at most.
     """
 
-    def __init__(self, work: Callable[[Sequence[Ticket[Ask, Answer]]], None], *, limit: int = 128) -> None:
+    def __init__(self, work: Callable[[Sequence[Ticket[Request, Answer]]], None], *, limit: int = 128) -> None:
         self._work = work
         self._limit = limit
         self._mutex = threading.Lock()
-        self._waiting: deque[Ticket[Ask, Answer]] = deque()
+        self._waiting: deque[Ticket[Request, Answer]] = deque()
         self._led = False
 
-    def submit(self, ask: Ask) -> Answer:
-        """Have *ask* done in a group and return its own answer, or raise its own error."""
-        ticket: Ticket[Ask, Answer] = Ticket(ask)
+    def submit(self, request: Request) -> Answer:
+        """Have *request* done in a group and return its own answer, or raise its own error."""
+        ticket: Ticket[Request, Answer] = Ticket(request)
         ticket.wake.acquire()
         interrupt: BaseException | None = None
         try:
@@ -97,7 +97,7 @@ class GroupCommit(Generic[Ask, Answer]):
             raise ticket.error
         return ticket.answer  # type: ignore[return-value]  # settled: an answer or an error is there
 
-    def _queue(self, ticket: Ticket[Ask, Answer]) -> None:
+    def _queue(self, ticket: Ticket[Request, Answer]) -> None:
         """Wait until the ticket leads or is settled."""
         with self._mutex:
             self._waiting.append(ticket)
@@ -105,7 +105,7 @@ class GroupCommit(Generic[Ask, Answer]):
         if not ticket.leads:
             ticket.wake.acquire()
 
-    def _lead(self, ticket: Ticket[Ask, Answer]) -> None:
+    def _lead(self, ticket: Ticket[Request, Answer]) -> None:
         """Do one group."""
         with self._mutex:
             group, rest = list(islice(self._waiting, self._limit)), deque(islice(self._waiting, self._limit, None))
@@ -118,7 +118,7 @@ class GroupCommit(Generic[Ask, Answer]):
         else:
             ticket.failure = None
 
-    def _hand_on(self, ticket: Ticket[Ask, Answer]) -> None:
+    def _hand_on(self, ticket: Ticket[Request, Answer]) -> None:
         """Do what others wait for: settle the group, wake the next of it, pass on the lead. May be repeated."""
         if ticket.next is None:
             with self._mutex:
@@ -133,7 +133,7 @@ class GroupCommit(Generic[Ask, Answer]):
                 ticket.next.wake.release()
         ticket.next, ticket.over = None, True
 
-    def _settle(self, leader: Ticket[Ask, Answer]) -> None:
+    def _settle(self, leader: Ticket[Request, Answer]) -> None:
         """All of the group have their answers: each wakes the next, and the last has the lead."""
         chain = [ticket for ticket in leader.group if not ticket.gone]
         for ticket, after in pairwise(chain):
@@ -143,13 +143,13 @@ class GroupCommit(Generic[Ask, Answer]):
             ticket.settled, ticket.leads = True, ticket is chain[-1]
         leader.group = ()
 
-    def _leave(self, ticket: Ticket[Ask, Answer]) -> None:
+    def _leave(self, ticket: Ticket[Request, Answer]) -> None:
         """Go without an answer."""
         ticket.gone = True
         with suppress(ValueError):  # its group is being done
             self._waiting.remove(ticket)
 
-    def _pass_on(self, ticket: Ticket[Ask, Answer]) -> None:
+    def _pass_on(self, ticket: Ticket[Request, Answer]) -> None:
         """Give the lead to who waits longest."""
         if self._waiting:
             heir = self._waiting[0]

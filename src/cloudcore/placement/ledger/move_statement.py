@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from cloudcore._failpoints import failpoint
 from cloudcore.database import Operation, Outcome, translate
 from cloudcore.errors import DatabaseUnavailable, OutcomeUnknown
-from cloudcore.placement.ledger.moves import MIGRATION, Beginning, move_as_json
+from cloudcore.placement.ledger.moves import MIGRATION, MoveRequest, move_as_json
 from cloudcore.placement.ledger.session import Session, to_json
 from cloudcore.placement.rules.claims import total_by_class
 from cloudcore.placement.rules.moves import MoveKind
@@ -118,13 +118,13 @@ FROM source, deadline
 _ABORTED = "22012"  # division by zero: the statement took its own writes back
 
 
-def is_usual(asked: Beginning) -> bool:
+def is_usual(asked: MoveRequest) -> bool:
     """Whether :func:`begin_in_one_statement` knows what *asked* needs: the halves count apart, nothing is refused."""
     return asked.overlap == "sum" and not asked.shared and not (asked.kind is MoveKind.EVACUATION and asked.expires_in)
 
 
 def begin_in_one_statement(
-    database: Database, operation: Operation, asked: Beginning, *, history: bool
+    database: Database, operation: Operation, asked: MoveRequest, *, history: bool
 ) -> Outcome[dict[str, Any] | None]:
     """Begin the move in a transaction of its own; a result of None if nothing was changed and it is still to be done.
 
@@ -142,7 +142,7 @@ def begin_in_one_statement(
 
 
 def _begin_on(
-    connection: Connection, operation: Operation, asked: Beginning, *, history: bool
+    connection: Connection, operation: Operation, asked: MoveRequest, *, history: bool
 ) -> dict[str, Any] | None:
     move = move_as_json(asked.of({}, operation.id))
     session = Session(connection)
@@ -167,7 +167,7 @@ def _begin_on(
     return move
 
 
-def _parameters(move: dict[str, Any], operation: Operation, asked: Beginning, *, history: bool) -> dict[str, Any]:
+def _parameters(move: dict[str, Any], operation: Operation, asked: MoveRequest, *, history: bool) -> dict[str, Any]:
     rows = [(provider, name, n) for provider, classes in asked.destination.items() for name, n in classes.items()]
     return {
         "providers": [row[0] for row in rows],

@@ -1,7 +1,7 @@
 """Moves in the database: the record of each, and the writes that its steps ask for.
 
 Whoever writes a consumer calls :func:`write` here: it knows which moves the consumers belong to, locks both halves, and
-keeps the migration's half and the record in step with what the instance holds.
+keeps the migration's half and the record in step with what the instance holds. One module, since every step locks, follows and saves the same record.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MIGRATION",
-    "Beginning",
+    "MoveRequest",
     "begin",
     "expire_claim",
     "find_move",
@@ -62,7 +62,7 @@ FROM moves
 
 
 @attrs.frozen(kw_only=True)
-class Beginning:
+class MoveRequest:
     """What ``begin_move`` was asked for, checked."""
 
     migration: str
@@ -303,7 +303,7 @@ def overdue(session: Session, limit: int) -> tuple[list[str], list[str]]:
 # --- the steps of a move ---------------------------------------------------------------------------------------------
 
 
-def begin(session: Session, operation_id: str, asked: Beginning, *, history: bool) -> dict[str, Any]:
+def begin(session: Session, operation_id: str, asked: MoveRequest, *, history: bool) -> dict[str, Any]:
     """Hand over in this transaction, and record the move. Returns the move as JSON."""
     rows = session.lock_consumers({asked.instance, asked.migration})
     known = _records(session, "WHERE migration IN {marks}", [asked.migration], lock=True)
@@ -334,7 +334,7 @@ def begin(session: Session, operation_id: str, asked: Beginning, *, history: boo
     return move_as_json(_insert(session, move, asked.expires_in))
 
 
-def _begin_again(move: Move, asked: Beginning) -> dict[str, Any]:
+def _begin_again(move: Move, asked: MoveRequest) -> dict[str, Any]:
     if not same_beginning(move, asked.of(move.source, "")):
         raise AlreadyExists(
             f"migration {move.migration} moves instance {move.instance} with other arguments ({move.state}); "

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Self, TypeVar
 from cloudcore._values import normalise_uuid, require_integer, require_utc
 from cloudcore.database import Database
 from cloudcore.errors import InvalidAllocation, InvalidArgument, MoveNotFound
-from cloudcore.placement.ledger import history
+from cloudcore.placement.ledger import history, queries
 from cloudcore.placement.ledger import moves as ledger_moves
-from cloudcore.placement.ledger import reads as ledger_reads
 from cloudcore.placement.ledger.auditing import findings
-from cloudcore.placement.ledger.reads import snapshot
+from cloudcore.placement.ledger.queries import snapshot
 from cloudcore.placement.ledger.session import Session
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
     from cloudcore.placement.ledger.auditing import Known
     from cloudcore.placement.ledger.history import HistoryEntry
-    from cloudcore.placement.ledger.reads import ConsumerState, Holder, LedgerStatus, Usage
+    from cloudcore.placement.ledger.queries import ConsumerState, Holder, LedgerStatus, Usage
     from cloudcore.placement.rules.audit import Finding
     from cloudcore.placement.rules.moves import Move
 
@@ -52,7 +51,7 @@ class LedgerReader:
     def consumer(self, consumer: str) -> ConsumerState | None:
         """What *consumer* holds, its generation and owner; None if it holds nothing."""
         uuid_ = consumer_uuid(consumer)
-        return self._read(lambda session: ledger_reads.consumer(session, uuid_))
+        return self._read(lambda session: queries.consumer(session, uuid_))
 
     def consumers(
         self,
@@ -75,7 +74,7 @@ class LedgerReader:
         require_integer(limit, "limit", minimum=1, maximum=_PAGE)
         chosen = {"project_id": project_id, "user_id": user_id, "consumer_type": consumer_type}
         begin = "" if after is None else consumer_uuid(after)
-        return self._read(lambda session: ledger_reads.consumers(session, chosen, begin, limit))
+        return self._read(lambda session: queries.consumers(session, chosen, begin, limit))
 
     def holders(self, provider: str, *, after: str | None = None, limit: int | None = None) -> list[Holder]:
         """Who holds what of *provider* now, in the order of the consumers' uuids.
@@ -93,7 +92,7 @@ class LedgerReader:
             require_integer(limit, "limit", minimum=1, maximum=_PAGE)
         begin = "" if after is None else consumer_uuid(after)
         with snapshot(self.database) as session:
-            return ledger_reads.holders(session, uuid_, begin, limit)
+            return queries.holders(session, uuid_, begin, limit)
 
     def usages(
         self,
@@ -112,15 +111,15 @@ class LedgerReader:
             if (project_id, user_id, consumer_type) != (None, None, None):
                 raise InvalidArgument("give a provider or a project, user and type, not both", field="provider")
             uuid_ = normalise_uuid(provider, "provider", InvalidAllocation)
-            return self._read(lambda session: ledger_reads.provider_usages(session, uuid_))
+            return self._read(lambda session: queries.provider_usages(session, uuid_))
         by_type = self.usages_by_type(project_id=project_id, user_id=user_id, consumer_type=consumer_type)
-        return ledger_reads.sum_usages(by_type)
+        return queries.sum_usages(by_type)
 
     def usages_by_type(
         self, *, project_id: str | None = None, user_id: str | None = None, consumer_type: str | None = None
     ) -> dict[str, Usage]:
         """Amounts in use and number of consumers for each consumer type; ``unknown`` where nobody said."""
-        return self._read(lambda session: ledger_reads.usages(session, project_id, user_id, consumer_type))
+        return self._read(lambda session: queries.usages(session, project_id, user_id, consumer_type))
 
     def history_of(self, consumer: str, *, limit: int = 100) -> list[HistoryEntry]:
         """What *consumer* held after each of its newest changes, oldest first."""
@@ -180,7 +179,7 @@ class LedgerReader:
         Raises:
             DatabaseUnavailable, DatabaseBusy, DatabaseError: The ledger cannot be read: not ready.
         """
-        return self._read(ledger_reads.status)
+        return self._read(queries.status)
 
     def check(self) -> None:
         """Compare every inventory's ``used``, consumer and move with the allocations, in one snapshot.
@@ -188,7 +187,7 @@ class LedgerReader:
         Raises:
             InvariantViolated: With one line for each breach.
         """
-        ledger_reads.check(self.database)
+        queries.check(self.database)
 
     def close(self) -> None:
         """Close the database, if this ledger opened it."""

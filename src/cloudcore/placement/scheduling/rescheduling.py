@@ -2,6 +2,7 @@
 
 Needs the ledger's database and the selection, nothing else: no tree, no scheduler, no call to anything above the cell.
 Which hosts were tried, and why each was given up, is kept in the same transaction.
+One module: the values, the one transaction, and the story that it keeps.
 """
 
 from __future__ import annotations

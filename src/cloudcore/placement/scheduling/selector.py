@@ -30,7 +30,7 @@ from cloudcore.errors import (
 )
 from cloudcore.observability import event, observed
 from cloudcore.placement.forest.names import SHARES_VIA_AGGREGATE
-from cloudcore.placement.hosts.planner import Asked, Planner, SelectionReport
+from cloudcore.placement.hosts.planner import HostRequest, Planner, SelectionReport
 from cloudcore.placement.hosts.selection import HostChoice, Selection
 from cloudcore.placement.ledger import moves as ledger_moves
 from cloudcore.placement.ledger.session import Session
@@ -46,10 +46,10 @@ if TYPE_CHECKING:
     from cloudcore.observability import Observer
     from cloudcore.placement.allocation_ledger import AllocationLedger
     from cloudcore.placement.forest.values import Provider
-    from cloudcore.placement.hosts.contenders import Pick
+    from cloudcore.placement.hosts.candidate_hosts import Pick
     from cloudcore.placement.hosts.host_view import Filter, HostGroup, Weigher
     from cloudcore.placement.hosts.planner import Plan
-    from cloudcore.placement.ledger.reads import ConsumerState
+    from cloudcore.placement.ledger.queries import ConsumerState
     from cloudcore.placement.tree import PlacementTree
 
 __all__ = ["HostSelector"]
@@ -147,7 +147,7 @@ class HostSelector:
         expires_in: float | None = None,
         operation_id: str | None = None,
     ) -> tuple[Selection, ...]:
-        """Choose and claim a host for each of *count* instances, and deal each up to *alternates* fallbacks.
+        """Choose and claim a host for each of *count* instances, and give each up to *alternates* to fall back on.
 
         Args:
             request: What each instance needs.
@@ -296,7 +296,7 @@ class HostSelector:
         owner: Owner,
         group: HostGroup | None,
         filters: Sequence[Filter],
-    ) -> Asked:
+    ) -> HostRequest:
         require_integer(alternates, "alternates", minimum=0, error=InvalidRequest)
         if instances is None:
             names = [
@@ -306,7 +306,7 @@ class HostSelector:
             names = [normalise_uuid(name, "instances", InvalidRequest) for name in instances]
         if not names or len(set(names)) != len(names):
             raise InvalidRequest("instances: name at least one, and each once", field="instances", value=instances)
-        return Asked(
+        return HostRequest(
             request=ResourceRequest.from_query(request) if isinstance(request, str) else request,
             instances=tuple(names),
             alternates=alternates,
@@ -315,7 +315,7 @@ class HostSelector:
             filters=(*self._filters, *filters),
         )
 
-    def _try(self, asked: Asked, claim: Callable[[Plan], T]) -> T:
+    def _try(self, asked: HostRequest, claim: Callable[[Plan], T]) -> T:
         """Plan and claim until a plan holds; what a refusal told counts in the next plan."""
         lost: list[CloudcoreError] = []
         retrying = tenacity.Retrying(
@@ -350,7 +350,7 @@ class HostSelector:
             ) from error
         raise AssertionError("tenacity returns or raises")
 
-    def _with_members(self, asked: Asked) -> Asked:
+    def _with_members(self, asked: HostRequest) -> HostRequest:
         """The request with the members of its group that the database knows, those of the request aside."""
         group = asked.group
         if group is None or group.uuid is None:
@@ -371,7 +371,7 @@ class HostSelector:
             stored = self.ledger.database.stored_operation(connection, operation)
         return None if stored is None else _read(stored.result)
 
-    def _claim(self, operation: Operation, asked: Asked, plan: Plan) -> tuple[Selection, ...]:
+    def _claim(self, operation: Operation, asked: HostRequest, plan: Plan) -> tuple[Selection, ...]:
         """Claim every primary in one transaction, and keep the selections as its result."""
         selections = self._selections(asked, plan)
 
@@ -395,7 +395,7 @@ class HostSelector:
     def _begin(
         self,
         operation: Operation,
-        asked: Asked,
+        asked: HostRequest,
         plan: Plan,
         migration: str,
         kind: MoveKind,
@@ -404,7 +404,7 @@ class HostSelector:
         """Begin the move to the pick in one transaction, and keep the selection as its result."""
         selections = self._selections(asked, plan)
         destination = normalise_allocations(selections[0].primary)
-        beginning = ledger_moves.Beginning(
+        beginning = ledger_moves.MoveRequest(
             migration=migration,
             instance=asked.instances[0],
             destination=destination,
@@ -423,7 +423,7 @@ class HostSelector:
 
         return _read(self.ledger.transact(operation, work).result)
 
-    def _join(self, session: Session, asked: Asked, selections: Sequence[Selection]) -> None:
+    def _join(self, session: Session, asked: HostRequest, selections: Sequence[Selection]) -> None:
         if asked.group is None:
             return
         host_groups.lock_group(session, asked.group)
@@ -431,7 +431,7 @@ class HostSelector:
         for chosen in selections:
             host_groups.join(session, asked.group, chosen.instance, chosen.primary.root, members)
 
-    def _selections(self, asked: Asked, plan: Plan) -> tuple[Selection, ...]:
+    def _selections(self, asked: HostRequest, plan: Plan) -> tuple[Selection, ...]:
         return tuple(
             Selection(
                 instance=instance,
@@ -440,7 +440,7 @@ class HostSelector:
                 project_id=asked.owner.project_id,
                 user_id=asked.owner.user_id,
             )
-            for instance, pick, hand in zip(asked.instances, plan.placement.picks, plan.hands, strict=False)
+            for instance, pick, hand in zip(asked.instances, plan.assignment.picks, plan.hands, strict=False)
         )
 
     def _choice(self, pick: Pick) -> HostChoice:

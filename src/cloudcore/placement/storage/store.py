@@ -1,4 +1,7 @@
-"""The forest in the database: read all of it, read some of it, write an edit. SQL only; the rules are elsewhere."""
+"""The forest in the database: read all of it, read some of it, write an edit. SQL only; the rules are elsewhere.
+
+One module, since what is written must be read back alike: both halves name the same columns.
+"""
 
 from __future__ import annotations
 

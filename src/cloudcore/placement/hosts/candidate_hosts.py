@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from cloudcore.placement.hosts.host_view import HostView
-    from cloudcore.placement.hosts.remaining_capacity import Residual
+    from cloudcore.placement.hosts.remaining_capacity import RemainingCapacity
 
-__all__ = ["Contender", "Option", "Pick", "first_that_fits"]
+__all__ = ["CandidateHost", "Option", "Pick", "first_that_fits"]
 
 
 @attrs.frozen(kw_only=True)
@@ -23,7 +23,7 @@ class Option:
     mappings: Mapping[str, Sequence[str]] = attrs.field(factory=dict)
 
 
-class Contender:
+class CandidateHost:
     """A host that passed search and filters, with its options: the first one, and others made when asked for.
 
     Attributes:
@@ -51,17 +51,17 @@ class Contender:
 class Pick(NamedTuple):
     """A host with one of its options. *rank* counts the hosts that were liked better, 0 is the best."""
 
-    host: Contender
+    host: CandidateHost
     option: Option
     weight: float
     rank: int
 
 
-def first_that_fits(host: Contender, residual: Residual) -> tuple[Option, None] | tuple[None, str]:
+def first_that_fits(host: CandidateHost, remaining: RemainingCapacity) -> tuple[Option, None] | tuple[None, str]:
     """The first option for which there is room, or why the last one has none: a host is not given up before that."""
     reason = "no candidate is left"
     for option in host.options:
-        why = residual.refuses(option.allocations)
+        why = remaining.refuses(option.allocations)
         if why is None:
             return option, None
         reason = why

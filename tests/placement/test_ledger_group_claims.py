@@ -85,9 +85,9 @@ def test_group_is_some_order_of_single_claims(pair, asked):
     grouped._claim_group([Settled(claim_of(*ask)) for ask in asked])
     assert len(Settled.order) == len(asked)
     for ticket in list(Settled.order):
-        single = Ticket(ticket.ask)
+        single = Ticket(ticket.request)
         try:
-            single.answer = alone._claim(ticket.ask)
+            single.answer = alone._claim(ticket.request)
         except CloudcoreError as error:
             single.error = error
         assert single.answer == ticket.answer

@@ -7,8 +7,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloudcore.placement.hosts.alternates import deal
-from cloudcore.placement.hosts.contenders import Contender, Option, Pick
+from cloudcore.placement.hosts.alternates import distribute
+from cloudcore.placement.hosts.candidate_hosts import CandidateHost, Option, Pick
 from cloudcore.placement.hosts.host_view import HostView
 
 CELLS = ("c1", "c2")
@@ -17,7 +17,7 @@ CELLS = ("c1", "c2")
 def card(host: str, cell: str = "c1", domain: str | None = None) -> Pick:
     """A host with one option."""
     option = Option(allocations={host: {"VCPU": 1}})
-    return Pick(Contender(HostView(root=host, name=host, cell=cell, domain=domain), [option]), option, 0.0, 0)
+    return Pick(CandidateHost(HostView(root=host, name=host, cell=cell, domain=domain), [option]), option, 0.0, 0)
 
 
 def name(pick: Pick) -> str:
@@ -48,7 +48,7 @@ def test_what_is_dealt_is_distinct_fits_and_stays_in_the_cell(
     table: tuple[list[Pick], dict[str, list[Pick]]], alternates: int, share: bool
 ) -> None:
     picks, spares = table
-    dealt = deal(picks, spares, alternates=alternates, fits=room if share else None)
+    dealt = distribute(picks, spares, alternates=alternates, fits=room if share else None)
     assert len(dealt) == len(picks)
     times = Counter(name(one) for cards in dealt for one in cards)
     for pick, cards in zip(picks, dealt, strict=True):
@@ -68,7 +68,7 @@ def test_a_hand_is_short_only_when_nothing_it_lacks_has_room(
     table: tuple[list[Pick], dict[str, list[Pick]]], alternates: int
 ) -> None:
     picks, spares = table
-    dealt = deal(picks, spares, alternates=alternates, fits=room)
+    dealt = distribute(picks, spares, alternates=alternates, fits=room)
     times = Counter(name(one) for cards in dealt for one in cards)
     for pick, cards in zip(picks, dealt, strict=True):
         if len(cards) < alternates:
@@ -79,11 +79,11 @@ def test_a_hand_is_short_only_when_nothing_it_lacks_has_room(
 
 def test_another_failure_domain_is_preferred_to_a_better_rank() -> None:
     spares = {"c1": [card("a", domain="r1"), card("b", domain="r2"), card("c", domain="r3")]}
-    (cards,) = deal([card("p", domain="r1")], spares, alternates=3)
+    (cards,) = distribute([card("p", domain="r1")], spares, alternates=3)
     assert [name(one) for one in cards] == ["b", "c", "a"]
 
 
 def test_hosts_are_shared_only_after_every_one_was_dealt() -> None:
     spares = {"c1": [card(host) for host in "abc"]}
-    dealt = deal([card("p"), card("q")], spares, alternates=2, fits=lambda _: 2)
+    dealt = distribute([card("p"), card("q")], spares, alternates=2, fits=lambda _: 2)
     assert [[name(one) for one in cards] for cards in dealt] == [["a", "c"], ["b", "a"]]
