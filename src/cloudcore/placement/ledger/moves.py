@@ -1,7 +1,8 @@
 """Moves in the database: the record of each, and the writes that its steps ask for.
 
 Whoever writes a consumer calls :func:`write` here: it knows which moves the consumers belong to, locks both halves, and
-keeps the migration's half and the record in step with what the instance holds. One module, since every step locks, follows and saves the same record.
+keeps the migration's half and the record in step with what the instance holds. One module, since every step locks,
+follows and saves the same record.
 """
 
 from __future__ import annotations
