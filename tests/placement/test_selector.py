@@ -130,7 +130,7 @@ def test_a_lost_claim_is_planned_again_with_what_the_refusal_told(cloud: Cloud, 
             return made
         lost_seen.append(len(lost))
         if not lost:
-            target = made.placement.picks[0].host.view.name
+            target = made.assignment.picks[0].host.view.name
             rival.select(4, filters=[ignore_hosts({"c0-r0-h0", "c0-r1-h1"} - {target})])
         return made
 
