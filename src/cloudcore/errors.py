@@ -18,6 +18,7 @@
     ├── NotFound (LookupError)                the object named is not there
     │   ├── CellNotFound, InstanceNotFound
     │   ├── ProviderNotFound, InventoryNotFound, ConsumerNotFound, MoveNotFound
+    │   ├── NameNotFound                        placement: a resource class or trait that nobody added
     │   ├── VolumeNotFound, AttachmentNotFound
     │   └── GuestNotFound, DeviceNotFound
     ├── Conflict (RuntimeError)               the state forbids it; read again, then decide
@@ -111,6 +112,7 @@ __all__ = [
     "MaxRetriesExceeded",
     "MissingExtra",
     "MoveNotFound",
+    "NameNotFound",
     "NoValidHost",
     "NotFound",
     "OperationMismatch",
@@ -272,6 +274,10 @@ class InventoryNotFound(NotFound):
     resource_class: str | None
 
 
+class NameNotFound(NotFound):
+    """No resource class or trait of this name was added to the register."""
+
+
 class ConsumerNotFound(NotFound):
     """No consumer of this uuid holds anything."""
 
@@ -312,7 +318,8 @@ class AlreadyExists(Conflict):
 class InUse(Conflict):
     """The object cannot go while others depend on it. *users* counts or names them.
 
-    In placement *kind* says which: ``children``, ``allocations``, or the ``move`` that owns them.
+    In placement *kind* says which: ``children``, ``allocations``, the ``move`` that owns them, or the ``providers``
+    that use a name.
     """
 
     users: Any

@@ -87,6 +87,11 @@ class DatabaseBinding:
         self._seen: int | None = None
         self.reload()
 
+    @property
+    def database(self) -> Database:
+        """Where the state is kept."""
+        return self._database
+
     # --- following ---------------------------------------------------------------------------------------------------
 
     def reload(self) -> None:
@@ -203,9 +208,17 @@ class DatabaseBinding:
     # --- writing -----------------------------------------------------------------------------------------------------
 
     def edit(
-        self, name: str, arguments: dict[str, Any], operation_id: str | None, uuid_factory: Callable[[], str]
+        self,
+        name: str,
+        arguments: dict[str, Any],
+        operation_id: str | None,
+        uuid_factory: Callable[[], str],
+        check: Callable[[Connection, Forest, Edit], None] | None = None,
     ) -> Provider:
-        """Plan an edit, write it, and give it its effect; return the provider that it is about, as it is then."""
+        """Plan an edit, write it, and give it its effect; return the provider that it is about, as it is then.
+
+        *check* may refuse it in the transaction that writes it.
+        """
         operation = Operation.of(name, describe(name, arguments), operation_id)
         with self._writing:
             if operation_id is not None:
@@ -225,6 +238,8 @@ class DatabaseBinding:
 
             def write(connection: Connection) -> dict[str, Any]:
                 numbers.clear()  # of an attempt before that came to nothing
+                if check is not None:
+                    check(connection, self._state.forest, edit)
                 counts.count(connection, steps, None if expected is None else {about.number: expected})
                 numbers.update(store.write_edit(connection, self._state.forest, edit))
                 return {"provider": about.uuid}

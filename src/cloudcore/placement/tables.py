@@ -17,6 +17,8 @@ __all__ = [
     "allocation_history",
     "allocations",
     "consumers",
+    "custom_resource_classes",
+    "custom_traits",
     "host_attempts",
     "host_group_members",
     "host_groups",
@@ -95,6 +97,16 @@ provider_aggregates = sa.Table(
     sa.Column("provider_id", _BigId, sa.ForeignKey("resource_providers.id"), primary_key=True),
     sa.Column("aggregate", Uuid(), primary_key=True),
 )
+
+custom_resource_classes = sa.Table(
+    "custom_resource_classes", metadata, sa.Column("name", Text(255), primary_key=True), sqlite_with_rowid=False
+)
+"""The register of custom classes; see ``name_register.py``."""
+
+custom_traits = sa.Table(
+    "custom_traits", metadata, sa.Column("name", Text(255), primary_key=True), sqlite_with_rowid=False
+)
+"""The register of custom traits."""
 
 consumers = sa.Table(
     "consumers",

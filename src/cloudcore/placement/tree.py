@@ -26,6 +26,7 @@ from cloudcore.placement.requests.requests import ResourceRequest
 from cloudcore.placement.search.candidates import Candidate
 from cloudcore.placement.search.ordering import read_preferred, read_weighers
 from cloudcore.placement.search.search import Search, SearchOptions
+from cloudcore.placement.storage.name_register import NameRegister
 from cloudcore.placement.tree_edits import TreeEdits, key_of
 from cloudcore.placement.tree_state import TreeStatus
 
@@ -57,12 +58,18 @@ class PlacementTree(TreeEdits):
     Args:
         uuid_factory: Makes the uuid of a provider that is added without one.
         observer: Is told of edits, refreshes and searches; see :mod:`cloudcore.observability`.
+        strict: Refuse custom classes and traits, in edits and in requests, that were not added to :attr:`names`
+            before; a misspelt one is then no longer answered with an empty result.
     """
 
     def __init__(
-        self, *, uuid_factory: Callable[[], str] = lambda: str(uuids.uuid4()), observer: Observer | None = None
+        self,
+        *,
+        uuid_factory: Callable[[], str] = lambda: str(uuids.uuid4()),
+        observer: Observer | None = None,
+        strict: bool = False,
     ) -> None:
-        super().__init__(uuid_factory, observer)
+        super().__init__(uuid_factory, observer, strict=strict)
         self._consumers: dict[str, dict[str, dict[str, int]]] = {}
 
     # --- looking -----------------------------------------------------------------------------------------------------
@@ -214,6 +221,8 @@ class PlacementTree(TreeEdits):
             hosts_first=hosts_first,
             seed=seed,
         )
+        if self._strict:
+            self.names.require_known(request)
         with self._state.lock:
             return Search(self._state.snapshot(), request, self._trees(request), options)
 
@@ -386,6 +395,7 @@ class PlacementTree(TreeEdits):
         *,
         generations: Generations = "cloudcore",
         observer: Observer | None = None,
+        strict: bool = False,
     ) -> Self:
         """Open the tree that is kept in *database*: see :class:`cloudcore.placement.bound.DatabaseBinding`.
 
@@ -395,6 +405,7 @@ class PlacementTree(TreeEdits):
                 numbers: whoever writes to the database says the same, the ledger too. Then :meth:`generations` tells
                 them, and a *generation* given to an edit is one of them; ``Provider.generation`` stays cloudcore's own.
             observer: As for the class.
+            strict: As for the class.
 
         Raises:
             SchemaMismatch: The tables are not there.
@@ -402,14 +413,19 @@ class PlacementTree(TreeEdits):
         """
         from cloudcore.placement.bound import DatabaseBinding
 
-        tree = cls(observer=observer)
+        tree = cls(observer=observer, strict=strict)
         tree._binding = DatabaseBinding(database, tree._state, generations=generations)
+        tree.names = NameRegister(tree._binding.database, tree._state.every_provider)
         return tree
 
     @observed("placement.refresh", answer=lambda count: {"providers": count})
     def refresh(self) -> int:
         """Follow other writers, in a bound tree; return how many providers were read anew. Else: nothing to follow."""
-        return 0 if self._binding is None else self._binding.refresh()
+        if self._binding is None:
+            return 0
+        if self._strict:
+            self.names.refresh()
+        return self._binding.refresh()
 
     def status(self) -> TreeStatus:
         """How things stand, for a readiness probe: one look at the change feed, in a bound tree.

@@ -13,6 +13,7 @@ from cloudcore.placement.forest.editing import plan
 from cloudcore.placement.forest.forest import read_aggregates, read_inventories, read_name, read_traits
 from cloudcore.placement.forest.names import require_resource_class
 from cloudcore.placement.forest.values import Inventory, Provider
+from cloudcore.placement.storage.name_register import NameRegister
 from cloudcore.placement.tree_state import TreeState
 
 if TYPE_CHECKING:
@@ -34,13 +35,18 @@ class TreeEdits:
     """The part of :class:`~cloudcore.placement.tree.PlacementTree` that changes the forest.
 
     Every edit is checked before it has any effect, and takes effect as a whole. May be shared between threads.
+
+    Attributes:
+        names: The register of resource classes and traits.
     """
 
-    def __init__(self, uuid_factory: Callable[[], str], observer: Observer | None) -> None:
+    def __init__(self, uuid_factory: Callable[[], str], observer: Observer | None, *, strict: bool) -> None:
         self.observer = observer
         self._state = TreeState()
         self._binding: DatabaseBinding | None = None
         self._uuid_factory = uuid_factory
+        self._strict = strict
+        self.names = NameRegister(None, self._state.every_provider)
 
     @observed("placement.add", "name", "parent", "operation_id", level=logging.INFO)
     def add(
@@ -282,9 +288,12 @@ class TreeEdits:
         if operation_id is not None and not isinstance(operation_id, str):
             raise InvalidArgument(f"operation_id: expected text, got {operation_id!r}", field="operation_id")
         if self._binding is not None:
-            return self._binding.edit(name, arguments, operation_id, self._uuid_factory)
+            check = self.names.require_added if self._strict else None
+            return self._binding.edit(name, arguments, operation_id, self._uuid_factory, check)
         with self._state.lock:
             edit, about = plan(self._state.forest, name, arguments, self._uuid_factory)
+            if self._strict:
+                self.names.require_added(None, self._state.forest, edit)
             self._state.forest.apply(edit)
             for uuid, used in arguments.get("usage", {}).items():
                 self._state.forest.set_usage(uuid, self._state.forest.plan_usage(self._state.forest.find(uuid), used))

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import threading
+from typing import TYPE_CHECKING
 
 import attrs
 
 from cloudcore.placement.columns import maintenance
 from cloudcore.placement.columns.blocks import Columns
 from cloudcore.placement.forest.forest import Forest
+
+if TYPE_CHECKING:
+    from cloudcore.placement.forest.values import Provider
 
 __all__ = ["TreeState", "TreeStatus"]
 
@@ -41,6 +45,11 @@ class TreeState:
         self.lock = threading.RLock()
         self.forest = forest or Forest()
         self.columns = columns or Columns()
+
+    def every_provider(self) -> list[Provider]:
+        """All providers as they are now."""
+        with self.lock:
+            return list(self.forest.providers.values())
 
     def snapshot(self) -> Columns:
         """The columns of the present state; the lock is held."""

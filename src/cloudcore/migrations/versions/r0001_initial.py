@@ -261,6 +261,18 @@ def upgrade() -> None:
         sqlite_with_rowid=False,
     )
     op.create_table(
+        "custom_resource_classes",
+        sa.Column("name", Text(255), nullable=False),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_custom_resource_classes")),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
+        "custom_traits",
+        sa.Column("name", Text(255), nullable=False),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_custom_traits")),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
         "resource_providers",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
         sa.Column("uuid", Uuid(), nullable=False),

@@ -19,6 +19,8 @@ __all__ = [
     "is_standard_trait",
     "require_resource_class",
     "require_trait",
+    "standard_resource_classes",
+    "standard_traits",
 ]
 
 SHARES_VIA_AGGREGATE = "MISC_SHARES_VIA_AGGREGATE"
@@ -56,6 +58,16 @@ def _known_class(name: str) -> bool:
 def _known_trait(name: str) -> bool:
     standard = _standard_traits()
     return standard is None or name in standard or bool(_CUSTOM.match(name))
+
+
+def standard_resource_classes() -> frozenset[str]:
+    """The standard classes; none without ``os-resource-classes``."""
+    return _standard_classes() or frozenset()
+
+
+def standard_traits() -> frozenset[str]:
+    """The standard traits; none without ``os-traits``."""
+    return _standard_traits() or frozenset()
 
 
 def is_standard_class(name: str) -> bool:
