@@ -86,6 +86,7 @@ embedded_volumes = sa.Table(
     sa.Column("id", Uuid(), primary_key=True),
     sa.Column("name", Text(255), nullable=False),
     sa.Column("status", Text(32), nullable=False),
+    sa.Column("version", sa.BigInteger(), nullable=False, server_default="0"),
     sa.Column("size", sa.BigInteger(), nullable=False),
     sa.Column("settings", Json(), nullable=False),
     sa.Column("created_at", Instant(), nullable=False),

@@ -18,7 +18,7 @@ Each module holds one of these ideas: :mod:`~cloudcore.database.column_types`, :
 """
 
 from cloudcore.database.column_types import Instant, Json, Text, Uuid, metadata
-from cloudcore.database.dialects import insert_ignoring_duplicates
+from cloudcore.database.dialects import hold, insert_ignoring_duplicates
 from cloudcore.database.driver_errors import translate
 from cloudcore.database.engines import open_engine
 from cloudcore.database.exactly_once import Operation, Outcome, operations
@@ -34,6 +34,7 @@ __all__ = [
     "RetryPolicy",
     "Text",
     "Uuid",
+    "hold",
     "insert_ignoring_duplicates",
     "metadata",
     "open_engine",

@@ -117,6 +117,7 @@ directory_instances = sa.Table(
     sa.Column("host", ExactText()),
     sa.Column("created_at", Instant(), nullable=False),
     sa.Column("deleted", sa.Boolean(), nullable=False),
+    sa.Column("version", sa.BigInteger(), nullable=False, server_default="0"),
     sa.Index(None, "cell", "created_at", "uuid"),
     sa.Index(None, "moving_to"),
 )

@@ -13,8 +13,8 @@ from cloudcore.errors import ProviderNotFound, WatermarkLost
 from cloudcore.placement.columns.maintenance import NumberIndex, set_used
 from cloudcore.placement.forest.editing import describe, plan
 from cloudcore.placement.forest.forest import Edit, Forest
+from cloudcore.placement.storage import edits, store
 from cloudcore.placement.storage import generations as counts
-from cloudcore.placement.storage import store
 from cloudcore.placement.storage.changes import changes_since
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ class DatabaseBinding:
                 if check is not None:
                     check(connection, self._state.forest, edit)
                 counts.count(connection, steps, None if expected is None else {about.number: expected})
-                numbers.update(store.write_edit(connection, self._state.forest, edit))
+                numbers.update(edits.write_edit(connection, self._state.forest, edit))
                 return {"provider": about.uuid}
 
             outcome = self._database.operate(operation, write)

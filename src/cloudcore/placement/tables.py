@@ -50,8 +50,11 @@ resource_providers = sa.Table(
     sa.Column("parent_id", _BigId, sa.ForeignKey("resource_providers.id"), index=True),
     sa.Column("root_id", _BigId, sa.ForeignKey("resource_providers.id"), index=True),
     sa.Column("generation", sa.BigInteger(), nullable=False),
+    sa.Column("version", sa.BigInteger(), nullable=False, server_default="0"),
     sqlite_autoincrement=True,
 )
+"""``version`` is counted up by whoever builds on a row that stays as it is: a new child of it, a subtree that moves in
+its tree. A lock would keep others away on one server; only a write does so on every node of a cluster."""
 
 inventories = sa.Table(
     "inventories",
@@ -201,9 +204,10 @@ host_groups = sa.Table(
     sa.Column("uuid", Uuid(), primary_key=True),
     sa.Column("policy", Text(32), nullable=False),
     sa.Column("max_per_host", sa.Integer(), nullable=False),
+    sa.Column("version", sa.BigInteger(), nullable=False, server_default="0"),
     sqlite_with_rowid=False,
 )
-"""One row for each group of instances; who places a member locks it first."""
+"""One row for each group of instances; who places a member counts its version up first, which holds it on all nodes."""
 
 host_group_members = sa.Table(
     "host_group_members",

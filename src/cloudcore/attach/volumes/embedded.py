@@ -28,7 +28,7 @@ from cloudcore.attach.volumes.values import (
     VolumeAttachment,
     VolumeFeatures,
 )
-from cloudcore.database import Database
+from cloudcore.database import Database, hold
 from cloudcore.errors import (
     AttachmentNotFound,
     Conflict,
@@ -405,8 +405,9 @@ def _require_connector(connector: Connector) -> None:
 
 
 def _find_volume(connection: Connection, volume_id: str, *, lock: bool = False) -> Row[Any] | None:
-    query = sa.select(_V).where(_V.c.id == volume_id)
-    return connection.execute(query.with_for_update() if lock else query).one_or_none()
+    if lock:
+        return hold(connection, _V, _V.c.id == volume_id)
+    return connection.execute(sa.select(_V).where(_V.c.id == volume_id)).one_or_none()
 
 
 def _require_volume(connection: Connection, volume_id: str, *, lock: bool = False) -> Row[Any]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 import attrs
 import sqlalchemy as sa
 
-from cloudcore.database import Database, insert_ignoring_duplicates
+from cloudcore.database import Database, hold, insert_ignoring_duplicates
 from cloudcore.errors import AlreadyExists, Conflict, DatabaseUnavailable, InstanceNotFound
 from cloudcore.listing.cells.directory import Entries
 from cloudcore.listing.cells.pool import ConnectionPool, in_memory
@@ -188,7 +188,7 @@ class InstanceDirectory:
         """Leave an instance out, after its record is gone. Repeating the call is harmless."""
 
         def work(connection: Connection) -> None:
-            stored = connection.execute(_LOCKED, {"uuid": uuid}).one_or_none()
+            stored = hold(connection, directory_instances, _d.uuid == uuid)
             if stored is not None:
                 if not stored.deleted:
                     self._count_all(connection, stored, -1)
@@ -290,7 +290,7 @@ class InstanceDirectory:
         self.database.run(lambda connection: self._count(connection, kind, value, cell, change))
 
     def _stored(self, connection: Connection, uuid: str) -> Any:
-        stored = connection.execute(_LOCKED, {"uuid": uuid}).one_or_none()
+        stored = hold(connection, directory_instances, _d.uuid == uuid)
         if stored is None:
             raise InstanceNotFound(f"the directory knows no instance {uuid}", identifier=uuid)
         return stored
@@ -316,4 +316,3 @@ _ROUTE = FixedStatement(
 _CELLS = sa.select(_d.uuid, _d.cell).where(_d.uuid.in_(sa.bindparam("uuids", expanding=True)))
 _MOVING = FixedStatement(sa.select(_d.uuid, _d.cell).where(_d.moving_to.is_not(None)))
 _ENTRY = sa.select(directory_instances).where(_d.uuid == sa.bindparam("uuid"))
-_LOCKED = _ENTRY.with_for_update()

@@ -117,6 +117,7 @@ def upgrade() -> None:
         sa.Column("host", ExactText(255), nullable=True),
         sa.Column("created_at", Instant(), nullable=False),
         sa.Column("deleted", sa.Boolean(), nullable=False),
+        sa.Column("version", sa.BigInteger(), nullable=False, server_default="0"),
         sa.PrimaryKeyConstraint("uuid", name=op.f("pk_directory_instances")),
     )
     op.create_index(
@@ -139,6 +140,7 @@ def upgrade() -> None:
         sa.Column("id", Uuid(), nullable=False),
         sa.Column("name", Text(255), nullable=False),
         sa.Column("status", Text(32), nullable=False),
+        sa.Column("version", sa.BigInteger(), nullable=False, server_default="0"),
         sa.Column("size", sa.BigInteger(), nullable=False),
         sa.Column("settings", Json(), nullable=False),
         sa.Column("created_at", Instant(), nullable=False),
@@ -164,6 +166,7 @@ def upgrade() -> None:
         sa.Column("uuid", Uuid(), nullable=False),
         sa.Column("policy", Text(32), nullable=False),
         sa.Column("max_per_host", sa.Integer(), nullable=False),
+        sa.Column("version", sa.BigInteger(), nullable=False, server_default="0"),
         sa.PrimaryKeyConstraint("uuid", name=op.f("pk_host_groups")),
         sqlite_with_rowid=False,
     )
@@ -280,6 +283,7 @@ def upgrade() -> None:
         sa.Column("parent_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=True),
         sa.Column("root_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=True),
         sa.Column("generation", sa.BigInteger(), nullable=False),
+        sa.Column("version", sa.BigInteger(), nullable=False, server_default="0"),
         sa.ForeignKeyConstraint(["parent_id"], ["resource_providers.id"], name=op.f("fk_resource_providers_parent_id")),
         sa.ForeignKeyConstraint(["root_id"], ["resource_providers.id"], name=op.f("fk_resource_providers_root_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_resource_providers")),

@@ -1,10 +1,10 @@
 """Groups of instances in the database: the policy is checked where the claim is granted, not only where it is planned.
 
 Two schedulers may each see a host without a member and each place one there. So the transaction that claims for a
-member locks the group first and looks at what the other members hold by now. Where a member is, its allocations say
-(its own, and during a move those of its migration); nothing else has to be kept in step.
+member counts up the group's version first and looks at what the other members hold by now. Where a member is, its
+allocations say (its own, and during a move those of its migration); nothing else has to be kept in step.
 
-The group's row is what is locked, and it may be forgotten when no member is left. So whoever waited for it may find
+That write holds the group's row, which may be forgotten when no member is left. So whoever waited for it may find
 nothing, and records it again: one of several does, the others wait for that one. And whoever forgets members holds the
 row first, and looks only then: nobody is joining meanwhile.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from cloudcore._failpoints import failpoint
 from cloudcore.errors import DatabaseBusy, GroupViolation, InvalidRequest
@@ -43,7 +43,8 @@ JOIN resource_providers provider ON provider.id = allocations.provider_id
 """
 
 
-_GROUP = "SELECT policy, max_per_host FROM host_groups WHERE uuid = ? {lock}"
+_GROUP = "SELECT policy, max_per_host FROM host_groups WHERE uuid = ?"
+_HOLD = "UPDATE host_groups SET version = version + 1 WHERE uuid = ?"
 _GROUP_OF = """
 SELECT host_groups.uuid, policy, max_per_host FROM host_groups
 JOIN host_group_members ON group_uuid = host_groups.uuid WHERE instance = ?
@@ -71,13 +72,13 @@ def lock_group(session: Session, group: HostGroup) -> None:
     if group.uuid is None:
         return
     failpoint("ledger.group.lock")
-    known = session.all(_GROUP, (group.uuid,))
+    known = _hold(session, group.uuid)
     if not known:  # looked up first: on MariaDB an insert that is ignored holds a lock that cannot be raised
         session.run(
             "INSERT {ignore} INTO host_groups (uuid, policy, max_per_host) VALUES (?, ?, ?) {nothing}",
             (group.uuid, str(group.policy), group.max_per_host),
         )
-        known = session.all(_GROUP, (group.uuid,)) or _forgotten(group)
+        known = _hold(session, group.uuid) or _forgotten(group)
     policy, bound = known[0]
     if (policy, bound) != (str(group.policy), group.max_per_host):
         raise InvalidRequest(
@@ -86,6 +87,13 @@ def lock_group(session: Session, group: HostGroup) -> None:
             field="group",
             value=group.uuid,
         )
+
+
+def _hold(session: Session, group: str) -> list[Any]:
+    """Keep the group's row for this transaction, and return it: by a write, since a lock holds on one node only."""
+    if session.dialect != "mysql":
+        return session.all(f"{_HOLD} RETURNING policy, max_per_host", (group,))
+    return session.all(_GROUP, (group,)) if session.run(_HOLD, (group,)) else []
 
 
 def group_of(session: Session, instance: str) -> HostGroup | None:
@@ -155,7 +163,7 @@ def _forget(connection: Connection, group: str) -> bool:
     session = Session(connection)
     with session.errors():
         failpoint("ledger.group.forget.before")
-        if not session.all(_GROUP, (group,)):  # from here on nobody joins, and who joined has ended
+        if not _hold(session, group):  # from here on nobody joins, and who joined has ended
             return False
         gone = session.all(_GONE_OF, (group,))
         session.many("DELETE FROM host_group_members WHERE instance = ?", gone)
