@@ -227,7 +227,7 @@ def test_a_plain_user_cannot_let_go_of_what_is_attached(cinder, volumes, new_vol
     """Without the service role Cinder asks Nova, and there is none: the outcome is unknown, the attachment stays."""
     made = volumes.create(new_volume(), instance(), connector())
     user = CinderVolumes(cinder.session(service=False), attempts=2, sleep=lambda _: None)
-    user._http._noauth = False  # as with Keystone: no header helps
+    user._calls._http._noauth = False  # as with Keystone: no header helps
     with pytest.raises(errors.OutcomeUnknown, match="500"):
         user.delete(made.id)
     assert volumes.attachment(made.id).status is AttachmentStatus.ATTACHING

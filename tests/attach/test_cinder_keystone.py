@@ -93,7 +93,7 @@ def test_attach_and_detach_by_catalog_and_service_token(served, attached):
 def test_without_a_service_token_what_is_in_use_is_not_let_go(cinder, login, served, attached):
     """Claiming the role in a header does not help where Keystone is asked."""
     user = CinderVolumes(Session(auth=login("alice")), attempts=1, region_name="one")
-    user._http._noauth = True
+    user._calls._http._noauth = True
     with pytest.raises(errors.OutcomeUnknown):
         user.delete(attached.id)
     assert served.attachment(attached.id).status is AttachmentStatus.ATTACHED

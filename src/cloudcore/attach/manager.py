@@ -23,7 +23,6 @@ from cloudcore.attach.journal.lock_names import volume_lock
 from cloudcore.attach.journal.moves import MoveStore
 from cloudcore.attach.lifecycle.records import Attachment, Extension, ManagerStatus, MoveKind, RecoveryReport
 from cloudcore.attach.lifecycle.rules import AttachPlan, Limits
-from cloudcore.attach.lifecycle.states import State
 from cloudcore.attach.volumes.embedded import EmbeddedVolumes
 from cloudcore.attach.workflow.attaching import Attacher
 from cloudcore.attach.workflow.detaching import Detacher
@@ -333,8 +332,6 @@ class AttachmentManager:
         with self._leases.hold([volume_lock(identifier)]) as lease:
             volume = self.volumes.extend(identifier, size)
             for leg in self._journal.select(volume_id=identifier):
-                if leg.state is not State.ATTACHED:
-                    continue
                 try:
                     told.append(self._driver.extend(lease, leg, volume.size))
                 except CloudcoreError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import attrs
@@ -12,7 +13,7 @@ from cloudcore.attach.audit.findings import AuditReport, Finding, Remedy, Snapsh
 from cloudcore.attach.journal.lock_names import volume_lock
 from cloudcore.attach.lifecycle.states import Event, State
 from cloudcore.attach.tables import attachment_legs
-from cloudcore.errors import CloudcoreError
+from cloudcore.errors import CloudcoreError, VolumeNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -82,18 +83,20 @@ class Auditor:
         wanted = {volume for volume, _ in pairs}
         wanted |= {state.volume_id for states in disks.values() for state in states}
         records = self._records(sorted(wanted), blind)
+        statuses = {} if records is None else self._statuses(sorted(wanted), blind)
         after = self._legs(volume_id)
         moved = {leg.volume_id for leg in {*before} ^ {*after}}
         in_motion = frozenset() if mine else frozenset(moved | busy | self._busy())
         snapshot = Snapshot(
             legs=after,
             pairs=frozenset(pairs),
-            service_ids=self._service_ids(volume_id),
+            ended=self._ended(volume_id),
             moves={move.instance_id: move for move in self._moves.all()},
             records=records,
             disks=disks,
             connections=connections,
             in_motion=in_motion,
+            statuses=statuses,
         )
         skipped = tuple(sorted(in_motion & wanted))
         return AuditReport(findings=classify(snapshot), skipped=skipped, blind=tuple(blind))
@@ -115,12 +118,25 @@ class Auditor:
         with self._journal.database.read() as connection:
             return {(row.volume_id, row.instance_id) for row in connection.execute(query)}
 
-    def _service_ids(self, volume_id: str | None) -> frozenset[str]:
-        query = sa.select(_T.c.service_id).where(_T.c.service_id.is_not(None))
+    def _ended(self, volume_id: str | None) -> dict[str, str]:
+        query = sa.select(_T.c.service_id, _T.c.id).where(_T.c.service_id.is_not(None), _T.c.state == State.ABSENT)
         if volume_id is not None:
             query = query.where(_T.c.volume_id == volume_id)
         with self._journal.database.read() as connection:
-            return frozenset(connection.scalars(query))
+            return {row.service_id: row.id for row in connection.execute(query)}
+
+    def _statuses(self, volumes: list[str], blind: list[tuple[str, str]]) -> dict[str, str]:
+        found = {}
+        try:
+            if len(volumes) > _MANY:
+                chosen = set(volumes)
+                return {one.id: one.status for one in self._volumes.volumes() if one.id in chosen}
+            for volume in volumes:
+                with suppress(VolumeNotFound):
+                    found[volume] = self._volumes.volume(volume).status
+        except CloudcoreError as error:
+            blind.append(("service", f"{type(error).__name__}: {error}"))
+        return found
 
     def _records(self, volumes: list[str], blind: list[tuple[str, str]]) -> dict[str, VolumeAttachment] | None:
         try:

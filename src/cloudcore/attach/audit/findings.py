@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["AuditReport", "Finding", "Kind", "Remedy", "Snapshot", "classify"]
 
 
+_FLIGHT = frozenset({"reserved", "attaching", "detaching"})
+
+
 class Kind(StrEnum):
     """What is wrong."""
 
@@ -34,11 +37,13 @@ class Kind(StrEnum):
     GONE = "gone"  # the service forgot it, and the guest has no disk
     INCOMPLETE = "incomplete"  # the service has it, but not as attached
     GUEST_LOST_IT = "guest-lost-it"  # journal and service have it, the guest does not
+    PERSISTENT_ONLY = "persistent-only"  # the running guest has lost it; after its next start it would have it again
     LIVE_ONLY = "live-only"  # the running guest has it; after its next start it would not
     WRITABLE = "writable"  # the guest may write what is to be read-only
     STRAY_LEG = "stray-leg"  # a second attachment without a move
     UNKNOWN_RECORD = "unknown-record"  # the service has one for an instance of ours that the journal does not know
     UNKNOWN_DISK = "unknown-disk"  # a guest has a volume that the journal does not know
+    VOLUME_STATUS = "volume-status"  # the service's status of a volume disagrees with its own records
     LEFTOVER_CONNECTION = "leftover-connection"  # a host is connected to what nobody there uses
 
 
@@ -105,8 +110,8 @@ class AuditReport:
 
     @property
     def clean(self) -> bool:
-        """Everything was asked, and everything agrees."""
-        return not self.findings and not self.blind
+        """Everything was asked, nothing was skipped, and everything agrees."""
+        return not self.findings and not self.blind and not self.skipped
 
 
 @attrs.frozen(kw_only=True)
@@ -116,9 +121,10 @@ class Snapshot:
     Attributes:
         legs: The journal's legs that are not absent.
         pairs: (volume, instance) of every leg that there ever was.
-        service_ids: Every id of the service that the journal ever knew.
+        ended: The service's id of every attachment that the journal knows to be absent → its id here.
         moves: By instance.
         records: The service's attachments of the volumes in question, by id; None if it could not be asked.
+        statuses: The service's status of each of those volumes that it knows; empty if it could not be asked.
         disks: For each host that answered: its guests' disks.
         connections: For each host that can tell: volumes connected there.
         in_motion: Volumes to leave alone.
@@ -126,12 +132,13 @@ class Snapshot:
 
     legs: tuple[Attachment, ...]
     pairs: frozenset[tuple[str, str]]
-    service_ids: frozenset[str]
+    ended: Mapping[str, str]
     moves: Mapping[str, Move]
     records: Mapping[str, VolumeAttachment] | None
     disks: Mapping[str, tuple[DiskState, ...]]
     connections: Mapping[str, tuple[str, ...]]
     in_motion: frozenset[str] = frozenset()
+    statuses: Mapping[str, str] = attrs.field(factory=dict)
 
 
 def classify(snapshot: Snapshot) -> tuple[Finding, ...]:
@@ -142,6 +149,7 @@ def classify(snapshot: Snapshot) -> tuple[Finding, ...]:
     found = [
         *_of_legs(snapshot, disks),
         *_of_records(snapshot),
+        *_of_statuses(snapshot),
         *_of_disks(snapshot, disks.items()),
         *_of_connections(snapshot),
     ]
@@ -218,6 +226,8 @@ def _guest_differs(leg: Attachment, said: list[tuple[str, str]], state: DiskStat
         return
     if state.live is not None and state.persistent is None:
         yield _finding(leg, Kind.LIVE_ONLY, said, Remedy.REPLUG)
+    if state.half and state.live is None:
+        yield _finding(leg, Kind.PERSISTENT_ONLY, said, Remedy.REPLUG)
     there = [disk for disk in (state.live, state.persistent) if disk is not None]
     if leg.mode == "ro" and any(not disk.read_only for disk in there):
         yield _finding(leg, Kind.WRITABLE, said, Remedy.DETACH)
@@ -231,21 +241,41 @@ def _of_records(snapshot: Snapshot) -> Iterator[Finding]:
     for states in snapshot.disks.values():
         for state in states:
             having[state.volume_id].add(state.instance_id)
+    ours = {leg.service_id for leg in snapshot.legs}
     for record in (snapshot.records or {}).values():
         pair = (record.volume_id, str(record.instance_id))
-        if record.id in snapshot.service_ids or pair not in snapshot.pairs:
+        if record.id in ours or pair not in snapshot.pairs:
             continue  # ours, or somebody's whom the journal never heard of
         plugged = record.instance_id in having[record.volume_id] and not _has_leg(snapshot, pair)
-        said = [("service", f"{record.status} {record.id}"), ("journal", "does not know it")]
+        ended = snapshot.ended.get(record.id)
+        told = "does not know it" if ended is None else f"attachment {ended} of it is absent"
+        said = [("service", f"{record.status} {record.id}"), ("journal", told)]
         said.append(("guests", "one has the disk" if plugged else "its disk, if any, is another attachment's"))
         yield Finding(
             kind=Kind.UNKNOWN_RECORD,
             volume_id=record.volume_id,
             instance_id=record.instance_id,
             service_id=record.id,
+            attachment_id=ended,
             evidence=tuple(said),
             remedy=None if plugged else Remedy.DELETE_RECORD,
         )
+
+
+def _of_statuses(snapshot: Snapshot) -> Iterator[Finding]:
+    """One store against itself, so no remedy: an administrator has to reset the status, or to find out who is at it."""
+    having = defaultdict(list)
+    for record in (snapshot.records or {}).values():
+        having[record.volume_id].append(str(record.status))
+    for volume_id, status in snapshot.statuses.items():
+        records = [one for one in having[volume_id] if not one.startswith("error")]
+        attached = "attached" in records
+        free_and_used = bool(records) and (status == "available" or (attached and status.startswith("error")))
+        used_by_nobody = (status == "in-use" and not attached) or (status in _FLIGHT and not records)
+        if free_and_used or used_by_nobody:
+            told = f"has attachments: {', '.join(sorted(records)) or 'none'}"
+            said = (("service, the volume", status), ("service, its attachments", told))
+            yield Finding(kind=Kind.VOLUME_STATUS, volume_id=volume_id, evidence=said)
 
 
 def _has_leg(snapshot: Snapshot, pair: tuple[str, str]) -> bool:

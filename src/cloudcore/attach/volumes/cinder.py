@@ -187,7 +187,27 @@ class CinderVolumes:
         return self._calls.make(
             Call("show", Effect.NONE, volume_id=volume_id),
             lambda client: client.volumes.get(volume_id),
-            lambda answer: read(answer.to_dict(), features),
+            lambda answer: read(_about(answer.to_dict(), id=volume_id), features),
+        )
+
+    def volumes(self) -> tuple[Volume, ...]:
+        """As :meth:`VolumeService.volumes <cloudcore.attach.VolumeService.volumes>`; of every project, if so set up."""
+        found: dict[str, Volume] = {}
+        marker: str | None = None
+        while page := self._page_of_volumes(marker):
+            found.update((volume.id, volume) for volume in page)
+            marker = page[-1].id
+        return tuple(found.values())
+
+    def _page_of_volumes(self, marker: str | None) -> list[Volume]:
+        _, features = self._calls.speak()
+        query = {"limit": str(self._page_size), "sort": "created_at:asc", "marker": marker}
+        query["all_tenants"] = "1" if self._all_projects else None
+        url = f"/volumes/detail?{urlencode({name: value for name, value in query.items() if value})}"
+        return self._calls.make(
+            Call("list", Effect.NONE, volume_id=marker),
+            lambda client: client.client.get(url),
+            lambda answer: [read_volume(row, features) for row in answer[1]["volumes"]],
         )
 
     def extend(self, volume_id: str, size: int) -> Volume:
@@ -284,7 +304,7 @@ class CinderVolumes:
         made = self._calls.make(
             Call(name, Effect.ONCE, volume_id=volume_id),
             lambda client: client.attachments.create(volume_id, connector, instance_id, mode=mode),
-            read_attachment,
+            lambda answer: read_attachment(_about(answer, volume_id=volume_id, instance=instance_id)),
         )
         fields = {"volume": volume_id, "instance": instance_id, "attachment": made.id}
         log.info("%s: volume %s, instance %s, attachment %s", name, volume_id, instance_id, made.id, extra=fields)
@@ -301,7 +321,7 @@ class CinderVolumes:
         mapped = self._calls.make(
             Call("update", Effect.SAME, attachment_id=attachment_id),
             lambda client: client.attachments.update(attachment_id, wanted),
-            lambda answer: read_attachment(answer.to_dict()),
+            lambda answer: read_attachment(_about(answer.to_dict(), id=attachment_id)),
             probe=lambda until: self._mapped(attachment_id, until),
         )
         log.info("attachment %s mapped to host %s", attachment_id, connector.host)
@@ -339,7 +359,7 @@ class CinderVolumes:
         return self._calls.make(
             Call("show", Effect.NONE, attachment_id=attachment_id),
             lambda client: client.attachments.show(attachment_id),
-            lambda answer: read_attachment(answer.to_dict()),
+            lambda answer: read_attachment(_about(answer.to_dict(), id=attachment_id)),
             until=until,
         )
 
@@ -369,9 +389,11 @@ class CinderVolumes:
         query = {name: value for name, value in filters.items() if value}
         for _ in range(RESTARTS):
             try:
-                return tuple({row.id: row for row in self._walk(query)}.values())
+                found = {row.id: row for row in self._walk(query)}.values()
             except AttachmentNotFound:
                 continue
+            # A filter that somebody on the way forgot must not make others' records look like ours.
+            return tuple(row for row in found if _matches(row, filters))
         raise VolumeServiceUnavailable(f"attachments change faster than they can be listed ({RESTARTS} tries)")
 
     def _walk(self, query: Mapping[str, str]) -> Iterator[VolumeAttachment]:
@@ -397,6 +419,23 @@ def _as_cinder(connector: Connector) -> dict[str, Any]:
     if not isinstance(connector, Connector):
         raise InvalidConnector(f"connector: expected a Connector, got {type(connector).__name__}", field="connector")
     return connector.as_cinder()
+
+
+def _about(body: Mapping[str, Any], **wanted: str) -> Mapping[str, Any]:
+    """The answer, if it is about what was asked for.
+
+    Raises:
+        ValueError: It is about something else, a cache's say.
+    """
+    for name, value in wanted.items():
+        if str(body[name]).replace("-", "") != value.replace("-", ""):
+            raise ValueError(name)
+    return body
+
+
+def _matches(row: VolumeAttachment, filters: Mapping[str, str | None]) -> bool:
+    wanted = filters["volume_id"] or row.volume_id, filters["instance_id"] or row.instance_id
+    return (row.volume_id, row.instance_id) == wanted
 
 
 def _nothing(_: Any) -> None:

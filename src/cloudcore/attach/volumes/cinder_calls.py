@@ -128,7 +128,7 @@ class Calls:
             again = (VolumeServiceUnavailable, OutcomeUnknown)
         yield from tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(again),
-            stop=lambda state: state.attempt_number >= self._attempts or self._clock() >= until,
+            stop=lambda state: state.attempt_number >= self._attempts or self._clock() + state.upcoming_sleep >= until,
             wait=_pause,
             sleep=self._sleep,
             before_sleep=lambda state: _log_repetition(call, state),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import attrs
 
 from cloudcore._extras import require_extra
-from cloudcore.attach.volumes.cinder_rules import Effect, judge
+from cloudcore.attach.volumes.cinder_rules import Effect, judge, seconds_to_wait, strange
 from cloudcore.errors import (
     CloudcoreError,
     OutcomeUnknown,
@@ -24,7 +24,7 @@ from cloudcore.errors import (
 from cloudcore.observability import span
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from cloudcore.attach.volumes.cinder_rules import Call
 
@@ -51,6 +51,7 @@ class _Sending:
 
     until: float
     headers: Mapping[str, str]
+    answers: list[Any] = attrs.field(factory=list)
 
 
 _sending: contextvars.ContextVar[_Sending] = contextvars.ContextVar("cloudcore_cinder_sending")
@@ -68,7 +69,9 @@ def _bounded(session: Any, *, timeout: float, clock: Callable[[], float]) -> Any
         options["headers"] = {**(options.get("headers") or {}), **sending.headers}
         options["timeout"] = max(FLOOR, min(timeout, sending.until - clock()))
         options["log"] = False
-        return session.request(url, method, **options)
+        answer = session.request(url, method, **options)
+        sending.answers[:] = [answer]
+        return answer
 
     view.request = request
     return view
@@ -139,16 +142,19 @@ class Http:
             CloudcoreError: As :class:`~cloudcore.attach.VolumeService` says.
         """
         failure: CloudcoreError
-        headers = self._service_headers(call) if service else {}
+        sending = _Sending(until, self._service_headers(call) if service else {})
         try:
-            with _with(_Sending(until, headers)), span("attach.cinder", call=call.name, subject=call.subject):
+            with _with(sending), span("attach.cinder", call=call.name, subject=call.subject):
                 answer = request()
         except self._refused as refusal:
-            failure = self._verdict(call, refusal)
+            failure = self._verdict(call, refusal, sending.answers)
         except self._failures.ClientException as error:
             failure = self._broken(call, error)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            failure = _nonsense(call, error)  # the library could not take the answer apart
         else:
             try:
+                _verify(call, sending.answers)
                 return read(answer)
             except (LookupError, TypeError, ValueError, AttributeError, CloudcoreError) as error:
                 failure = _nonsense(call, error)
@@ -170,15 +176,15 @@ class Http:
             )
         return {SERVICE_TOKEN: token}
 
-    def _verdict(self, call: Call, refusal: Any) -> CloudcoreError:
+    def _verdict(self, call: Call, refusal: Any, answers: Sequence[Any]) -> CloudcoreError:
         """An answer came, and it is no success."""
-        wait = getattr(refusal, "retry_after", 0)
+        headers = answers[-1].headers if answers else {}
         return judge(
             call,
             int(refusal.code),
             str(refusal.message or ""),
             request_id=refusal.request_id,
-            retry_after=float(wait) if wait else None,
+            retry_after=seconds_to_wait(headers.get("Retry-After"), headers.get("Date")),
         )
 
     def _broken(self, call: Call, error: Exception) -> CloudcoreError:
@@ -212,6 +218,25 @@ def _never_sent(error: BaseException) -> bool:
         return True
     reason = getattr(below.args[0], "reason", None) if below is not None and below.args else None
     return isinstance(reason, NewConnectionError)
+
+
+def _verify(call: Call, answers: Sequence[Any]) -> None:
+    """Check that the answer is one that Cinder gives to *call*.
+
+    Raises:
+        ValueError: It is not: a gateway's page, say.
+    """
+    if not answers:
+        return  # what was asked needed no request
+    answer = answers[-1]
+    body = None
+    if answer.content:
+        try:
+            body = answer.json()
+        except ValueError:
+            body = answer.content
+    if trouble := strange(call, answer.status_code, body):
+        raise ValueError(trouble)
 
 
 def _nonsense(call: Call, error: Exception) -> CloudcoreError:

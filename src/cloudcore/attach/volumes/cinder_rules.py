@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,8 @@ __all__ = [
     "negotiate",
     "read_attachment",
     "read_volume",
+    "seconds_to_wait",
+    "strange",
 ]
 
 GIB = 2**30
@@ -158,6 +161,8 @@ def read_attachment(body: Mapping[str, Any]) -> VolumeAttachment:
     """
     mode = body.get("attach_mode")
     info = body.get("connection_info")
+    if info is not None and not isinstance(info, dict):
+        raise TypeError("connection_info")
     status = AttachmentStatus(body["status"])
     return VolumeAttachment(
         id=body["id"],
@@ -174,6 +179,51 @@ def read_attachment(body: Mapping[str, Any]) -> VolumeAttachment:
 def _instant(text: str | None) -> datetime | None:
     """Cinder's instants are in UTC and do not say so; none is an empty text."""
     return datetime.fromisoformat(text).replace(tzinfo=UTC) if text else None
+
+
+_EMPTY = {"complete": (202, 204), "extend": (202,), "delete volume": (202, 204)}
+"""Calls that Cinder answers without a body, and with which status."""
+
+
+def strange(call: Call, status: int, body: Any) -> str | None:
+    """Why a success cannot be Cinder's answer to *call*; None if it can.
+
+    A login page, a cache or a captive portal says 200 to anything. So each call's own answer is asked for: the effect
+    of one that is not it is unknown.
+
+    Args:
+        call: What was asked.
+        status: Of HTTP, below 400.
+        body: None if there is none; what its JSON says; or bytes, if it is no JSON.
+    """
+    if call.name in _EMPTY:
+        allowed = _EMPTY[call.name]
+        return None if body is None and status in allowed else f"{status} with {_shape(body)}, not {allowed} and empty"
+    if not isinstance(body, dict):
+        return f"{status} with {_shape(body)}, not an object"
+    if call.name == "delete" and not isinstance(body.get("attachments"), list):
+        return "an object without the attachments that are left"
+    return None if status in {200, 202, 300} else f"{status}"
+
+
+def _shape(body: Any) -> str:
+    return "nothing" if body is None else "no JSON" if isinstance(body, bytes) else f"a JSON {type(body).__name__}"
+
+
+def seconds_to_wait(retry_after: str | None, date: str | None) -> float | None:
+    """What a ``Retry-After`` header says, in seconds; None if it is missing or malformed.
+
+    It may be an instant, to be compared with the ``Date`` of the same answer.
+    """
+    if retry_after is None:
+        return None
+    if re.fullmatch(r"\s*\d{1,6}\s*", retry_after):
+        return float(retry_after) or None
+    try:
+        seconds = (parsedate_to_datetime(retry_after) - parsedate_to_datetime(str(date))).total_seconds()
+    except (TypeError, ValueError):
+        return None
+    return seconds if 0 < seconds < 1_000_000 else None
 
 
 # ------------------------------------------------------------------------------------------------------------- refusals

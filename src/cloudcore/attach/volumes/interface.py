@@ -57,6 +57,16 @@ class VolumeService(Protocol):
             VolumeNotFound, VolumeServiceUnavailable, VolumeServiceError: See the class.
         """
 
+    def volumes(self) -> tuple[Volume, ...]:
+        """Every volume that this user may see. Changes nothing; may be repeated inside.
+
+        One that exists throughout is among them; one that is made or deleted meanwhile may be.
+
+        Raises:
+            VolumeNotFound, VolumeServiceUnavailable, VolumeServiceError: See the class. The first where the volume that
+                marked the place was deleted meanwhile: ask again.
+        """
+
     def reserve(self, volume_id: str, instance_id: str, *, mode: AttachMode = "rw") -> VolumeAttachment:
         """Hold the volume for the instance, without a host. Never repeated inside: each success makes a record.
 

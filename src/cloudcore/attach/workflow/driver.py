@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from cloudcore._failpoints import failpoint
-from cloudcore.attach.lifecycle.states import TABLE, UNDO_UNASKED, Event, Instruction, State, resume
+from cloudcore.attach.lifecycle.states import AT_REST, TABLE, UNDO_UNASKED, Event, Instruction, State, resume
 from cloudcore.attach.workflow.instructions import PROBES, Instructions, Work
 from cloudcore.errors import AttachmentNotFound, CloudcoreError, Conflict, GenerationConflict
 
@@ -333,16 +333,28 @@ class Driver:
         self.host(leg).guests.attach_disk(leg.instance_id, self._instructions.disk(work))
 
     def extend(self, lease: Lease, leg: Attachment, size: int) -> Attachment:
-        """Tell the host and the guest of *leg* that its volume has *size* bytes now, and write it down."""
-        work = Work(leg, lease)
-        host = self.host(leg)
-        if leg.device is not None:
-            seen = host.connector.extended(self._instructions.connection(work), leg.device)
-            if seen is not None and seen < size:
-                raise Conflict(f"host {host.name} sees {seen} bytes of volume {leg.volume_id}, not {size}")
+        """Tell the host and the guest of *leg* that its volume has *size* bytes now, and write it down.
+
+        A staged leg has a host and no guest yet, a held one neither.
+
+        Raises:
+            Conflict: It is in a state in which there is nobody to tell; or the host sees another size.
+        """
+        if leg.state not in AT_REST:
+            raise Conflict(f"attachment {leg.id} is {leg.state}; repeat when it is settled", identifier=leg.id)
+        if leg.host is not None:
+            self._tell_host(lease, leg, size)
         failpoint("attach.extend.before")
-        host.guests.resize_disk(leg.instance_id, leg.volume_id, size)
+        if leg.state is State.ATTACHED:
+            self.host(leg).guests.resize_disk(leg.instance_id, leg.volume_id, size)
         settings = attrs.evolve(leg.settings, size=size)
         after = attrs.evolve(leg, settings=settings, version=leg.version + 1, updated_at=self._journal.now())
         self._journal.database.run(lambda c: self._journal.replace(c, lease, leg, after, "extended"))
         return after
+
+    def _tell_host(self, lease: Lease, leg: Attachment, size: int) -> None:
+        host = self.host(leg)
+        if leg.device is not None:
+            seen = host.connector.extended(self._instructions.connection(Work(leg, lease)), leg.device)
+            if seen is not None and seen < size:
+                raise Conflict(f"host {host.name} sees {seen} bytes of volume {leg.volume_id}, not {size}")
