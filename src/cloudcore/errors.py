@@ -55,7 +55,9 @@
     ├── Cancelled                             the caller ended it
     ├── MissingExtra (ImportError)            an optional package; the message holds the pip line
     ├── DatabaseError                         a database failure that no retry mends
-    │   └── SchemaMismatch
+    │   ├── SchemaMismatch
+    │   ├── StatementRefused                    the fault of the statement, not of the server
+    │   └── UnreadableValue                     names the cell, the row's key and the column
     ├── VolumeServiceError                    the volume service failed or answered nonsense
     ├── HypervisorError                       the hypervisor failed; carries its code
     └── InvariantViolated (AssertionError)    check() found what must never be: a bug, or a hand-edited database
@@ -123,10 +125,12 @@ __all__ = [
     "ReshapeFailed",
     "ReshapeNeeded",
     "SchemaMismatch",
+    "StatementRefused",
     "Transient",
     "Unavailable",
     "UnhonouredRequest",
     "UnitViolation",
+    "UnreadableValue",
     "UnsupportedFeature",
     "VolumeBusy",
     "VolumeNotFound",
@@ -521,6 +525,27 @@ class DatabaseError(CloudcoreError):
     """The database failed in a way that no retry mends (disk full, no permission, damaged file, wrong SQL)."""
 
     database: str | None
+
+
+class StatementRefused(DatabaseError):
+    """The database would not run a statement, for what stands in it; the server is well.
+
+    *values* says that it was a value, else it was the SQL.
+    """
+
+    values: bool | None
+
+
+class UnreadableValue(DatabaseError):
+    """A database holds what cannot be: another type than its column's, no instant, NULL where none may be.
+
+    *cell* and *column* say where, *identifier* is the row's key, *value* what is there.
+    """
+
+    cell: str | None
+    column: str | None
+    identifier: str | None
+    value: Any
 
 
 class SchemaMismatch(DatabaseError):

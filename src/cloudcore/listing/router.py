@@ -321,7 +321,9 @@ class CellRouter:
             return work
 
         asking = {} if prepared.impossible else backends
-        results, outcomes, _ = ask_all(asking, work_of, start=self._services.start, clock=self._clock)
+        results, outcomes, errors = ask_all(asking, work_of, start=self._services.start, clock=self._clock)
+        for cell, error in errors.items():
+            prepared.answer_for(cell, error)
         numbers: Counter[Any] = Counter()
         for name, outcome in outcomes.items():
             rows = results.get(name, ())
@@ -427,7 +429,13 @@ class CellRouter:
             if not backend.cell.enabled:
                 reports[name] = CellReport(name=name, state=CellState.SKIPPED, error="disabled")
             elif not self._breakers.admit(name):
-                reports[name] = CellReport(name=name, state=CellState.DOWN, error=self._breakers.refusal(name))
+                reports[name] = CellReport(
+                    name=name,
+                    state=CellState.DOWN,
+                    error=self._breakers.refusal(name),
+                    error_type="CellUnavailable",
+                    transient=True,
+                )
             else:
                 backends[name] = backend
         return backends, reports

@@ -34,6 +34,8 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+_LONGEST = 10**9
+"""Records that a page may have."""
 
 UNKNOWN = "UNKNOWN"
 """``vm_state`` of a record that only the directory vouches for, because its cell does not answer."""
@@ -161,8 +163,10 @@ class Query:
 
     @limit.validator
     def _check_limit(self, _: attrs.Attribute[Any], value: int | None) -> None:
-        if value is not None and (type(value) is not int or value < 0):
-            raise InvalidQuery(f"limit: expected a whole number from 0, or None, got {value!r}", field="limit")
+        if value is not None and (type(value) is not int or not 0 <= value <= _LONGEST):
+            raise InvalidQuery(
+                f"limit: expected a whole number from 0 to {_LONGEST}, or None for all, got {value!r}", field="limit"
+            )
 
     def __attrs_post_init__(self) -> None:
         """Refuse what contradicts itself."""
@@ -195,6 +199,10 @@ class CellReport:
         statements: Statements sent to it.
         seconds: Time it took to answer, summed over its statements; no pause of the caller's counts.
         error: What went wrong, or why it was not asked; None when it answered.
+        error_type: The class of :mod:`cloudcore.errors` that this would be, such as ``"DatabaseUnavailable"``; None
+            when it answered or was not asked.
+        transient: Whether the same question may be answered later: True for connections, time-outs and open breakers,
+            False for what somebody must mend (a missing table, an unreadable value, rows out of order); None as above.
         exhausted: It has no further record after this result.
     """
 
@@ -205,6 +213,8 @@ class CellReport:
     statements: int = 0
     seconds: float = 0.0
     error: str | None = None
+    error_type: str | None = None
+    transient: bool | None = None
     exhausted: bool = False
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import re
 import socket
 import threading
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cloudcore._forks import when_forked
+from cloudcore.listing.cells.regex import RegexFunction
 from cloudcore.listing.query.dialects import dialect_name
 
 if TYPE_CHECKING:
@@ -47,7 +47,19 @@ _TURN = 0.02
 class PooledConnection:
     """One connection, used by one thread at a time."""
 
-    __slots__ = ("_autocommit", "_proxied", "connection", "cursor", "dialect", "form", "limit", "local", "mine", "used")
+    __slots__ = (
+        "_autocommit",
+        "_proxied",
+        "connection",
+        "cursor",
+        "dialect",
+        "form",
+        "limit",
+        "local",
+        "mine",
+        "regex",
+        "used",
+    )
 
     def __init__(self, proxied: PoolProxiedConnection, dialect: Dialect, *, mine: bool) -> None:
         self._proxied = proxied
@@ -62,6 +74,7 @@ class PooledConnection:
         """Whether it was kept since an earlier statement."""
         self._autocommit: Any = None
         self.cursor: Any = None
+        self.regex: RegexFunction | None = None
 
     def prepare(self, deadline: float) -> None:
         """Make reading cost one round trip a statement, and on connections of ours bound each statement's time."""
@@ -74,9 +87,11 @@ class PooledConnection:
         self.cursor = self.connection.cursor()
         if self.mine:
             self._bound(deadline)
-        if kind == "sqlite" and "cloudcore.regexp" not in self._proxied.info:
-            self.connection.create_function("regexp", 2, _regexp, deterministic=True)
-            self._proxied.info["cloudcore.regexp"] = True
+        if kind == "sqlite":
+            self.regex = self._proxied.info.get("cloudcore.regexp")
+            if self.regex is None:
+                self.regex = self._proxied.info["cloudcore.regexp"] = RegexFunction()
+                self.connection.create_function("regexp", 2, self.regex, deterministic=True)
 
     def _bound(self, deadline: float) -> None:
         kind = dialect_name(self.dialect)
@@ -95,7 +110,7 @@ class PooledConnection:
     def run(self, text: str, parameters: Any, limit: float) -> list[tuple[Any, ...]]:
         """All rows of one statement, as the driver gives them; *limit* is the monotonic instant to give up at."""
         self.limit = limit
-        self.cursor.execute(text, parameters)
+        self._execute(text, parameters)
         rows: list[tuple[Any, ...]] = self._in_turn(self.cursor.fetchall) if self.local else self.cursor.fetchall()
         return rows if rows.__class__ is list else list(rows)
 
@@ -104,12 +119,18 @@ class PooledConnection:
         if not self.local:
             return self.run(text, parameters, limit), False
         self.limit = limit
-        self.cursor.execute(text, parameters)
+        self._execute(text, parameters)
         rows, cut = self._in_turn(lambda: take(self.cursor))
         if cut:
             self.cursor.close()  # ends the statement, and with it the lock on the file
             self.cursor = self.connection.cursor()
         return rows, cut
+
+    def _execute(self, text: str, parameters: Any) -> None:
+        if self.regex is not None and " REGEXP " in text:
+            self.regex.require()
+            self.regex.error = None
+        self.cursor.execute(text, parameters)
 
     def _in_turn(self, read: Callable[[], T]) -> T:
         reading = _READING.lock
@@ -131,6 +152,14 @@ class PooledConnection:
             elif (open_socket := getattr(self.connection, "_sock", None)) is not None:  # PyMySQL
                 open_socket.shutdown(socket.SHUT_RDWR)
 
+    def renewed(self) -> bool:
+        """Leave a statement that was refused; whether the connection can be used on."""
+        with contextlib.suppress(Exception):
+            self.cursor.close()
+            self.cursor = self.connection.cursor()
+            return True
+        return False
+
     def release(self) -> None:
         """Give the connection back to its pool as it was."""
         with contextlib.suppress(Exception):
@@ -145,7 +174,3 @@ class PooledConnection:
         """Close the connection for good."""
         with contextlib.suppress(Exception):
             self._proxied.invalidate()
-
-
-def _regexp(pattern: str, value: str | None) -> bool | None:
-    return None if value is None else re.search(pattern, value) is not None

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from cloudcore._cancellation import Cancellation
-from cloudcore.errors import Cancelled, CloudcoreError, DeadlineExceeded
+from cloudcore.errors import Cancelled, CloudcoreError, DeadlineExceeded, StatementRefused, Transient
 from cloudcore.listing.cells.completion import CompletionQueue
+from cloudcore.listing.cells.faults import held_against
 from cloudcore.listing.cells.promptness import STALL
 from cloudcore.listing.cells.requests import Attempt, Request
 from cloudcore.listing.cells.serial import FEWEST, SerialExecutor
@@ -39,6 +40,7 @@ class CellOutcome:
     statements: int = 0
     seconds: float = 0.0
     error: str | None = None
+    failure: CloudcoreError | None = None
 
     def report(self, name: str, rows: int, *, exhausted: bool = False) -> CellReport:
         """The same as callers see it."""
@@ -50,6 +52,8 @@ class CellOutcome:
             statements=self.statements,
             seconds=self.seconds,
             error=self.error,
+            error_type=None if self.failure is None else type(self.failure).__name__,
+            transient=None if self.failure is None else isinstance(self.failure, Transient),
             exhausted=exhausted,
         )
 
@@ -260,7 +264,7 @@ class RequestsInFlight:
             return
         request.attempts.remove(attempt)
         self.outcomes[cell].statements += attempt.statements
-        if request.pools and self._clock() < request.limit:
+        if request.pools and self._clock() < request.limit and not isinstance(attempt.error, StatementRefused):
             self._ask(request)  # a replica may be able
         if not request.attempts:
             error = attempt.error if self._clock() < request.limit else _late(request)
@@ -280,7 +284,8 @@ class RequestsInFlight:
     def _blame(self, cell: str, state: CellState, error: CloudcoreError) -> None:
         outcome = self.outcomes[cell]
         outcome.state, outcome.error = state, str(error)
-        if type(error) is not CloudcoreError:  # that one comes from a caller's function, not from the cell
+        outcome.failure = error
+        if held_against(error):
             self.backends[cell].fail(str(error))
 
     def stop(self) -> None:

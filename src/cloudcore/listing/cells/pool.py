@@ -16,8 +16,15 @@ from sqlalchemy.pool import NullPool
 from cloudcore._forks import when_forked
 from cloudcore.database import Database, open_engine, translate
 from cloudcore.database.forking import part_when_forked
-from cloudcore.errors import CloudcoreError, DatabaseUnavailable, DeadlineExceeded
+from cloudcore.errors import (
+    CloudcoreError,
+    DatabaseUnavailable,
+    DeadlineExceeded,
+    StatementRefused,
+    UnreadableValue,
+)
 from cloudcore.listing.cells.connections import PooledConnection
+from cloudcore.listing.cells.faults import refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -149,9 +156,15 @@ class ConnectionPool:
         self._leave()
 
     def blame(self, pooled: PooledConnection, error: Exception) -> CloudcoreError:
-        """Take a connection back after *error*, for good; returns the error to raise."""
-        self.scrap(pooled)
-        return error if isinstance(error, CloudcoreError) else _typed(error, self.engine)
+        """Take a connection back after *error*, for good if it may be the connection's; returns the error to raise."""
+        if pooled.regex is not None and pooled.regex.error is not None:
+            error, pooled.regex.error = pooled.regex.error, None
+        typed = error if isinstance(error, CloudcoreError) else _typed(error, self.engine)
+        if isinstance(typed, StatementRefused | UnreadableValue) and pooled.renewed():
+            self.release(pooled)
+        else:
+            self.scrap(pooled)
+        return typed
 
     def _enter(self, limit: float) -> PooledConnection | None:
         """Wait for an idle connection, or for the right to open one (None)."""
@@ -205,6 +218,9 @@ def _typed(error: Exception, engine: Engine) -> CloudcoreError:
     """The cloudcore error for what the driver raised."""
     dbapi = engine.dialect.dbapi
     wrapped: Exception = error
+    refused = refusal(error, engine.dialect.name, engine.url.render_as_string(hide_password=True))
+    if refused is not None:
+        return refused
     if dbapi is not None and isinstance(error, dbapi.Error):
         gone = engine.dialect.is_disconnect(error, None, None)
         kind = {

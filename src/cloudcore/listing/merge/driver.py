@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from cloudcore.errors import DatabaseError
 from cloudcore.listing.cells.in_flight import CellOutcome, RequestsInFlight
 from cloudcore.listing.merge.page_bound import PageBound
 from cloudcore.listing.query.statements import segments
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from cloudcore.listing.cells.requests import Attempt
     from cloudcore.listing.merge.merging import Entry, Fetch, Merge
     from cloudcore.listing.merge.services import RouterServices
+    from cloudcore.listing.query.prepared import PreparedQuery
     from cloudcore.listing.query.statements import Plan, Segment
 
 __all__ = ["MergeDriver"]
@@ -33,7 +35,8 @@ class MergeDriver:
     """Drives one merge. Used by one thread at a time.
 
     Args:
-        plan: What to ask.
+        prepared: What is wanted.
+        plan: What to ask: whole rows, or keys.
         merge: The merge to feed.
         backends: The cells to ask.
         services: The router's.
@@ -42,6 +45,7 @@ class MergeDriver:
 
     def __init__(
         self,
+        prepared: PreparedQuery,
         plan: Plan,
         merge: Merge,
         backends: Mapping[str, Backend],
@@ -49,7 +53,7 @@ class MergeDriver:
         *,
         patient: bool = False,
     ) -> None:
-        self.merge = merge
+        self.merge, self._prepared = merge, prepared
         self._reader = _Reader(plan, _bound(plan, merge))
         self._requests = RequestsInFlight(backends, start=services.start, clock=services.clock, serial=True)
         self._settle, self._patient = services.settle, patient
@@ -107,6 +111,7 @@ class MergeDriver:
             for cell, batch, error in done:
                 self._starved.discard(cell)
                 if error is not None:
+                    self._prepared.answer_for(cell, error)
                     self.merge.fail(cell)
                 else:
                     self._feed(cell, *batch)
@@ -116,7 +121,7 @@ class MergeDriver:
         outcome.fetched += len(rows)
         if not self.merge.feed(cell, rows, cut=cut):
             outcome.state, outcome.error = CellState.DOWN, _DISORDER
-            self._requests.backends[cell].fail(_DISORDER)
+            outcome.failure = DatabaseError(_DISORDER)
 
 
 def _bound(plan: Plan, merge: Merge) -> PageBound | None:

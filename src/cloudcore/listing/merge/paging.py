@@ -67,7 +67,7 @@ class Pager:
             owners=services.owners(len(backends)),
             alone=not prepared.query.unknown,
         )
-        self._driver = MergeDriver(self._plan, self._merge, backends, services)
+        self._driver = MergeDriver(prepared, self._plan, self._merge, backends, services)
 
     def page(self) -> Page:
         """Ask, merge and report.

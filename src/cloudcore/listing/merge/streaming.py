@@ -56,7 +56,7 @@ class Stream(Iterator[Record]):
             owners=services.owners(len(backends)),
             retain=False,
         )
-        self._driver = MergeDriver(prepared.plan, self._merge, backends, services, patient=True)
+        self._driver = MergeDriver(prepared, prepared.plan, self._merge, backends, services, patient=True)
         self._names = list(self._merge.runs)
         self._numbers = [0] * len(self._names)
         self._block: Iterator[Entry] = iter(())

@@ -20,13 +20,23 @@ if TYPE_CHECKING:
 
     from cloudcore.listing.values import Query, Sort
 
-__all__ = ["OPERATORS", "Column", "Condition", "conditions_of", "order_of", "prefix_end", "projection_of"]
+__all__ = [
+    "OPERATORS",
+    "Column",
+    "Condition",
+    "conditions_of",
+    "order_of",
+    "prefix_end",
+    "projection_of",
+    "require_storable",
+]
 
 OPERATORS = frozenset({"eq", "ne", "in", "not_in", "lt", "le", "gt", "ge", "prefix", "contains", "regex", "null"})
 _LISTS = frozenset({"in", "not_in"})
 _TEXT_ONLY = frozenset({"prefix", "contains", "regex"})
 _COMPARED = frozenset({"lt", "le", "gt", "ge"})
 _BIGGEST = 2**63 - 1
+_LONGEST_PATTERN = 4_000
 _TYPES: dict[Kind, tuple[type, ...]] = {
     Kind.TEXT: (str,),
     Kind.UUID: (str,),
@@ -154,7 +164,7 @@ def _value(column: Column, value: Any) -> Any:
         return normalise_uuid(value, column.name, InvalidQuery)
     if column.kind is Kind.INTEGER and abs(value) > _BIGGEST:
         raise InvalidQuery(f"{column.name}: {value} does not fit 64 bits", field=column.name, value=value)
-    return _text(column, value) if column.kind is Kind.TEXT else value
+    return require_storable(value, column.name) if column.kind is Kind.TEXT else value
 
 
 def _fits(kind: Kind, value: Any) -> bool:
@@ -162,18 +172,38 @@ def _fits(kind: Kind, value: Any) -> bool:
     return isinstance(value, expected) and (bool in expected or not isinstance(value, bool))
 
 
-def _text(column: Column, value: Any) -> str:
-    if not isinstance(value, str) or "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise InvalidQuery(f"{column.name}: {value!r} is no text that databases hold", field=column.name, value=value)
+def require_storable(value: Any, field: str) -> str:
+    """*value*, if it is text that every database holds: no NUL, and no half of a surrogate pair.
+
+    Raises:
+        InvalidQuery: It is not.
+    """
+    if not isinstance(value, str) or "\0" in value or not _encodable(value):
+        raise InvalidQuery(f"{field}: {value!r} is no text that databases hold", field=field, value=value)
     return value
 
 
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _pattern(column: Column, operator: str, value: Any) -> str:
-    text = _text(column, value)
+    """A pattern that is none in Python's dialect either is refused at once; the databases' own words come later."""
+    text = require_storable(value, column.name)
     if operator == "regex":
+        if len(text) > _LONGEST_PATTERN:
+            raise InvalidQuery(
+                f"{column.name}: a pattern of {len(text)} characters, at most {_LONGEST_PATTERN} are tried",
+                field=column.name,
+                value=value,
+            )
         try:
             re.compile(text)
-        except re.error as error:
+        except (re.error, RecursionError, OverflowError) as error:
             raise InvalidQuery(f"{column.name}: {text!r}: {error}", field=column.name, value=value) from error
     return text
 

@@ -8,18 +8,27 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from cloudcore.errors import InvalidQuery
-from cloudcore.listing.query.conditions import conditions_of, order_of, projection_of
+from cloudcore.errors import InvalidQuery, StatementRefused
+from cloudcore.listing.query.conditions import conditions_of, order_of, projection_of, require_storable
 from cloudcore.listing.query.cursors import Cursor, digest
 from cloudcore.listing.query.readers import layout_of
 from cloudcore.listing.query.statements import Plan, Statement
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from cloudcore.errors import CloudcoreError
+    from cloudcore.listing.query.conditions import Condition
     from cloudcore.listing.query.order import Position
     from cloudcore.listing.query.sources import RecordSource
     from cloudcore.listing.values import Query
 
 __all__ = ["PreparedQuery"]
+
+_MOST_VALUES = 30_000
+"""Parameters of a statement: SQLite takes 32,766 at most, PostgreSQL 65,535."""
+_MOST_TEXT = 4_000_000
+"""Characters of all values of a statement, each of up to four bytes: MariaDB takes 16 MiB."""
 
 
 class PreparedQuery:
@@ -39,6 +48,7 @@ class PreparedQuery:
         self.sort = source.default_sort if query.sort is None else query.sort
         where, expression = _where(query)
         self.conditions = conditions_of({**where, **_shorthands(source, query)}, source.columns)
+        _check_bounds(self.conditions, query)
         self.impossible = query.limit == 0 or any(condition.impossible for condition in self.conditions)
         source.check(query)
         self.order = order_of(self.sort, source.key, source.columns)
@@ -67,6 +77,22 @@ class PreparedQuery:
         found = [each for each in self.conditions if each.column == column and each.operator in {"eq", "in"}]
         return found[0].values if found else None
 
+    def answer_for(self, cell: str, error: CloudcoreError) -> None:
+        """Raise when it is this query, not *cell*, that *error* speaks of.
+
+        A value that is refused is the caller's, wherever one was given. SQL that is refused is the caller's expression;
+        without one, what the database lacks or has otherwise is its own affair.
+
+        Raises:
+            InvalidQuery: With the database's words.
+        """
+        if not isinstance(error, StatementRefused):
+            return
+        spoken = self.plan.expression is not None
+        given = bool(self.conditions or self.plan.words or self.query.metadata)
+        if spoken or (given and error.values):
+            raise InvalidQuery(f"{cell} refuses the query: {error}", field="where") from error
+
     def start(self, cursor: str | None, marker: Position | None) -> Cursor:
         """Where to begin.
 
@@ -89,6 +115,31 @@ def _where(query: Query) -> tuple[Mapping[str, Any], Any]:
         f"where: expected a mapping of columns or an SQLAlchemy expression, got {type(query.where).__name__}",
         field="where",
     )
+
+
+def _check_bounds(conditions: Iterable[Condition], query: Query) -> None:
+    """Refuse what no database takes: words that are no text, too many values, too much of them.
+
+    Raises:
+        InvalidQuery: With the numbers.
+    """
+    words = [
+        ("tags", word) for field in (query.tags, query.tags_any, query.not_tags, query.not_tags_any) for word in field
+    ] + [("metadata", word) for pair in query.metadata.items() for word in pair]
+    for field, word in words:
+        require_storable(word, field)
+    values = [value for condition in conditions for value in condition.values]
+    number = len(values) + len(words)
+    if number > _MOST_VALUES:
+        raise InvalidQuery(
+            f"the query compares with {number} values, databases take {_MOST_VALUES}: ask several times", field="where"
+        )
+    size = sum(len(value) for value in values if isinstance(value, str)) + sum(len(word) for _, word in words)
+    if size > _MOST_TEXT:
+        raise InvalidQuery(
+            f"the query compares with {size} characters of text, at most {_MOST_TEXT} are sent: ask several times",
+            field="where",
+        )
 
 
 def _shorthands(source: RecordSource, query: Query) -> dict[str, Any]:
