@@ -162,6 +162,8 @@ class DiskState:
         persistent: The disk in the definition used at the next start, None if it has none.
         half: One definition of the guest has it and the other has not: an attach or a detach is on its way, or was
             interrupted. Both can be asked for again.
+        orphaned: The running guest has it though its definition has not: the hypervisor has lost track of it. A detach
+            takes it out; so does a restart of the guest.
     """
 
     instance_id: str
@@ -169,11 +171,12 @@ class DiskState:
     live: Disk | None = None
     persistent: Disk | None = None
     half: bool = False
+    orphaned: bool = False
 
     @property
     def present(self) -> bool:
-        """The guest has it, live or in its persistent definition."""
-        return self.live is not None or self.persistent is not None
+        """The guest has it, live or in its persistent definition, or unknown to both."""
+        return self.live is not None or self.persistent is not None or self.orphaned
 
 
 class DetachOutcome(StrEnum):

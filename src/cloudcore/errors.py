@@ -50,6 +50,7 @@
     │   ├── VolumeServiceUnavailable (ConnectionError)
     │   ├── VolumeBusy                          another attach or detach of this volume is in flight
     │   ├── HypervisorUnavailable (ConnectionError)
+    │   ├── GuestBusy                           the guest takes no change at this moment
     │   └── DeadlineExceeded (TimeoutError)
     ├── OutcomeUnknown                        it may or may not have happened; ask by operation id
     ├── Cancelled                             the caller ended it
@@ -60,6 +61,7 @@
     │   └── UnreadableValue                     names the cell, the row's key and the column
     ├── VolumeServiceError                    the volume service failed or answered nonsense
     ├── HypervisorError                       the hypervisor failed; carries its code
+    │   └── OrphanedDevice                      the guest has a device that its definition has lost
     └── InvariantViolated (AssertionError)    check() found what must never be: a bug, or a hand-edited database
 
 ``isinstance(error, Transient)`` is the test for "the same call may succeed later". Each class names its facts as
@@ -92,6 +94,7 @@ __all__ = [
     "FencingRequired",
     "GenerationConflict",
     "GroupViolation",
+    "GuestBusy",
     "GuestNotFound",
     "HypervisorError",
     "HypervisorUnavailable",
@@ -118,6 +121,7 @@ __all__ = [
     "NoValidHost",
     "NotFound",
     "OperationMismatch",
+    "OrphanedDevice",
     "OutcomeUnknown",
     "PolicyDenied",
     "ProviderNotFound",
@@ -496,6 +500,12 @@ class HypervisorUnavailable(Unavailable, ConnectionError):
     code: int | None
 
 
+class GuestBusy(Unavailable):
+    """The guest takes no change at this moment (it is still taking in an earlier one); nothing was done."""
+
+    identifier: str | None
+
+
 class DeadlineExceeded(Unavailable, TimeoutError):
     """Not done within *seconds*. What was asked may still be going on unless the text says otherwise."""
 
@@ -565,6 +575,12 @@ class HypervisorError(CloudcoreError):
     """The hypervisor failed. *code* is its own error code (libvirt's ``VIR_ERR_*``)."""
 
     code: int | None
+
+
+class OrphanedDevice(HypervisorError):
+    """The hypervisor has lost track of a device that the guest still has; a restart of the guest ends that."""
+
+    identifier: str | None
 
 
 class InvariantViolated(CloudcoreError, AssertionError):

@@ -20,13 +20,16 @@ from cloudcore.errors import (
     Conflict,
     DeadlineExceeded,
     DetachFailed,
+    GuestBusy,
     HypervisorError,
     HypervisorUnavailable,
     InvalidDisk,
     InvariantViolated,
+    OrphanedDevice,
 )
 from cloudcore.hypervisor import Fault, MemoryHypervisor, Timeouts, Unplug
 from cloudcore.hypervisor.disks.operations import DiskOperations
+from cloudcore.hypervisor.libvirt.errors import Failure, cloudcore_error
 
 QUICK = Timeouts(detach=0.02, paused=0.02)
 
@@ -59,7 +62,7 @@ def disk() -> Disk:
     return Disk(volume_id=str(uuid.uuid4()), source=FileSource("/images/a.img"))
 
 
-PRIMITIVES = ("view", "settle", "plug", "unplug")
+PRIMITIVES = ("view", "settle", "plug", "unplug", "forget")
 
 
 @pytest.mark.parametrize(("primitive", "fault", "number"), list(itertools.product(PRIMITIVES, Fault, range(4))))
@@ -279,6 +282,114 @@ def test_an_error_of_the_request_is_a_refusal(hypervisor, instance_id, disk):
     with pytest.raises(DetachFailed, match="refused by memory"):
         hypervisor.detach_disk(instance_id, disk.volume_id)
     assert not hypervisor.disk_state(instance_id, disk.volume_id).half
+
+
+# --- refused for a moment --------------------------------------------------------------------------------------------
+
+BUSY = "unable to execute QEMU command '{}': Hot-{}plug failed: guest is busy (power indicator blinking)"
+
+
+def busy(driver, monkeypatch, primitive: str, times: float) -> list[object]:
+    """The live half of a primitive is refused that often, as libvirt words it."""
+    done, act = [], getattr(driver, primitive)
+    asked = BUSY.format("device_del", "un") if primitive == "unplug" else BUSY.format("device_add", "")
+
+    def refusing(instance_id, disk, scope):
+        if scope == "live" and len(done) < times:
+            done.append(scope)
+            raise cloudcore_error(Failure(code=1, domain=10, message=asked), primitive, uri="memory:")
+        return act(instance_id, disk, scope)
+
+    monkeypatch.setattr(driver, primitive, refusing)
+    return done
+
+
+@pytest.mark.parametrize("times", [1, 2, 5])
+def test_a_guest_that_is_busy_is_asked_again(disk, monkeypatch, times):
+    with MemoryHypervisor(timeouts=Timeouts(detach=60, paused=60)) as hypervisor:
+        instance_id = str(uuid.uuid4())
+        hypervisor.add_guest(instance_id)
+        hypervisor.attach_disk(instance_id, disk)
+        monkeypatch.setattr("cloudcore.hypervisor.disks.detaching._BUSY_AGAIN", 0.01)
+        done = busy(hypervisor._driver, monkeypatch, "unplug", times)
+        assert hypervisor.detach_disk(instance_id, disk.volume_id) is DetachOutcome.DETACHED
+        assert len(done) == times
+
+
+def test_a_guest_that_stays_busy_is_pending_and_refuses_nothing(hypervisor, instance_id, disk, monkeypatch):
+    """Ask again later: the persistent definition is not given the disk back, as after a refusal for good."""
+    hypervisor.attach_disk(instance_id, disk)
+    busy(hypervisor._driver, monkeypatch, "unplug", 1e9)
+    assert hypervisor.detach_disk(instance_id, disk.volume_id) is DetachOutcome.PENDING
+    assert hypervisor.disk_state(instance_id, disk.volume_id).half
+    monkeypatch.undo()
+    assert hypervisor.detach_disk(instance_id, disk.volume_id) is DetachOutcome.DETACHED
+
+
+def test_a_busy_guest_gets_its_disk_or_nothing(disk, monkeypatch):
+    """Waited for; and when that was not long enough, no half is left and the error says when to come back."""
+    monkeypatch.setattr("cloudcore.hypervisor.disks.operations._BUSY_AGAIN", 0.01)
+    with MemoryHypervisor(timeouts=Timeouts(detach=0.2)) as hypervisor:
+        instance_id = str(uuid.uuid4())
+        hypervisor.add_guest(instance_id)
+        driver = hypervisor._driver
+        busy(driver, monkeypatch, "plug", 1e9)
+        with pytest.raises(GuestBusy) as caught:
+            hypervisor.attach_disk(instance_id, disk)
+        assert caught.value.retry_after > 0
+        assert not hypervisor.disk_state(instance_id, disk.volume_id).present
+        monkeypatch.undo()
+        busy(driver, monkeypatch, "plug", 2)
+        monkeypatch.setattr("cloudcore.hypervisor.disks.operations._BUSY_AGAIN", 0.01)
+        assert hypervisor.attach_disk(instance_id, disk).live is not None
+
+
+# --- lost by the hypervisor ------------------------------------------------------------------------------------------
+
+
+def test_a_disk_that_the_hypervisor_has_lost_track_of_is_not_gone(hypervisor, instance_id, disk):
+    """The guest has it: that is said, by the state and by check(), and a detach takes it out for real."""
+    hypervisor.attach_disk(instance_id, disk)
+    hypervisor.lose_track(instance_id, disk.volume_id)
+    state = hypervisor.disk_state(instance_id, disk.volume_id)
+    assert (state.live, state.orphaned, state.half, state.present) == (None, True, True, True)
+    with pytest.raises(InvariantViolated, match=f"lost track of volume {disk.volume_id}"):
+        hypervisor.check()
+    assert hypervisor.detach_disk(instance_id, disk.volume_id) is DetachOutcome.DETACHED
+    assert not hypervisor.disk_state(instance_id, disk.volume_id).present
+
+
+@pytest.mark.parametrize("unplug", [Unplug.IGNORES, Unplug.REFUSES])
+def test_a_lost_disk_that_the_guest_keeps_is_pending_or_a_typed_error(hypervisor, instance_id, disk, unplug):
+    """Never "detached"; a restart of the guest ends it."""
+    hypervisor.attach_disk(instance_id, disk)
+    hypervisor.lose_track(instance_id, disk.volume_id)
+    hypervisor.set_unplug(instance_id, unplug)
+    for _ in range(2):
+        if unplug is Unplug.IGNORES:
+            assert hypervisor.detach_disk(instance_id, disk.volume_id) is DetachOutcome.PENDING
+        else:
+            with pytest.raises(OrphanedDevice, match="restart the guest"):
+                hypervisor.detach_disk(instance_id, disk.volume_id)
+        assert hypervisor.disk_state(instance_id, disk.volume_id).orphaned
+    hypervisor.stop(instance_id)
+    assert hypervisor.detach_disk(instance_id, disk.volume_id) is DetachOutcome.DETACHED
+    hypervisor.start(instance_id)
+    assert not hypervisor.disk_state(instance_id, disk.volume_id).present
+
+
+def test_a_lost_disk_is_cleared_away_for_the_same_volume(hypervisor, instance_id, disk):
+    hypervisor.attach_disk(instance_id, disk)
+    hypervisor.lose_track(instance_id, disk.volume_id)
+    assert not hypervisor.attach_disk(instance_id, disk).half
+    hypervisor.lose_track(instance_id, disk.volume_id)
+    hypervisor.set_unplug(instance_id, Unplug.IGNORES)
+    with pytest.raises(OrphanedDevice, match=disk.volume_id):
+        hypervisor.attach_disk(instance_id, disk)
+    hypervisor.stop(instance_id)
+
+
+# --- stopped ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_guest_that_stops_has_let_go(hypervisor, instance_id, disk):

@@ -268,7 +268,8 @@ def test_a_transient_guest_has_a_live_definition_only(fragile, guests):
         assert (state.live is not None, state.persistent, state.half) == (True, None, False)
         assert hypervisor.detach_disk(instance_id, disk.volume_id) is DetachOutcome.PENDING  # nobody in it answers
         guests.domain(instance_id).reset()  # which lets go what was asked for
-        assert hypervisor.detach_disk(instance_id, disk.volume_id) is DetachOutcome.DETACHED
+    with LibvirtHypervisor(fragile.uri) as patient:
+        assert patient.detach_disk(instance_id, disk.volume_id) is DetachOutcome.DETACHED
 
 
 def test_a_disk_that_others_plugged_is_found_by_its_serial(fragile, guests):
@@ -288,7 +289,8 @@ def test_a_disk_that_others_plugged_is_found_by_its_serial(fragile, guests):
         assert hypervisor.detach_disk(instance_id, volume_id) is DetachOutcome.PENDING
         assert hypervisor.disk_state(instance_id, volume_id).half
         domain.reset()
-        assert hypervisor.detach_disk(instance_id, volume_id) is DetachOutcome.DETACHED
+    with LibvirtHypervisor(fragile.uri) as patient:
+        assert patient.detach_disk(instance_id, volume_id) is DetachOutcome.DETACHED
 
 
 @pytest.mark.parametrize("name", DISKS)

@@ -15,7 +15,7 @@ from cloudcore.hypervisor.disks.xml import secret_xml
 from cloudcore.hypervisor.facts.documents import read_documents
 from cloudcore.hypervisor.libvirt.connection import Connection
 from cloudcore.hypervisor.libvirt.host_documents import read_host
-from cloudcore.hypervisor.timeouts import Timeouts
+from cloudcore.hypervisor.timeouts import Timeouts, time_limit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -38,7 +38,7 @@ class LibvirtHypervisor:
     lost. libvirt's calls run in threads of their own, so that none outlasts its deadline, and each on a connection of
     its own, so that one that hangs keeps no other waiting; libvirt's event loop runs in one more thread, shared by all
     adapters of the process, unless the caller's process runs one (*own_event_loop* False). May be shared between
-    threads.
+    threads, not with a forked child: there every call is refused at once, and a new adapter has to be made.
     """
 
     def __init__(
@@ -76,8 +76,8 @@ class LibvirtHypervisor:
         self._driver = LibvirtDriver(self._connection, self._waiters, self._timeouts)
         self._disks = DiskOperations(self._driver, self._timeouts)
 
-    def _listen(self, connection: Any) -> None:
-        self._driver.listen(connection)
+    def _listen(self, connection: Any) -> list[int]:
+        return self._driver.listen(connection)
 
     def __repr__(self) -> str:
         return f"<LibvirtHypervisor {self.uri}{f' host {self._host}' if self._host else ''}>"
@@ -91,7 +91,8 @@ class LibvirtHypervisor:
 
     def facts(self) -> HostFacts:
         """See :meth:`Hypervisor.facts <cloudcore.hypervisor.Hypervisor.facts>`."""
-        documents = self._connection.call("read host facts", read_host, seconds=self._timeouts.facts, repeat=True)
+        with time_limit(self._timeouts.facts):
+            documents = self._connection.call("read host facts", read_host, seconds=self._timeouts.facts, repeat=True)
         return read_documents(documents)
 
     # --- disks -------------------------------------------------------------------------------------------------------
@@ -187,7 +188,10 @@ class LibvirtHypervisor:
         self._disks.check()
 
     def close(self) -> None:
-        """End the connection and the share in the event loop; guests are not touched. Repeated calls do nothing."""
+        """End the connections and the share in the event loop; guests are not touched. Repeated calls do nothing.
+
+        Descriptors and threads are given back on return, except those of calls that are still under way.
+        """
         self._connection.close()
 
     def __enter__(self) -> Self:

@@ -129,13 +129,13 @@ class MemoryHypervisor:
         """Start a guest with what its persistent definition says."""
         with self._guest(instance_id) as guest:
             if guest.state is GuestState.OFF:
-                guest.live, guest.asked = dict(guest.persistent), set()
+                guest.live, guest.asked, guest.orphans = dict(guest.persistent), set(), {}
             guest.state = GuestState.RUNNING
 
     def stop(self, instance_id: str) -> None:
         """Switch a guest off. A transient one is gone then."""
         with self._guest(instance_id) as guest:
-            guest.state, guest.live, guest.asked = GuestState.OFF, {}, set()
+            guest.state, guest.live, guest.asked, guest.orphans = GuestState.OFF, {}, set(), {}
             if guest.transient:
                 del self._driver.guests[normalise_uuid(instance_id, "instance_id")]
 
@@ -162,6 +162,14 @@ class MemoryHypervisor:
         """The guest lets everything go now that it was asked for."""
         with self._guest(instance_id):
             self._driver.let_go(normalise_uuid(instance_id, "instance_id"))
+
+    def lose_track(self, instance_id: str, volume_id: str) -> None:
+        """The live definition loses a disk that the guest keeps: as if the hypervisor had died while plugging it."""
+        volume_id = normalise_uuid(volume_id, "volume_id")
+        with self._guest(instance_id) as guest:
+            for target, disk in list(guest.live.items()):
+                if disk.volume_id == volume_id:
+                    guest.orphans[volume_id] = guest.live.pop(target)
 
     def size(self, instance_id: str, volume_id: str) -> int | None:
         """What the guest was last told of a volume's size, in bytes."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from cloudcore.disks import Disk
+    from cloudcore.hypervisor.disks.monitor import OpenDisks
     from cloudcore.hypervisor.disks.xml import DiskEntry
 
 __all__ = [
@@ -48,22 +49,35 @@ class Scope(StrEnum):
 
 @attrs.frozen(kw_only=True)
 class GuestView:
-    """A guest as it was a moment ago. *live* is None when it is off, *persistent* when it is transient."""
+    """A guest as it was a moment ago. *live* is None when it is off, *persistent* when it is transient.
+
+    *removed* are disks as they were in the persistent definition before a detach took them out, or in the live one of a
+    transient guest when it was asked: kept until the guest has let them go.
+    """
 
     instance_id: str
     state: GuestState
     live: tuple[DiskEntry, ...] | None
     persistent: tuple[DiskEntry, ...] | None
+    removed: tuple[DiskEntry, ...] = ()
 
     def find(self, volume_id: str, scope: Scope) -> DiskEntry | None:
         """The disk of *volume_id* in one definition."""
-        entries = self.live if scope is Scope.LIVE else self.persistent
-        return next((one for one in entries or () if one.disk is not None and one.disk.volume_id == volume_id), None)
+        return _of_volume(self.live if scope is Scope.LIVE else self.persistent, volume_id)
+
+    def find_removed(self, volume_id: str) -> DiskEntry | None:
+        """The disk of *volume_id* as it was in the persistent definition before a detach took it out."""
+        return _of_volume(self.removed, volume_id)
 
     def lets_go(self, volume_id: str) -> bool:
-        """Whether a detach of *volume_id* is under way: only the live one of two definitions has it."""
+        """Whether a detach of *volume_id* is under way: only the live one of two definitions has it.
+
+        Of a transient guest, that it was asked before.
+        """
         live, persistent = (self.find(volume_id, scope) for scope in (Scope.LIVE, Scope.PERSISTENT))
-        return self.persistent is not None and live is not None and persistent is None
+        if self.persistent is None:
+            return live is not None and self.find_removed(volume_id) is not None
+        return live is not None and persistent is None
 
     @property
     def targets(self) -> frozenset[str]:
@@ -86,6 +100,10 @@ class GuestView:
             persistent=persistent.disk if persistent else None,
             half=(self.live is not None and self.persistent is not None and (live is None) != (persistent is None)),
         )
+
+
+def _of_volume(entries: Iterable[DiskEntry] | None, volume_id: str) -> DiskEntry | None:
+    return next((one for one in entries or () if one.disk is not None and one.disk.volume_id == volume_id), None)
 
 
 # --- hints -----------------------------------------------------------------------------------------------------------
@@ -190,22 +208,42 @@ class GuestDriver(Protocol):
     def views(self) -> Iterable[GuestView]:
         """All guests. One that vanishes meanwhile is left out."""
 
-    def settle(self, instance_id: str) -> None:
-        """Wait until the hypervisor is done with what it is doing to the guest. Nothing to wait for is no error."""
+    def settle(self, instance_id: str) -> OpenDisks | None:
+        """Wait until the hypervisor is done with what it is doing to the guest; what it has open then.
 
-    def plug(self, instance_id: str, disk: Disk, scope: Scope) -> None:
-        """Add the disk, whose target is set, to one definition.
+        None where that cannot be told, or the guest is off. Nothing to wait for is no error.
+        """
+
+    def plug(self, instance_id: str, disk: Disk | DiskEntry, scope: Scope) -> None:
+        """Add the disk, whose target is set, to one definition; an entry, just as it was read.
 
         Raises:
             TargetTaken: Its target is in use by now.
+            GuestBusy: The guest takes none at this moment.
         """
 
     def unplug(self, instance_id: str, entry: DiskEntry, scope: Scope) -> None:
         """Take the disk out of the persistent definition, or ask the guest to let it go (returns before it has).
 
+        What is taken out of the persistent definition, or asked of a transient guest, is kept as
+        :attr:`GuestView.removed`, if that can be done.
+
         Raises:
             UnplugRunning: It was asked before.
+            GuestBusy: The guest cannot be asked at this moment.
             DeviceNotFound: It has no such disk.
+        """
+
+    def forget(self, instance_id: str, volume_id: str) -> None:
+        """Keep no longer what was taken out of the persistent definition. Nothing to forget is no error."""
+
+    def release(self, instance_id: str, *, device: str | None = None, nodes: tuple[str, ...] = ()) -> bool:
+        """Past the definition: ask the guest to let *device* go (returns before it has), and close *nodes*.
+
+        False when some of the nodes are in use.
+
+        Raises:
+            UnplugRunning, GuestBusy, DeviceNotFound: As for :meth:`unplug`.
         """
 
     def resize(self, instance_id: str, entry: DiskEntry, size: int) -> None:

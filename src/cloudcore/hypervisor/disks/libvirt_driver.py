@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import logging
 from typing import TYPE_CHECKING, Any
+from xml.sax.saxutils import escape
 
 from cloudcore._extras import require_extra
-from cloudcore.errors import GuestNotFound
+from cloudcore.errors import DeviceNotFound, GuestBusy, GuestNotFound, HypervisorError, MissingExtra, UnsupportedFeature
 from cloudcore.hypervisor.disks.guests import GuestState, GuestView, Hint, Scope, TargetTaken, UnplugRunning, Waiters
-from cloudcore.hypervisor.disks.xml import bootable_xml, disk_xml, domain_disks
+from cloudcore.hypervisor.disks.monitor import OpenDisks, command, failure_text, read_open
+from cloudcore.hypervisor.disks.xml import KEPT, DiskEntry, bootable_xml, disk_xml, domain_disks, removed_disks
 from cloudcore.hypervisor.libvirt.errors import (
     ACCESS_DENIED,
+    INTERNAL_ERROR,
     OPERATION_TIMEOUT,
+    Failure,
     connection_lost,
     failure_of,
+    guest_busy,
+    is_missing_guest,
     target_taken,
     unplug_running,
 )
@@ -22,12 +30,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cloudcore.disks import Disk
-    from cloudcore.hypervisor.disks.xml import DiskEntry
     from cloudcore.hypervisor.libvirt.connection import Connection
     from cloudcore.hypervisor.timeouts import Timeouts
 
 __all__ = ["LibvirtDriver"]
 
+_log = logging.getLogger(__name__)
 _LIVE, _CONFIG = 1, 2  # VIR_DOMAIN_AFFECT_*
 _FLAGS = {Scope.LIVE: _LIVE, Scope.PERSISTENT: _CONFIG}
 _SECURE, _INACTIVE = 1 << 0, 1 << 1  # VIR_DOMAIN_XML_*
@@ -59,41 +67,40 @@ class LibvirtDriver:
         """See :class:`~cloudcore.hypervisor.disks.guests.GuestDriver`."""
         return self._connection.call("read all guests", _views, seconds=self._timeouts.facts, repeat=True)
 
-    def settle(self, instance_id: str) -> None:
+    def settle(self, instance_id: str) -> OpenDisks | None:
         """See :class:`~cloudcore.hypervisor.disks.guests.GuestDriver`.
 
         libvirt lets one job at a time work on a guest, and a question to its QEMU is a job: its answer, whatever it is,
         comes after the job that was under way. A driver that has no such question has no such jobs.
         """
-        libvirt = require_extra("libvirt", "libvirt")
+        return self._connection.call(
+            f"ask guest {instance_id} for its disks",
+            lambda connection: _open_disks(connection.lookupByUUIDString(instance_id)),
+            identifier=instance_id,
+            repeat=True,
+        )
 
-        def ask(connection: Any) -> None:
-            try:
-                connection.lookupByUUIDString(instance_id).memoryStats()
-            except libvirt.libvirtError as error:
-                failure = failure_of(error)
-                if connection_lost(failure) or failure.code in {OPERATION_TIMEOUT, ACCESS_DENIED}:
-                    raise
-
-        self._connection.call(f"wait for guest {instance_id} to settle", ask, identifier=instance_id, repeat=True)
-
-    def plug(self, instance_id: str, disk: Disk, scope: Scope) -> None:
+    def plug(self, instance_id: str, disk: Disk | DiskEntry, scope: Scope) -> None:
         """See :class:`~cloudcore.hypervisor.disks.guests.GuestDriver`."""
-        xml = disk_xml(disk)
+        xml, given = disk_xml(disk), disk.disk if isinstance(disk, DiskEntry) else disk
 
         def plug(domain: Any) -> None:
-            definition = domain.XMLDesc(_SECURE | _INACTIVE) if disk.boot_order and scope is Scope.PERSISTENT else ""
+            ordered = given is not None and given.boot_order and scope is Scope.PERSISTENT
+            definition = domain.XMLDesc(_SECURE | _INACTIVE) if ordered else ""
             if "<boot dev=" in definition:
-                domain.connect().defineXML(bootable_xml(definition, disk))
+                domain.connect().defineXML(bootable_xml(definition, xml))
             else:
                 domain.attachDeviceFlags(xml, _FLAGS[scope])
 
-        self._change(f"plug volume {disk.volume_id} into guest {instance_id} ({scope})", instance_id, plug)
+        name = given.volume_id if given else "of others"
+        self._change(f"plug volume {name} into guest {instance_id} ({scope})", instance_id, plug)
 
     def unplug(self, instance_id: str, entry: DiskEntry, scope: Scope) -> None:
         """See :class:`~cloudcore.hypervisor.disks.guests.GuestDriver`."""
 
         def unplug(domain: Any) -> None:
+            if entry.disk is not None and (scope is Scope.PERSISTENT or not domain.isPersistent()):
+                _keep(domain, entry.disk.volume_id, entry.xml, _FLAGS[scope])
             if scope is Scope.LIVE and entry.alias is not None:
                 domain.detachDeviceAlias(entry.alias, _LIVE)  # returns at once, unlike the call that takes XML
             else:
@@ -101,6 +108,28 @@ class LibvirtDriver:
 
         name = entry.disk.volume_id if entry.disk else entry.target
         self._change(f"unplug volume {name} from guest {instance_id} ({scope})", instance_id, unplug)
+
+    def forget(self, instance_id: str, volume_id: str) -> None:
+        """See :class:`~cloudcore.hypervisor.disks.guests.GuestDriver`."""
+        self._change(
+            f"forget volume {volume_id} of guest {instance_id}",
+            instance_id,
+            lambda domain: _keep(domain, volume_id, None, _CONFIG if domain.isPersistent() else _LIVE),
+        )
+
+    def release(self, instance_id: str, *, device: str | None = None, nodes: tuple[str, ...] = ()) -> bool:
+        """See :class:`~cloudcore.hypervisor.disks.guests.GuestDriver`."""
+        closed = True
+
+        def release(domain: Any) -> None:
+            nonlocal closed
+            if device is not None:
+                _delete_device(domain, device)
+            if nodes:
+                closed = _close_nodes(domain, nodes)
+
+        self._change(f"release {device or ', '.join(nodes)} of guest {instance_id}", instance_id, release)
+        return closed
 
     def resize(self, instance_id: str, entry: DiskEntry, size: int) -> None:
         """See :class:`~cloudcore.hypervisor.disks.guests.GuestDriver`."""
@@ -129,17 +158,19 @@ class LibvirtDriver:
 
     # --- events ------------------------------------------------------------------------------------------------------
 
-    def listen(self, connection: Any) -> None:
-        """Register for the events that are hints for us. Drivers that have none do without."""
+    def listen(self, connection: Any) -> list[int]:
+        """Register for the events that are hints for us; how to deregister. Drivers that have none do without."""
         libvirt = require_extra("libvirt", "libvirt")
         kinds = (
             (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, self._removed),
             (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVAL_FAILED, self._refused),
             (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._changed),
         )
+        registered = []
         for kind, handler in kinds:
             with contextlib.suppress(libvirt.libvirtError):
-                connection.domainEventRegisterAny(None, kind, handler, None)
+                registered.append(connection.domainEventRegisterAny(None, kind, handler, None))
+        return registered
 
     # These run in the thread of the event loop: they wake who waits and do nothing else.
 
@@ -153,16 +184,104 @@ class LibvirtDriver:
         self.waiters.tell(Hint.CHANGED, domain.UUIDString())
 
 
+# --- past the definition ---------------------------------------------------------------------------------------------
+
+
+def _monitor(domain: Any, execute: str, **arguments: object) -> str:
+    """QEMU's own answer. Needs the library that libvirt has for that; a domain that was asked is marked as such."""
+    monitor = require_extra("libvirt_qemu", "libvirt")
+    if domain.connect().getType() != "QEMU":
+        raise UnsupportedFeature(f"{domain.connect().getType()} has no QEMU monitor", needed="QEMU")
+    answer: str = monitor.qemuMonitorCommand(domain, command(execute, **arguments), 0)
+    return answer
+
+
+def _open_disks(domain: Any) -> OpenDisks | None:
+    libvirt = require_extra("libvirt", "libvirt")
+    try:
+        if domain.isActive():
+            return read_open(_monitor(domain, "query-block"), _monitor(domain, "query-named-block-nodes", flat=True))
+    except libvirt.libvirtError as error:
+        if _unanswered(failure_of(error)):
+            raise
+    except (MissingExtra, UnsupportedFeature):
+        pass
+    try:
+        domain.memoryStats()
+    except libvirt.libvirtError as error:
+        failure = failure_of(error)
+        if _unanswered(failure) or failure.code == ACCESS_DENIED:
+            raise
+    return None
+
+
+def _unanswered(failure: Failure) -> bool:
+    return connection_lost(failure) or failure.code == OPERATION_TIMEOUT or is_missing_guest(failure)
+
+
+def _delete_device(domain: Any, device: str) -> None:
+    text = failure_text(_monitor(domain, "device_del", id=device))
+    if text is None:
+        return
+    if "DeviceNotFound" in text:
+        raise DeviceNotFound(f"QEMU has no {device}", identifier=device)
+    failure = Failure(code=INTERNAL_ERROR, domain=0, message=text)
+    if unplug_running(failure):
+        raise UnplugRunning(text)
+    if guest_busy(failure):
+        raise GuestBusy(text, identifier=device)
+    raise HypervisorError(f"device_del {device}: QEMU: {text}", code=INTERNAL_ERROR)
+
+
+def _close_nodes(domain: Any, nodes: tuple[str, ...]) -> bool:
+    """Close them, readers before what they read; False when some are in use, or a job of libvirt's is under way."""
+    if domain.jobInfo()[0]:
+        return False
+    left = list(nodes)
+    for _ in nodes:
+        left = [node for node in left if failure_text(_monitor(domain, "blockdev-del", **{"node-name": node}))]
+    for name in _secrets(_monitor(domain, "qom-list", path="/objects"), set(nodes) - set(left)):
+        _monitor(domain, "object-del", id=name)
+    return not left
+
+
+def _secrets(objects: str, closed: set[str]) -> list[str]:
+    """Keys that were given to QEMU for nodes that are closed."""
+    names = [one.get("name", "") for one in json.loads(objects).get("return", ())]
+    return [name for name in names if any(name.startswith(f"{node}-") for node in closed)]
+
+
+# --- definitions -----------------------------------------------------------------------------------------------------
+
+
+def _keep(domain: Any, volume_id: str, xml: str | None, flags: int) -> None:
+    """Write *xml* of a disk into the metadata of a definition, or take it out."""
+    libvirt = require_extra("libvirt", "libvirt")
+    kept = None if xml is None else f"<disk>{escape(xml)}</disk>"
+    key = None if xml is None else "cloudcore"
+    try:
+        domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, kept, key, f"{KEPT}{volume_id}", flags)
+    except libvirt.libvirtError as error:
+        failure = failure_of(error)
+        if connection_lost(failure) or is_missing_guest(failure):
+            raise
+        _log.info("volume %s cannot be kept in the metadata: %s", volume_id, failure.message)
+
+
 def _view(domain: Any) -> GuestView:
     active, persistent = bool(domain.isActive()), bool(domain.isPersistent())
     state = GuestState.OFF
     if active:
         state = GuestState.PAUSED if domain.state()[0] in _PAUSED_STATES else GuestState.RUNNING
+    live = domain.XMLDesc(0) if active else None
+    saved = domain.XMLDesc(_INACTIVE) if persistent else None
+    with_removed = live if saved is None else saved
     return GuestView(
         instance_id=domain.UUIDString(),
         state=state,
-        live=domain_disks(domain.XMLDesc(0)) if active else None,
-        persistent=domain_disks(domain.XMLDesc(_INACTIVE)) if persistent else None,
+        live=None if live is None else domain_disks(live),
+        persistent=None if saved is None else domain_disks(saved),
+        removed=removed_disks(with_removed) if with_removed and KEPT in with_removed else (),
     )
 
 

@@ -17,7 +17,8 @@ from cloudcore.errors import (
     LimitExceeded,
 )
 from cloudcore.hypervisor.disks.guests import GuestState, GuestView, Hint, Scope, TargetTaken, UnplugRunning, Waiters
-from cloudcore.hypervisor.disks.xml import DiskEntry, disk_xml, domain_disks, effective
+from cloudcore.hypervisor.disks.monitor import OpenDisks
+from cloudcore.hypervisor.disks.xml import DiskEntry, alias_of, disk_xml, domain_disks, effective
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,7 +57,7 @@ class MemoryFaults:
         lose_events: No event arrives.
         away: No connection: every call fails, nothing is done.
         planned: Faults of the next calls of a primitive (``"view"``, ``"settle"``, ``"plug"``, ``"unplug"``,
-            ``"resize"``), in order; None lets one pass.
+            ``"release"``, ``"forget"``, ``"resize"``), in order; None lets one pass.
     """
 
     lose_events: bool = False
@@ -84,6 +85,8 @@ class MemoryGuest:
     live: dict[str, Disk] = attrs.Factory(dict)  # by target
     persistent: dict[str, Disk] = attrs.Factory(dict)
     asked: set[str] = attrs.Factory(set)  # targets that it was asked to let go
+    removed: dict[str, Disk] = attrs.Factory(dict)  # by volume: taken out of the persistent definition by a detach
+    orphans: dict[str, Disk] = attrs.Factory(dict)  # by volume: it has them, and its live definition has lost them
 
     def disks(self, scope: Scope) -> dict[str, Disk]:
         """One of its two definitions."""
@@ -114,16 +117,29 @@ class MemoryDriver:
         """See :meth:`.GuestDriver.views`."""
         return self._call("view", lambda: [_view(name, guest) for name, guest in self.guests.items()])
 
-    def settle(self, instance_id: str) -> None:
-        """See :meth:`.GuestDriver.settle`."""
-        del instance_id  # each call is done when it returns; what takes longer is a fault on request
-        self._call("settle", lambda: None)
+    def settle(self, instance_id: str) -> OpenDisks | None:
+        """See :meth:`.GuestDriver.settle`. A call is done when it returns; what takes longer is a fault on request."""
 
-    def plug(self, instance_id: str, disk: Disk, scope: Scope) -> None:
+        def work() -> OpenDisks | None:
+            guest = self.guests.get(instance_id)
+            if guest is None or guest.state is GuestState.OFF:
+                return None
+            volumes = [*guest.orphans, *(disk.volume_id for disk in guest.live.values())]
+            return OpenDisks(devices={alias_of(volume): "" for volume in volumes})
+
+        return self._call("settle", work)
+
+    def plug(self, instance_id: str, disk: Disk | DiskEntry, scope: Scope) -> None:
         """See :meth:`.GuestDriver.plug`."""
+        given = disk.disk if isinstance(disk, DiskEntry) else disk
+        if given is not None:
+            self._plug(instance_id, given, scope)
 
+    def _plug(self, instance_id: str, disk: Disk, scope: Scope) -> None:
         def work() -> None:
             guest = self.guest(instance_id)
+            if scope is Scope.LIVE and disk.volume_id in guest.orphans:
+                raise HypervisorError(f"guest {instance_id}: duplicate device {alias_of(disk.volume_id)}", code=1)
             disks, target = self._definition(guest, instance_id, scope), disk.target or ""
             if target in disks or disk.volume_id in {one.volume_id for one in disks.values()}:
                 raise TargetTaken(target)
@@ -147,8 +163,11 @@ class MemoryDriver:
             if entry.target not in disks:
                 raise DeviceNotFound(f"guest {instance_id} has no {entry.target}", identifier=entry.target)
             if scope is Scope.PERSISTENT:
-                del disks[entry.target]
+                disk = disks.pop(entry.target)
+                guest.removed[disk.volume_id] = disk
             else:
+                if guest.transient:
+                    guest.removed[disks[entry.target].volume_id] = disks[entry.target]
                 self._ask(instance_id, guest, entry)
 
         self._call("unplug", work)
@@ -163,6 +182,32 @@ class MemoryDriver:
             raise UnplugRunning(entry.target)
         else:
             guest.asked.add(entry.target)
+
+    def forget(self, instance_id: str, volume_id: str) -> None:
+        """See :meth:`.GuestDriver.forget`."""
+
+        def work() -> None:
+            self.guest(instance_id).removed.pop(volume_id, None)
+
+        self._call("forget", work)
+
+    def release(self, instance_id: str, *, device: str | None = None, nodes: tuple[str, ...] = ()) -> bool:
+        """See :meth:`.GuestDriver.release`. A guest in memory has no nodes apart from its devices."""
+        del nodes
+
+        def work() -> bool:
+            guest = self.guest(instance_id)
+            for entry in _entries(guest.live):
+                if entry.alias == device:
+                    self._ask(instance_id, guest, entry)
+                    return True
+            if guest.unplug is Unplug.REFUSES:
+                raise HypervisorError(f"guest {instance_id} refuses to let {device} go", code=1)
+            if guest.unplug is Unplug.WILLING and guest.state is GuestState.RUNNING:
+                guest.orphans.pop((device or "").removeprefix("ua-"), None)
+            return True
+
+        return self._call("release", work)
 
     def resize(self, instance_id: str, entry: DiskEntry, size: int) -> None:
         """See :meth:`.GuestDriver.resize`."""
@@ -228,6 +273,7 @@ def _view(instance_id: str, guest: MemoryGuest) -> GuestView:
         state=guest.state,
         live=None if off else tuple(_entries(guest.live)),
         persistent=None if guest.transient else tuple(_entries(guest.persistent)),
+        removed=tuple(_entries(guest.removed)),
     )
 
 

@@ -10,12 +10,18 @@ Rules, each with its reason:
 4. A disk that only the live definition of a guest with two has is one that is being let go, since rule 1 makes it so.
    Attaching it again is refused until that has ended; asking for the detach again goes on with it, also after a restart
    of ours.
-5. A running guest that may have been asked is given time before it is asked again. A request that meets a guest which
-   is just letting go makes libvirt (9.0 at least) take "no such device" for the end of it: it asks QEMU to close the
-   image too early, is told that it is in use, and never asks again, so that the image stays open until the guest stops.
-   That it was asked is known by rule 4; of a transient guest, only within one call.
-6. When the guest refuses for good, the persistent definition gets the disk back, lest it be missing at the next start.
-7. No lock is held; two callers at once get what one after the other would have got.
+5. A running guest that may have been asked is given time before it is asked again, and then it is asked through QEMU's
+   monitor. A request of libvirt's own that meets a guest which is just letting go makes libvirt (9.0 at least) take "no
+   such device" for the end of it: it asks QEMU to close the image too early, is told that it is in use, and never asks
+   again, so that the image stays open until the guest stops; or it reads what it has freed and dies. That a guest was
+   asked is known by rule 4; of a transient guest, by a mark in its definition.
+6. When the guest refuses for good, the persistent definition gets the disk back, lest it be missing at the next start:
+   what is put back is what was taken out, to the byte, since others may have put things there that we know nothing of.
+7. A guest that is still taking in an earlier change refuses for a moment, not for good: it is asked again.
+8. The hypervisor itself has the last word. A daemon that died at a bad moment has lost disks that the guest has: these
+   are taken out past the definition (:mod:`.orphans`).
+9. No lock is held; two callers at once get what one after the other would have got. An operation as a whole has a
+   deadline, which is no later than that of its longest part (:class:`~cloudcore.hypervisor.Timeouts`).
 """
 
 from __future__ import annotations
@@ -34,26 +40,20 @@ from cloudcore.disks import DetachOutcome, Disk, DiskState
 from cloudcore.errors import (
     CloudcoreError,
     Conflict,
-    DeadlineExceeded,
-    DetachFailed,
     DeviceNotFound,
+    GuestBusy,
     GuestNotFound,
     HypervisorError,
     HypervisorUnavailable,
     InvariantViolated,
+    OrphanedDevice,
     Transient,
 )
-from cloudcore.hypervisor.disks.guests import (
-    GuestDriver,
-    GuestState,
-    GuestView,
-    Hint,
-    Scope,
-    TargetTaken,
-    UnplugRunning,
-    Waiter,
-)
-from cloudcore.hypervisor.disks.xml import DiskEntry, alias_of, check_disk, differences, effective, pick_target
+from cloudcore.hypervisor.disks.detaching import Detacher, Request
+from cloudcore.hypervisor.disks.guests import GuestDriver, GuestState, GuestView, Scope, TargetTaken
+from cloudcore.hypervisor.disks.orphans import OrphanRepair
+from cloudcore.hypervisor.disks.xml import check_disk, differences, effective, pick_target
+from cloudcore.hypervisor.timeouts import time_left, time_limit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,15 +64,8 @@ __all__ = ["DiskOperations"]
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
-_FIRST_LOOK, _LAST_LOOK = 0.05, 2.0  # seconds between looks at a guest that was asked to let go
-_ASK_AGAIN = 5.0  # seconds after which the guest is asked once more, if that is not too long a part of its deadline
-
-
-@attrs.define
-class _Request:
-    """To let a disk go: whether the guest may have got it, from this call or from another."""
-
-    sent: bool = False
+_PAUSES = tenacity.wait_exponential(multiplier=0.05, max=1)
+_BUSY_AGAIN = 0.5  # seconds after which a guest that is busy is given the disk again
 
 
 class DiskOperations:
@@ -82,6 +75,8 @@ class DiskOperations:
         self._driver = driver
         self._timeouts = timeouts
         self._clock = clock
+        self._orphans = OrphanRepair(driver, timeouts)
+        self._detacher = Detacher(driver, timeouts, self._orphans, clock=clock)
 
     # --- attach ------------------------------------------------------------------------------------------------------
 
@@ -142,14 +137,51 @@ class DiskOperations:
         if view.live is None or view.find(disk.volume_id, Scope.LIVE) is not None:
             return
         try:
-            self._driver.plug(instance_id, attrs.evolve(disk, boot_order=None), Scope.LIVE)  # it has booted already
-        except Transient:
-            raise  # nobody knows whether the guest has it: the reservation stays, and a repeat finds out
+            self._plug_live(view, attrs.evolve(disk, boot_order=None))  # it has booted already
         except (CloudcoreError, TargetTaken) as error:
+            if isinstance(error, Transient) and not isinstance(error, GuestBusy):
+                raise  # nobody knows whether the guest has it: the reservation stays, and a repeat finds out
             if added:
                 self._take_back(instance_id, disk.volume_id, error)
             raise
         failpoint("hypervisor.attach.after_live")
+
+    def _plug_live(self, view: GuestView, disk: Disk) -> None:
+        """Into the running guest: again while it is busy, and once more when an orphan was in the way."""
+        deadline = self._clock() + (self._timeouts.paused if view.state is GuestState.PAUSED else self._timeouts.detach)
+        repaired = False
+        while True:
+            try:
+                return self._driver.plug(view.instance_id, disk, Scope.LIVE)
+            except GuestBusy:
+                if min(deadline - self._clock(), time_left()) <= _BUSY_AGAIN:
+                    raise
+                time.sleep(_BUSY_AGAIN)
+            except Transient:
+                raise
+            except (CloudcoreError, TargetTaken) as error:
+                if repaired or not self._clear_the_way(view, disk, error):
+                    raise
+                repaired = True
+
+    def _clear_the_way(self, view: GuestView, disk: Disk, error: Exception) -> bool:
+        """Take out what the hypervisor has of this volume and the definition has lost; False when there is none.
+
+        Raises:
+            OrphanedDevice: There is, and it stays; or one of another volume has the place.
+        """
+        found = self._orphans.look(view.instance_id)
+        if found.nodes or found.of(disk.volume_id, disk.source):
+            if self._orphans.remove(view, disk.volume_id, disk.source):
+                return True
+        elif not found or type(error) is not HypervisorError:
+            return False
+        named = ", ".join(sorted(alias.removeprefix("ua-") for alias in found.devices)) or disk.volume_id
+        raise OrphanedDevice(
+            f"guest {view.instance_id} still has devices that the hypervisor has lost track of (volumes {named}), and "
+            f"cannot get volume {disk.volume_id}: detach those volumes, or restart the guest",
+            identifier=disk.volume_id,
+        ) from error
 
     def _take_back(self, instance_id: str, volume_id: str, error: Exception) -> None:
         """Undo the persistent half of an attach whose live half was refused."""
@@ -179,99 +211,7 @@ class DiskOperations:
         """See :meth:`cloudcore.disks.GuestDisks.detach_disk`."""
         instance_id = normalise_uuid(instance_id, "instance_id")
         volume_id = normalise_uuid(volume_id, "volume_id")
-        return self._patiently(self._detach_once, instance_id, volume_id, _Request())
-
-    def _detach_once(self, instance_id: str, volume_id: str, request: _Request) -> DetachOutcome:
-        view = self._driver.view(instance_id)
-        if view is None:
-            return DetachOutcome.DETACHED
-        entry = view.find(volume_id, Scope.LIVE)
-        alias = entry.alias if entry and entry.alias else alias_of(volume_id)
-        with Waiter(self._driver.waiters, (instance_id, alias)) as waiter:
-            request.sent |= view.lets_go(volume_id) | self._unplug_persistent(view, volume_id)
-            failpoint("hypervisor.detach.after_persistent")
-            if entry is None:
-                return self._gone(instance_id, volume_id)
-            return self._let_go(view, volume_id, waiter, request)
-
-    def _unplug_persistent(self, view: GuestView, volume_id: str) -> bool:
-        """Take it out of the persistent definition; True if somebody else just did."""
-        entry = view.find(volume_id, Scope.PERSISTENT)
-        if entry is not None:
-            try:
-                self._driver.unplug(view.instance_id, entry, Scope.PERSISTENT)
-            except (DeviceNotFound, GuestNotFound):
-                return True
-        return False
-
-    def _gone(self, instance_id: str, volume_id: str) -> DetachOutcome:
-        """Gone from both definitions, as read again, and let go of by the hypervisor."""
-        try:
-            present = self.state(instance_id, volume_id).present
-        except DeadlineExceeded:
-            present = True  # it may be open still
-        return DetachOutcome.PENDING if present else DetachOutcome.DETACHED
-
-    def _let_go(self, view: GuestView, volume_id: str, waiter: Waiter, request: _Request) -> DetachOutcome:
-        """Ask the guest and look, until the disk is out of its definition or the time is up."""
-        patience = min(_ASK_AGAIN, self._timeouts.detach / 4)
-        started = self._clock()
-        wait_first = request.sent and view.state is GuestState.RUNNING  # a paused guest lets nothing go just now
-        ask_at = started + patience if wait_first else started
-        pause = _FIRST_LOOK
-        while (left := started + self._limit(view) - self._clock()) > 0:
-            entry = view.find(volume_id, Scope.LIVE)
-            if entry is not None and self._clock() >= ask_at:
-                request.sent = True
-                if not self._ask(view, entry):
-                    break
-                ask_at = self._clock() + patience
-                failpoint("hypervisor.detach.after_request")
-            hint = waiter.wait(min(pause, left, ask_at - self._clock()))
-            pause = min(pause * 2, _LAST_LOOK)
-            found = self._driver.view(view.instance_id)
-            if found is None or found.find(volume_id, Scope.LIVE) is None:
-                return self._gone(view.instance_id, volume_id)
-            if hint is Hint.REFUSED:
-                self._give_up(found, volume_id, None)
-            view = found
-        return DetachOutcome.PENDING
-
-    def _limit(self, view: GuestView) -> float:
-        """How long to wait: a paused guest cannot answer before it is resumed."""
-        return self._timeouts.paused if view.state is GuestState.PAUSED else self._timeouts.detach
-
-    def _ask(self, view: GuestView, entry: DiskEntry) -> bool:
-        """Send the request; False when nobody knows whether it arrived."""
-        volume_id = entry.disk.volume_id if entry.disk else ""
-        try:
-            self._driver.unplug(view.instance_id, entry, Scope.LIVE)
-        except (UnplugRunning, DeviceNotFound, GuestNotFound):
-            pass  # asked before, or gone meanwhile: the next look tells
-        except DeadlineExceeded:
-            return False
-        except Transient:
-            raise
-        except CloudcoreError as error:
-            found = self._driver.view(view.instance_id)
-            if found is not None and found.find(volume_id, Scope.LIVE) is not None:
-                self._give_up(found, volume_id, error)
-        return True
-
-    def _give_up(self, view: GuestView, volume_id: str, cause: CloudcoreError | None) -> None:
-        """The guest refuses for good: restore the persistent definition, then say so."""
-        error = DetachFailed(
-            f"guest {view.instance_id} refuses to let volume {volume_id} go" + (f": {cause}" if cause else ""),
-            identifier=volume_id,
-        )
-        entry = view.find(volume_id, Scope.LIVE)
-        if entry is not None and entry.disk is not None and view.persistent is not None:
-            try:
-                if view.find(volume_id, Scope.PERSISTENT) is None:
-                    self._driver.plug(view.instance_id, entry.disk, Scope.PERSISTENT)
-            except (CloudcoreError, TargetTaken) as second:
-                error.add_note(f"the persistent definition did not get it back: {second}")
-        raise error from cause
+        return self._patiently(self._detacher.detach, instance_id, volume_id, Request())
 
     # --- look, resize ------------------------------------------------------------------------------------------------
 
@@ -279,15 +219,25 @@ class DiskOperations:
         """See :meth:`cloudcore.disks.GuestDisks.disk_state`."""
         instance_id = normalise_uuid(instance_id, "instance_id")
         volume_id = normalise_uuid(volume_id, "volume_id")
-        view = self._driver.view(instance_id)
+        with time_limit(self._timeouts.whole):
+            return self._state(instance_id, volume_id)
+
+    def _state(self, instance_id: str, volume_id: str) -> DiskState:
+        view, orphaned = self._driver.view(instance_id), False
         if view is not None and view.live is not None and view.find(volume_id, Scope.LIVE) is None:
-            self._driver.settle(instance_id)  # QEMU may still be closing it, or opening it
+            known = view.find(volume_id, Scope.PERSISTENT) or view.find_removed(volume_id)
+            found = self._orphans.look(instance_id)  # waits, too: QEMU may still be closing it, or opening it
+            orphaned = found.of(volume_id, known.disk.source if known and known.disk else None)
             view = self._driver.view(instance_id)
-        return view.state_of(volume_id) if view else DiskState(instance_id=instance_id, volume_id=volume_id)
+        state = view.state_of(volume_id) if view else DiskState(instance_id=instance_id, volume_id=volume_id)
+        if orphaned and state.live is None:
+            return attrs.evolve(state, orphaned=True, half=True)
+        return state
 
     def states(self) -> tuple[DiskState, ...]:
         """See :meth:`cloudcore.disks.GuestDisks.disk_states`."""
-        views = sorted(self._driver.views(), key=lambda view: view.instance_id)
+        with time_limit(self._timeouts.facts):
+            views = sorted(self._driver.views(), key=lambda view: view.instance_id)
         return tuple(view.state_of(volume_id) for view in views for volume_id in view.volumes)
 
     def resize(self, instance_id: str, volume_id: str, size: int) -> None:
@@ -295,6 +245,10 @@ class DiskOperations:
         instance_id = normalise_uuid(instance_id, "instance_id")
         volume_id = normalise_uuid(volume_id, "volume_id")
         require_integer(size, "size", minimum=1, maximum=2**63 - 1)
+        with time_limit(self._timeouts.whole):
+            self._resize(instance_id, volume_id, size)
+
+    def _resize(self, instance_id: str, volume_id: str, size: int) -> None:
         view = self._view(instance_id)
         entry = view.find(volume_id, Scope.LIVE)
         if entry is not None:
@@ -312,9 +266,19 @@ class DiskOperations:
                 for name, count in sorted(Counter(targets + volumes).items()):
                     if count > 1:
                         findings.append(f"guest {view.instance_id}: {name} twice in the {scope} definition")
-            findings += _disagreements(view)
+            findings += _disagreements(view) + self._orphaned(view)
         if findings:
             raise InvariantViolated("; ".join(findings), findings=tuple(findings))
+
+    def _orphaned(self, view: GuestView) -> list[str]:
+        if view.live is None:
+            return []
+        found = self._orphans.look(view.instance_id)
+        text = f"guest {view.instance_id}: the hypervisor has lost track of"
+        return [
+            *(f"{text} volume {alias.removeprefix('ua-')}, detach it or restart the guest" for alias in found.devices),
+            *(f"{text} {node.name} ({node.file}), restart the guest" for node in found.nodes),
+        ]
 
     # --- patience ----------------------------------------------------------------------------------------------------
 
@@ -322,12 +286,15 @@ class DiskOperations:
         """Repeat an operation whose connection was lost: each reads first what is there, so nothing happens twice."""
         retrying = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(3),
-            wait=tenacity.wait_exponential(multiplier=0.05, max=1),
-            retry=tenacity.retry_if_exception_type(HypervisorUnavailable),
+            wait=lambda state: min(_PAUSES(state), time_left()),
+            retry=tenacity.retry_if_exception(
+                lambda error: isinstance(error, HypervisorUnavailable) and time_left() > 0
+            ),
             before_sleep=tenacity.before_sleep_log(_log, logging.INFO),
             reraise=True,
         )
-        return retrying(operation, *arguments)
+        with time_limit(self._timeouts.whole):
+            return retrying(operation, *arguments)
 
 
 def _disagreements(view: GuestView) -> list[str]:

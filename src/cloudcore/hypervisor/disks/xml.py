@@ -6,6 +6,7 @@ definition. The serial is the fallback, for guests that others made: on device t
 
 from __future__ import annotations
 
+import contextlib
 import re
 import string
 from typing import TYPE_CHECKING
@@ -14,13 +15,14 @@ import attrs
 
 from cloudcore._values import normalise_uuid
 from cloudcore.disks import BlockSource, Disk, DiskBus, DiskSource, FileSource, IscsiSource, RbdSource
-from cloudcore.errors import InvalidArgument, InvalidDisk, LimitExceeded
+from cloudcore.errors import HypervisorError, InvalidArgument, InvalidDisk, LimitExceeded
 from cloudcore.hypervisor._xml import Element, attribute, number, parse, text, to_text
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
 __all__ = [
+    "KEPT",
     "DiskEntry",
     "alias_of",
     "bootable_xml",
@@ -30,6 +32,7 @@ __all__ = [
     "domain_disks",
     "effective",
     "pick_target",
+    "removed_disks",
     "secret_xml",
 ]
 
@@ -42,6 +45,8 @@ _DIRECT = frozenset({"none", "directsync"})
 _IO = frozenset({"native", "threads", "io_uring"})
 _DISCARD = frozenset({"unmap", "ignore"})
 _USER_ALIAS = "ua-"
+KEPT = "urn:cloudcore:removed-disk:"
+"""Namespaces of metadata that keep a disk while it is being detached; the volume id comes after it."""
 
 
 def alias_of(volume_id: str) -> str:
@@ -53,13 +58,15 @@ def alias_of(volume_id: str) -> str:
 class DiskEntry:
     """One disk of a definition.
 
-    *disk* is None for what is no volume (CD-ROMs, disks without a volume id). *xml* is the element as it was read.
+    *disk* is None for what is no volume (CD-ROMs, disks without a volume id). *xml* is the element as it was read,
+    *indexes* the numbers that libvirt gives the images of a live one.
     """
 
     target: str
     alias: str | None = None
     serial: str | None = None
     disk: Disk | None = None
+    indexes: frozenset[int] = frozenset()
     xml: str = attrs.field(default="", repr=False)
 
 
@@ -146,12 +153,14 @@ def _names(prefix: str) -> Iterator[str]:
         yield from (prefix + suffix for suffix in suffixes)
 
 
-def disk_xml(disk: Disk) -> str:
-    """The ``<disk>`` element of *disk*, whose target must be set.
+def disk_xml(disk: Disk | DiskEntry) -> str:
+    """The ``<disk>`` element of *disk*, whose target must be set; of an entry, the element that was read.
 
     Raises:
         InvalidDisk: It has no target.
     """
+    if isinstance(disk, DiskEntry):
+        return disk.xml
     if disk.target is None:
         raise InvalidDisk("target: not chosen yet", field="target")
     disk = effective(disk)
@@ -208,8 +217,8 @@ def _source_element(source: DiskSource) -> Element:
     return element
 
 
-def bootable_xml(definition: str, disk: Disk) -> str:
-    """*definition* with *disk* to boot from.
+def bootable_xml(definition: str, disk: str) -> str:
+    """*definition* with the element *disk* to boot from.
 
     libvirt knows an order of boot devices or an order of kinds of them, never both, and gives every definition without
     either the order of kinds ``hd``. So that goes.
@@ -220,7 +229,7 @@ def bootable_xml(definition: str, disk: Disk) -> str:
         for kind in system.findall("boot"):
             system.remove(kind)
     if devices is not None:
-        devices.append(parse(disk_xml(disk), "disk"))
+        devices.append(parse(disk, "disk"))
     return to_text(root)
 
 
@@ -245,6 +254,16 @@ def domain_disks(source: str) -> tuple[DiskEntry, ...]:
     return tuple(_entry(element) for element in parse(source, "guest definition").iterfind("devices/disk"))
 
 
+def removed_disks(source: str) -> tuple[DiskEntry, ...]:
+    """The disks that were taken out of a definition, as its metadata keeps them. What cannot be read is left out."""
+    found = []
+    for kept in parse(source, "guest definition").iterfind("metadata/*"):
+        if kept.tag.startswith(f"{{{KEPT}") and kept.text:
+            with contextlib.suppress(HypervisorError):
+                found.append(attrs.evolve(_entry(parse(kept.text, "disk in metadata")), xml=kept.text))
+    return tuple(found)
+
+
 def _entry(element: Element) -> DiskEntry:
     target = attribute(element, "target", "dev") or ""
     alias, serial = attribute(element, "alias", "name"), text(element, "serial")
@@ -254,6 +273,7 @@ def _entry(element: Element) -> DiskEntry:
         alias=alias,
         serial=serial,
         disk=None if volume_id is None else _disk(element, volume_id, target),
+        indexes=frozenset(number(one.get("index")) for one in element.iter("source") if one.get("index")),
         xml=to_text(element),
     )
 

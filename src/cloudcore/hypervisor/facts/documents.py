@@ -195,13 +195,14 @@ def _domain(source: str | None) -> DomainFacts | None:
     if source is None:
         return None
     root = parse(source, "domain capabilities")
+    emulated = "emulator" in _enum(root, "devices/tpm", "backendModel")  # a passed-through TPM serves one guest only
     return DomainFacts(
         type=text(root, "domain") or "unknown",
         machine=text(root, "machine"),
         disk_buses=_enum(root, "devices/disk", "bus"),
         video_models=_enum(root, "devices/video", "modelType"),
-        tpm_models=_enum(root, "devices/tpm", "model") if _enum(root, "devices/tpm", "backendModel") else frozenset(),
-        tpm_versions=_enum(root, "devices/tpm", "backendVersion"),
+        tpm_models=_enum(root, "devices/tpm", "model") if emulated else frozenset(),
+        tpm_versions=_enum(root, "devices/tpm", "backendVersion") if emulated else frozenset(),
         secure_boot="yes" in _enum(root, "os/loader", "secure"),
         uefi="efi" in _enum(root, "os", "firmware"),
         file_backed_memory="file" in _enum(root, "memoryBacking", "sourceType"),

@@ -89,7 +89,10 @@ class EncryptionFacts:
 
 @attrs.frozen(kw_only=True)
 class DomainFacts:
-    """What the emulator offers guests (libvirt's domain capabilities); values are libvirt's own words."""
+    """What the emulator offers guests (libvirt's domain capabilities); values are libvirt's own words.
+
+    TPM models and versions are those of emulated ones.
+    """
 
     type: str
     machine: str | None = None

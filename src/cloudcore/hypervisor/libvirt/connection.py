@@ -13,10 +13,12 @@ import tenacity
 
 from cloudcore._extras import require_extra
 from cloudcore._failpoints import failpoint
-from cloudcore.errors import CloudcoreError, HypervisorUnavailable
+from cloudcore._forks import when_forked
+from cloudcore.errors import CloudcoreError, HypervisorError, HypervisorUnavailable
 from cloudcore.hypervisor.libvirt.calls import CallRunner
 from cloudcore.hypervisor.libvirt.errors import cloudcore_error, connection_lost, failure_of
 from cloudcore.hypervisor.libvirt.event_loop import EventLoop
+from cloudcore.hypervisor.timeouts import time_left
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,7 +48,7 @@ class Connection:
         *,
         timeouts: Timeouts,
         own_event_loop: bool = True,
-        listen: Callable[[Any], None] | None = None,
+        listen: Callable[[Any], list[int]] | None = None,
         lost: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -56,7 +58,7 @@ class Connection:
             uri: What to connect to.
             timeouts: Deadlines.
             own_event_loop: Run libvirt's event loop; False where the caller's process runs one.
-            listen: Called with a new ``virConnect``, to register for events.
+            listen: Called with a new ``virConnect``, to register for events; returns the ids of the callbacks.
             lost: Called when a connection was lost, from any thread; must return at once.
             clock: Seconds that only grow.
         """
@@ -70,10 +72,15 @@ class Connection:
         self._lock = threading.Lock()
         self._idle: list[Any] = []
         self._listener: Any = None
+        self._registered: dict[int, list[int]] = {}  # callbacks, by identity of their connection
         self._listening = False  # somebody has or opens the listener
         self._connected_once = False
         self._failed_at: float | None = None
         self._closed = False
+        self._closing: set[threading.Thread] = set()
+        self._used = False
+        self._forked = False
+        when_forked(self, Connection._abandon)
 
     def call(
         self,
@@ -94,6 +101,7 @@ class Connection:
             repeat: It changes nothing: if the connection breaks meanwhile, do it again on a new one.
 
         Raises:
+            HypervisorError: This is the child of a process that used it.
             HypervisorUnavailable: No connection, or it was lost meanwhile (what was asked may have been done).
             DeadlineExceeded: No answer in time (likewise).
             CloudcoreError: What libvirt's error means.
@@ -103,6 +111,11 @@ class Connection:
             retry=tenacity.retry_if_exception_type(HypervisorUnavailable),
             reraise=True,
         )
+        if self._forked:
+            raise HypervisorError(
+                f"{what}: {self.uri} was in use when this process was forked; make a new adapter after the fork"
+            )
+        self._used = True
         limit = self._timeouts.read if seconds is None else seconds
         result: T = attempts(self._call_once, what, function, limit, identifier)
         return result
@@ -112,7 +125,7 @@ class Connection:
         connection = self._take()
         failpoint("hypervisor.connection.before_call")
         try:
-            result = self._runner.run(what, partial(self._use, connection, function), seconds)
+            result = self._runner.run(what, partial(self._use, connection, function), min(seconds, time_left()))
         except libvirt.libvirtError as error:
             raise cloudcore_error(failure_of(error), what, uri=self.uri, identifier=identifier) from error
         failpoint("hypervisor.connection.after_call")
@@ -143,7 +156,8 @@ class Connection:
     def close(self) -> None:
         """Close every connection and give the event loop back. Repeated calls do nothing.
 
-        One that is in use is closed when its call comes back.
+        One that is in use is closed when its call comes back. Waits for the rest, no longer than for a read: the event
+        loop has to run until they are closed.
         """
         with self._lock:
             self._closed = True
@@ -151,8 +165,24 @@ class Connection:
             self._listener = None
         for connection in gone:
             self._discard(connection)
+        with self._lock:
+            closing = list(self._closing)
+        end = self._clock() + self._timeouts.read
+        for thread in closing:
+            thread.join(max(end - self._clock(), 0))
         if self._loop is not None:
             self._loop.stop()
+
+    def _abandon(self) -> None:
+        """In a forked child: the sockets are the parent's, so nothing is said on them, not even farewell."""
+        if not self._used:
+            return
+        self._forked = self._closed = True
+        for connection in (*self._idle, self._listener):
+            if connection is not None:
+                connection._o = None  # noqa: SLF001 - else its destructor says farewell
+        self._idle, self._listener, self._closing = [], None, set()
+        self._lock, self._loop = threading.Lock(), None
 
     # --- taking and putting back -------------------------------------------------------------------------------------
 
@@ -168,7 +198,7 @@ class Connection:
         opening = _Opening()
         try:
             connection = self._runner.run(
-                f"connect to {self.uri}", partial(self._open, opening), self._timeouts.connect
+                f"connect to {self.uri}", partial(self._open, opening), min(self._timeouts.connect, time_left())
             )
         except CloudcoreError as error:
             opening.abandoned = True
@@ -234,11 +264,11 @@ class Connection:
                 self._listening = False
             return
         with contextlib.suppress(libvirt.libvirtError):  # drivers inside this process have neither
+            listener.setKeepAlive(5, 3)  # first: a refused close callback makes libvirt-python keep the connection
             listener.registerCloseCallback(lambda gone, *_: self._listener_lost(gone), None)
-            listener.setKeepAlive(5, 3)
-        if self._listen is not None:
-            self._listen(listener)
+        registered = [] if self._listen is None else self._listen(listener)
         with self._lock:
+            self._registered[id(listener)] = registered
             if not self._closed:
                 self._listener = listener
                 return
@@ -268,18 +298,32 @@ class Connection:
             self._lost()
 
     def _discard(self, connection: Any) -> None:
-        """Close it in a thread that nobody waits for: closing a broken connection may take its time."""
+        """Close it in a thread of its own: closing a broken connection may take its time.
+
+        libvirt keeps a connection open while one of its callbacks is registered.
+        """
         if connection is None:
             return
         libvirt = require_extra("libvirt", "libvirt")
 
         def close() -> None:
-            with contextlib.suppress(libvirt.libvirtError):
-                connection.unregisterCloseCallback()
+            with self._lock:
+                registered = self._registered.pop(id(connection), None)
+            if registered is not None:
+                for callback in registered:
+                    with contextlib.suppress(libvirt.libvirtError):
+                        connection.domainEventDeregisterAny(callback)
+                with contextlib.suppress(libvirt.libvirtError):
+                    connection.unregisterCloseCallback()
             with contextlib.suppress(libvirt.libvirtError):
                 connection.close()
+            with self._lock:
+                self._closing.discard(threading.current_thread())
 
-        threading.Thread(target=close, name="cloudcore libvirt close", daemon=True).start()
+        thread = threading.Thread(target=close, name="cloudcore libvirt close", daemon=True)
+        with self._lock:
+            self._closing.add(thread)
+        thread.start()
 
 
 class _Opening:

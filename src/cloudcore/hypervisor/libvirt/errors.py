@@ -13,6 +13,7 @@ from cloudcore.errors import (
     CloudcoreError,
     DeadlineExceeded,
     DeviceNotFound,
+    GuestBusy,
     GuestNotFound,
     HypervisorError,
     HypervisorUnavailable,
@@ -43,6 +44,7 @@ AGENT_UNRESPONSIVE: Final = 86
 ACCESS_DENIED: Final = 88
 DEVICE_MISSING: Final = 99
 
+_BUSY_SECONDS: Final = 5.0  # for which the power indicator of a PCIe slot blinks
 _FROM_RPC: Final = 7  # VIR_FROM_RPC: the error is that of the connection, not of what was asked
 _FROM_REMOTE: Final = 13
 _LOST_WORDS = (
@@ -54,6 +56,11 @@ _LOST_WORDS = (
 )
 _FULL_WORDS = ("no more available pci slots", "no more available", "no free slot", "too many drives", "exceeds bus")
 _LOCK_WORDS = ('get "write" lock', 'get shared "write" lock', 'get "consistent read" lock')
+_BUSY_WORDS = (  # QEMU: the guest is still taking in an earlier plug, or a migration is under way
+    "guest is busy",
+    "power indicator blinking",
+    "not allowed while migrating",
+)
 _TAKEN_WORDS = ("duplicated for disk sources", "already exists")
 
 
@@ -99,6 +106,11 @@ def unplug_running(failure: Failure) -> bool:
     return failure.code in {INTERNAL_ERROR, OPERATION_FAILED} and failure.says("in the process of unplug", "pending")
 
 
+def guest_busy(failure: Failure) -> bool:
+    """The guest can be asked in a moment, not now: nothing was done."""
+    return failure.code in {INTERNAL_ERROR, OPERATION_FAILED} and failure.says(*_BUSY_WORDS)
+
+
 def target_taken(failure: Failure) -> bool:
     """Another disk has this device name by now, or this alias, which is that of a volume that was plugged twice."""
     if failure.code == CONFIG_UNSUPPORTED and failure.says("non unique alias"):
@@ -115,6 +127,8 @@ def cloudcore_error(failure: Failure, what: str, *, uri: str, identifier: str | 
         return GuestNotFound(text, identifier=identifier)
     if is_missing_device(failure):
         return DeviceNotFound(text, identifier=identifier)
+    if guest_busy(failure):
+        return GuestBusy(f"{text}: ask again in a few seconds", identifier=identifier, retry_after=_BUSY_SECONDS)
     if failure.code == OPERATION_TIMEOUT:
         return DeadlineExceeded(text)
     if failure.code in {INTERNAL_ERROR, OPERATION_FAILED} and failure.says(*_LOCK_WORDS):

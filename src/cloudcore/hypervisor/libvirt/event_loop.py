@@ -2,7 +2,7 @@
 
 libvirt has one event loop for a process, so this is the one thing here that is per process: the loop is registered when
 the first user comes, and the thread runs until the last one leaves. A process that runs a loop of its own (libvirt's
-default one or libvirtaio) does not use this module.
+default one or libvirtaio) does not use this module, and a forked child of one that had it has none.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import threading
 from typing import Any
 
 from cloudcore._extras import require_extra
+from cloudcore._forks import when_forked
 
 __all__ = ["EventLoop"]
 
+_DRAINED_AFTER = 20  # milliseconds
 _log = logging.getLogger(__name__)
 
 
@@ -27,6 +29,8 @@ class EventLoop:
     _thread: threading.Thread | None = None
     _stopping: threading.Event | None = None
 
+    _forked = False  # a child of a process that had one: half of it lives on there, so it is left alone
+
     def __init__(self) -> None:
         self._started = False
 
@@ -34,9 +38,10 @@ class EventLoop:
         """Have the loop run. Repeated calls do nothing."""
         libvirt = require_extra("libvirt", "libvirt")
         with EventLoop._guard:
-            if self._started:
+            if self._started or EventLoop._forked:
                 return
             if not EventLoop._registered:
+                when_forked(EventLoop, _without_loop)
                 libvirt.registerErrorHandler(_silent, None)  # else every error is printed as well as raised
                 libvirt.virEventRegisterDefaultImpl()
                 EventLoop._registered = True
@@ -66,22 +71,37 @@ class EventLoop:
             thread.join(timeout=5)
 
 
+def _without_loop(loop: type[EventLoop]) -> None:
+    """In a forked child: adapters that are made there get no events, which are hints, and do without."""
+    loop._guard = threading.Lock()  # noqa: SLF001 - of this module
+    loop._forked, loop._users, loop._thread = True, 0, None  # noqa: SLF001
+
+
 def _run(libvirt: Any, stopping: threading.Event) -> None:
-    while not stopping.is_set():
+    _turn(libvirt, stopping)
+    drained = threading.Event()  # sockets that were let go are closed by the loop when it has nothing else to do
+    _wake(libvirt, _DRAINED_AFTER, drained)
+    _turn(libvirt, drained)
+
+
+def _turn(libvirt: Any, until: threading.Event) -> None:
+    while not until.is_set():
         try:
             libvirt.virEventRunDefaultImpl()
         except libvirt.libvirtError as error:
             _log.warning("libvirt's event loop: %s", error)
-            stopping.wait(0.1)
+            until.wait(0.1)
 
 
-def _wake(libvirt: Any) -> None:
-    """Make the loop return from waiting: a timer that fires at once and removes itself."""
+def _wake(libvirt: Any, milliseconds: int = 0, fired: threading.Event | None = None) -> None:
+    """Make the loop return from waiting: a timer that fires once and removes itself."""
 
     def fire(timer: int, _: object) -> None:
         libvirt.virEventRemoveTimeout(timer)
+        if fired is not None:
+            fired.set()
 
-    libvirt.virEventAddTimeout(0, fire, None)
+    libvirt.virEventAddTimeout(milliseconds, fire, None)
 
 
 def _silent(_: object, __: object) -> None:

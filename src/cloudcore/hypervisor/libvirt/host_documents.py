@@ -15,6 +15,7 @@ __all__ = ["read_host"]
 T = TypeVar("T")
 
 _DEVICES = 1 << 1 | 1 << 4 | 1 << 13 | 1 << 14 | 1 << 17  # PCI, network, parents of mdevs, mdevs, vDPA
+_ACTIVE = 1 << 31  # not mediated devices that are defined only: the device that they would be on can hold them still
 _EXPAND_FEATURES = 1
 
 
@@ -35,7 +36,7 @@ def read_host(connection: Any) -> HostDocuments:
         libvirt_version=connection.getLibVersion(),
         domain_capabilities=domain,
         guest_cpu=_guest_cpu(libvirt, connection, domain, capabilities),
-        node_devices=_described(libvirt, _optional(libvirt, lambda: connection.listAllDevices(_DEVICES), [])),
+        node_devices=_described(libvirt, _devices(libvirt, connection)),
         storage_pools=_pools(libvirt, _optional(libvirt, connection.listAllStoragePools, [])),
         cpu_map=tuple(_optional(libvirt, lambda: connection.getCPUMap()[1], [])),
         memory=info[1] * 1024,
@@ -58,6 +59,14 @@ def _optional(libvirt: Any, ask: Callable[[], T], default: T) -> T:
         if error.get_error_code() in lacking:
             return default
         raise
+
+
+def _devices(libvirt: Any, connection: Any) -> list[Any]:
+    """Devices that are there now; with an older libvirt, that knows no others, all of them."""
+    found: list[Any] | None = _optional(libvirt, lambda: connection.listAllDevices(_DEVICES | _ACTIVE), None)
+    if found is not None:
+        return found
+    return _optional(libvirt, lambda: connection.listAllDevices(_DEVICES), [])
 
 
 def _domain_capabilities(libvirt: Any, connection: Any, capabilities: str) -> str | None:
