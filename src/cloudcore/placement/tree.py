@@ -8,7 +8,7 @@ from __future__ import annotations
 import uuid as uuids
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from cloudcore._values import normalise_uuid, require_text
+from cloudcore._values import normalise_uuid, require_integer, require_text
 from cloudcore.errors import (
     AlreadyExists,
     ConsumerNotFound,
@@ -189,6 +189,8 @@ class PlacementTree(TreeEdits):
         distinct: Literal["mappings", "physical"] = "mappings",
         hosts_first: bool = False,
         seed: int | None = None,
+        max_steps_per_host: int = 10_000,
+        max_steps: int = 1_000_000,
     ) -> Search:
         """Search for what can hold *request*; the result is found while it is iterated over.
 
@@ -203,6 +205,10 @@ class PlacementTree(TreeEdits):
                 allocations only the first, so that N equal devices do not give N! answers.
             hosts_first: One candidate of every host before the second of any.
             seed: Start elsewhere in the forest, at a place that depends on the seed alone.
+            max_steps_per_host: Groups that compete for the same providers make a puzzle: how many steps (one provider
+                tried for one group; some microseconds) to spend on one host until its next answer. A host that needs
+                more is left: ``undecided`` of the search names it, and so does the report.
+            max_steps: How many to spend on all hosts together without an answer.
 
         Raises:
             InvalidRequest: The request or an option is malformed; the error names the field.
@@ -220,6 +226,10 @@ class PlacementTree(TreeEdits):
             distinct=distinct,
             hosts_first=hosts_first,
             seed=seed,
+            max_steps_per_host=require_integer(
+                max_steps_per_host, "max_steps_per_host", minimum=1, error=InvalidRequest
+            ),
+            max_steps=require_integer(max_steps, "max_steps", minimum=1, error=InvalidRequest),
         )
         if self._strict:
             self.names.require_known(request)

@@ -9,8 +9,8 @@ from cloudcore.placement.search.ordering import Host, host_of
 if TYPE_CHECKING:
     from cloudcore.placement.columns.blocks import Block, Columns
     from cloudcore.placement.forest.values import Provider
-    from cloudcore.placement.search.combining import OneTree
     from cloudcore.placement.search.compiled import CompiledRequest
+    from cloudcore.placement.search.one_tree import OneTree
 
 __all__ = ["Candidate"]
 

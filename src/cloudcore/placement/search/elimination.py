@@ -37,6 +37,7 @@ Reason = Literal[
     "capacity_together",
     "same_subtree",
     "group_policy",
+    "undecided",
 ]
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
+from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import numpy as np
 
-from cloudcore.placement.search.combining import CONDITIONS, OneTree, Room, combinations
+from cloudcore.placement.search.combining import combinations
+from cloudcore.placement.search.completing import Effort, Undecided
+from cloudcore.placement.search.conditions import CONDITIONS, Room
 from cloudcore.placement.search.elimination import Reason, Stage, stages
+from cloudcore.placement.search.one_tree import OneTree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -120,6 +124,7 @@ _SENTENCES: Mapping[str, Callable[[Rejection], str]] = {
     "capacity_together": lambda r: f"cannot give all groups their {_names(r)} together",
     "same_subtree": lambda r: "has no subtree for the groups that want to be in one",
     "group_policy": lambda r: "has too few providers to keep the groups apart",
+    "undecided": lambda _: "was not decided within the bound on work",
 }
 
 
@@ -136,11 +141,13 @@ class SearchReport:
         compiled: CompiledRequest,
         matcher: Matcher,
         within: Callable[[Provider], bool] | None = None,
+        effort: Callable[[], Effort] = lambda: Effort(per_host=10_000, left=1_000_000),
     ) -> None:
         self._columns = columns
         self._compiled = compiled
         self._matcher = matcher
         self._within = within
+        self._effort = effort()
         self._stages = [stages(slot, self._tree_root(slot)) for slot in compiled.slots]
 
     def _tree_root(self, slot: Slot) -> int | None:
@@ -161,7 +168,7 @@ class SearchReport:
                 undecided &= ~failed
             hosts += int(looked_at.sum())
             for tree in np.flatnonzero(undecided).tolist():
-                rejections = self._of_tree(block, tree)
+                rejections = self._of_groups_together(self._open(block, tree))
                 fits += not rejections
                 counts.update(rejection.label for rejection in rejections[:1])
         return hosts, fits, +counts
@@ -304,7 +311,9 @@ class SearchReport:
         rejections = [*self._of_root(root), *self._of_slots(block, tree, root)]
         if rejections:
             return rejections
-        one = self._open(block, tree)
+        return self._of_groups_together(self._open(block, tree))
+
+    def _of_groups_together(self, one: OneTree) -> list[Rejection]:
         return [*self._missing_traits(one)][:1] or self._together(one)
 
     def _of_root(self, root: Provider) -> Iterator[Rejection]:
@@ -389,18 +398,29 @@ class SearchReport:
 
     def _together(self, one: OneTree) -> list[Rejection]:
         """The first condition that leaves no combination, when they are added one by one."""
-        for count, condition in enumerate(CONDITIONS, 1):
-            if not condition.applies(self._compiled):
-                continue
-            hopeless = condition is Room and self._too_little(one)
-            if hopeless or next(self._ways(one, count), None) is None:
-                reason = _TOGETHER[condition.__name__]
-                return [Rejection(root=one.root.uuid, host=one.root.name, reason=reason, names=self._about(reason))]
-        return []
+        try:
+            if self._has_a_way(one, len(CONDITIONS)):
+                return []
+            reason = self._first_that_leaves_none(one)
+        except Undecided:
+            reason = "undecided"
+        return [Rejection(root=one.root.uuid, host=one.root.name, reason=reason, names=self._about(reason))]
 
-    def _ways(self, one: OneTree, count: int) -> Iterator[tuple[int, ...]]:
-        """Combinations that meet the first *count* conditions."""
-        return combinations(self._compiled, one, fold=True, conditions=CONDITIONS[:count])
+    def _first_that_leaves_none(self, one: OneTree) -> Reason:
+        """Where one of them cannot be decided within the bound, the next that can; all together could."""
+        reason: Reason = "undecided"
+        for count, condition in enumerate(CONDITIONS, 1):
+            if condition.applies(self._compiled):
+                reason = _TOGETHER[condition.__name__]
+                with suppress(Undecided):
+                    if (condition is Room and self._too_little(one)) or not self._has_a_way(one, count):
+                        return reason
+        return reason
+
+    def _has_a_way(self, one: OneTree, count: int) -> bool:
+        """Whether a combination meets the first *count* conditions."""
+        ways = combinations(self._compiled, one, self._effort, fold=True, conditions=CONDITIONS[:count])
+        return next(ways, None) is not None
 
     def _too_little(self, one: OneTree) -> bool:
         """Whether all usable providers together have less of a class than all slots together ask for."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,9 +11,11 @@ import numpy as np
 
 from cloudcore.errors import NoValidHost
 from cloudcore.placement.search.candidates import Candidate
-from cloudcore.placement.search.combining import OneTree, combinations
+from cloudcore.placement.search.combining import combinations
 from cloudcore.placement.search.compiled import compile_request
+from cloudcore.placement.search.completing import Effort, Undecided
 from cloudcore.placement.search.matching import Matcher
+from cloudcore.placement.search.one_tree import OneTree
 from cloudcore.placement.search.ordering import scores, starting_tree
 
 if TYPE_CHECKING:
@@ -44,6 +46,8 @@ class SearchOptions:
         distinct: ``"mappings"`` lists what Placement lists; ``"physical"`` gives each set of allocations once.
         hosts_first: One candidate of every host before the second of any.
         seed: Where in the forest to start; None at its beginning. Ignored where weighers decide, but for ties.
+        max_steps_per_host: How many steps the search takes on one host without finding another answer there.
+        max_steps: How many it takes on all hosts together without finding anything.
     """
 
     order_by: tuple[OrderBy, ...] = ()
@@ -52,6 +56,12 @@ class SearchOptions:
     distinct: Literal["mappings", "physical"] = "mappings"
     hosts_first: bool = False
     seed: int | None = None
+    max_steps_per_host: int = 10_000
+    max_steps: int = 1_000_000
+
+    def effort(self, known: dict[Any, bool | None]) -> Effort:
+        """What one look through the hosts may cost."""
+        return Effort(per_host=self.max_steps_per_host, left=self.max_steps, known=known)
 
 
 class HostMatch:
@@ -98,6 +108,16 @@ class Search:
         self.options = options
         self._columns = columns
         self._trees = trees
+        self._known: dict[Any, bool | None] = {}
+        self._undecided: dict[str, Provider] = {}
+
+    @property
+    def undecided(self) -> tuple[Provider, ...]:
+        """Roots of hosts that were left, in what was asked so far, because the bound on work was reached there."""
+        return tuple(self._undecided.values())
+
+    def _give_up(self, tree: OneTree) -> None:
+        self._undecided[tree.root.uuid] = tree.root
 
     @cached_property
     def _compiled(self) -> CompiledRequest:
@@ -125,16 +145,23 @@ class Search:
 
     def hosts(self) -> Iterator[HostMatch]:
         """Yield every host that has a candidate, best first, whatever the limit; each lists its own candidates."""
+        effort = self.options.effort(self._known)
         for found, tree in self._found():
             one = self._one_tree(found.match, tree)
-            if next(combinations(self._compiled, one, fold=True), None) is not None:
-                yield HostMatch(one.root, found.scores(tree), lambda one=one: self._of_tree(one, set()))  # type: ignore[misc] # mypy cannot infer a lambda with a default
+            try:
+                fits = next(combinations(self._compiled, one, effort, fold=True), None) is not None
+            except Undecided:
+                fits = False
+                self._give_up(one)
+            if fits:
+                yield HostMatch(one.root, found.scores(tree), partial(self._of_host, one))
 
     def report(self) -> SearchReport:
         """Say for every host whether it fits, and if not, why not. Worked out when asked, on the searched state."""
         from cloudcore.placement.search.report import SearchReport
 
-        return SearchReport(self._columns, self._compiled, self._matcher, self.options.within)
+        effort = partial(self.options.effort, self._known)
+        return SearchReport(self._columns, self._compiled, self._matcher, self.options.within, effort)
 
     def as_placement(self) -> dict[str, Any]:
         """The answer of ``GET /allocation_candidates``: allocation requests and provider summaries."""
@@ -152,19 +179,30 @@ class Search:
 
     def _candidates(self) -> Iterator[Candidate]:
         seen: set[Any] = set()
-        of_trees = (self._of_tree(tree, seen) for tree in self._promising())
+        effort = self.options.effort(self._known)
+        of_trees = (self._of_tree(tree, seen, effort) for tree in self._promising())
         if self.options.hosts_first:
             yield from _in_turn(of_trees)
         else:
             for of_tree in of_trees:
                 yield from of_tree
 
-    def _of_tree(self, tree: OneTree, seen: set[Any]) -> Iterator[Candidate]:
+    def _of_host(self, tree: OneTree) -> Iterator[Candidate]:
+        return self._of_tree(tree, set(), self.options.effort(self._known))
+
+    def _of_tree(self, tree: OneTree, seen: set[Any], effort: Effort) -> Iterator[Candidate]:
+        """The candidates of one tree, as many as can be found within the bound."""
+        try:
+            yield from self._decided(tree, seen, effort)
+        except Undecided:
+            self._give_up(tree)
+
+    def _decided(self, tree: OneTree, seen: set[Any], effort: Effort) -> Iterator[Candidate]:
         """The candidates of one tree; *seen* holds those that other trees could give as well."""
         compiled = self._compiled
         fold = self.options.distinct == "physical"
         here: set[Any] = set()
-        for handles in combinations(compiled, tree, fold=fold):
+        for handles in combinations(compiled, tree, effort, fold=fold):
             everywhere = max(handles) < 0  # sharing providers only: the same candidate has other anchors too
             if fold or everywhere:
                 key = _physical(compiled, handles) if fold else handles
