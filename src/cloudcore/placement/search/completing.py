@@ -144,8 +144,8 @@ def _independent(compiled: CompiledRequest, tree: OneTree, active: Sequence[Cond
         for key in _with_providers(own, tree.options[index]):
             leader[find(index)] = find(first.setdefault(key, index))
     parts: dict[int, list[int]] = {}
-    for slot in range(len(leader)):
-        parts.setdefault(find(slot), []).append(slot)
+    for number in range(len(leader)):
+        parts.setdefault(find(number), []).append(number)
     return list(parts.values())
 
 
