@@ -20,11 +20,12 @@ pytestmark = [
 ]
 COMMIT = {"postgresql": b"COMMIT\x00", "mariadb": b"\x03COMMIT"}  # not READ COMMITTED, which is sent with BEGIN
 
+ALONE = {"postgresql": b"WITH wanted", "mariadb": b"BEGIN NOT ATOMIC"}
+
 
 def committing(dialect: str, name: str) -> bytes:
-    """What is on the wire at the commit; on PostgreSQL claim and begin are statements that commit themselves."""
-    alone = dialect == "postgresql" and name in {"claim", "begin"}
-    return b"WITH wanted" if alone else COMMIT[dialect]
+    """What is on the wire at the commit; claim and begin are statements that commit themselves."""
+    return ALONE[dialect] if name in {"claim", "begin"} else COMMIT[dialect]
 
 
 OPERATIONS = ("claim", "release", "replace", "swap", "begin", "confirm", "revert", "reshape", "settle")

@@ -135,7 +135,11 @@ class PostgreSQL:
 
 
 class MariaDB:
-    """One MariaDB server. `durable` as in `PostgreSQL`: without it the log is written but not synced at each commit."""
+    """One MariaDB server.
+
+    `durable` as in `PostgreSQL`: without it the log is written but not synced at each commit, and there is no binary
+    log, which production has for its replicas.
+    """
 
     def __init__(self, folder: Path, ports: Ports, *, durable: bool) -> None:
         self._folder, self._port, self._durable = folder, ports.one(), durable
@@ -170,7 +174,7 @@ class MariaDB:
             f"--pid-file={self._folder / 'pid'}",
             f"--init-file={accounts}",
             "--skip-name-resolve",
-            "--skip-log-bin",
+            *(["--log-bin=binlog", "--sync-binlog=1", "--server-id=1"] if self._durable else ["--skip-log-bin"]),
             "--character-set-server=utf8mb4",
             "--innodb-buffer-pool-size=96M",
             f"--innodb-flush-log-at-trx-commit={1 if self._durable else 2}",

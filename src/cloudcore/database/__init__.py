@@ -23,6 +23,7 @@ from cloudcore.database.driver_errors import translate
 from cloudcore.database.engines import open_engine
 from cloudcore.database.exactly_once import Operation, Outcome, operations
 from cloudcore.database.retrying import RetryPolicy
+from cloudcore.database.sessions import at_rest
 from cloudcore.database.transactions import Database
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "RetryPolicy",
     "Text",
     "Uuid",
+    "at_rest",
     "hold",
     "insert_ignoring_duplicates",
     "metadata",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "adopt_engine",
+    "at_rest",
     "bound_each_transaction",
     "enforce_foreign_keys",
     "is_galera",
@@ -29,6 +30,7 @@ __all__ = [
     "takes_writes",
 ]
 
+_AT_REST = "cloudcore_at_rest"
 _heard: weakref.WeakKeyDictionary[Engine, set[str]] = weakref.WeakKeyDictionary()
 
 
@@ -105,7 +107,8 @@ def reset_quietly(engine: Engine) -> None:
     """
 
     def reset(connection: DBAPIConnection, record: ConnectionPoolEntry, state: PoolResetState) -> None:
-        if state.transaction_was_reset:
+        rests = record is not None and record.info.pop(_AT_REST, False)
+        if state.transaction_was_reset or rests:
             return
         try:
             connection.rollback()
@@ -114,6 +117,11 @@ def reset_quietly(engine: Engine) -> None:
                 record.invalidate()
 
     _listen(engine, "reset", reset)
+
+
+def at_rest(connection: Connection) -> None:
+    """Say that *connection* has just ended its transaction and is given back as it is: a ROLLBACK would be idle."""
+    connection.connection.info[_AT_REST] = True
 
 
 def bound_each_transaction(engine: Engine, lock_timeout: float) -> None:

@@ -15,7 +15,7 @@ from cloudcore.database.driver_errors import translate
 from cloudcore.database.engines import open_engine
 from cloudcore.database.exactly_once import FIND, FINISH, Outcome, operations
 from cloudcore.database.retrying import RetryPolicy
-from cloudcore.database.sessions import adopt_engine, is_galera, refuse_autocommit
+from cloudcore.database.sessions import adopt_engine, at_rest, is_galera, refuse_autocommit
 from cloudcore.errors import DatabaseBusy, DatabaseUnavailable, DeadlineExceeded, OutcomeUnknown
 from cloudcore.observability import span
 
@@ -132,6 +132,7 @@ class Database:
             yield connection
             failpoint("database.commit.before")
             self._commit(connection)
+            at_rest(connection)
             failpoint("database.commit.after")
 
     def _commit(self, connection: Connection) -> None:

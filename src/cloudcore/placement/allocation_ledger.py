@@ -20,6 +20,7 @@ from cloudcore.placement.forest.values import Inventory
 from cloudcore.placement.ledger import moves as ledger_moves
 from cloudcore.placement.ledger.auditing import Writers, apply_repair
 from cloudcore.placement.ledger.claim_statements import NewClaim, claim_by_statements, claim_in_one_statement
+from cloudcore.placement.ledger.compound_blocks import begin_in_one_block, claim_in_one_block, runs_blocks
 from cloudcore.placement.ledger.group_claims import claim_group
 from cloudcore.placement.ledger.group_commit import GroupCommit
 from cloudcore.placement.ledger.move_statement import begin_in_one_statement, is_usual
@@ -323,15 +324,25 @@ class AllocationLedger(LedgerReader):
 
     def _begin(self, operation: Operation, asked: ledger_moves.MoveRequest) -> Outcome[Any]:
         database = self.database
-        if database.dialect == "postgresql" and is_usual(asked) and not self._counting:
-            outcome = database.resolve(
-                operation, lambda: begin_in_one_statement(database, operation, asked, history=self.history)
-            )
+        begin = self._begin_at_once(operation, asked) if is_usual(asked) and not self._counting else None
+        if begin is not None:
+            outcome = database.resolve(operation, begin)
             if outcome.result is not None:
                 return outcome
         return self.transact(
             operation, lambda session: ledger_moves.begin(session, operation.id, asked, history=self.history)
         )
+
+    def _begin_at_once(
+        self, operation: Operation, asked: ledger_moves.MoveRequest
+    ) -> Callable[[], Outcome[dict[str, Any] | None]] | None:
+        """What begins a usual move in one round trip on this database, if anything does."""
+        database, known, history = self.database, self._known_providers, self.history
+        if database.dialect == "postgresql":
+            return lambda: begin_in_one_statement(database, operation, asked, history=history)
+        if runs_blocks(database):
+            return lambda: begin_in_one_block(database, operation, asked, known, history=history)
+        return None
 
     @observed("placement.confirm_move", "migration", "operation_id", level=logging.INFO)
     def confirm_move(self, migration: str, *, proof: str | None = None, operation_id: str | None = None) -> Move:
@@ -510,6 +521,10 @@ class AllocationLedger(LedgerReader):
         return database.resolve(claim.operation, lambda: self._claim_alone(claim))
 
     def _claim_alone(self, claim: NewClaim) -> Outcome[Any]:
+        if runs_blocks(self.database):
+            granted = claim_in_one_block(self.database, claim, self._known_providers, history=self.history)
+            if granted is not None:
+                return granted
         with self.database.write() as connection:
             session = Session(connection)
             with session.errors():

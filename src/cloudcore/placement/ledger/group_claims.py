@@ -1,9 +1,9 @@
 """Claims of a group: one transaction, a verdict for each.
 
-On SQLite the claims are written together, a handful of statements for all of them, which run beside the callers'
-Python because the driver lets go of the interpreter meanwhile. Whatever does not fit in (an operation id in use, a full
-inventory) takes that attempt back, and is done by itself once the others are written. The guard is the same as a single
-claim's: an inventory gives all that the group wants of it, in one UPDATE, or nothing.
+On SQLite, MariaDB and MySQL the claims are written together, a handful of statements for all of them, which run beside
+the callers' Python because the driver lets go of the interpreter meanwhile. Whatever does not fit in (an operation id
+that is taken, a full inventory) takes that attempt back, and is done by itself once the others are written. The guard
+is the same as a single claim's: an inventory gives all that the group wants of it, in one UPDATE, or nothing.
 """
 
 from __future__ import annotations
@@ -51,12 +51,13 @@ def claim_group(
     for ticket in order:  # what an attempt said that was not committed is void
         ticket.answer = ticket.error = None
     changed: set[int] = set()
-    if session.dialect == "sqlite":
-        order, changed = _in_bulk(session, order, known, history=history)
-    else:
+    if session.dialect != "sqlite":
         order.sort(key=lambda ticket: ticket.request.consumer)
+    if session.dialect != "postgresql":
+        order, changed = _in_bulk(session, order, known, history=history)
+    if order and session.dialect != "sqlite":
         failpoint("ledger.group.lock")
-        for _ in session.in_parts(_LOCK_ALL, sorted({p for ticket in tickets for p in ticket.request.allocations})):
+        for _ in session.in_parts(_LOCK_ALL, sorted({p for ticket in order for p in ticket.request.allocations})):
             pass
     for ticket in order:
         session.run("SAVEPOINT claim")
@@ -72,7 +73,7 @@ def claim_group(
     session.add_changes(changed)
 
 
-# --- few statements for many claims, on SQLite -----------------------------------------------------------------------
+# --- few statements for many claims, on SQLite, MariaDB and MySQL ----------------------------------------------------
 
 
 @attrs.frozen(eq=False)
@@ -135,18 +136,24 @@ def _plain(
     return rows, left
 
 
-_LOOK = "SELECT {now}, (SELECT COALESCE(MAX(id), 0) FROM consumers)"
-_TAKE_OPERATIONS = "INSERT OR IGNORE INTO operations (id, name, fingerprint, result, created_at) {rows}"
-_ADD_CONSUMERS = """
-INSERT OR IGNORE INTO consumers (id, uuid, project_id, user_id, consumer_type, generation, created_at, expires_at)
-{rows}
+_TAKE_OPERATIONS = "INSERT {ignore} INTO operations (id, name, fingerprint, result, created_at) {rows}"
+_ADD_NUMBERED_CONSUMERS = """
+INSERT {ignore} INTO consumers (id, uuid, project_id, user_id, consumer_type, generation, created_at, expires_at) {rows}
 """
-_CONSUMER = "(?, ?, ?, ?, ?, 1, ?, {later})"  # no deadline: NULL
+_ADD_CONSUMERS = """
+INSERT {ignore} INTO consumers (uuid, project_id, user_id, consumer_type, generation, created_at, expires_at) {rows}
+"""
+_CONSUMER = "(?, ?, ?, ?, 1, ?, {later})"  # no deadline: NULL
+_NUMBERED_CONSUMER = "(?, ?, ?, ?, ?, 1, ?, {later})"
 _RULES = """
 i.provider_id = w.column1 AND i.resource_class = w.column2 AND i.used + w.column3 <= i.capacity
 AND i.min_unit <= w.column4 AND i.max_unit >= w.column5 AND w.column6 % i.step_size = 0
 """
-_GRANT = f"UPDATE inventories AS i SET used = i.used + w.column3 FROM ({{rows}}) w WHERE {_RULES}"  # noqa: S608 - constants
+_GRANT = {
+    "sqlite": f"UPDATE inventories AS i SET used = i.used + w.column3 FROM ({{rows}}) w WHERE {_RULES}",  # noqa: S608 - constants
+    "mysql": f"UPDATE ({{rows}}) w STRAIGHT_JOIN inventories i ON {_RULES} SET i.used = i.used + w.column3",  # noqa: S608 - constants
+}
+"""On MariaDB and MySQL the join is in the order of the rows, which is that of the locks."""
 _GRANTABLE = f"SELECT i.provider_id, i.resource_class FROM inventories i JOIN ({{rows}}) w ON {_RULES}"  # noqa: S608 - constants
 _HOLD = "INSERT INTO allocations (consumer_id, provider_id, resource_class, amount) {rows}"
 _NOTE = "INSERT INTO allocation_history (consumer, recorded_at, event, operation_id, holdings) {rows}"
@@ -155,21 +162,21 @@ _NOTE = "INSERT INTO allocation_history (consumer, recorded_at, event, operation
 def _write(session: Session, rows: Sequence[_Row], *, history: bool) -> bool:
     """Write all *rows*; False if something is in the way, and what was written so far is to be taken back."""
     claims = [row.claim for row in rows]
-    now, last = session.all(_LOOK)[0]  # nobody else writes meanwhile: the ids after it are free
+    ((now,),) = session.all("SELECT {now}")
     failpoint("ledger.bulk.operations")
     operations = [(c.operation.id, c.operation.name, c.operation.fingerprint, c.stored_result, now) for c in claims]
     if _run(session, _TAKE_OPERATIONS, operations) < len(rows):
         return False
     failpoint("ledger.bulk.consumers")
-    consumers = [_as_row(number, claim, now) for number, claim in enumerate(claims, last + 1)]
-    if _run(session, _ADD_CONSUMERS, consumers, _CONSUMER) < len(rows):
+    numbers = _add_consumers(session, claims, now)
+    if len(numbers) < len(rows):
         return False
     failpoint("ledger.bulk.take")
     takes = _takes(rows)
-    if _run(session, _GRANT, takes) < len(takes):
+    if _run(session, _GRANT[session.dialect], takes, joined=True) < len(takes):
         return False
     failpoint("ledger.bulk.hold")
-    held = [(number, *key, amount) for number, row in enumerate(rows, last + 1) for key, amount in row.takes]
+    held = [(numbers[row.claim.consumer], *key, amount) for row in rows for key, amount in row.takes]
     if _run(session, _HOLD, held) < len(held):
         return False
     if history:
@@ -178,9 +185,21 @@ def _write(session: Session, rows: Sequence[_Row], *, history: bool) -> bool:
     return True
 
 
-def _as_row(number: int, claim: NewClaim, now: str) -> tuple[Any, ...]:
+def _add_consumers(session: Session, claims: Sequence[NewClaim], now: Any) -> dict[str, int]:
+    """Insert the consumers of *claims*; return their ids, or fewer if some are there already."""
+    if session.dialect == "sqlite":  # nobody else writes meanwhile: the ids after the last are free
+        ((last,),) = session.all("SELECT COALESCE(MAX(id), 0) FROM consumers")
+        ids = {claim.consumer: number for number, claim in enumerate(claims, last + 1)}
+        numbered = [(ids[claim.consumer], *_as_row(claim, now)) for claim in claims]
+        return ids if _run(session, _ADD_NUMBERED_CONSUMERS, numbered, _NUMBERED_CONSUMER) == len(claims) else {}
+    if _run(session, _ADD_CONSUMERS, [_as_row(claim, now) for claim in claims], _CONSUMER) < len(claims):
+        return {}
+    return dict(session.in_parts("SELECT uuid, id FROM consumers WHERE uuid IN {marks}", [c.consumer for c in claims]))
+
+
+def _as_row(claim: NewClaim, now: Any) -> tuple[Any, ...]:
     owner = claim.owner
-    return (number, claim.consumer, owner.project_id, owner.user_id, owner.consumer_type, now, claim.expires_in)
+    return (claim.consumer, owner.project_id, owner.user_id, owner.consumer_type, now, claim.expires_in)
 
 
 def _takes(rows: Iterable[_Row]) -> list[tuple[int, str, int, int, int, int]]:
@@ -193,7 +212,7 @@ def _in_the_way(session: Session, rows: Sequence[_Row]) -> set[ClaimTicket]:
     used = {found for (found,) in session.in_parts("SELECT id FROM operations WHERE id IN {marks}", operations)}
     consumers = [row.claim.consumer for row in rows]
     there = {found for (found,) in session.in_parts("SELECT uuid FROM consumers WHERE uuid IN {marks}", consumers)}
-    granted = {tuple(found) for found in _rows(session, _GRANTABLE, _takes(rows))}
+    granted = {tuple(found) for found in _joined(session, _GRANTABLE, _takes(rows))}
     return {
         row.ticket
         for row in rows
@@ -206,30 +225,42 @@ def _in_the_way(session: Session, rows: Sequence[_Row]) -> set[ClaimTicket]:
 _LARGEST = 256  # rows in a statement
 
 
+_TYPED = "SELECT ? AS column1, CONVERT(? USING utf8mb4) COLLATE utf8mb4_bin AS column2" + ", ? AS column{}" * 4
+_TYPED = _TYPED.format(3, 4, 5, 6)
+"""A row of what is taken, on MariaDB and MySQL: text of no column has the connection's character set."""
+
+
 @functools.cache
-def _text(sql: str, row: str, count: int) -> str:
-    values = ", ".join([row] * count)
-    return sql.replace("{rows}", f"SELECT * FROM (VALUES {values}) WHERE column1 IS NOT NULL")  # noqa: S608 - constants
+def _text(sql: str, row: str, count: int, dialect: str, *, joined: bool) -> str:
+    if dialect == "mysql":
+        rows = " UNION ALL ".join([_TYPED] * count) if joined else f"VALUES {', '.join([row] * count)}"
+    else:
+        rows = f"SELECT * FROM (VALUES {', '.join([row] * count)}) WHERE column1 IS NOT NULL"  # noqa: S608 - constants
+    return sql.replace("{rows}", rows)
 
 
-def _parts(sql: str, rows: Sequence[Sequence[Any]], row: str = "") -> Iterator[tuple[str, list[Any]]]:
+def _parts(
+    session: Session, sql: str, rows: Sequence[Sequence[Any]], row: str = "", *, joined: bool = False
+) -> Iterator[tuple[str, list[Any]]]:
     """*sql* with its ``{rows}``, and their values.
 
     As few statements as can be, since each waits for the interpreter among the callers; and few texts, to be prepared
-    and kept: room for a power of two of rows, or for some times 64, and NULLs where there are fewer.
+    and kept on SQLite: room for a power of two of rows, or for some times 64, and NULLs where there are fewer.
     """
     width = len(rows[0])
     for start in range(0, len(rows), _LARGEST):
         part = rows[start : start + _LARGEST]
-        room = 1 << (len(part) - 1).bit_length() if len(part) <= 64 else -(-len(part) // 64) * 64
+        room = len(part)
+        if session.dialect == "sqlite":
+            room = 1 << (room - 1).bit_length() if room <= 64 else -(-room // 64) * 64
         values = [value for one in part for value in one]
         values += [None] * (width * (room - len(part)))
-        yield _text(sql, row or marks(width), room), values
+        yield _text(sql, row or marks(width), room, session.dialect, joined=joined), values
 
 
-def _run(session: Session, sql: str, rows: Sequence[Sequence[Any]], row: str = "") -> int:
-    return sum(session.run(text, values) for text, values in _parts(sql, rows, row))
+def _run(session: Session, sql: str, rows: Sequence[Sequence[Any]], row: str = "", *, joined: bool = False) -> int:
+    return sum(session.run(text, values) for text, values in _parts(session, sql, rows, row, joined=joined))
 
 
-def _rows(session: Session, sql: str, rows: Sequence[Sequence[Any]]) -> list[Any]:
-    return [found for text, values in _parts(sql, rows) for found in session.all(text, values)]
+def _joined(session: Session, sql: str, rows: Sequence[Sequence[Any]]) -> list[Any]:
+    return [found for text, values in _parts(session, sql, rows, joined=True) for found in session.all(text, values)]

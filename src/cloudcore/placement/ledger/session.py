@@ -145,14 +145,16 @@ class Session:
     Args:
         connection: In a transaction that :meth:`cloudcore.database.Database.write` began.
         counting: Whether claims count in the generations of providers: see ``storage/generations.py``.
+        within: Whether the statements belong to a transaction; False for one that is a transaction by itself.
     """
 
-    def __init__(self, connection: Connection, *, counting: bool = False) -> None:
+    def __init__(self, connection: Connection, *, counting: bool = False, within: bool = True) -> None:
         self.connection = connection
         self.counting = counting
         name = connection.dialect.name
         self.dialect = "mysql" if name == "mariadb" else name
-        connection.in_transaction() or connection.begin()
+        if within and not connection.in_transaction():
+            connection.begin()
         self.cursor = connection.connection.cursor()
         self._uuids: dict[int, str] = {}
         self._ids: dict[str, int] = {}

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
-__all__ = ["changes_since", "prune_changes", "record_changes"]
+__all__ = ["MYSQL_COUNT", "MYSQL_SLOT", "changes_since", "prune_changes", "record_changes"]
 
 _EDITS = 1  # the slot on SQLite that counts edits
 _SLOTS = 16  # on MariaDB/MySQL; more would spread writers better and cost readers more
@@ -66,12 +66,14 @@ FROM json_each(?) AS changed LEFT JOIN inventories i ON i.provider_id = changed.
 _SQLITE_RECORD_EDIT = """
 INSERT INTO provider_changes (slot, position, provider_id) SELECT 0, ?, value FROM json_each(?)
 """
-_MYSQL_COUNT = f"""
-INSERT INTO provider_change_slots (slot, position, pruned) VALUES (MOD(CONNECTION_ID(), {_SLOTS}), LAST_INSERT_ID(1), 0)
+MYSQL_SLOT = f"MOD(CONNECTION_ID(), {_SLOTS})"
+"""The slot of a writer on MariaDB and MySQL."""
+MYSQL_COUNT = f"""
+INSERT INTO provider_change_slots (slot, position, pruned) VALUES ({MYSQL_SLOT}, LAST_INSERT_ID(1), 0)
 ON DUPLICATE KEY UPDATE position = LAST_INSERT_ID(position + 1)
 """  # noqa: S608 - a constant
 _MYSQL_RECORD = f"""
-INSERT INTO provider_changes (slot, position, provider_id) VALUES (MOD(CONNECTION_ID(), {_SLOTS}), LAST_INSERT_ID(), %s)
+INSERT INTO provider_changes (slot, position, provider_id) VALUES ({MYSQL_SLOT}, LAST_INSERT_ID(), %s)
 """  # noqa: S608 - a constant
 
 _POSTGRESQL_NOW = """
@@ -118,7 +120,7 @@ def record_changes(connection: Connection, provider_ids: Iterable[int], *, edite
         record = _SQLITE_RECORD_EDIT if edited else _SQLITE_RECORD_USE
         connection.exec_driver_sql(record, (position, json.dumps(chosen)))
     else:
-        connection.exec_driver_sql(_MYSQL_COUNT)
+        connection.exec_driver_sql(MYSQL_COUNT)
         connection.exec_driver_sql(_MYSQL_RECORD, [(provider,) for provider in chosen])
 
 
@@ -136,7 +138,7 @@ def record_changes_raw(cursor: Any, dialect: str, provider_ids: Iterable[int]) -
         position = cursor.execute(_SQLITE_COUNT).fetchone()[0]
         cursor.execute(_SQLITE_RECORD_USE, (position, json.dumps(chosen)))
     else:
-        cursor.execute(_MYSQL_COUNT)
+        cursor.execute(MYSQL_COUNT)
         cursor.executemany(_MYSQL_RECORD, [(provider,) for provider in chosen])
 
 
