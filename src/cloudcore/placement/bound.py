@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -18,7 +19,7 @@ from cloudcore.placement.storage import generations as counts
 from cloudcore.placement.storage.changes import changes_since
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from sqlalchemy.engine import URL, Connection, Engine
 
@@ -102,14 +103,8 @@ class DatabaseBinding:
         """
         with self._writing:
             with store.read_snapshot(self._database) as connection:
-                providers, usage, watermark = store.read_all(connection)
-            forest = Forest()
-            forest.apply(Edit(put=tuple(providers)))
-            forest.usage.update(usage)
-            with self._state.lock:
-                self._state.forest = forest
-                self._watermark = watermark
-                self._state.snapshot()
+                found = store.read_all(connection)
+            self._install(*found)
 
     def refresh(self) -> int:
         """Read what changed since the last time, and only that; return how many providers were read anew.
@@ -136,6 +131,46 @@ class DatabaseBinding:
                 self._watermark = news.watermark
             self._seen = version
             return news.count
+
+    @contextmanager
+    def pinned(self) -> Iterator[tuple[TreeState, Connection]]:
+        """Give a state of its own and a connection that both show one and the same moment, and go on to show it.
+
+        Raises:
+            DatabaseUnavailable, DatabaseBusy, DatabaseError: The tree stays as it was.
+        """
+        with ExitStack() as stack:
+            with self._writing:  # the moment is not before what this tree has read
+                connection = stack.enter_context(store.read_snapshot(self._database))
+                state = self._state_on(connection)
+            yield state, connection
+
+    def _state_on(self, connection: Connection) -> TreeState:
+        with self._state.lock:
+            self._state.snapshot()
+        try:
+            changed, watermark = changes_since(connection, self._watermark)
+        except WatermarkLost:
+            return self._state_of_all(connection)
+        news = self._read_changed(connection, changed, watermark)
+        with self._state.lock:
+            self._take(news)
+            self._watermark = news.watermark
+            return self._state.copy()
+
+    def _state_of_all(self, connection: Connection) -> TreeState:
+        self._install(*store.read_all(connection))
+        return self._state.copy()
+
+    def _install(self, providers: Sequence[Provider], usage: Mapping[str, Usage], watermark: str) -> None:
+        """Take a whole forest, as read, in the place of what is known."""
+        forest = Forest()
+        forest.apply(Edit(put=tuple(providers)))
+        forest.usage.update(usage)
+        with self._state.lock:
+            self._state.forest = forest
+            self._watermark = watermark
+            self._state.snapshot()
 
     def lag(self) -> int | None:
         """How many providers others changed since the last refresh; None when the feed no longer reaches back."""

@@ -6,7 +6,10 @@ The façade of the tree: most of its lines are the descriptions of its methods, 
 from __future__ import annotations
 
 import uuid as uuids
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Self
+
+import attrs
 
 from cloudcore._values import normalise_uuid, require_integer, require_text
 from cloudcore.errors import (
@@ -22,9 +25,12 @@ from cloudcore.errors import (
 from cloudcore.observability import observed
 from cloudcore.placement.forest.usage_checks import read_allocations
 from cloudcore.placement.forest.values import Provider
+from cloudcore.placement.ledger.reader import PinnedQueries
+from cloudcore.placement.requests.groups import RequestGroup
 from cloudcore.placement.requests.requests import ResourceRequest
 from cloudcore.placement.search.candidates import Candidate
 from cloudcore.placement.search.ordering import read_preferred, read_weighers
+from cloudcore.placement.search.providers import providers_that_could
 from cloudcore.placement.search.search import Search, SearchOptions
 from cloudcore.placement.storage.name_register import NameRegister
 from cloudcore.placement.tree_edits import TreeEdits, key_of
@@ -38,11 +44,25 @@ if TYPE_CHECKING:
 
     from cloudcore.database import Database
     from cloudcore.observability import Observer
+    from cloudcore.placement.ledger.reader import LedgerQueries
     from cloudcore.placement.search.ordering import OrderBy
     from cloudcore.placement.storage.generations import Generations
     from cloudcore.placement.storage.placement_service import Session
 
-__all__ = ["PlacementTree"]
+__all__ = ["PlacementTree", "Snapshot"]
+
+
+@attrs.frozen(kw_only=True)
+class Snapshot:
+    """Providers and ledger at one moment.
+
+    Attributes:
+        tree: A tree of its own, in memory, with what is in use.
+        ledger: What the ledger answers for that moment.
+    """
+
+    tree: PlacementTree
+    ledger: LedgerQueries
 
 
 class PlacementTree(TreeEdits):
@@ -154,6 +174,38 @@ class PlacementTree(TreeEdits):
         with self._state.lock:
             return list(self._state.forest.ancestors(self._state.forest.find(key_of(provider)).uuid))
 
+    def find(
+        self, group: RequestGroup | Mapping[str, int] | None = None, *, name: str | None = None, uuid: str | None = None
+    ) -> list[Provider]:
+        """The providers that meet all that is given, in the order of the forest: ``GET /resource_providers``.
+
+        Args:
+            group: What a provider could give by itself now, with the conditions of a suffixed group: amounts by the
+                rules of the search, traits and aggregates of the provider itself, ``in_tree``.
+            name: Its name.
+            uuid: Its uuid.
+
+        Raises:
+            InvalidRequest: The group is malformed, or a strict tree does not know a name in it.
+            InvalidProvider: *uuid* is not the text of a uuid.
+        """
+        wanted = group if isinstance(group, RequestGroup) else RequestGroup(group or {})
+        if self._strict:
+            self.names.require_known({"": wanted})
+        key = None if uuid is None else normalise_uuid(uuid, "uuid", InvalidProvider)
+        with self._state.lock:
+            columns, forest = self._state.snapshot(), self._state.forest
+            asked = [] if key is None else [key]
+            asked += [] if name is None else [forest.by_name.get(name, "")]
+            beside = [] if wanted.in_tree is None else [wanted.in_tree]
+            if not forest.providers.keys() >= {*asked, *beside}:
+                return []
+            roots = {forest.providers[forest.providers[each].root].number for each in (*asked, *beside)}
+        if len(roots) > 1 or len(set(asked)) > 1:
+            return []
+        found = providers_that_could(columns, wanted, next(iter(roots), None))
+        return [provider for provider in found if not asked or provider.uuid == asked[0]]
+
     def generations(self, providers: Iterable[str | Provider]) -> dict[str, int]:
         """Uuid → generation, as clients are to see it: with ``generations="placement"`` one look at the database.
 
@@ -232,7 +284,7 @@ class PlacementTree(TreeEdits):
             max_steps=require_integer(max_steps, "max_steps", minimum=1, error=InvalidRequest),
         )
         if self._strict:
-            self.names.require_known(request)
+            self.names.require_known(request.groups, request.root_required | request.root_forbidden)
         with self._state.lock:
             return Search(self._state.snapshot(), request, self._trees(request), options)
 
@@ -427,6 +479,29 @@ class PlacementTree(TreeEdits):
         tree._binding = DatabaseBinding(database, tree._state, generations=generations)
         tree.names = NameRegister(tree._binding.database, tree._state.every_provider)
         return tree
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Snapshot]:
+        """Look at providers and at the ledger as they were at one and the same moment, in a bound tree.
+
+        The moment is that of the call, or later; this tree catches up with it. Until the end of the block a transaction
+        for reading stays open: keep it short, and in one thread.
+
+        Example:
+            >>> with tree.snapshot() as seen:  # doctest: +SKIP
+            ...     usage = seen.tree.usage("cn1")
+            ...     holders = seen.ledger.holders(seen.tree["cn1"].uuid)
+
+        Raises:
+            UnsupportedFeature: The tree is not bound to a database.
+            DatabaseUnavailable, DatabaseBusy, DatabaseError: The database does not answer.
+        """
+        if self._binding is None:
+            raise UnsupportedFeature("a tree in memory has no ledger", needed="a bound tree", available="one in memory")
+        with self._binding.pinned() as (state, connection):
+            fork = PlacementTree(uuid_factory=self._uuid_factory)
+            fork._state = state
+            yield Snapshot(tree=fork, ledger=PinnedQueries(connection))
 
     @observed("placement.refresh", answer=lambda count: {"providers": count})
     def refresh(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from cloudcore._values import normalise_uuid, require_integer, require_utc
@@ -14,10 +16,11 @@ from cloudcore.placement.ledger.queries import snapshot
 from cloudcore.placement.ledger.session import Session
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
     from datetime import datetime
 
-    from sqlalchemy.engine import URL, Engine
+    from sqlalchemy.engine import URL, Connection, Engine
 
     from cloudcore.placement.ledger.auditing import Known
     from cloudcore.placement.ledger.history import HistoryEntry
@@ -25,23 +28,19 @@ if TYPE_CHECKING:
     from cloudcore.placement.rules.audit import Finding
     from cloudcore.placement.rules.moves import Move
 
-__all__ = ["LedgerReader", "consumer_uuid"]
+__all__ = ["LedgerQueries", "LedgerReader", "PinnedQueries", "consumer_uuid"]
 
 T = TypeVar("T")
 
 _PAGE = 10_000
 
 
-class LedgerReader:
-    """The reading half of :class:`~cloudcore.placement.AllocationLedger`. May be shared between threads.
+class LedgerQueries(ABC):
+    """What a ledger can be asked about holders and consumers."""
 
-    Args:
-        source: A database, an engine, or a URL (then :meth:`close` closes it).
-    """
-
-    def __init__(self, source: Database | str | URL | Engine) -> None:
-        self._owned = not isinstance(source, Database)
-        self.database = Database.of(source)
+    @abstractmethod
+    def _session(self, *, one_state: bool) -> AbstractContextManager[Session]:
+        """A session for reading; with *one_state* all its statements see the same."""
 
     def allocations(self, consumer: str) -> dict[str, dict[str, int]]:
         """What *consumer* holds, by provider uuid; empty if nothing."""
@@ -91,8 +90,7 @@ class LedgerReader:
         if limit is not None:
             require_integer(limit, "limit", minimum=1, maximum=_PAGE)
         begin = "" if after is None else consumer_uuid(after)
-        with snapshot(self.database) as session:
-            return queries.holders(session, uuid_, begin, limit)
+        return self._read(lambda session: queries.holders(session, uuid_, begin, limit), one_state=True)
 
     def usages(
         self,
@@ -120,6 +118,35 @@ class LedgerReader:
     ) -> dict[str, Usage]:
         """Amounts in use and number of consumers for each consumer type; ``unknown`` where nobody said."""
         return self._read(lambda session: queries.usages(session, project_id, user_id, consumer_type))
+
+    def _read(self, work: Callable[[Session], T], *, one_state: bool = False) -> T:
+        with self._session(one_state=one_state) as session:
+            return work(session)
+
+
+class PinnedQueries(LedgerQueries):
+    """The queries on one connection, which stays in the snapshot that it is in. Not for several threads."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    @contextmanager
+    def _session(self, *, one_state: bool) -> Iterator[Session]:
+        session = Session(self._connection)
+        with session.errors():
+            yield session
+
+
+class LedgerReader(LedgerQueries):
+    """The reading half of :class:`~cloudcore.placement.AllocationLedger`. May be shared between threads.
+
+    Args:
+        source: A database, an engine, or a URL (then :meth:`close` closes it).
+    """
+
+    def __init__(self, source: Database | str | URL | Engine) -> None:
+        self._owned = not isinstance(source, Database)
+        self.database = Database.of(source)
 
     def history_of(self, consumer: str, *, limit: int = 100) -> list[HistoryEntry]:
         """What *consumer* held after each of its newest changes, oldest first."""
@@ -203,11 +230,16 @@ class LedgerReader:
     def __repr__(self) -> str:
         return f"<AllocationLedger {self.database!r}>"
 
-    def _read(self, work: Callable[[Session], T]) -> T:
+    @contextmanager
+    def _session(self, *, one_state: bool) -> Iterator[Session]:
+        if one_state:
+            with snapshot(self.database) as session:
+                yield session
+            return
         with self.database.read() as connection:
             session = Session(connection)
             with session.errors():
-                return work(session)
+                yield session
 
 
 def consumer_uuid(value: str) -> str:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from cloudcore.errors import InvalidArgument
     from cloudcore.placement.forest.forest import Edit, Forest
     from cloudcore.placement.forest.values import Provider
-    from cloudcore.placement.requests.requests import ResourceRequest
+    from cloudcore.placement.requests.groups import RequestGroup
 
 __all__ = ["NameRegister"]
 
@@ -175,13 +175,13 @@ class NameRegister:
 
     # --- strictness --------------------------------------------------------------------------------------------------
 
-    def require_known(self, request: ResourceRequest) -> None:
-        """Check that every custom name of *request* was added.
+    def require_known(self, groups: Mapping[str, RequestGroup], of_root: Iterable[str] = ()) -> None:
+        """Check that every custom name of *groups*, and every trait of the root, was added.
 
         Raises:
             InvalidRequest: One was not; the error names the parameter.
         """
-        classes, traits = _names_asked(request)
+        classes, traits = _names_asked(groups, of_root)
         for kind, asked in ((_Kind.CLASS, classes), (_Kind.TRAIT, traits)):
             with self._lock:
                 missing = asked.keys() - self._custom[kind]
@@ -216,10 +216,10 @@ def _fresh(before: Provider | None, after: Provider, kind: _Kind) -> set[str]:
     return {name for name in set(_names_of(after, kind)).difference(had) if name.startswith(_PREFIX)}
 
 
-def _names_asked(request: ResourceRequest) -> tuple[dict[str, str], dict[str, str]]:
+def _names_asked(groups: Mapping[str, RequestGroup], of_root: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
     """Custom classes and traits of a request, each with the parameter that names it."""
-    classes, traits = {}, dict.fromkeys(request.root_required | request.root_forbidden, "root_required")
-    for suffix, group in request.groups.items():
+    classes, traits = {}, dict.fromkeys(of_root, "root_required")
+    for suffix, group in groups.items():
         classes.update(dict.fromkeys(group.resources, f"resources{suffix}"))
         traits.update(dict.fromkeys(group.forbidden.union(*group.required), f"required{suffix}"))
     return _customs(classes), _customs(traits)
