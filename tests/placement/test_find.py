@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given
 
-from cloudcore.errors import CapacityExceeded, InvalidProvider, InvalidRequest, UnsupportedFeature
+from cloudcore.errors import CapacityExceeded, InvalidProvider, InvalidRequest, ProviderNotFound, UnsupportedFeature
 from cloudcore.placement import AllocationLedger, PlacementTree, RequestGroup, prune_changes
 from tests.placement import oracle
 from tests.placement.ours import build
@@ -164,3 +164,28 @@ def test_a_snapshot_reads_all_when_the_feed_was_pruned(ledger_database: Database
 def test_a_tree_in_memory_has_no_ledger() -> None:
     with pytest.raises(UnsupportedFeature), PlacementTree().snapshot():
         pass
+
+
+# --- times -----------------------------------------------------------------------------------------------------------
+
+
+def test_times_of_providers_are_the_databases(ledger_database: Database) -> None:
+    with PlacementTree.open(ledger_database) as tree:
+        hosts = [tree.add(f"h{number}", inventory={"VCPU": 8}) for number in range(3)]
+        before = tree.times(hosts)
+        assert all(times.created_at.tzinfo is not None for times in before.values())
+        assert all(times.created_at == times.updated_at for times in before.values())
+        tree.set_traits("h0", ["CUSTOM_A"])
+        AllocationLedger(ledger_database).reshape({hosts[1].uuid: {"VCPU": 9}}, {})
+        after = tree.times(["h0", "h1", "h2"])
+        assert {uuid: times.created_at for uuid, times in after.items()} == {
+            uuid: times.created_at for uuid, times in before.items()
+        }
+        moved = [after[host.uuid].updated_at > before[host.uuid].updated_at for host in hosts]
+        assert moved == [True, True, False]
+        with PlacementTree.open(ledger_database) as other:
+            other.remove("h2")
+        with pytest.raises(ProviderNotFound):
+            tree.times(["h2"])
+    with pytest.raises(UnsupportedFeature):
+        PlacementTree().times([])

@@ -17,7 +17,7 @@ Each module holds one of these ideas: :mod:`~cloudcore.database.column_types`, :
 :mod:`~cloudcore.database.exactly_once`, and :mod:`~cloudcore.database.transactions`, which brings them together.
 """
 
-from cloudcore.database.column_types import Instant, Json, Text, Uuid, metadata
+from cloudcore.database.column_types import Instant, Json, Text, Uuid, metadata, utc_now
 from cloudcore.database.dialects import hold, insert_ignoring_duplicates
 from cloudcore.database.driver_errors import translate
 from cloudcore.database.engines import open_engine
@@ -42,4 +42,5 @@ __all__ = [
     "open_engine",
     "operations",
     "translate",
+    "utc_now",
 ]

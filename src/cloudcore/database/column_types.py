@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql, postgresql
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
 
 from cloudcore.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import Dialect
+    from sqlalchemy.sql.compiler import SQLCompiler
 
-__all__ = ["Instant", "Json", "Text", "Uuid", "metadata"]
+__all__ = ["Instant", "Json", "Text", "Uuid", "metadata", "utc_now"]
 
 metadata = sa.MetaData(
     naming_convention={
@@ -80,3 +83,25 @@ class Instant(sa.types.TypeDecorator[datetime]):
 def Json() -> sa.types.TypeEngine[Any]:  # noqa: N802 - it is used as a type
     """Column type of a JSON document."""
     return sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
+
+
+class utc_now(FunctionElement[datetime]):  # noqa: N801 - it is written as a function of SQL
+    """The database's clock, in the form that :class:`Instant` stores; also as the default of a column."""
+
+    inherit_cache = True
+    type = Instant()
+
+
+@compiles(utc_now)
+def _(element: utc_now, compiler: SQLCompiler, **_: Any) -> str:
+    return "statement_timestamp()"
+
+
+@compiles(utc_now, "sqlite")
+def _(element: utc_now, compiler: SQLCompiler, **_: Any) -> str:
+    return "(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000')"
+
+
+@compiles(utc_now, "mysql", "mariadb")
+def _(element: utc_now, compiler: SQLCompiler, **_: Any) -> str:
+    return "(UTC_TIMESTAMP(6))"

@@ -172,6 +172,11 @@ class DatabaseBinding:
             self._watermark = watermark
             self._state.snapshot()
 
+    def times(self, uuids: Sequence[str]) -> dict[str, store.ProviderTimes]:
+        """Uuid → when it was added and edited last, of those that are there now."""
+        with self._database.read() as connection:
+            return store.read_times(connection, uuids)
+
     def lag(self) -> int | None:
         """How many providers others changed since the last refresh; None when the feed no longer reaches back."""
         with self._writing, store.read_snapshot(self._database) as connection:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from cloudcore.database import Instant, Json, Text, Uuid, metadata
+from cloudcore.database import Instant, Json, Text, Uuid, metadata, utc_now
 
 __all__ = [
     "allocation_history",
@@ -51,6 +51,8 @@ resource_providers = sa.Table(
     sa.Column("root_id", _BigId, sa.ForeignKey("resource_providers.id"), index=True),
     sa.Column("generation", sa.BigInteger(), nullable=False),
     sa.Column("version", sa.BigInteger(), nullable=False, server_default="0"),
+    sa.Column("created_at", Instant(), nullable=False, server_default=utc_now()),
+    sa.Column("updated_at", Instant(), nullable=False, server_default=utc_now()),
     sqlite_autoincrement=True,
 )
 """``version`` is counted up by whoever builds on a row that stays as it is: a new child of it, a subtree that moves in
@@ -102,12 +104,20 @@ provider_aggregates = sa.Table(
 )
 
 custom_resource_classes = sa.Table(
-    "custom_resource_classes", metadata, sa.Column("name", Text(255), primary_key=True), sqlite_with_rowid=False
+    "custom_resource_classes",
+    metadata,
+    sa.Column("name", Text(255), primary_key=True),
+    sa.Column("version", sa.BigInteger(), nullable=False, server_default="0"),
+    sqlite_with_rowid=False,
 )
 """The register of custom classes; see ``name_register.py``."""
 
 custom_traits = sa.Table(
-    "custom_traits", metadata, sa.Column("name", Text(255), primary_key=True), sqlite_with_rowid=False
+    "custom_traits",
+    metadata,
+    sa.Column("name", Text(255), primary_key=True),
+    sa.Column("version", sa.BigInteger(), nullable=False, server_default="0"),
+    sqlite_with_rowid=False,
 )
 """The register of custom traits."""
 

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from cloudcore.placement.search.ordering import OrderBy
     from cloudcore.placement.storage.generations import Generations
     from cloudcore.placement.storage.placement_service import Session
+    from cloudcore.placement.storage.store import ProviderTimes
 
 __all__ = ["PlacementTree", "Snapshot"]
 
@@ -217,6 +218,22 @@ class PlacementTree(TreeEdits):
         own = {provider.uuid: provider.generation for provider in found}
         counted = None if self._binding is None else self._binding.generations(own)
         return own if counted is None else {**own, **counted}
+
+    def times(self, providers: Iterable[str | Provider]) -> dict[str, ProviderTimes]:
+        """Uuid → when it was added and when it was edited last, in a bound tree: one look at the database.
+
+        Raises:
+            ProviderNotFound: One of them is not there.
+            UnsupportedFeature: The tree is not bound to a database.
+        """
+        wanted = [self.provider(each).uuid for each in providers]
+        if self._binding is None:
+            raise UnsupportedFeature("a tree in memory keeps no times", needed="a bound tree", available="in memory")
+        found = self._binding.times(wanted)
+        for uuid in wanted:
+            if uuid not in found:
+                raise ProviderNotFound(f"provider {uuid} is gone since the last refresh", identifier=uuid)
+        return found
 
     def usage(self, provider: str | Provider) -> dict[str, int]:
         """Resource class → units in use, zeros included, for every class that the provider has.

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.mysql import LONGTEXT
 
-from cloudcore.database import Instant, Json, Text, Uuid
+from cloudcore.database import Instant, Json, Text, Uuid, utc_now
 from cloudcore.listing.tables import ExactText
 
 revision = "0001"
@@ -266,12 +266,14 @@ def upgrade() -> None:
     op.create_table(
         "custom_resource_classes",
         sa.Column("name", Text(255), nullable=False),
+        sa.Column("version", sa.BigInteger(), nullable=False, server_default="0"),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_custom_resource_classes")),
         sqlite_with_rowid=False,
     )
     op.create_table(
         "custom_traits",
         sa.Column("name", Text(255), nullable=False),
+        sa.Column("version", sa.BigInteger(), nullable=False, server_default="0"),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_custom_traits")),
         sqlite_with_rowid=False,
     )
@@ -284,6 +286,8 @@ def upgrade() -> None:
         sa.Column("root_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=True),
         sa.Column("generation", sa.BigInteger(), nullable=False),
         sa.Column("version", sa.BigInteger(), nullable=False, server_default="0"),
+        sa.Column("created_at", Instant(), server_default=utc_now(), nullable=False),
+        sa.Column("updated_at", Instant(), server_default=utc_now(), nullable=False),
         sa.ForeignKeyConstraint(["parent_id"], ["resource_providers.id"], name=op.f("fk_resource_providers_parent_id")),
         sa.ForeignKeyConstraint(["root_id"], ["resource_providers.id"], name=op.f("fk_resource_providers_root_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_resource_providers")),

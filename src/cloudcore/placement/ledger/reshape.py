@@ -68,7 +68,8 @@ def reshape(session: Session, operation_id: str, asked: Reshape, *, history: boo
             _drop_inventory(session, uuid, number, name)
     failpoint("ledger.reshape.generation")
     session.many(
-        "UPDATE resource_providers SET generation = generation + 1 WHERE id = ?", [(n,) for n in providers.values()]
+        "UPDATE resource_providers SET generation = generation + 1, updated_at = {now} WHERE id = ?",
+        [(n,) for n in providers.values()],
     )
     if session.counting:
         count(session.connection, dict.fromkeys(providers.values(), 1))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from cloudcore.database import hold
+from cloudcore.database import hold, utc_now
 from cloudcore.errors import AlreadyExists, GenerationConflict, InUse
 from cloudcore.placement.storage.bulk_insert import draw_ids, insert_rows
 from cloudcore.placement.storage.changes import record_changes
@@ -175,7 +175,7 @@ def _inventory_row(number: int, name: str, given: Inventory) -> tuple[Any, ...]:
 
 def _update(connection: Connection, before: Provider, after: Provider, forest: Forest) -> None:
     columns = resource_providers.c
-    values: dict[str, Any] = {"generation": columns.generation + 1}
+    values: dict[str, Any] = {"generation": columns.generation + 1, "updated_at": utc_now()}
     if before.name != after.name:
         values["name"] = after.name
     if before.parent != after.parent:

@@ -1,8 +1,8 @@
 """The register of resource classes and traits: the standard ones, and the custom ones that somebody has added.
 
 A name is added once and stays until it is removed, which is refused while a provider uses it. In a database the row of
-a name is what keeps both sides in order: an edit that brings a name into use holds the row still, and a removal takes
-it away, so that of the two the second sees what the first did.
+a name is what keeps both sides in order: an edit that brings a name into use holds the row by a write, and a removal
+takes it away, so that of the two the second sees what the first did, on other nodes of a cluster too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import sqlalchemy as sa
 
-from cloudcore.database import insert_ignoring_duplicates
+from cloudcore.database import hold, insert_ignoring_duplicates
 from cloudcore.errors import InUse, InvalidProvider, InvalidRequest, NameNotFound
 from cloudcore.placement.forest.names import (
     require_resource_class,
@@ -230,9 +230,8 @@ def _customs(names: Mapping[str, str]) -> dict[str, str]:
 
 
 def _hold(connection: Connection, kind: _Kind, names: Iterable[str]) -> set[str]:
-    column = _STORED[kind].table.c.name
-    query = sa.select(column).where(column.in_(sorted(names))).order_by(column).with_for_update(read=True)
-    return set(connection.scalars(query))
+    table = _STORED[kind].table
+    return {name for name in sorted(names) if hold(connection, table, table.c.name == name) is not None}
 
 
 def _delete(connection: Connection, kind: _Kind, name: str) -> None:

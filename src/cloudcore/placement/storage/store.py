@@ -8,20 +8,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import attrs
+import sqlalchemy as sa
+
 from cloudcore.placement.forest.values import FrozenDict, Inventory, Provider
 from cloudcore.placement.storage.changes import changes_since, use_since
+from cloudcore.placement.tables import resource_providers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from datetime import datetime
 
     from sqlalchemy.engine import Connection
 
     from cloudcore.database import Database
     from cloudcore.placement.forest.forest import Usage
 
-__all__ = ["Watch", "read_all", "read_snapshot", "read_some", "read_usage"]
+__all__ = ["ProviderTimes", "Watch", "read_all", "read_snapshot", "read_some", "read_times", "read_usage"]
 
 _CHUNK = 10_000
+_NAMED = 1_000  # names in a statement
 
 _PROVIDERS = "SELECT id, uuid, name, parent_id, root_id, generation FROM resource_providers"
 _INVENTORIES = (
@@ -267,3 +273,22 @@ def read_some(
     for statement, column in reads:
         parts.append([row for chunk in _of_ids(statement, column, chosen) for row in _fetch(connection, chunk)])
     return _assemble(parts[0], parts[1], parts[2], parts[3], uuids)
+
+
+@attrs.frozen(kw_only=True)
+class ProviderTimes:
+    """When a provider was added, and when it was edited last: instants in UTC, by the database's clock."""
+
+    created_at: datetime
+    updated_at: datetime
+
+
+def read_times(connection: Connection, uuids: Sequence[str]) -> dict[str, ProviderTimes]:
+    """Uuid → times, of those that are there."""
+    columns = resource_providers.c
+    found: dict[str, ProviderTimes] = {}
+    for first in range(0, len(uuids), _NAMED):
+        query = sa.select(columns.uuid, columns.created_at, columns.updated_at)
+        for row in connection.execute(query.where(columns.uuid.in_(uuids[first : first + _NAMED]))):
+            found[row.uuid] = ProviderTimes(created_at=row.created_at, updated_at=row.updated_at)
+    return found
