@@ -65,7 +65,8 @@
     └── InvariantViolated (AssertionError)    check() found what must never be: a bug, or a hand-edited database
 
 ``isinstance(error, Transient)`` is the test for "the same call may succeed later". Each class names its facts as
-attributes; facts that do not apply are None. All of them can be pickled.
+attributes; facts that do not apply are None. All of them can be pickled. They are one module, though a long one,
+so that the tree can be seen as a whole and no area needs another's errors.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ import sqlalchemy as sa
 from cloudcore import _failpoints
 from cloudcore.database import Database
 from cloudcore.errors import CloudcoreError
-from cloudcore.placement import AllocationLedger, allocation_ledger, tables
+from cloudcore.placement import AllocationLedger, tables
+from cloudcore.placement.ledger import transactions
 from tests.placement import ledger_worlds
 from tests.placement.ledger_jobs import OWNER, Trial
 from tests.placement.ledger_worlds import uuid_of
@@ -109,7 +110,7 @@ def test_one_statement_and_many_agree(ledger_database, dialect, monkeypatch, nam
     seen = []
     for way in ("one", "many"):
         if way == "many":
-            monkeypatch.setattr(allocation_ledger, "is_usual", lambda _: False)
+            monkeypatch.setattr(transactions, "is_usual", lambda _: False)
         trial = Trial(f"{name}/{way}")
         trial.build(ledger_database)
         SCENARIOS[name][0](ledger, trial)

@@ -12,7 +12,8 @@ import sqlalchemy as sa
 
 from cloudcore.database import Database, RetryPolicy
 from cloudcore.errors import CloudcoreError
-from cloudcore.placement import AllocationLedger, PlacementTree, allocation_ledger
+from cloudcore.placement import AllocationLedger, PlacementTree
+from cloudcore.placement.ledger import transactions
 
 OWNER = {"project_id": "project", "user_id": "user"}
 pytestmark = pytest.mark.parametrize("dialect", ["mariadb"], indirect=True)
@@ -128,7 +129,7 @@ def test_blocks_answer_as_the_statements_do(ledger_database, monkeypatch, seed):
             names |= {f"h{n}": tree.add(f"{blocks}-{n}", inventory=inventory).uuid for n in (0, 1)}
             with monkeypatch.context() as patch:
                 if not blocks:
-                    patch.setattr(allocation_ledger, "runs_blocks", lambda _: False)
+                    patch.setattr(transactions, "runs_blocks", lambda _: False)
                 ledger = AllocationLedger(ledger_database)
                 answers.append([played(ledger, names, call) for call in calls])
             ledger.check()
