@@ -25,7 +25,7 @@ demo:
 ## make test           linters, types, layers, and every test on real servers; ARGS="..." goes to pytest
 .PHONY: test
 test:
-	@bash scripts/setup apt-test venv-test plain cinder guest placement nova
+	@bash scripts/setup apt-test venv-test plain cinder guest placement nova clients
 	$(MAKE) --no-print-directory check
 	$(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup --durations=15 $(ARGS)
 
@@ -54,6 +54,14 @@ bench:
 docs:
 	@bash scripts/setup apt-demo venv-test
 	$(PYTHON) -m pytest -q tests/test_docs.py
+
+## make placement-api  serve OpenStack's Placement API; DATABASE=url, PORT=8778
+.PHONY: placement-api
+placement-api:
+	@bash scripts/setup apt-demo venv-test
+	cd examples
+	PLACEMENT_DATABASE=$(or $(DATABASE),sqlite:///placement.db) exec ../$(PYTHON) -m uvicorn --factory \
+	  placement_api.app:create_app --port $(or $(PORT),8778)
 
 ## make services-up    start PostgreSQL, MariaDB, Ceph, Cinder and two libvirt hosts, and leave them running
 .PHONY: services-up

@@ -65,6 +65,19 @@ RESULTS = HERE / "results"
 PEERS = {
     "nova": ("nova==34.0.0", "PyMySQL", "psycopg2-binary"),
     "placement": ("openstack-placement==16.0.0", "PyMySQL", "psycopg2-binary"),
+    "clients": (
+        "nova==34.0.0",
+        "openstack-placement==16.0.0",
+        "osc-placement",
+        "openstacksdk",
+        "gabbi",
+        "oslotest",
+        "testtools",
+        "fixtures",
+        "wsgi-intercept",
+        "PyMySQL",
+        "psycopg2-binary",
+    ),
 }
 """What the environments of the usual peers hold."""
 

@@ -1,0 +1,55 @@
+"""Other people's clients of Placement: Nova's report client, osc-placement and openstacksdk against the example."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def begin(port: int, **options: Any) -> None:
+    """Give the example a new, empty database."""
+    data = json.dumps({"generations": "placement", **options}).encode()
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/-/begin", data, {"content-type": "application/json"}, method="POST"
+    )
+    urllib.request.urlopen(request, timeout=30).close()
+
+
+@pytest.fixture(scope="module")
+def real_port(clients: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """Port of the real Placement."""
+    url = f"sqlite:///{tmp_path_factory.mktemp('real')}/placement.db"
+    command = [str(clients), str(HERE / "real_placement.py"), url]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
+    try:
+        yield int(process.stdout.readline())
+    finally:
+        process.terminate()
+        process.wait(20)
+        process.stdout.close()
+
+
+def told(clients: Path, script: str, port: int) -> Any:
+    command = [str(clients), str(HERE / script), str(port)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout)
+
+
+def test_nova_sees_no_difference(clients: Path, placement_port: int, real_port: int) -> None:
+    """The same calls of Nova's report client give the same answers and the same state as on the real service."""
+    begin(placement_port)
+    ours, real = (told(clients, "nova_script.py", port) for port in (placement_port, real_port))
+    for mine, theirs in zip(ours["answers"], real["answers"], strict=True):
+        assert mine == theirs
+    assert ours["state"] == real["state"]
+    assert len(ours["answers"]) >= 35
