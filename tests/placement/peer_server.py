@@ -7,7 +7,7 @@ order, each line on standard output its answer:
     {"do": "search", "queries": [...]}      GET /allocation_candidates for each; answers [{"status", ...}, ...]
     {"do": "find", "queries": [...]}        the same without HTTP, JSON and access rules: three times as fast
     {"do": "dump"}                          what is stored, in the form of "world"
-    {"do": "call", "method", "path", "body"}    any other request; answers {"status", "body"}
+    {"do": "call", "method", "path", "body", "version"}    any other request; answers {"status", "body"}
     {"do": "names", "classes", "traits"}    create custom names that no provider has
 
 The database is SQLite in memory. A new world empties the tables of providers and allocations; the names of traits and
@@ -49,11 +49,11 @@ class Placement:
         models.BASE.metadata.create_all(self.engine)
         self.application = deploy.loadapp(config)
 
-    def call(self, method: str, path: str, body: object = None) -> tuple[int, object]:
+    def call(self, method: str, path: str, body: object = None, version: str = VERSION) -> tuple[int, object]:
         """One request through the whole service, as its clients make it."""
         import webob
 
-        headers = {"x-auth-token": "admin", "openstack-api-version": VERSION, "accept": "application/json"}
+        headers = {"x-auth-token": "admin", "openstack-api-version": version, "accept": "application/json"}
         request = webob.Request.blank(path, method=method, headers=headers)
         if body is not None:
             request.content_type = "application/json"
@@ -278,7 +278,9 @@ def serve(placement: Placement) -> None:
             placement.names(placement.models.Trait.__table__, set(order["traits"]))
             answer = {}
         else:
-            status, body = placement.call(order["method"], order["path"], order.get("body"))
+            status, body = placement.call(
+                order["method"], order["path"], order.get("body"), order.get("version", VERSION)
+            )
             answer = {"status": status, "body": body}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()

@@ -11,6 +11,7 @@ import attrs
 
 from cloudcore.errors import InvalidRequest
 from cloudcore.placement.requests.groups import RequestGroup, refuse
+from cloudcore.placement.requests.microversions import NEWEST, at_microversion
 
 __all__ = ["parse_query", "write_query"]
 
@@ -120,15 +121,17 @@ def _read_limit(value: str) -> int:
     return int(value)
 
 
-def parse_query(query: str | Mapping[str, Any] | Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """Return the arguments of :class:`ResourceRequest` that *query* describes.
+def parse_query(
+    query: str | Mapping[str, Any] | Iterable[tuple[str, str]], version: tuple[int, int] = NEWEST
+) -> dict[str, Any]:
+    """Return the arguments of :class:`ResourceRequest` that *query* describes at the microversion *version*.
 
     Raises:
         InvalidRequest: A parameter is unknown or malformed; the error names it.
     """
     drafts: dict[str, _Draft] = {}
     wide: dict[str, list[str]] = {}
-    for name, value in _pairs(query):
+    for name, value in at_microversion(_pairs(query), version):
         match = _GROUPED.match(name)
         if match is not None:
             drafts.setdefault(match[2] or "", _Draft()).read(match[1], value, name)

@@ -19,6 +19,7 @@ from cloudcore.placement.forest.values import FrozenDict
 from cloudcore.placement.requests.flavors.rules import FlavorRules, Unhonoured
 from cloudcore.placement.requests.flavors.translation import translate
 from cloudcore.placement.requests.groups import RequestGroup, elements, hashable, refuse
+from cloudcore.placement.requests.microversions import NEWEST, read_microversion
 from cloudcore.placement.requests.query import parse_query, write_query
 
 __all__ = ["ResourceRequest"]
@@ -123,20 +124,25 @@ class ResourceRequest:
             raise refuse(f"{both[0]} is both required and forbidden", "root_required", both[0])
 
     @classmethod
-    def from_query(cls, query: str | Mapping[str, Any] | Iterable[tuple[str, str]]) -> Self:
-        """Read the query of ``GET /allocation_candidates`` (microversion 1.39).
+    def from_query(
+        cls, query: str | Mapping[str, Any] | Iterable[tuple[str, str]], *, microversion: str = "1.39"
+    ) -> Self:
+        """Read the query of ``GET /allocation_candidates``.
 
         The last thousand texts are remembered, with what they were read as: clouds ask for few flavours, often.
 
         Args:
             query: The text after ``?``, or its (name, value) pairs, or a mapping of name to value or list of values.
+            microversion: ``1.10`` to ``1.39``: what came later is unknown, as a client of that time is told. Only the
+                words: the answer is that of 1.39.
 
         Raises:
             InvalidRequest: As Placement answers 400; the error names the parameter.
         """
+        version = NEWEST if microversion == "1.39" else read_microversion(microversion)
         if cls is ResourceRequest and type(query) is str and len(query) <= _REMEMBERED_LENGTH:
-            return cast("Self", _read_text(query))
-        return cls(**parse_query(query))
+            return cast("Self", _read_text(query, version))
+        return cls(**parse_query(query, version))
 
     @classmethod
     def from_flavor(
@@ -227,5 +233,5 @@ class ResourceRequest:
 
 
 @lru_cache(maxsize=1000)
-def _read_text(query: str) -> ResourceRequest:
-    return ResourceRequest(**parse_query(query))
+def _read_text(query: str, version: tuple[int, int]) -> ResourceRequest:
+    return ResourceRequest(**parse_query(query, version))
