@@ -1,7 +1,8 @@
 """The ledger: claims and moves beside the real Placement, a hot provider beside a compare-and-swap, and its curves.
 
 Both sides write to the same kind of database with the same durability: SQLite files with synchronous=FULL, PostgreSQL
-with fsync and synchronous_commit on. Ours writes more (operation id, history, change feed), the peer's objects fewer.
+with fsync and synchronous_commit on, MariaDB with its logs synced at each commit, the binary log among them. Ours
+writes more (operation id, history, change feed), the peer's objects fewer.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def beside_placement(bench: Bench, kind: str, url: str, peer_url: str, *, claim:
         ours.ledger.check()
 
 
-def round_trips(bench: Bench, server) -> None:
+def round_trips(bench: Bench, server, kind: str, must: int) -> None:
     """Counted by time: each round trip waits 40 ms in a proxy."""
     url = sa.make_url(server.create_database())
     with Database(url) as database:
@@ -122,14 +123,15 @@ def round_trips(bench: Bench, server) -> None:
     with Proxy(url.port) as proxy, Database(url.set(port=proxy.port)) as database:
         ledger = AllocationLedger(database)
         ledger.claim(str(uuid.uuid4()), forests.placed(0), **OWNER)
+        ledger.claim(str(uuid.uuid4()), forests.placed(1), **OWNER)  # the providers are known now
         proxy.delay(0.02)
         begun = time.perf_counter()
         ledger.claim(str(uuid.uuid4()), forests.placed(1), **OWNER)
         trips = round((time.perf_counter() - begun) / 0.04)
-    bench.record("round trips of a claim on PostgreSQL", ours=trips, must=3, met=trips <= 3)
+    bench.record(f"round trips of a claim on {kind}", ours=trips, must=must, met=trips <= must)
 
 
-def hot_provider(bench: Bench, server) -> None:
+def hot_provider(bench: Bench, server, kind: str) -> None:
     """Four processes on one inventory: guarded update against a compare-and-swap of the provider's generation."""
     rates: dict[str, list[float]] = {"hot_guarded": [], "hot_swapped": []}
     conflicts = dict.fromkeys(rates, 0)
@@ -141,7 +143,7 @@ def hot_provider(bench: Bench, server) -> None:
                 conflicts[name] += sum(a["conflicts"] for a in answers)
     ours, theirs = (statistics.median(rates[name]) for name in rates)
     bench.record(
-        "one hot provider, 4 processes, PostgreSQL, claims/s (beside a generation compare-and-swap)",
+        f"one hot provider, 4 processes, {kind}, claims/s (beside a generation compare-and-swap)",
         ours=ours,
         peer=theirs,
         ratio=ours / theirs,
@@ -179,33 +181,50 @@ def run_threads(count: int, work) -> float:
     return time.perf_counter() - begun
 
 
-def grouped(bench: Bench, folder: Path) -> None:
-    with Database(f"sqlite:///{folder / 'grouped.db'}") as database:
+def grouped(bench: Bench, url: str, kind: str, *, must: float) -> None:
+    """64 callers, ungrouped and grouped in turns."""
+    rates: dict[int, list[float]] = {0: [], 128: []}
+    with Database(url, **({} if url.startswith("sqlite") else {"pool_size": 64})) as database:
         load(database, HOSTS)
-        ledger = AllocationLedger(database, group_commit=128)
-        best = 0.0
         for turn in range(5):
+            for limit, found in rates.items():
+                ledger = AllocationLedger(database, group_commit=limit)
 
-            def work(number: int, turn: int = turn) -> None:
-                for step in range(40):
-                    host = (number * 40 + step + turn) % HOSTS
-                    ledger.claim(str(uuid.uuid4()), forests.placed(host), **OWNER)
+                def work(number: int, turn: int = turn, ledger: AllocationLedger = ledger) -> None:
+                    for step in range(40):
+                        host = (number * 40 + step + turn) % HOSTS
+                        ledger.claim(str(uuid.uuid4()), forests.placed(host), **OWNER)
 
-            best = max(best, 64 * 40 / run_threads(64, work))
+                found.append(64 * 40 / run_threads(64, work))
         ledger.check()
+    ours, alone = max(rates[128]), max(rates[0])
     bench.record(
-        "claims/s, 64 callers, group commit, SQLite WAL full sync (best of 5)", ours=best, must=5000, met=best >= 5000
+        f"claims/s, 64 callers, group commit, {kind} (best of 5, beside ungrouped)",
+        ours=ours,
+        peer=alone,
+        ratio=ours / alone,
+        must=must,
+        met=ours >= must,
+        note="must is an absolute rate",
     )
 
 
-def search_and_claim(bench: Bench, folder: Path) -> None:
+def search_and_claim(bench: Bench, folder: Path, server) -> None:
     peer = bench.peer("placement", script="peer_placement_ledger.py", arguments=[f"sqlite:///{folder / 'peer-10k.db'}"])
     peer.run("load", hosts=10_000)
     theirs = 1 / peer.call("place", query=QUERY).sample(2)[0]
     from cloudcore.placement import ResourceRequest
 
     request = ResourceRequest.from_query(QUERY)
-    with Database(f"sqlite:///{folder / 'ours-10k.db'}") as database:
+    for kind, url in (
+        ("SQLite WAL full sync", f"sqlite:///{folder / 'ours-10k.db'}"),
+        ("MariaDB with binary log", server.create_database()),
+    ):
+        _search_and_claim(bench, kind, url, request, theirs)
+
+
+def _search_and_claim(bench: Bench, kind: str, url: str, request, theirs: float) -> None:
+    with Database(url) as database:
         load(database, 10_000)
         tree, ledger = PlacementTree.open(database), AllocationLedger(database, group_commit=64)
         lock, refused = threading.Lock(), []
@@ -232,7 +251,7 @@ def search_and_claim(bench: Bench, folder: Path) -> None:
             best = max(best, 800 / run_threads(8, work))
         ledger.check()
     bench.record(
-        "search + claim, 10,000 nested hosts, SQLite WAL full sync, 8 threads, placements/s",
+        f"search + claim, 10,000 nested hosts, {kind}, 8 threads, placements/s",
         ours=best,
         peer=theirs,
         ratio=best / theirs,
@@ -306,11 +325,16 @@ def main() -> None:
         )
         theirs = server.create_database().replace("+psycopg:", "+psycopg2:")
         beside_placement(bench, "PostgreSQL", server.create_database(), theirs, claim=12, move=10)
-        round_trips(bench, server)
-        hot_provider(bench, services.postgresql())
-        grouped(bench, folder)
+        maria = services.mariadb(durable=True)
+        beside_placement(bench, "MariaDB", maria.create_database(), maria.create_database(), claim=15, move=12)
+        round_trips(bench, server, "PostgreSQL", 1)
+        round_trips(bench, maria, "MariaDB", 1)
+        hot_provider(bench, services.postgresql(), "PostgreSQL")
+        hot_provider(bench, services.mariadb(), "MariaDB")
+        grouped(bench, f"sqlite:///{folder / 'grouped.db'}", "SQLite WAL full sync", must=5000)
+        grouped(bench, maria.create_database(), "MariaDB with binary log", must=3000)
         curve(bench, folder)
-        search_and_claim(bench, folder)
+        search_and_claim(bench, folder, maria)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,10 @@ from cloudcore import database as database_module
 from cloudcore.database import Database
 from cloudcore.errors import CapacityExceeded, ConsumerNotFound, NotFound
 from cloudcore.placement import AllocationLedger
+from cloudcore.placement.ledger import claim_statements as ledger_claims
 from cloudcore.placement.ledger.claim_statements import NewClaim
 from cloudcore.placement.ledger.group_commit import Ticket
+from cloudcore.placement.ledger.session import Session
 from cloudcore.placement.rules.audit import Finding, FindingKind
 from cloudcore.placement.rules.claims import Owner, normalise_allocations
 from tests.placement import ledger_worlds
@@ -343,9 +345,6 @@ def hot_guarded(url: str, *, worker: int, host: str, claims: int) -> dict:
 
 def hot_swapped(url: str, *, worker: int, host: str, claims: int) -> dict:
     """The same claims and the same writes, but guarded by the provider's generation: read, compare and swap, again."""
-    from cloudcore.placement.ledger import claim_statements as ledger_claims
-
-    one = ledger_claims._ONE_STATEMENT
     conflicts = 0
     with opened(url) as ledger, ledger.database.engine.connect() as connection:
         cursor = connection.connection.cursor()
@@ -365,9 +364,21 @@ def hot_swapped(url: str, *, worker: int, host: str, claims: int) -> dict:
                     break
                 connection.connection.rollback()
                 conflicts += 1
-            cursor.execute(one, _hot_parameters(tag, host))
+            _write_hot(connection, cursor, tag, host)
             connection.connection.commit()
         return {"begun": begun, "ended": time.monotonic(), "conflicts": conflicts}
+
+
+def _write_hot(connection, cursor, tag: str, host: str) -> None:
+    """What a claim writes, in the transaction of *connection*."""
+    if connection.dialect.name == "postgresql":
+        cursor.execute(ledger_claims._ONE_STATEMENT, _hot_parameters(tag, host))
+        return
+    session = Session(connection, within=False)
+    _, changed = ledger_claims.claim_by_statements(
+        session, new_claim(tag, {host: {"DISK_GB": 1}}, tag), {}, history=True
+    )
+    session.add_changes(changed)
 
 
 def _hot_parameters(tag: str, host: str) -> dict:
