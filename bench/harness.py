@@ -69,6 +69,7 @@ PEERS = {
         "nova==34.0.0",
         "openstack-placement==16.0.0",
         "osc-placement",
+        "python-openstackclient",
         "openstacksdk",
         "gabbi",
         "oslotest",

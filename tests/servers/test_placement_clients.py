@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import urllib.request
 from collections.abc import Iterator
@@ -53,3 +55,41 @@ def test_nova_sees_no_difference(clients: Path, placement_port: int, real_port: 
         assert mine == theirs
     assert ours["state"] == real["state"]
     assert len(ours["answers"]) >= 35
+
+
+def session(clients: Path, port: int) -> str:
+    """What `openstack` prints for the session, all commands in one process."""
+    settings = {
+        "OS_AUTH_TYPE": "admin_token",
+        "OS_TOKEN": "admin",
+        "OS_ENDPOINT": f"http://127.0.0.1:{port}",
+        "OS_PLACEMENT_API_VERSION": "1.39",
+    }
+    with (HERE / "osc_session.txt").open() as commands:
+        done = subprocess.run(
+            [clients.with_name("openstack")],
+            stdin=commands,
+            env={**os.environ, **settings},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=200,
+        )
+    printed = re.sub(r"\(HTTP \d+\).*|req-[0-9a-f-]+|[Ff]ound.*", "", done.stdout + done.stderr)
+    printed = re.sub(r"{(.*)}", lambda found: ", ".join(sorted(found[1].split(", "))), printed)  # whatever its order
+    return "\n".join(line for line in printed.splitlines() if "Warning" not in line)
+
+
+def test_an_operators_session_looks_the_same(clients: Path, placement_port: int, real_port: int) -> None:
+    """Thirty commands of osc-placement, refusals among them, print the same tables, generations included."""
+    begin(placement_port)
+    ours, real = session(clients, placement_port), session(clients, real_port)
+    assert ours.count("cn1-numa0") == 2
+    assert ours.splitlines() == real.splitlines()
+
+
+def test_openstacksdk_finds_its_way(clients: Path, placement_port: int, real_port: int) -> None:
+    begin(placement_port)
+    ours = told(clients, "sdk_placement_script.py", placement_port)
+    assert ours == told(clients, "sdk_placement_script.py", real_port)
+    assert ["sdk-host", 0] in ours
