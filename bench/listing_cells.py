@@ -60,6 +60,13 @@ def rows(cell: int, number: int, *, project=None) -> list[dict]:
     ]
 
 
+def _analyse(engine: sa.Engine) -> None:
+    """Let the database look at what it holds, as its own upkeep would in time."""
+    mysql = engine.dialect.name in {"mysql", "mariadb"}
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("ANALYZE TABLE instances" if mysql else "ANALYZE")
+
+
 def own_cell(url: str, content: list[dict]) -> None:
     """A cell with cloudcore's own table."""
     engine = sa.create_engine(url)
@@ -80,8 +87,7 @@ def own_cell(url: str, content: list[dict]) -> None:
     ]
     with engine.begin() as connection:
         connection.execute(instances.insert(), records)
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.exec_driver_sql("ANALYZE")
+    _analyse(engine)
     engine.dispose()
 
 
@@ -140,8 +146,7 @@ def nova_cell(url: str, content: list[dict]) -> None:
                     for row in content
                 ],
             )
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.exec_driver_sql("ANALYZE")
+    _analyse(engine)
     engine.dispose()
 
 
