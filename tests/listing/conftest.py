@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from cloudcore.database import Instant, Uuid, open_engine
-from cloudcore.listing import Cell, CellRouter, InstanceDirectory, InstanceStore, RecordSource
+from cloudcore.listing import Cell, CellRouter, InstanceDirectory, InstanceStore, Query, RecordSource
 from cloudcore.listing.tables import create_cell_tables
 from tests import services
 
@@ -117,3 +117,9 @@ def walk(router: CellRouter, query, *, complete: bool = True) -> list:
         cursor = page.next_cursor
         if cursor is None:
             return records
+
+
+def known_layout(router: CellRouter, cell: str):
+    """What the router knows of the table in a cell, after a page; None where it does not matter to it."""
+    router.page(Query(limit=1))
+    return router._backends[cell].pool.layouts.get(router.source.table)

@@ -71,7 +71,7 @@ def test_what_only_one_kind_of_database_refuses_is_said_in_its_words(cloud):
 
 @KINDS
 def test_a_column_that_one_cell_lacks_is_that_cells_affair(databases, routers, kind):
-    """The others' rows come, the report says that somebody must mend it, and no breaker opens."""
+    """Who can do without it sees the cell's rows; else the report names the column, and no breaker opens."""
     urls = [databases.url(kind) for _ in range(2)]
     for number, url in enumerate(urls):
         engine = open_engine(url)
@@ -82,16 +82,25 @@ def test_a_column_that_one_cell_lacks_is_that_cells_affair(databases, routers, k
                 connection.execute(sa.text("ALTER TABLE things DROP COLUMN size"))
         engine.dispose()
     router = routers([Cell(f"c{n}", url) for n, url in enumerate(urls)], source=THINGS)
-    for _ in range(5):
-        page = router.page(Query(where={"name": "n"}))
-        assert [record.cell for record in page.records] == ["c0"]
-    report = page.cells["c1"]
-    assert (report.state, report.transient) == (CellState.DOWN, False)
-    assert report.error_type in {"StatementRefused", "SchemaMismatch"}
-    assert "size" in report.error
-    assert page.cells["c0"].transient is page.cells["c0"].error_type is None
+    page = router.page(Query(where={"name": "n"}))
+    assert page.complete
+    assert [(record.cell, record.name, record.size) for record in page.records] == [
+        ("c0", "n", None),
+        ("c1", "n", None),
+    ]
+    assert router.page(Query(columns=["name"], fetching="keys")).complete
+    for query in (Query(columns=["size"]), Query(sort=["size"]), Query(where={"size": {"null": True}, "name": "n"})):
+        for _ in range(5):
+            page = router.page(query)
+            assert [record.cell for record in page.records] == ["c0"]
+        report = page.cells["c1"]
+        assert (report.state, report.transient, report.error_type) == (CellState.DOWN, False, "SchemaMismatch")
+        assert "no column size" in report.error
+        assert page.cells["c0"].transient is page.cells["c0"].error_type is None
     assert router.breaker("c1").failures == 0
-    assert router.page(Query(columns=["name"])).complete
+    counts = router.count(Query(where={"size": None}))
+    assert (counts.total, counts.cells["c1"].error_type) == (1, "SchemaMismatch")
+    assert router.count().total == 2
 
 
 def test_a_dead_cell_is_told_from_a_refused_query_by_class(routers, tmp_path):

@@ -19,7 +19,7 @@ Each module holds one of these ideas: :mod:`~cloudcore.database.column_types`, :
 
 from cloudcore.database.column_types import Instant, Json, Text, Uuid, metadata, utc_now
 from cloudcore.database.dialects import hold, insert_ignoring_duplicates
-from cloudcore.database.driver_errors import translate
+from cloudcore.database.driver_errors import misses_name, translate
 from cloudcore.database.engines import open_engine
 from cloudcore.database.exactly_once import Operation, Outcome, operations
 from cloudcore.database.retrying import RetryPolicy
@@ -39,6 +39,7 @@ __all__ = [
     "hold",
     "insert_ignoring_duplicates",
     "metadata",
+    "misses_name",
     "open_engine",
     "operations",
     "translate",

@@ -9,6 +9,7 @@ any language, only tell people what happened. Two exceptions, for want of a code
 from __future__ import annotations
 
 import re
+import sqlite3
 from typing import TYPE_CHECKING, Any, Literal
 
 import sqlalchemy as sa
@@ -26,7 +27,7 @@ from cloudcore.errors import (
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
-__all__ = ["gave_up", "translate"]
+__all__ = ["gave_up", "misses_name", "translate"]
 
 Kind = Literal["busy", "gone", "unknown", "constraint", "missing", "unprepared", "other"]
 
@@ -147,6 +148,13 @@ def translate(error: Exception, engine: Engine, *, committing: bool = False) -> 
     if kind == "unprepared" or "unsupported startup parameter" in text:
         return DatabaseError(f"{text}. {_POOLER}", database=database)
     return DatabaseError(text, database=database)
+
+
+def misses_name(original: Exception) -> bool:
+    """Whether *original*, a driver's error, says that a column or an index that a statement names is not there."""
+    if getattr(original, "sqlstate", None) == "42703" or _number(original) in {1054, 1176}:
+        return True
+    return isinstance(original, sqlite3.Error) and "no such column" in str(original)  # for which there is no code
 
 
 def gave_up(original: object, dialect: str) -> bool:

@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from cloudcore.listing.cells.directory import Directory
     from cloudcore.listing.cells.hedging import HedgePolicy
     from cloudcore.listing.cells.requests import Attempt
+    from cloudcore.listing.query.compiled import Statement
     from cloudcore.listing.query.order import Position
     from cloudcore.listing.query.sources import RecordSource
-    from cloudcore.listing.query.statements import Statement
     from cloudcore.observability import Observer
 
 __all__ = ["CellRouter"]
@@ -314,9 +314,8 @@ class CellRouter:
             copies = [key for key, owner in owners.items() if owner != cell and owner in backends]
 
             def work(attempt: Attempt) -> Any:
-                return attempt.with_connection(
-                    lambda attempt, pooled: attempt.run(pooled, *prepared.plan.count(pooled.dialect, by, copies))
-                )
+                plan = prepared.plan
+                return attempt.fetch(plan.source.table, lambda dialect, layout: plan.count(dialect, by, copies, layout))
 
             return work
 

@@ -25,6 +25,7 @@ from cloudcore.errors import (
 )
 from cloudcore.listing.cells.connections import PooledConnection
 from cloudcore.listing.cells.faults import refusal
+from cloudcore.listing.cells.table_layouts import TableLayouts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -67,6 +68,7 @@ class ConnectionPool:
         self._connections = connections
         self._start_empty()
         self._closed = False
+        self.layouts = TableLayouts(clock)
         self._engine: Engine | None = None if self.mine else source  # type: ignore[assignment]  # checked above
         self._database: Database | None = None
         if self._engine is not None:

@@ -9,10 +9,14 @@ from cloudcore.errors import CloudcoreError, DatabaseUnavailable
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import sqlalchemy as sa
+    from sqlalchemy.engine import Dialect
+
     from cloudcore.listing.cells.backends import Backend
     from cloudcore.listing.cells.completion import Receiver
     from cloudcore.listing.cells.connections import PooledConnection, Take
     from cloudcore.listing.cells.pool import ConnectionPool
+    from cloudcore.listing.query.indexes import TableLayout
 
 __all__ = ["Attempt", "Request"]
 
@@ -76,6 +80,22 @@ class Attempt:
         """One statement, counted, as far as *take* reads its rows; and whether it left off early."""
         self.statements += 1
         return pooled.run_until(take, text, parameters, self.limit)
+
+    def fetch(
+        self, table: sa.Table, make: Callable[[Dialect, TableLayout | None], tuple[str, Any]]
+    ) -> list[tuple[Any, ...]]:
+        """All rows of the one statement that *make* words for this database: its text and parameters."""
+        return self.with_connection(
+            lambda attempt, pooled: attempt.with_layout(
+                pooled, table, lambda layout: attempt.run(pooled, *make(pooled.dialect, layout))
+            )
+        )
+
+    def with_layout(self, pooled: PooledConnection, table: sa.Table, read: Callable[[TableLayout | None], T]) -> T:
+        """Call *read*, which sends its statements by :meth:`run`, with what is known of the table in this database."""
+        return self.pool.layouts.use(
+            table, pooled.dialect, lambda text, parameters: self.run(pooled, text, parameters), read
+        )
 
     def with_connection(self, use: Callable[[Attempt, PooledConnection], T]) -> T:
         """Call *use*, which only reads, with this and a connection that :meth:`drop` can break.

@@ -7,27 +7,20 @@ from typing import TYPE_CHECKING, Any
 from cloudcore.errors import DatabaseError
 from cloudcore.listing.cells.in_flight import CellOutcome, RequestsInFlight
 from cloudcore.listing.merge.page_bound import PageBound
-from cloudcore.listing.query.statements import segments
+from cloudcore.listing.merge.reading import Reader
 from cloudcore.listing.values import CellState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from cloudcore.listing.cells.backends import Backend
-    from cloudcore.listing.cells.connections import PooledConnection
-    from cloudcore.listing.cells.requests import Attempt
     from cloudcore.listing.merge.merging import Entry, Fetch, Merge
     from cloudcore.listing.merge.services import RouterServices
     from cloudcore.listing.query.prepared import PreparedQuery
-    from cloudcore.listing.query.statements import Plan, Segment
+    from cloudcore.listing.query.statements import Plan
 
 __all__ = ["MergeDriver"]
 
-Batch = tuple[list[tuple[Any, ...]], bool]
-"""Rows, and whether reading was left off before there were as many as asked for."""
-
-_KEPT = 16
-"""Statements that one merge keeps."""
 _DISORDER = "rows came out of order or twice: the database does not sort as told, or an index of it is corrupt"
 
 
@@ -54,7 +47,7 @@ class MergeDriver:
         patient: bool = False,
     ) -> None:
         self.merge, self._prepared = merge, prepared
-        self._reader = _Reader(plan, _bound(plan, merge))
+        self._reader = Reader(plan, _bound(plan, merge))
         self._requests = RequestsInFlight(backends, start=services.start, clock=services.clock, serial=True)
         self._settle, self._patient = services.settle, patient
         self._starved: set[str] = set()
@@ -129,47 +122,3 @@ def _bound(plan: Plan, merge: Merge) -> PageBound | None:
     if merge.limit is None or len(merge.runs) < 2:
         return None
     return PageBound(merge.limit, len(merge.runs), plan.indexes[0], descending=plan.order.keys[0].descending)
-
-
-class _Reader:
-    """Reads batches: statement after statement until there are enough rows.
-
-    Most cells of a merge are asked the same thing, so what the first of them sends is kept for the others. May be
-    called from several threads.
-    """
-
-    def __init__(self, plan: Plan, bound: PageBound | None) -> None:
-        self._plan = plan
-        self._bound = bound
-        self._sent: dict[Any, tuple[list[Segment], tuple[str, Any]]] = {}
-
-    def work(self, fetch: Fetch) -> Callable[[Attempt], Batch]:
-        """The job that answers *fetch*."""
-        bound = self._bound if fetch.first else None  # who is asked again was left too early
-
-        def read(attempt: Attempt, pooled: PooledConnection) -> Batch:
-            stretches, statement = self._first(pooled, fetch)
-            rows: list[tuple[Any, ...]] = []
-            for number, segment in enumerate(stretches):
-                if number:
-                    statement = self._plan.page(pooled.dialect, segment, fetch.count - len(rows))
-                if bound is not None and segment.leading != "nulls":
-                    more, cut = attempt.run_until(bound.take, pooled, *statement)
-                else:
-                    more, cut = attempt.run(pooled, *statement), False
-                rows = rows + more if rows else more
-                if cut or len(rows) >= fetch.count:
-                    return rows, cut
-            return rows, False
-
-        return lambda attempt: attempt.with_connection(read)
-
-    def _first(self, pooled: PooledConnection, fetch: Fetch) -> tuple[list[Segment], tuple[str, Any]]:
-        key = pooled.form, fetch.after, fetch.count
-        found = self._sent.get(key)
-        if found is None:
-            stretches = segments(self._plan.order, fetch.after)
-            found = stretches, self._plan.page(pooled.dialect, stretches[0], fetch.count)
-            if len(self._sent) < _KEPT:
-                self._sent[key] = found
-        return found

@@ -173,9 +173,8 @@ class Pager:
 
     def _row_fetcher(self, keys: list[str]) -> Callable[[Attempt], Any]:
         def work(attempt: Attempt) -> Any:
-            return attempt.with_connection(
-                lambda attempt, pooled: attempt.run(pooled, *self._prepared.plan.winners(pooled.dialect, keys))
-            )
+            plan = self._prepared.plan
+            return attempt.fetch(plan.source.table, lambda dialect, layout: plan.winners(dialect, keys, layout))
 
         return work
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from cloudcore.listing.query.conditions import Condition, order_of
-from cloudcore.listing.query.statements import Plan, segments
+from cloudcore.listing.query.segments import segments
+from cloudcore.listing.query.statements import Plan
 from cloudcore.listing.values import UNKNOWN, Query, Record
 
 if TYPE_CHECKING:
@@ -68,8 +69,8 @@ class Placeholders:
         rows: list[tuple[Any, ...]] = []
         with self._database.read() as connection:
             for segment in segments(order, after):
-                text, parameters = plan.page(self._database.engine.dialect, segment, count - len(rows))
-                rows += [tuple(row) for row in connection.exec_driver_sql(text, parameters)]
+                sent = plan.page(self._database.engine.dialect, segment, count - len(rows))
+                rows += [tuple(row) for row in connection.exec_driver_sql(sent.text, sent.parameters)]
                 if len(rows) >= count:
                     break
         self.more = len(rows) >= count

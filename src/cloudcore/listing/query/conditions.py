@@ -89,6 +89,11 @@ class Condition:
         return self.column, self.operator, len(self.values)
 
     @property
+    def confining(self) -> bool:
+        """Whether all records that pass have one value in the column."""
+        return self.operator == "null" or (self.operator in {"eq", "in"} and len(self.values) == 1)
+
+    @property
     def impossible(self) -> bool:
         """Whether no record can pass: IN over nothing."""
         return self.operator == "in" and not self.values

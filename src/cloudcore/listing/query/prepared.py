@@ -12,12 +12,13 @@ from cloudcore.errors import InvalidQuery, StatementRefused
 from cloudcore.listing.query.conditions import conditions_of, order_of, projection_of, require_storable
 from cloudcore.listing.query.cursors import Cursor, digest
 from cloudcore.listing.query.readers import layout_of
-from cloudcore.listing.query.statements import Plan, Statement
+from cloudcore.listing.query.statements import Plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from cloudcore.errors import CloudcoreError
+    from cloudcore.listing.query.compiled import Statement
     from cloudcore.listing.query.conditions import Condition
     from cloudcore.listing.query.order import Position
     from cloudcore.listing.query.sources import RecordSource

@@ -144,6 +144,12 @@ class RecordSource:
             tests.append(self._unhidden(self.table.c[self.hidden]))
         return tests
 
+    def confined(self, query: Query) -> frozenset[str]:
+        """Columns that :meth:`standing` confines to one value each."""
+        deleted = () if query.deleted is None else (self.deleted,)
+        hidden = () if query.hidden or self.hidden is None or self.table.c[self.hidden].nullable else (self.hidden,)
+        return frozenset(filter(None, (*deleted, *hidden)))
+
     def _unhidden(self, column: sa.Column[Any]) -> Expression:
         shown: Expression = column == sa.literal(value=False, type_=sa.Boolean())
         return sa.or_(column.is_(None), shown) if column.nullable else shown

@@ -1,87 +1,66 @@
 """SQL for one fetch: built with SQLAlchemy once per shape and dialect, then sent as text with fresh parameters.
 
-A *shape* is a query without its values: two tenants' pages share one text. Building and compiling takes about a
-millisecond, running SQLAlchemy's executor some 50 to 85 microseconds a statement; eighty cells would pay that eighty
-times, so the hot path sends cached text to the driver and takes its plain tuples.
+A *shape* is a query without its values: two tenants' pages share one text.
 """
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import sqlalchemy as sa
 
+from cloudcore.errors import SchemaMismatch
+from cloudcore.listing.query.compiled import LIMIT, Statement, compiled
 from cloudcore.listing.query.conditions import Condition, prefix_end
 from cloudcore.listing.query.dialects import dialect_name
-from cloudcore.listing.query.order import Key, Kind, Order, Position
+from cloudcore.listing.query.indexes import reaches, serve
+from cloudcore.listing.query.order import Key, Kind, Order
+from cloudcore.listing.query.segments import segments
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from sqlalchemy.engine.interfaces import Dialect
 
+    from cloudcore.listing.query.indexes import TableLayout
+    from cloudcore.listing.query.order import Position
+    from cloudcore.listing.query.segments import Segment
     from cloudcore.listing.query.sources import RecordSource
     from cloudcore.listing.values import Query
 
-__all__ = ["FixedStatement", "Plan", "Segment", "Statement", "segments"]
+__all__ = ["Plan", "Sent"]
 
 Expression = sa.ColumnElement[Any]
-_LIMIT = "987654321"
-"""Stands for the number of rows in cached text."""
+_SORTS_ALL = frozenset({"mariadb", "mysql"})
+"""Databases that sort all rows where no index has the whole order, instead of going on from a part of it."""
 
 
 @attrs.frozen
-class Segment:
-    """A stretch of an order in which the leading key is NULL throughout, or never.
-
-    ``leading``: "any" when the leading column cannot be NULL, else "values" or "nulls". Within a segment the order
-    needs no NULL rank on the leading key, so an ordinary index serves it on every database.
-    """
-
-    leading: str
-    after: Position | None
-
-
-def segments(order: Order, after: Position | None) -> list[Segment]:
-    """The segments that remain after a position, in order."""
-    first = order.keys[0]
-    if not first.nullable:
-        return [Segment("any", after)]
-    both = ["nulls", "values"] if first.nulls_first else ["values", "nulls"]
-    if after is None:
-        return [Segment(name, None) for name in both]
-    current = "nulls" if after[0] is None else "values"
-    rest = both[both.index(current) + 1 :]
-    return [Segment(current, after), *(Segment(name, None) for name in rest)]
-
-
-@attrs.frozen
-class Statement:
-    """Cached text and how to fill it.
+class Sent:
+    """What to send for some rows of a segment.
 
     Attributes:
-        text: SQL for the driver, ``_LIMIT`` standing for the number of rows.
-        names: Parameters in order for drivers that take a sequence; None for those that take a mapping.
-        encoders: What to do to each plain value before the driver gets it.
-        fixed: Values that do not change.
+        text, parameters: For the driver.
+        keys: The rows come in the order of so many leading keys alone, and one more than wanted; 0: in their whole
+            order.
     """
 
     text: str
-    names: tuple[str, ...] | None
-    encoders: Mapping[str, Callable[[Any], Any]]
-    fixed: Mapping[str, Any]
+    parameters: Any
+    keys: int
 
-    def sql(self, count: int | None) -> str:
-        """The text for so many rows."""
-        return self.text if count is None else self.text.replace(_LIMIT, str(count))
 
-    def parameters(self, values: Mapping[str, Any]) -> Any:
-        """What the driver wants beside the text."""
-        encoded = {name: encode(values[name]) for name, encode in self.encoders.items() if name in values}
-        filled = {**self.fixed, **encoded}
-        return filled if self.names is None else tuple([filled[name] for name in self.names])
+@attrs.frozen
+class _Way:
+    """How rows are read: by how many leading keys (0: all), by which index, without which columns."""
+
+    keys: int = 0
+    index: str | None = None
+    missing: frozenset[str] = frozenset()
+
+
+_PLAINLY = _Way()
 
 
 class Plan:
@@ -114,6 +93,7 @@ class Plan:
         self.words = _words(query)
         self._cache = cache if expression is None else {}
         self._values = self._constants()
+        self._ways: dict[Any, _Way] = {}
         self._shape = (
             id(source), query.deleted, query.hidden, self.columns, order,
             tuple((*condition.shape, len(_bound(condition))) for condition in self.conditions),
@@ -130,48 +110,146 @@ class Plan:
 
     # ---- statements
 
-    def page(self, dialect: Dialect, segment: Segment, count: int) -> tuple[str, Any]:
-        """Text and parameters that fetch the next *count* rows of a segment."""
-        after = segment.after
+    def page(self, dialect: Dialect, segment: Segment, count: int, layout: TableLayout | None = None) -> Sent:
+        """Fetch the next *count* rows of a segment from a table of that layout, None where it does not matter.
+
+        Raises:
+            SchemaMismatch: The table lacks a column that the query needs.
+        """
+        after, within = segment.after, segment.within
         nulls = None if after is None else tuple(value is None for value in after)
-        key = ("page", dialect_name(dialect), dialect.driver, segment.leading, nulls, self._shape)
+        alike = None if within is None else tuple(value is None for value in within[: segment.tied])
+        way = self._way(dialect, segment, layout)
+        key = ("page", dialect_name(dialect), dialect.driver, segment.leading, alike, nulls, way, self._shape)
         statement = self._cache.get(key)
         if statement is None:
-            statement = self._cache[key] = self._compile(dialect, self._page(dialect, segment, nulls))
+            statement = self._cache[key] = self._compile(dialect, self._page(dialect, segment, nulls, alike, way))
         values = self._values
         if after is not None:
             values = {**values, **{f"k{i}": value for i, value in enumerate(after)}}
-        return statement.sql(count), statement.parameters(values)
+        elif within is not None:
+            values = {**values, **{f"k{i}": value for i, value in enumerate(within[: segment.tied])}}
+        # One row more shows where the last tie ends.
+        return Sent(statement.sql(count + bool(way.keys)), statement.parameters(values), way.keys)
 
-    def _page(self, dialect: Dialect, segment: Segment, nulls: tuple[bool, ...] | None) -> sa.Select[Any]:
+    def _page(
+        self,
+        dialect: Dialect,
+        segment: Segment,
+        nulls: tuple[bool, ...] | None,
+        alike: tuple[bool, ...] | None,
+        way: _Way,
+    ) -> sa.Select[Any]:
         name = dialect_name(dialect)
         tests = self.tests(name)
         first = self.order.keys[0]
-        if segment.leading == "nulls":
+        if alike is not None:
+            for number, null in enumerate(alike):
+                key = self.order.keys[number]
+                tests.append(self._same(number, key, self.source.sortable(key.column, name), null=null))
+        elif segment.leading == "nulls":
             tests.append(self.source.value(first.column, name).is_(None))
         elif segment.leading == "values" and (nulls is None):
             tests.append(self.source.value(first.column, name).is_not(None))
+        open_keys = self._open(segment)
         if nulls is not None:
-            tests += self._after(name, segment, nulls)
-        statement = sa.select(*self._selected(name)).where(*tests)
-        return statement.order_by(*self._order_by(name, segment)).limit(sa.literal_column(_LIMIT, sa.Integer()))
+            tests += self._after(name, segment, open_keys, nulls)
+        statement = sa.select(*self._selected(name, way.missing)).where(*tests)
+        if way.index is not None:
+            hint = f"FORCE INDEX ({dialect.identifier_preparer.quote(way.index)})".replace("%", "%%")
+            statement = statement.with_hint(self.source.table, hint)
+        ordered = [(number, key) for number, key in open_keys if number < way.keys or not way.keys]
+        statement = statement.order_by(*self._order_by(name, segment, ordered))
+        return statement.limit(LIMIT)
 
-    def winners(self, dialect: Dialect, keys: Sequence[Any]) -> tuple[str, Any]:
-        """Text and parameters that fetch whole rows by their keys, in no order."""
+    def segments(self, dialect: Dialect, after: Position | None, layout: TableLayout | None) -> list[Segment]:
+        """The segments that remain after a position: NULLs are read apart where an index finds them."""
+        first = self.order.keys[0].column
+        constant = self._constant()
+        apart = layout is None or any(reaches(index, {first}, constant) for index in layout.indexes)
+        return segments(self.order, after, apart=apart or dialect_name(dialect) not in _SORTS_ALL)
+
+    def _constant(self) -> frozenset[str]:
+        """Columns that the query confines to one value each."""
+        return self.source.confined(self.query).union(each.column for each in self.conditions if each.confining)
+
+    def _open(self, segment: Segment) -> list[tuple[int, Key]]:
+        """The keys in which the rows of a segment differ, by their number."""
+        return list(enumerate(self.order.keys))[segment.closed :]
+
+    def _way(self, dialect: Dialect, segment: Segment, layout: TableLayout | None) -> _Way:
+        """How the rows of a segment are best read."""
+        if layout is None:
+            return _PLAINLY
+        kind = (layout, dialect_name(dialect), segment.leading, segment.tied)
+        way = self._ways.get(kind)
+        if way is None:
+            way = self._ways[kind] = self._choose(dialect_name(dialect), segment, layout)
+        return way
+
+    def _choose(self, dialect: str, segment: Segment, layout: TableLayout) -> _Way:
+        missing = self._missing(layout)
+        if dialect not in _SORTS_ALL or segment.tied:
+            return _Way(missing=missing)
+        keys = self.order.keys[segment.closed :]
+        alike = {key.column for key in self.order.keys[: segment.closed]}
+        constant = self._constant() | alike
+        # What needs no wrapping to be compared as the merge does, indexes hold in that order.
+        columns, sortable = self.source.table.c, self.source.sortable
+        ordered = {key.column for key in keys if sortable(key.column, dialect) is columns[key.column]}
+        narrowed = {*(each.column for each in self.conditions), *alike}
+        served = serve(keys, layout.indexes, ordered=ordered, constant=constant, narrowed=narrowed)
+        if served is None:
+            return _Way(missing=missing)
+        alone = served.alone and self.expression is None and not self.query.metadata and not self.words
+        split = 0 if served.keys == len(keys) else segment.closed + served.keys
+        return _Way(keys=split, index=served.index if alone else None, missing=missing)
+
+    def _missing(self, layout: TableLayout) -> frozenset[str]:
+        """Columns that the table lacks and the query can do without."""
+        tested = {each.column for each in self.conditions}
+        self._require(layout, {*(self.query.columns or ()), *(key.column for key in self.order.keys), *tested})
+        return frozenset(name for name in self.columns if not self._present(name, layout))
+
+    def _require(self, layout: TableLayout, needed: set[str]) -> None:
+        if lacking := sorted(name for name in needed if not self._present(name, layout)):
+            raise SchemaMismatch(
+                f"{self.source.name} has no column {' and no column '.join(lacking)} here, and the query needs it: "
+                "upgrade the cell, or ask for other columns"
+            )
+
+    def _present(self, name: str, layout: TableLayout) -> bool:
+        return self.source.table.c[name].name in layout.names
+
+    def winners(self, dialect: Dialect, keys: Sequence[Any], layout: TableLayout | None = None) -> tuple[str, Any]:
+        """Text and parameters that fetch whole rows by their keys, in no order.
+
+        Raises:
+            SchemaMismatch: The table lacks a column that the query needs.
+        """
         size = max(8, 1 << (len(keys) - 1).bit_length())  # few sizes, few texts: the last key fills up
-        cached = ("winners", dialect_name(dialect), dialect.driver, size, id(self.source), self.columns)
+        missing = frozenset[str]() if layout is None else self._missing(layout)
+        cached = ("winners", dialect_name(dialect), dialect.driver, size, id(self.source), self.columns, missing)
         statement = self._cache.get(cached)
         name = dialect_name(dialect)
         if statement is None:
             column = self.source.table.c[self.source.key]
             parameters = [sa.bindparam(f"w{i}", None, column.type) for i in range(size)]
-            select = sa.select(*self._selected(name)).where(column.in_(parameters))
+            select = sa.select(*self._selected(name, missing)).where(column.in_(parameters))
             statement = self._cache[cached] = self._compile(dialect, select)
         padded = [*keys, *[keys[-1]] * (size - len(keys))]
         return statement.sql(None), statement.parameters({f"w{i}": key for i, key in enumerate(padded)})
 
-    def count(self, dialect: Dialect, by: str | None, without: Sequence[str]) -> tuple[str, Any]:
-        """Text and parameters that count the records, for each value of *by*, leaving out the keys in *without*."""
+    def count(
+        self, dialect: Dialect, by: str | None, without: Sequence[str], layout: TableLayout | None = None
+    ) -> tuple[str, Any]:
+        """Text and parameters that count the records, for each value of *by*, leaving out the keys in *without*.
+
+        Raises:
+            SchemaMismatch: The table lacks a column that is tested or counted by.
+        """
+        if layout is not None:
+            self._require(layout, {each.column for each in self.conditions} | ({by} if by else set()))
         name = dialect_name(dialect)
         tests = self.tests(name)
         if without:
@@ -179,11 +257,14 @@ class Plan:
         groups = [] if by is None else [self.source.sortable(by, name)]
         statement: sa.Select[Any] = sa.select(*groups, sa.func.count()).select_from(self.source.table)
         statement = statement.where(*tests).group_by(*groups)
-        compiled = self._compile(dialect, statement)
-        return compiled.sql(None), compiled.parameters(self._values)
+        sent = self._compile(dialect, statement)
+        return sent.sql(None), sent.parameters(self._values)
 
-    def _selected(self, dialect: str) -> list[Expression]:
-        return [self.source.value(column, dialect).label(column) for column in self.columns]
+    def _selected(self, dialect: str, missing: frozenset[str] = frozenset()) -> list[Expression]:
+        return [
+            (sa.null() if column in missing else self.source.value(column, dialect)).label(column)
+            for column in self.columns
+        ]
 
     # ---- filters
 
@@ -240,41 +321,41 @@ class Plan:
 
     # ---- order and position
 
-    def _order_by(self, dialect: str, segment: Segment) -> list[Expression]:
+    def _order_by(self, dialect: str, segment: Segment, keys: Sequence[tuple[int, Key]]) -> list[Expression]:
         clauses: list[Any] = []
-        for number, key in enumerate(self.order.keys):
-            if number == 0 and segment.leading == "nulls":
-                continue
+        for number, key in keys:
             expression = self.source.sortable(key.column, dialect)
             directed: Any = expression.desc() if key.descending else expression.asc()
-            if key.nullable and number > 0:
-                clauses += _ranked(expression, directed, dialect, nulls_first=key.nulls_first)
+            if key.nullable and (number > 0 or segment.leading == "both"):
+                clauses += _ranked(expression, directed, dialect, key)
             else:
                 clauses.append(directed)
         return clauses
 
-    def _after(self, dialect: str, segment: Segment, nulls: tuple[bool, ...]) -> list[Expression]:
+    def _after(
+        self, dialect: str, segment: Segment, keys: Sequence[tuple[int, Key]], nulls: tuple[bool, ...]
+    ) -> list[Expression]:
         """Strictly after the position, and the leading key's own bound, without which no index is sought."""
-        keys = [(i, key) for i, key in enumerate(self.order.keys) if not (i == 0 and segment.leading == "nulls")]
         expressions = {i: self.source.sortable(key.column, dialect) for i, key in keys}
         choices: list[Expression] = []
         for place, (i, key) in enumerate(keys):
-            beyond = self._beyond(i, key, expressions[i], null=nulls[i])
+            ranked = i > 0 or segment.leading == "both"
+            beyond = self._beyond(i, key, expressions[i], null=nulls[i], ranked=ranked)
             if beyond is not None:
                 equal = [self._same(j, other, expressions[j], null=nulls[j]) for j, other in keys[:place]]
                 choices.append(sa.and_(*equal, beyond))
         tests: list[Expression] = [sa.or_(*choices)] if choices else [sa.false()]
-        if segment.leading != "nulls" and len(keys) > 1:
+        if segment.leading in {"any", "values"} and not segment.tied and len(keys) > 1:
             bound = self._parameter("k0", keys[0][1].column)
             tests.insert(0, expressions[0] <= bound if keys[0][1].descending else expressions[0] >= bound)
         return tests
 
-    def _beyond(self, number: int, key: Key, expression: Expression, *, null: bool) -> Expression | None:
+    def _beyond(self, number: int, key: Key, expression: Expression, *, null: bool, ranked: bool) -> Expression | None:
         if null:
             return expression.is_not(None) if key.nulls_first else None
         bound = self._parameter(f"k{number}", key.column)
         after: Expression = expression < bound if key.descending else expression > bound
-        if key.nullable and not key.nulls_first and number > 0:
+        if key.nullable and not key.nulls_first and ranked:
             return sa.or_(after, expression.is_(None))
         return after
 
@@ -284,20 +365,7 @@ class Plan:
     # ---- compiling
 
     def _compile(self, dialect: Dialect, statement: sa.Select[Any]) -> Statement:
-        compiled = statement.compile(dialect=dialect)
-        kinds = self._kinds(compiled.binds)
-        state = compiled.construct_expanded_state(dict.fromkeys(kinds))
-        fixed = {}
-        for name, value in state.parameters.items():
-            if name not in kinds:
-                bind = compiled.binds[
-                    name if name in compiled.binds else name.rsplit("_", 1)[0]
-                ]  # IN: a name per value
-                process = bind.type.dialect_impl(dialect).bind_processor(dialect)
-                fixed[name] = process(value) if process is not None else value
-        encoders = {name: _encoder(kind, dialect, compiled.binds[name].type) for name, kind in kinds.items()}
-        names = tuple(state.positiontup) if compiled.positional and state.positiontup is not None else None
-        return Statement(state.statement, names, encoders, fixed)
+        return compiled(statement, dialect, self._kinds)
 
     def _kinds(self, binds: Mapping[str, Any]) -> dict[str, Kind]:
         """The parameters that change from call to call, with what they hold."""
@@ -317,28 +385,6 @@ class Plan:
             }
         )
         return {name: kind for name, kind in kinds.items() if name in binds}
-
-
-class FixedStatement:
-    """One fixed statement as text for the driver, compiled at its first use. Thread-safe.
-
-    Args:
-        statement: Parameters are plain text or lists of text.
-    """
-
-    def __init__(self, statement: sa.Select[Any]) -> None:
-        self._statement = statement
-        self._texts: dict[Any, tuple[str, tuple[str, ...] | None]] = {}
-
-    def text(self, dialect: Dialect, values: dict[str, Any]) -> tuple[str, Any]:
-        """Text and parameters."""
-        key = (dialect_name(dialect), dialect.driver)
-        cached = self._texts.get(key)
-        if cached is None:
-            compiled = self._statement.compile(dialect=dialect)
-            names = tuple(compiled.positiontup or ()) if compiled.positional else None
-            cached = self._texts[key] = (str(compiled), names)
-        return cached[0], values if cached[1] is None else tuple([values[name] for name in cached[1]])
 
 
 def _words(query: Query) -> dict[str, tuple[str, ...]]:
@@ -369,29 +415,9 @@ def _comparison(operator: str, exact: Expression, bounds: list[sa.BindParameter[
     ]
 
 
-def _ranked(expression: Expression, directed: Any, dialect: str, *, nulls_first: bool) -> list[Any]:
-    if dialect in {"mysql", "mariadb"}:
-        return [expression.is_not(None) if nulls_first else expression.is_(None), directed]
-    return [directed.nulls_first() if nulls_first else directed.nulls_last()]
-
-
-def _encoder(kind: Kind, dialect: Dialect, type_: sa.types.TypeEngine[Any]) -> Callable[[Any], Any]:
-    if kind is not Kind.INSTANT:
-        return _as_is
-    if dialect.name == "sqlite":
-        return _instant_as_text
-    impl = type_.dialect_impl(dialect)
-    impl = impl.impl_instance if isinstance(impl, sa.types.TypeDecorator) else impl
-    return _as_is if dialect.name == "postgresql" and getattr(impl, "timezone", False) else _naive
-
-
-def _as_is(value: Any) -> Any:
-    return value
-
-
-def _naive(value: datetime) -> datetime:
-    return value.astimezone(UTC).replace(tzinfo=None)
-
-
-def _instant_as_text(value: datetime) -> str:
-    return _naive(value).isoformat(sep=" ", timespec="microseconds")
+def _ranked(expression: Expression, directed: Any, dialect: str, key: Key) -> list[Any]:
+    if dialect not in _SORTS_ALL:
+        return [directed.nulls_first() if key.nulls_first else directed.nulls_last()]
+    if key.nulls_first != key.descending:  # as the database has it: NULL is its smallest value
+        return [directed]
+    return [expression.is_not(None) if key.nulls_first else expression.is_(None), directed]

@@ -19,8 +19,8 @@ from cloudcore.database import Database, hold, insert_ignoring_duplicates
 from cloudcore.errors import AlreadyExists, Conflict, DatabaseUnavailable, InstanceNotFound
 from cloudcore.listing.cells.directory import Entries
 from cloudcore.listing.cells.pool import ConnectionPool, in_memory
+from cloudcore.listing.query.compiled import FixedStatement
 from cloudcore.listing.query.sources import RecordSource
-from cloudcore.listing.query.statements import FixedStatement
 from cloudcore.listing.tables import create_directory_tables, directory_instances, directory_routes
 
 if TYPE_CHECKING:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["NOVA_INSTANCES", "NOVA_MIGRATIONS", "NovaInstances", "NovaMigrations"]
 
 Expression = sa.ColumnElement[Any]
+_UUID = Column(name="uuid", kind=Kind.UUID, nullable=False)
+"""Lower case and dashed, as Nova makes them: text that every collation orders alike, so that indexes serve."""
 
 
 class _NovaSource(RecordSource):
@@ -53,6 +55,10 @@ class _NovaSource(RecordSource):
             tests.append(sa.or_(c.hidden.is_(None), c.hidden == sa.literal(value=False, type_=sa.Boolean())))
         return tests
 
+    def confined(self, query: Query) -> frozenset[str]:
+        """Rows that live have 0 in ``deleted``."""
+        return frozenset({"deleted"} if query.deleted is False else ())
+
     def _alive(self) -> list[Expression]:
         return [self.table.c.deleted == 0]
 
@@ -82,6 +88,7 @@ class NovaInstances(_NovaSource):
             )
             for name in ("key_data", "user_data", "launched_on", "locked_by", "access_ip_v4", "access_ip_v6")
         }
+        refined["uuid"] = _UUID
         super().__init__(
             instances,
             tenant="project_id",
@@ -105,7 +112,7 @@ class NovaMigrations(_NovaSource):
     """The ``migrations`` of Nova's cell databases. Use the instance :data:`NOVA_MIGRATIONS`."""
 
     def __init__(self) -> None:
-        refined = {"migration_type": Column(name="migration_type", kind=Kind.TEXT)}
+        refined = {"migration_type": Column(name="migration_type", kind=Kind.TEXT), "uuid": _UUID}
         super().__init__(migrations, tenant="project_id", host="source_compute", updated="updated_at", refine=refined)
 
 
