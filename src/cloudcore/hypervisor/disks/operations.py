@@ -65,6 +65,7 @@ __all__ = ["DiskOperations"]
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _PAUSES = tenacity.wait_exponential(multiplier=0.05, max=1)
+_LOST_AGAIN = 3
 _BUSY_AGAIN = 0.5  # seconds after which a guest that is busy is given the disk again
 
 
@@ -87,7 +88,7 @@ class DiskOperations:
         return self._patiently(self._attach_once, instance_id, effective(disk), disk)
 
     def _attach_once(self, instance_id: str, wanted: Disk, asked: Disk) -> DiskState:
-        target = None
+        target, lost = None, 0
         for _ in range(16):  # each time round, somebody else took the name or plugged this very disk a moment ago
             view = self._view(instance_id)
             self._refuse_other(view, asked)
@@ -105,6 +106,9 @@ class DiskOperations:
             try:
                 self._plug_where_missing(view, attrs.evolve(wanted, target=target))
             except TargetTaken:
+                continue
+            if lost < _LOST_AGAIN and self._lost(instance_id, wanted):
+                lost += 1
                 continue
             return self._confirmed(instance_id, asked)
         raise HypervisorError(f"guest {instance_id}: {target} was free, and taken when it was to be used, 16 times")
@@ -192,6 +196,13 @@ class DiskOperations:
                 self._driver.unplug(instance_id, entry, Scope.PERSISTENT)
         except CloudcoreError as second:
             error.add_note(f"the persistent definition still has volume {volume_id}: {second}")
+
+    def _lost(self, instance_id: str, disk: Disk) -> bool:
+        """Plugged, and out of the live definition again: late news of an orphan of this name, taken for this one."""
+        view = self._driver.view(instance_id)
+        if view is None or view.live is None or view.find(disk.volume_id, Scope.LIVE) is not None:
+            return False
+        return self._orphans.look(instance_id).of(disk.volume_id, disk.source)
 
     def _confirmed(self, instance_id: str, asked: Disk) -> DiskState:
         """What is there now; only that counts."""

@@ -27,6 +27,7 @@ __all__ = ["OrphanRepair"]
 
 _LOOK_AGAIN = 0.1  # seconds
 _ASK_AGAIN = 2.0
+_EVENT = 0.3  # for libvirt to hear that the device is gone: it would take the news for that of a new one of the name
 
 
 class OrphanRepair:
@@ -68,6 +69,8 @@ class OrphanRepair:
             found = self.look(instance_id)
             if not found.of(volume_id, source):
                 self._close(instance_id, found)
+                if asked_at is not None:
+                    self._sleep(_EVENT)
                 return True
             waited = time.monotonic() - started
             if alias in found.devices:
