@@ -119,23 +119,6 @@ def _no_secret_is_logged() -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------------------ databases
 
 
-def _through(driver: str, url: str) -> str:
-    """The URL for another of MariaDB's drivers."""
-    services.require(driver)
-    return f"mysql+{driver}{url.removeprefix('mysql+pymysql').split('?')[0]}"
-
-
-SERVERS: dict[str, tuple[Callable[[], services.PostgreSQLServer | services.MariaDBServer], Callable[[str], str]]] = {
-    "postgresql": (services.postgresql, str),
-    "mariadb": (services.mariadb, str),
-    "galera": (services.galera, str),
-    "pgbouncer": (services.pgbouncer, lambda url: f"{url}?pooler=transaction"),
-    "mysqldb": (services.mariadb, lambda url: _through("mysqldb", url)),
-    "mariadbconnector": (services.mariadb, lambda url: _through("mariadbconnector", url)),
-}
-"""Which server a kind of database is on, and the URL that a test is given for one of its databases."""
-
-
 @pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
 def dialect(request: pytest.FixtureRequest) -> str:
     """The kind of database that the test runs on."""
@@ -149,17 +132,16 @@ def new_database_url(dialect: str, tmp_path: Path) -> Iterator[Callable[[], str]
         numbers = iter(range(10_000))
         yield lambda: f"sqlite:///{tmp_path / f'database-{next(numbers)}.db'}"
         return
-    server, seen = SERVERS[dialect]
-    opened = server()
+    server = services.database_server(dialect)
     urls: list[str] = []
 
     def create() -> str:
-        urls.append(opened.create_database())
-        return seen(urls[-1])
+        urls.append(server.create_database())
+        return services.address(dialect, urls[-1])
 
     yield create
     for url in urls:
-        opened.drop_database(url)
+        server.drop_database(url)
 
 
 @pytest.fixture

@@ -13,21 +13,24 @@ from tests.placement.selector_worlds import Cloud
 @pytest.fixture(scope="session")
 def _ledger_databases(tmp_path_factory):
     opened: dict[str, Database] = {}
+    made: dict[str, str] = {}
 
     def get(dialect: str) -> Database:
         if dialect not in opened:
-            server = {"postgresql": services.postgresql, "mariadb": services.mariadb}.get(dialect)
-            folder = tmp_path_factory.mktemp("ledger")
-            url = f"sqlite:///{folder / 'ledger.db'}" if server is None else server().create_database()
+            if dialect == "sqlite":
+                url = f"sqlite:///{tmp_path_factory.mktemp('ledger') / 'ledger.db'}"
+            else:
+                made[dialect] = services.database_server(dialect).create_database()
+                url = services.address(dialect, made[dialect])
             opened[dialect] = Database(url)
             ledger_worlds.create_tables(opened[dialect])
         return opened[dialect]
 
     yield get
-    for dialect, database in opened.items():
+    for database in opened.values():
         database.close()
-        if dialect != "sqlite":
-            getattr(services, dialect)().drop_database(database.engine.url.render_as_string(hide_password=False))
+    for dialect, url in made.items():
+        services.database_server(dialect).drop_database(url)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ Databases
     server.kill(); server.start()    # kill -9 and crash recovery. SHARED: use a variant of your own, below
     cluster = galera()               # three MariaDB nodes: .nodes .at(1, url); cluster.call("kill" or "pause", node)
     pair = postgresql_pair(variant="word")   # primary and standby: .port .standby_port .kill() .promote()
+    server = database_server("galera"); url = address("galera", server.create_database())    # any kind by its name
     pooler = pgbouncer()             # PgBouncer in transaction pooling before postgresql(): .direct(url)
 
 Virtualisation and storage (each is described at its function)
@@ -40,6 +41,8 @@ from tests.services._client import (
     Pooler,
     PostgreSQLPair,
     PostgreSQLServer,
+    address,
+    database_server,
     galera,
     mariadb,
     pgbouncer,
@@ -74,8 +77,10 @@ __all__ = [
     "PostgreSQLPair",
     "PostgreSQLServer",
     "ServiceError",
+    "address",
     "ceph",
     "cinder",
+    "database_server",
     "galera",
     "guest",
     "libvirt_hosts",

@@ -1,6 +1,7 @@
 """Servers that stay up between test runs: `make services-up`, `make services-down`.
 
-    python -m tests.services up [SERVICE...]      postgresql mariadb ceph cinder-file cinder-rbd libvirt guest
+    python -m tests.services up [SERVICE...]      postgresql mariadb galera pgbouncer ceph cinder-file cinder-rbd
+                                                  libvirt guest
     python -m tests.services down
 
 `up` prints how to reach them, and the line that lets a test run use them instead of starting its own.
@@ -33,6 +34,8 @@ def _cinder(backend: str) -> list[str]:
 STARTERS = {
     "postgresql": ("postgresql", lambda: [services.postgresql().admin_url]),
     "mariadb": ("mariadb", lambda: [services.mariadb().admin_url]),
+    "galera": ("galera", lambda: [node.admin_url for node in services.galera().nodes]),
+    "pgbouncer": ("pgbouncer", lambda: [services.pgbouncer().admin_url]),
     "libvirt": ("qemu", lambda: [host.uri for host in services.libvirt_hosts(2)]),
     "guest": ("guest", lambda: [services.guest().kernel, services.guest().initrd]),
     "cinder-file": ("cinder", lambda: _cinder("file")),

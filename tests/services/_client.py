@@ -338,3 +338,22 @@ def pgbouncer(*, variant: str = "") -> Pooler:
     """PgBouncer in transaction pooling before the run's PostgreSQL."""
     require("pgbouncer")
     return Pooler(_name("pgbouncer", durable=False, variant=variant))
+
+
+def database_server(kind: str) -> PostgreSQLServer | MariaDBServer:
+    """The run's server for a kind of database: postgresql, mariadb, galera, pgbouncer, or a driver of MariaDB's."""
+    if kind in {"mysqldb", "mariadbconnector"}:
+        require(kind)
+        return mariadb()
+    servers: dict[str, Any] = {"postgresql": postgresql, "mariadb": mariadb, "galera": galera, "pgbouncer": pgbouncer}
+    server: PostgreSQLServer | MariaDBServer = servers[kind]()
+    return server
+
+
+def address(kind: str, url: str) -> str:
+    """The URL of a server's database as cloudcore is given it."""
+    if kind == "pgbouncer":
+        return f"{url}?pooler=transaction"
+    if kind in {"mysqldb", "mariadbconnector"}:
+        return url.replace("+pymysql", f"+{kind}").split("?")[0]
+    return url

@@ -19,8 +19,8 @@ Each module holds one of these ideas: :mod:`~cloudcore.database.column_types`, :
 
 from cloudcore.database.column_types import Instant, Json, Text, Uuid, metadata, utc_now
 from cloudcore.database.dialects import hold, insert_ignoring_duplicates
-from cloudcore.database.driver_errors import misses_name, translate
-from cloudcore.database.engines import open_engine
+from cloudcore.database.driver_errors import misses_name, session_is_lost, translate
+from cloudcore.database.engines import PoolerMode, open_engine
 from cloudcore.database.exactly_once import Operation, Outcome, operations
 from cloudcore.database.retrying import RetryPolicy
 from cloudcore.database.sessions import at_rest
@@ -32,6 +32,7 @@ __all__ = [
     "Json",
     "Operation",
     "Outcome",
+    "PoolerMode",
     "RetryPolicy",
     "Text",
     "Uuid",
@@ -42,6 +43,7 @@ __all__ = [
     "misses_name",
     "open_engine",
     "operations",
+    "session_is_lost",
     "translate",
     "utc_now",
 ]

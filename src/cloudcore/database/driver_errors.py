@@ -27,7 +27,7 @@ from cloudcore.errors import (
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
-__all__ = ["gave_up", "misses_name", "translate"]
+__all__ = ["misses_name", "session_is_lost", "translate"]
 
 Kind = Literal["busy", "gone", "unknown", "constraint", "missing", "unprepared", "other"]
 
@@ -157,7 +157,7 @@ def misses_name(original: Exception) -> bool:
     return isinstance(original, sqlite3.Error) and "no such column" in str(original)  # for which there is no code
 
 
-def gave_up(original: object, dialect: str) -> bool:
+def session_is_lost(original: object, dialect: str) -> bool:
     """Whether the session that raised *original*, a driver's error, can serve no more, though its socket may be open.
 
     A node that left its cluster, a standby, a session that was killed: the next connection may find a better server.

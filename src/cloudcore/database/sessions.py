@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from cloudcore.database.driver_errors import gave_up
+from cloudcore.database.driver_errors import session_is_lost
 from cloudcore.database.forking import part_when_forked
 from cloudcore.errors import InvalidArgument
 
@@ -94,7 +94,7 @@ def leave_lost_sessions(engine: Engine) -> None:
     """Close a session that can serve no more, and all that were opened before, instead of giving it back."""
 
     def judge(context: ExceptionContext) -> None:
-        if context.connection is not None and gave_up(context.original_exception, engine.dialect.name):
+        if context.connection is not None and session_is_lost(context.original_exception, engine.dialect.name):
             context.is_disconnect = True
 
     _listen(engine, "handle_error", judge)

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from cloudcore._failpoints import failpoint
 from cloudcore.database.dialects import insert_ignoring_duplicates
 from cloudcore.database.driver_errors import translate
-from cloudcore.database.engines import open_engine
+from cloudcore.database.engines import behind_pooler, open_engine
 from cloudcore.database.exactly_once import FIND, FINISH, Outcome, operations
 from cloudcore.database.retrying import RetryPolicy
 from cloudcore.database.sessions import adopt_engine, at_rest, is_galera, refuse_autocommit
@@ -84,6 +84,11 @@ class Database:
         if name in {"mysql", "mariadb"}:
             return "mysql"
         return "sqlite" if name == "sqlite" else "postgresql"
+
+    @property
+    def keeps_sessions(self) -> bool:
+        """Whether what is set in a session stays set: not where a pooler lends another one for each transaction."""
+        return not behind_pooler(self.engine)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:

@@ -103,10 +103,9 @@ class Backend:
     ) -> None:
         self.cell = cell
         self.deadline = cell.deadline or deadline
+        options = {**cell.options, **({"pooler": cell.pooler} if cell.pooler else {})}
         self.pools = [
-            ConnectionPool(
-                database, connections=cell.connections, deadline=self.deadline, options=cell.options, clock=clock
-            )
+            ConnectionPool(database, connections=cell.connections, deadline=self.deadline, options=options, clock=clock)
             for database in (cell.database, *cell.replicas)
         ]
         self.promptness = Promptness(self.pool.local)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import URL, Engine
 
+    from cloudcore.database import PoolerMode
+
 __all__ = ["Cell"]
 
 
@@ -35,6 +37,9 @@ class Cell:
         deadline: Seconds within which the cell must answer a page; None for the router's.
         connections: At most so many at once, for each of its databases.
         enabled: False: it is never asked, and pages say so.
+        pooler: ``"transaction"`` when the URLs lead to a pooler that lends its sessions for a transaction, as PgBouncer
+            does: then no statement is prepared and no time-out set, and a late one is cut off from this side. Give the
+            role a ``statement_timeout`` of its own there.
         options: For :func:`sqlalchemy.create_engine`, when *database* is a URL.
     """
 
@@ -44,6 +49,7 @@ class Cell:
     deadline: float | None = attrs.field(default=None, kw_only=True)
     connections: int = attrs.field(default=8, kw_only=True)
     enabled: bool = attrs.field(default=True, kw_only=True)
+    pooler: PoolerMode | None = attrs.field(default=None, kw_only=True)
     options: Mapping[str, Any] = attrs.field(factory=dict, kw_only=True, repr=False)
 
     @name.validator

@@ -97,8 +97,11 @@ class PooledConnection:
         kind = dialect_name(self.dialect)
         milliseconds = max(1, math.ceil(deadline * 1000))
         if kind == "postgresql":
+            psycopg = self.dialect.driver == "psycopg"
+            if psycopg and self.connection.prepare_threshold is None:
+                return  # behind a pooler: the session is another's in a moment
             self.cursor.execute(f"SET statement_timeout = {milliseconds}")
-            if self.dialect.driver == "psycopg":
+            if psycopg:
                 self.connection.prepare_threshold = 1  # few texts, sent again and again: plan each but once
         elif kind == "mariadb":
             self.cursor.execute(f"SET SESSION max_statement_time = {deadline:.3f}")

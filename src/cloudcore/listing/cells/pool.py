@@ -102,7 +102,10 @@ class ConnectionPool:
         """The same database for writing, opened on first use with the settings of cloudcore's own databases."""
         with self._free:
             if self._database is None:
-                self._database = Database(self._source, pool_size=2) if self.mine else Database(self._source)
+                if self.mine:
+                    self._database = Database(self._source, pool_size=2, pooler=self._options.get("pooler"))
+                else:
+                    self._database = Database(self._source)
             return self._database
 
     def acquire(self, limit: float, *, fresh: bool = False) -> PooledConnection:

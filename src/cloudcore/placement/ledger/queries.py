@@ -289,6 +289,8 @@ def snapshot(database: Database) -> Iterator[Session]:
         with database.engine.connect().execution_options(**level) as connection:
             if database.dialect == "sqlite":
                 connection.exec_driver_sql("BEGIN")
+            else:
+                database.catch_up(connection)
             session = Session(connection)
             with session.errors():
                 yield session

@@ -19,6 +19,7 @@ import attrs
 import sqlalchemy as sa
 
 from cloudcore._failpoints import failpoint
+from cloudcore.database import session_is_lost
 from cloudcore.placement.rules.claims import InventoryRow, Key, Owner, Rewrite, Take
 from cloudcore.placement.storage.changes import record_changes_raw
 
@@ -102,7 +103,10 @@ RETURNING i.provider_id, i.resource_class
 def _adapt(sql: str, dialect: str) -> str:
     for token, text in _DIALECTS[dialect].items():
         sql = sql.replace("{" + token + "}", text)
-    return sql if dialect == "sqlite" else sql.replace("%", "%%").replace("?", "%s")
+    if dialect == "sqlite":
+        return sql
+    # MariaDB's drivers do not agree on how to escape a percent sign.
+    return sql.replace("%", "MOD" if dialect == "mysql" else "%%").replace("?", "%s")
 
 
 to_json = json.JSONEncoder(separators=(",", ":")).encode
@@ -186,6 +190,7 @@ class Session:
         except driver.Error as error:
             pooled = self.connection.connection
             broken = dialect.is_disconnect(error, pooled.driver_connection, self.cursor)
+            broken = broken or session_is_lost(error, dialect.name)
             wrapped = sa.exc.DBAPIError.instance(
                 None, None, error, driver.Error, connection_invalidated=broken, dialect=dialect, hide_parameters=True
             )

@@ -86,7 +86,7 @@ class LedgerTransactions(LedgerReader):
 
     def _claim(self, claim: NewClaim) -> Outcome[Any]:
         database = self.database
-        if database.dialect == "postgresql":
+        if database.dialect == "postgresql" and database.keeps_sessions:  # else its wait for locks had no bound
             return database.resolve(
                 claim.operation, lambda: claim_in_one_statement(database, claim, history=self.history)
             )
@@ -154,7 +154,7 @@ class LedgerTransactions(LedgerReader):
     ) -> Callable[[], Outcome[dict[str, Any] | None]] | None:
         """What begins a usual move in one round trip on this database, if anything does."""
         database, known, history = self.database, self._known_providers, self.history
-        if database.dialect == "postgresql":
+        if database.dialect == "postgresql" and database.keeps_sessions:
             return lambda: begin_in_one_statement(database, operation, asked, history=history)
         if runs_blocks(database):
             return lambda: begin_in_one_block(database, operation, asked, known, history=history)
