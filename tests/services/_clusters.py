@@ -1,7 +1,7 @@
 """More than one database process: a Galera cluster, PostgreSQL with a standby, and a pooler before PostgreSQL.
 
-All on loopback, by the unprivileged user, without settings that a production would not have; only the time-outs are
-short, so that a dead node is noticed in seconds.
+All on loopback, by the unprivileged user, without settings that a production would not have; only the time-outs of a
+cluster of one's own are short, so that a dead node is noticed in seconds.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _JOINED = b"wsrep_ready ON wsrep_local_state_comment Synced".split()
 class Galera:
     """Three MariaDB nodes that replicate each commit to one another; every node takes writes."""
 
-    def __init__(self, folder: Path, ports: Ports) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, ports: Ports, *, impatient: bool) -> None:
+        self._folder, self._impatient = folder, impatient
         block = ports.block()
         self._sql = [block[node] for node in range(NODES)]
         self._group = [block[8 + 4 * node] for node in range(NODES)]  # each: the group, then incremental, then full
@@ -99,8 +99,8 @@ class Galera:
             "base_port": group,
             "gcache.size": "64M",
             "evs.keepalive_period": "PT0.5S",
-            "evs.suspect_timeout": "PT2S",
-            "evs.inactive_timeout": "PT4S",
+            "evs.suspect_timeout": "PT3S" if self._impatient else "PT20S",  # a busy machine is no dead node
+            "evs.inactive_timeout": "PT6S" if self._impatient else "PT40S",
         }
         settings = [
             f"--datadir={folder / 'data'}",
@@ -125,7 +125,9 @@ class Galera:
             f"--wsrep-node-address=127.0.0.1:{group}",
             "--wsrep-sst-method=rsync",
             f"--wsrep-sst-receive-address=127.0.0.1:{group + 2}",
-            "--wsrep-slave-threads=2",
+            # With several, CREATE INDEX on a table with a foreign key and the next write to the table that it refers to
+            # are applied side by side, and may wait for each other for ever: the next test creates its tables soon.
+            f"--wsrep-slave-threads={2 if self._impatient else 1}",
             f"--wsrep-provider-options={';'.join(f'{name}={value}' for name, value in provider.items())}",
         ]
         server = mariadb_server()
