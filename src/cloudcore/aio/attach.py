@@ -12,6 +12,7 @@ class AsyncAttachmentManager(ClosingFacade[AttachmentManager]):
     """An :class:`~cloudcore.AttachmentManager` whose calls are awaited, each to its end even when cancelled."""
 
     attach = offloaded(AttachmentManager.attach)
+    reserve = offloaded(AttachmentManager.reserve)
     plan_attach = offloaded(AttachmentManager.plan_attach)
     detach = offloaded(AttachmentManager.detach)
     terminate = offloaded(AttachmentManager.terminate)

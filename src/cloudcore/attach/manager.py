@@ -170,13 +170,15 @@ class AttachmentManager:
         is undone before it is raised; if even that fails, the journal keeps it for :meth:`recover`, and the error says
         so in a note.
 
-        To boot from the volume, attach it with ``boot_order=1`` to a guest that is defined and not yet started.
+        To boot from the volume, attach it with ``boot_order=1`` to a guest that is defined and not yet started. What is
+        reserved for the instance (:meth:`reserve`) is taken from there, and reserved again if that fails. For a
+        shelved instance it is held until that comes back.
 
         Args:
             volume_id: UUID of the volume.
             instance_id: UUID of the instance.
             mode: ``"ro"`` makes the guest's disk read-only, whatever the service would allow.
-            host: On which the instance is; needed if this manager serves several.
+            host: On which the instance is; needed if this manager serves several, None for a shelved instance.
             bus: See :class:`~cloudcore.disks.Disk`; so *target*, *boot_order* and *cache*.
             target: Device name; None for the next free one.
             boot_order: 1 is booted first.
@@ -200,6 +202,43 @@ class AttachmentManager:
             instance_id=instance_id,
             mode=mode,
             host=host,
+            bus=bus,
+            target=target,
+            boot_order=boot_order,
+            cache=cache,
+            delete_on_termination=delete_on_termination,
+        )
+        return self._attacher.attach(request, operation_id)
+
+    @observed("attach.reserve", "volume_id", "instance_id", "operation_id", level=logging.INFO, answer=_told)
+    def reserve(
+        self,
+        volume_id: str,
+        instance_id: str,
+        mode: AttachMode = "rw",
+        *,
+        bus: DiskBus | str = DiskBus.VIRTIO,
+        target: str | None = None,
+        boot_order: int | None = None,
+        cache: str | None = None,
+        delete_on_termination: bool = False,
+        operation_id: str | None = None,
+    ) -> Attachment:
+        """Hold the volume for an instance that is on no host yet: nobody else gets it while a host is being chosen.
+
+        :meth:`attach` names the host later; a build that fails there leaves it reserved, for the next host.
+        :meth:`detach` and :meth:`terminate` give it back. Arguments and errors are those of :meth:`attach`; the
+        settings that count are those given there.
+
+        Returns:
+            The attachment, ``held``.
+        """
+        request = self._attacher.request(
+            volume_id=volume_id,
+            instance_id=instance_id,
+            mode=mode,
+            host=None,
+            anywhere=True,
             bus=bus,
             target=target,
             boot_order=boot_order,
@@ -242,7 +281,7 @@ class AttachmentManager:
     # --- detach -------------------------------------------------------------------------------------------------------
 
     @observed("attach.detach", "attachment_id", "force", level=logging.INFO, answer=_told)
-    def detach(self, attachment_id: str, *, force: bool = False) -> Attachment:
+    def detach(self, attachment_id: str, *, force: bool = False, boot_volume: bool = False) -> Attachment:
         """Take the volume back: out of the guest, off the host if nobody else there uses it, then from the service.
 
         May be called again at any time, by anybody; what is detached already is success.
@@ -250,6 +289,7 @@ class AttachmentManager:
         Args:
             attachment_id: Of :meth:`attach`.
             force: The host is dead: skip the guest and the host, on the fencer's evidence.
+            boot_volume: Even if the guest runs, and boots from it.
 
         Returns:
             The attachment: ``absent``; or ``pending`` if the guest was asked and has not let go yet, in which case it
@@ -258,30 +298,38 @@ class AttachmentManager:
         Raises:
             AttachmentNotFound: There never was one of this id.
             WrongHost: Its host is not served here; nothing was touched.
-            Conflict: The instance is moving; confirm or revert that first.
+            Conflict: The instance is moving (and not shelved); confirm or revert that first. Or its guest runs from the
+                volume. Nothing was touched.
             FencingRequired: *force* without evidence that the host is dead; nothing was touched.
             DetachFailed: The guest refuses for good; it is attached as before.
             OutcomeUnknown: Somebody could not be asked; :meth:`recover` goes on.
             CloudcoreError: What failed; the journal has how far it came, and :meth:`recover` goes on from there.
         """
-        return self._detacher.detach(normalise_uuid(attachment_id, "attachment_id"), force=force)
+        return self._detacher.detach(
+            normalise_uuid(attachment_id, "attachment_id"), force=force, boot_volume=boot_volume
+        )
 
     @observed("attach.terminate", "instance_id", level=logging.INFO)
-    def terminate(self, instance_id: str) -> tuple[Attachment, ...]:
+    def terminate(self, instance_id: str, *, force: bool = False) -> tuple[Attachment, ...]:
         """Detach everything from an instance that ends, and delete the volumes that go with it.
 
         Those are the ones that it has now and that were attached with ``delete_on_termination``: what was detached
-        before, or never arrived, is kept, and so is what others have or had since. Its guest should be off. May be
-        repeated until nothing is returned.
+        before, or never arrived, is kept, and so is what others have or had since. Its guest should be off. A move that
+        it is in, and a shelved one, ends with it. May be repeated until nothing is returned.
+
+        Args:
+            instance_id: UUID.
+            force: Skip the guests and hosts that the fencer has evidence of being dead.
 
         Returns:
             The attachments whose guest has not let go yet.
 
         Raises:
+            FencingRequired: With *force*: a host that is not served here is not known to be dead.
             InUse: Another instance uses a volume that was to be deleted. It is theirs now; a repeat says nothing of it.
             CloudcoreError: The first failure, once everything else was done; as :meth:`detach`.
         """
-        return self._detacher.terminate(normalise_uuid(instance_id, "instance_id"))
+        return self._detacher.terminate(normalise_uuid(instance_id, "instance_id"), force=force)
 
     @observed("attach.set_delete_on_termination", "attachment_id", level=logging.INFO, answer=_told)
     def set_delete_on_termination(self, attachment_id: str, delete: bool) -> Attachment:

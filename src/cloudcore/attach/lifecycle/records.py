@@ -239,7 +239,7 @@ class Move:
     Attributes:
         instance_id: UUID.
         kind: See :data:`MoveKind`.
-        phase: ``"beginning"``, ``"begun"``, ``"confirming"`` or ``"reverting"``.
+        phase: ``"beginning"``, ``"begun"``, ``"confirming"``, ``"reverting"``, or ``"ending"`` with its instance.
         source: Host that the instance leaves.
         destination: Host that it goes to; None for a shelved instance.
         legs: The second legs (live), or the held ones.
@@ -255,6 +255,11 @@ class Move:
     legs: tuple[Attachment, ...] = ()
     disks: tuple[Disk, ...] = ()
     note: str | None = None
+
+    @property
+    def shelved(self) -> bool:
+        """The instance is on no host, and its volumes wait for it."""
+        return self.kind == "shelve" and self.phase == "begun"
 
 
 @attrs.frozen(kw_only=True)

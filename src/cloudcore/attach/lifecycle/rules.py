@@ -12,6 +12,7 @@ import attrs
 
 from cloudcore._values import normalise_uuid, require_text
 from cloudcore.attach.lifecycle.records import Settings
+from cloudcore.attach.lifecycle.states import State
 from cloudcore.disks import DiskBus
 from cloudcore.errors import (
     AlreadyExists,
@@ -32,7 +33,17 @@ if TYPE_CHECKING:
     from cloudcore.attach.lifecycle.records import Attachment
     from cloudcore.attach.volumes.values import AttachMode, Volume, VolumeFeatures
 
-__all__ = ["AttachPlan", "AttachRequest", "Limits", "Policy", "Violation", "needs_target_lock", "plan", "violations"]
+__all__ = [
+    "AttachPlan",
+    "AttachRequest",
+    "Limits",
+    "Policy",
+    "Violation",
+    "needs_target_lock",
+    "plan",
+    "takes_over",
+    "violations",
+]
 
 _BUS_LIMITS = {DiskBus.VIRTIO: 26, DiskBus.SCSI: 256, DiskBus.SATA: 6, DiskBus.IDE: 4, DiskBus.USB: 16}
 _IN_FLIGHT = frozenset({"reserved", "attaching", "detaching", "creating", "extending", "maintenance"})
@@ -63,13 +74,13 @@ def _instance_id(value: str) -> str:
 class AttachRequest:
     """What :meth:`AttachmentManager.attach` was asked for, checked.
 
-    Attributes are those of its arguments; ids are in their normal form.
+    Attributes are those of its arguments; ids are in their normal form. Without a host the volume is only held.
     """
 
     volume_id: str = attrs.field(converter=_volume_id)
     instance_id: str = attrs.field(converter=_instance_id)
     mode: AttachMode = attrs.field(default="rw")
-    host: str = attrs.field()
+    host: str | None = attrs.field()
     bus: DiskBus = attrs.field(default=DiskBus.VIRTIO)
     target: str | None = attrs.field(default=None)
     boot_order: int | None = attrs.field(default=None)
@@ -82,8 +93,9 @@ class AttachRequest:
             raise InvalidArgument(f"mode: {value!r} is neither 'rw' nor 'ro'", field="mode", value=value)
 
     @host.validator
-    def _check_host(self, _: Any, value: str) -> None:
-        require_text(value, "host")
+    def _check_host(self, _: Any, value: str | None) -> None:
+        if value is not None:
+            require_text(value, "host")
 
     @bus.validator
     def _check_bus(self, _: Any, value: DiskBus) -> None:
@@ -188,6 +200,7 @@ def violations(
     features: VolumeFeatures,
     denied: Sequence[str] = (),
     moving: bool = False,
+    shelved: bool = False,
 ) -> tuple[Violation, ...]:
     """Every rule that attaching would break, the most telling first.
 
@@ -200,9 +213,10 @@ def violations(
         features: Of the volume service.
         denied: Names of the policy rules that said no.
         moving: The instance is on its way to another host.
+        shelved: It is on none, and is to come back.
     """
     found = [
-        *_moving(request, moving),
+        *_moving(request, moving=moving or (shelved and request.host is not None)),
         *_same_volume_twice(request, volume_legs),
         *_exclusive(request, volume, volume_legs),
         *_status(volume, volume_legs),
@@ -212,7 +226,7 @@ def violations(
     return tuple(found)
 
 
-def _moving(request: AttachRequest, moving: bool) -> list[Violation]:
+def _moving(request: AttachRequest, *, moving: bool) -> list[Violation]:
     if not moving:
         return []
     text = f"instance {request.instance_id} is moving; confirm or revert that first"
@@ -230,7 +244,22 @@ def _same_volume_twice(request: AttachRequest, legs: Sequence[Attachment]) -> li
             facts={"identifier": leg.id},
         )
         for leg in mine[:1]
+        if not takes_over(request, leg)
+    ] + [
+        Violation(
+            "mode-differs",
+            f"volume {leg.volume_id} is reserved for instance {request.instance_id} as {leg.mode}, not {request.mode}",
+            facts={"identifier": leg.id},
+        )
+        for leg in mine
+        if takes_over(request, leg) and leg.mode != request.mode
     ]
+
+
+def takes_over(request: AttachRequest, leg: Attachment) -> bool:
+    """Whether *leg* is the reservation that *request* turns into an attachment."""
+    pair = (leg.volume_id, leg.instance_id) == (request.volume_id, request.instance_id)
+    return pair and leg.state is State.HELD and leg.role == "main" and request.host is not None
 
 
 def _exclusive(request: AttachRequest, volume: Volume, legs: Sequence[Attachment]) -> list[Violation]:
@@ -284,7 +313,7 @@ def _nature(request: AttachRequest, volume: Volume, features: VolumeFeatures, de
 
 def _places(request: AttachRequest, legs: Sequence[Attachment], limits: Limits) -> list[Violation]:
     """Limits of the instance, and places that its other volumes hold; second legs of moves hold the same place."""
-    legs = [leg for leg in legs if leg.role == "main"]
+    legs = [leg for leg in legs if leg.role == "main" and leg.volume_id != request.volume_id]
     found = []
     if limits.per_instance is not None and len(legs) >= limits.per_instance:
         found.append(_limit("per-instance", f"instance {request.instance_id}", limits.per_instance, len(legs)))
@@ -323,11 +352,16 @@ def plan(request: AttachRequest, volume: Volume, found: Sequence[Violation], *, 
     steps = {
         "write the intent to the journal": "mark it absent",
         f"reserve volume {volume.id} for instance {request.instance_id}, {request.mode}": "delete the attachment",
-        f"give the volume service the connector of host {request.host}": "delete the attachment",
-        f"connect host {request.host}, and verify the device": "disconnect, if it is the last user on the host",
-        f"give the disk to the guest on {request.host}": "take it out of the guest",
-        "complete the attachment": "take it out of the guest, disconnect, delete",
     }
+    if request.host is None:
+        steps["complete the attachment, without a host"] = "delete the attachment"
+    else:
+        steps |= {
+            f"give the volume service the connector of host {request.host}": "delete the attachment",
+            f"connect host {request.host}, and verify the device": "disconnect, if it is the last user on the host",
+            f"give the disk to the guest on {request.host}": "take it out of the guest",
+            "complete the attachment": "take it out of the guest, disconnect, delete",
+        }
     locks = [f"volume/{volume.id}"] + ([target_lock] if target_lock else [])
     return AttachPlan(
         request=request,

@@ -6,13 +6,15 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from cloudcore._failpoints import failpoint
-from cloudcore._values import require_text
+from cloudcore._values import normalise_uuid, require_text
 from cloudcore.attach.journal.lock_names import target_lock, volume_lock
 from cloudcore.attach.lifecycle.failures import failure
 from cloudcore.attach.lifecycle.records import Attachment
-from cloudcore.attach.lifecycle.rules import AttachPlan, AttachRequest, needs_target_lock, plan, violations
-from cloudcore.attach.lifecycle.states import Instruction, State
+from cloudcore.attach.lifecycle.rules import AttachPlan, AttachRequest, needs_target_lock, plan, takes_over, violations
+from cloudcore.attach.lifecycle.states import Event, Instruction, State
 from cloudcore.disks import DiskBus
 from cloudcore.errors import Conflict, InvalidArgument, OperationMismatch
 
@@ -80,25 +82,33 @@ class Attacher:
         with self._journal.database.read() as connection:
             legs = self._journal.of_volume(connection, volume.id)
             found = self._violations(connection, request, volume, legs, denied=denied, features=features)
+        return plan(request, volume, found, target_lock=self._target_lock(request, volume))
+
+    def _target_lock(self, request: AttachRequest, volume: Volume) -> str | None:
+        if request.host is None:
+            return None
         manual = self._hosts[request.host].connector.describe().manual_scan
         locked = needs_target_lock(request.settings(volume), manual_scan=manual)
-        lock = target_lock(request.host, volume.service_uuid) if locked else None
-        return plan(request, volume, found, target_lock=lock)
+        return target_lock(request.host, volume.service_uuid) if locked else None
 
-    def request(self, *, host: str | None, bus: DiskBus | str, **given: Any) -> AttachRequest:
+    def request(self, *, host: str | None, bus: DiskBus | str, anywhere: bool = False, **given: Any) -> AttachRequest:
         """Check what was asked for; *given* are the other fields of :class:`AttachRequest`.
+
+        Without *host* the only one that is served is meant; with *anywhere*, or for a shelved instance, none.
 
         Raises:
             InvalidArgument: Something is malformed, or the host is not served here.
         """
-        if host is None:
+        if host is None and not anywhere and self._shelved(given["instance_id"]):
+            anywhere = True
+        if host is None and not anywhere:
             if len(self._hosts) != 1:
                 raise InvalidArgument(
                     f"host: this manager serves {', '.join(sorted(self._hosts))}; say which one the instance is on",
                     field="host",
                 )
             host = next(iter(self._hosts))
-        if host not in self._hosts:
+        if host is not None and host not in self._hosts:
             raise InvalidArgument(
                 f"host: {host!r} is not served here; served: {', '.join(sorted(self._hosts))}", field="host", value=host
             )
@@ -107,6 +117,10 @@ class Attacher:
         except ValueError:
             raise InvalidArgument(f"bus: {bus!r} is none of {', '.join(DiskBus)}", field="bus", value=bus) from None
         return AttachRequest(host=host, bus=bus, **given)
+
+    def _shelved(self, instance_id: str) -> bool:
+        move = self._moves.find(normalise_uuid(instance_id, "instance_id"))
+        return move is not None and move.shelved
 
     def _attach(self, request: AttachRequest, operation_id: str | None, fingerprint: str | None) -> Attachment:
         settled = refreshed = False
@@ -128,13 +142,14 @@ class Attacher:
                     raise _Unsettled
                 self._permit(connection, request, volume, legs, denied=denied, features=features)
                 self._journal.spare(connection, volume.id)
-                self._journal.begin(connection, leg)
+                if not any(takes_over(request, other) for other in legs):
+                    self._journal.begin(connection, leg)
                 failpoint("attach.begin.commit")
 
             try:
                 with self._leases.hold([volume_lock(volume.id)], start=start) as lease:
                     failpoint("attach.begin.after")
-                    return self._drive_attach(lease, leg)
+                    return self._drive_attach(lease, request, leg)
             except _Unsettled:
                 self._recovery.settle(volume.id)
                 settled = True
@@ -143,11 +158,30 @@ class Attacher:
                     raise denial.error from None
                 refreshed = True  # the volume was described before the lease was had
 
-    def _drive_attach(self, lease: Lease, leg: Attachment) -> Attachment:
-        result = self._driver.run(lease, leg, Instruction.RESERVE)
-        if result.leg.state is State.ATTACHED:
+    def _drive_attach(self, lease: Lease, request: AttachRequest, leg: Attachment) -> Attachment:
+        reserved = self._reserved(request)
+        if reserved is None:
+            result = self._driver.run(lease, leg, Instruction.RESERVE)
+        else:
+            leg, instruction = self._journal.advance(
+                lease,
+                reserved,
+                Event.PLACE,
+                host=request.host,
+                settings=attrs.evolve(leg.settings, held_before=True),
+                operation_id=leg.operation_id,
+                fingerprint=leg.fingerprint,
+            )
+            result = self._driver.run(lease, leg, instruction, release=False)
+        if result.leg.state is (State.ATTACHED if request.host is not None else State.HELD):
             return result.leg
         raise failure(result.leg, result.error, "attach", self._journal.story(leg.id))
+
+    def _reserved(self, request: AttachRequest) -> Attachment | None:
+        if request.host is None:
+            return None
+        found = self._journal.select(volume_id=request.volume_id, instance_id=request.instance_id)
+        return next((leg for leg in found if takes_over(request, leg)), None)
 
     def _new_leg(
         self, request: AttachRequest, volume: Volume, operation_id: str | None, fingerprint: str | None
@@ -158,7 +192,7 @@ class Attacher:
             volume_id=volume.id,
             instance_id=request.instance_id,
             host=request.host,
-            state=State.RESERVING,
+            state=State.RESERVING if request.host is not None else State.HOLDING,
             mode=request.mode,
             operation_id=operation_id,
             fingerprint=fingerprint,
@@ -200,6 +234,7 @@ class Attacher:
         denied: Sequence[str],
         features: VolumeFeatures,
     ) -> tuple[Violation, ...]:
+        move = self._moves.in_move(connection, request.instance_id)
         return violations(
             request,
             volume,
@@ -208,7 +243,8 @@ class Attacher:
             limits=self._limits,
             features=features,
             denied=denied,
-            moving=self._moves.in_move(connection, request.instance_id) is not None,
+            moving=move is not None and not move.shelved,
+            shelved=move is not None and move.shelved,
         )
 
     def _repeated(self, operation_id: str, fingerprint: str) -> Attachment | None:
@@ -232,7 +268,7 @@ class Attacher:
         if found.interrupted:
             self._recovery.settle(found.volume_id)
             found = self._journal.get(found.id)
-        if found.state is State.ATTACHED:
+        if found.state in {State.ATTACHED, State.HELD}:
             return found
         if self._journal.free_operation(found):
             return None  # it never came to be: the id is as good as new

@@ -7,19 +7,20 @@ crash in between loses neither the wish nor a volume that somebody wants.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import attrs
 
 from cloudcore._failpoints import failpoint
-from cloudcore.attach.journal.lock_names import volume_lock
+from cloudcore.attach.journal.lock_names import instance_lock, volume_lock
 from cloudcore.attach.lifecycle.failures import failure
-from cloudcore.attach.lifecycle.fencing import require_evidence
+from cloudcore.attach.lifecycle.fencing import judged, require_evidence
 from cloudcore.attach.lifecycle.states import Event, State
 from cloudcore.errors import CloudcoreError, Conflict, InUse
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from cloudcore.attach.journal.journal import Journal
     from cloudcore.attach.journal.leases import Lease, Leases
@@ -57,30 +58,62 @@ class Detacher:
 
     # --- one attachment -----------------------------------------------------------------------------------------------
 
-    def detach(self, attachment_id: str, *, force: bool) -> Attachment:
+    def detach(self, attachment_id: str, *, force: bool, boot_volume: bool) -> Attachment:
         """See :meth:`AttachmentManager.detach`."""
         leg = self._journal.get(attachment_id)
         if leg.state is State.ABSENT:
             return leg
-        evidence = str(require_evidence(self._fencer, str(leg.host))) if force else None
+        evidence = str(require_evidence(self._fencer, str(leg.host))) if force and leg.host is not None else None
         if leg.host is not None and not force:
             self._driver.host(leg)
-        self._require_still(leg)
-        with self._leases.hold([volume_lock(leg.volume_id)]) as lease:
-            result = self._take_back(lease, self._journal.get(leg.id), evidence, "keep")
+        with self._at_rest(leg), self._leases.hold([volume_lock(leg.volume_id)]) as lease:
+            leg = self._journal.get(leg.id)
+            if not force and not boot_volume:
+                self._require_spare(leg)
+            result = self._take_back(lease, leg, evidence, "keep", release=True)
         return self._told(result)
 
-    def _require_still(self, leg: Attachment) -> None:
+    @contextmanager
+    def _at_rest(self, leg: Attachment) -> Iterator[None]:
+        """Check that the instance is in no move, or shelved: then keep it so meanwhile.
+
+        Raises:
+            Conflict: It is on its way.
+        """
         move = self._rows.find(leg.instance_id)
-        if move is not None:
+        if move is None:
+            yield
+            return
+        with self._leases.hold([instance_lock(leg.instance_id)]):
+            move = self._rows.find(leg.instance_id)
+            if move is not None and not (move.shelved and leg.host is None):
+                raise Conflict(
+                    f"instance {leg.instance_id} is in a {move.kind} move from {move.source}; confirm or revert it "
+                    f"first",
+                    identifier=leg.instance_id,
+                )
+            yield
+
+    def _require_spare(self, leg: Attachment) -> None:
+        """Check that no running guest loses what it booted from, as Nova does.
+
+        Raises:
+            Conflict: It would.
+        """
+        if leg.settings.boot_order != 1 or leg.state is not State.ATTACHED:
+            return
+        if self._driver.host(leg).guests.disk_state(leg.instance_id, leg.volume_id).live is not None:
             raise Conflict(
-                f"instance {leg.instance_id} is in a {move.kind} move from {move.source}; confirm or revert it first",
-                identifier=leg.instance_id,
+                f"instance {leg.instance_id} runs from volume {leg.volume_id}: stop it first, or say boot_volume=True",
+                identifier=leg.id,
             )
 
-    def _take_back(self, lease: Lease, leg: Attachment, evidence: str | None, wish: WhenGone) -> Result:
+    def _take_back(
+        self, lease: Lease, leg: Attachment, evidence: str | None, wish: WhenGone, *, release: bool
+    ) -> Result:
         """Lead one leg away; a wish that it is on its way out with already stands."""
         if leg.interrupted:
+            leg = self._give_up_hold(lease, leg)
             result = self._recovery.salvage(lease, leg, evidence=evidence)
             if result.leg.interrupted or result.leg.state is State.ABSENT:
                 return result
@@ -90,7 +123,16 @@ class Detacher:
         leg, instruction = self._journal.advance(
             lease, leg, event, note=evidence, settings=settings, when_gone=leg.when_gone or wish
         )
-        return self._driver.run(lease, leg, instruction)
+        return self._driver.run(lease, leg, instruction, release=release)
+
+    def _give_up_hold(self, lease: Lease, leg: Attachment) -> Attachment:
+        """An attach that began with a held volume would hold it again when it is undone; nobody wants that any more."""
+        if not leg.settings.held_before:
+            return leg
+        settings = attrs.evolve(leg.settings, held_before=False)
+        after = attrs.evolve(leg, settings=settings, version=leg.version + 1, updated_at=self._journal.now())
+        self._journal.database.run(lambda c: self._journal.replace(c, lease, leg, after, "not-held"))
+        return after
 
     def _told(self, result: Result) -> Attachment:
         leg = result.leg
@@ -127,34 +169,48 @@ class Detacher:
         event = f"delete-on-termination-{'on' if delete else 'off'}"
         self._journal.database.run(lambda c: self._journal.replace(c, lease, leg, after, event))
 
-    def terminate(self, instance_id: str) -> tuple[Attachment, ...]:
+    def terminate(self, instance_id: str, *, force: bool) -> tuple[Attachment, ...]:
         """See :meth:`AttachmentManager.terminate`."""
         failures: list[CloudcoreError] = []
-        waiting = []
-        for leg in self._journal.select(instance_id=instance_id):
-            try:
-                found = self._end(leg)
-                if found.pending:
-                    waiting.append(found)
-            except CloudcoreError as error:
-                failures.append(error)
+        with self._leases.hold([instance_lock(instance_id)]):
+            move = self._rows.find(instance_id)
+            if move is not None:
+                self._rows.set_phase(move, "ending")  # nobody confirms or reverts it any more
+            for volume_id in sorted({leg.volume_id for leg in self._journal.select(instance_id=instance_id)}):
+                try:
+                    self._end(volume_id, instance_id, force=force)
+                except CloudcoreError as error:
+                    failures.append(error)
+            left = self._journal.select(instance_id=instance_id)
+            if move is not None and not left:
+                self._rows.end(move)
         for volume_id in self._journal.going_with(instance_id):
             try:
                 self._delete_volume(instance_id, volume_id)
             except CloudcoreError as error:
                 failures.append(error)
         _raise_first(failures)
-        return tuple(waiting)
+        return tuple(leg for leg in left if leg.pending)
 
-    def _end(self, leg: Attachment) -> Attachment:
-        if leg.host is not None:
-            self._driver.host(leg)
-        self._require_still(leg)
-        with self._leases.hold([volume_lock(leg.volume_id)]) as lease:
-            leg = self._journal.get(leg.id)
-            if leg.state is State.ABSENT:
-                return leg
-            return self._told(self._take_back(lease, leg, None, _wish(leg)))
+    def _end(self, volume_id: str, instance_id: str, *, force: bool) -> None:
+        """End every leg of the pair: that in use before that which was to replace it."""
+        with self._leases.hold([volume_lock(volume_id)]) as lease:
+            legs = self._journal.select(volume_id=volume_id, instance_id=instance_id)
+            for leg in sorted(legs, key=lambda leg: leg.role):
+                evidence = self._evidence(leg, force=force)
+                self._told(self._take_back(lease, leg, evidence, _wish(leg), release=False))
+
+    def _evidence(self, leg: Attachment, *, force: bool) -> str | None:
+        """Why the leg's host is skipped; None if it is not."""
+        if leg.host is None or leg.state is State.ABSENT:
+            return None
+        found = judged(self._fencer, leg.host) if force else None
+        if found is not None:
+            return str(found)
+        if force and not self._driver.serves(leg.host):
+            require_evidence(self._fencer, leg.host)
+        self._driver.host(leg)
+        return None
 
     def _delete_volume(self, instance_id: str, volume_id: str) -> None:
         """Delete a volume that went with its instance, unless somebody has, or had, it since: then it is theirs."""

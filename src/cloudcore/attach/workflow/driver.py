@@ -42,6 +42,9 @@ _GUARDED = frozenset(
         Instruction.UNPLUG, Instruction.DISCONNECT, Instruction.UNMAP,
     }
 )  # fmt: skip
+_TAKES_OVER = frozenset({State.HELD, State.ATTACHED, State.PENDING})
+"""States in which a second leg takes the place of one that is gone; used by a guest only where termination failed."""
+
 _SURPLUS = {
     Instruction.RESERVE: State.UNMAPPING,
     Instruction.CREATE: State.UNMAPPING,
@@ -314,7 +317,7 @@ class Driver:
             legs = self._journal.of_volume(connection, volume_id)
         taken = {leg.instance_id for leg in legs if leg.role == "main"}
         for leg in legs:
-            if leg.role == "next" and leg.state is State.HELD and leg.instance_id not in taken:
+            if leg.role == "next" and leg.state in _TAKES_OVER and leg.instance_id not in taken:
                 after = attrs.evolve(leg, role="main", version=leg.version + 1, updated_at=self._journal.now())
 
                 def work(connection: Connection, before: Attachment = leg, after: Attachment = after) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cloudcore.attach.lifecycle.records import Attachment
     from cloudcore.attach.lifecycle.states import Instruction
     from cloudcore.attach.workflow.driver import Driver, Result
+    from cloudcore.disks import DiskState
 
 __all__ = ["Recovery", "Tally"]
 
@@ -122,6 +123,41 @@ class Recovery:
             )
         result = self._driver.run(lease, leg, instruction, undo=not forward, release=False)
         return self._past_a_dead_host(lease, result)
+
+    def lead_away(self, lease: Lease, leg: Attachment, event: Event, *, note: str | None, **changes: Any) -> Result:
+        """Begin to end a leg that is at rest by *event*, and go on as far as it goes; past its host, if that is dead.
+
+        Raises:
+            WrongHost: Its host is not served here, and not known to be dead. Nothing was touched.
+        """
+        evidence = self._evidence(leg)
+        if evidence is not None:
+            event, note = Event.FENCED, evidence
+        leg, instruction = self._journal.advance(lease, leg, event, note=note, **changes)
+        return self._past_a_dead_host(lease, self._driver.run(lease, leg, instruction, release=False))
+
+    def dead(self, host: str | None) -> bool:
+        """Whether the fencer has evidence that *host* is dead."""
+        return host is not None and judged(self._fencer, host) is not None
+
+    def guest_says(self, host: str, leg: Attachment) -> DiskState | None:
+        """Whether the instance has the volume on *host*; None if that host is dead, so that nothing there has anything.
+
+        It is asked; the fencer is, where it cannot be.
+
+        Raises:
+            WrongHost: It is not served here, and not known to be dead.
+            CloudcoreError: It cannot be reached, and is not known to be dead.
+        """
+        if not self._driver.serves(host) and self.dead(host):
+            return None
+        guests = self._driver.host(attrs.evolve(leg, host=host)).guests
+        try:
+            return guests.disk_state(leg.instance_id, leg.volume_id)
+        except CloudcoreError:
+            if not self.dead(host):
+                raise
+            return None
 
     def _past_a_dead_host(self, lease: Lease, result: Result) -> Result:
         """Go on without the host that could not be reached, if the fencer has evidence that it is dead."""
