@@ -189,3 +189,32 @@ def copies(template: Path, folder: Path, names: list[str]) -> list[Path]:
     for path in made:
         path.write_bytes(template.read_bytes())
     return made
+
+
+def copy_on_server(server, template: str, name: str) -> str:
+    """A copy of an empty database under another name; its URL. On MariaDB it has no foreign keys."""
+    source = template.rsplit("/", 1)[1].split("?")[0]
+    if template.startswith("postgresql"):
+        server.execute(f'CREATE DATABASE "{name}" TEMPLATE "{source}"')
+        return server.url(name)
+    server.execute(f"CREATE DATABASE {name}")
+    for (table,) in server.execute(f"SELECT table_name FROM information_schema.tables WHERE table_schema = '{source}'"):
+        if not table.startswith("shadow_"):
+            server.execute(f"CREATE TABLE {name}.{table} LIKE {source}.{table}")
+    return server.url(name)
+
+
+def grow(url: str, times: int) -> None:
+    """Make the instances of a MariaDB cell so many times as many, each copy with a uuid and a time of its own."""
+    engine = sa.create_engine(url)
+    names = [column.name for column in nova_tables.instances.columns if column.name != "id"]
+    copied = {"uuid": "uuid()", "created_at": "created_at + INTERVAL FLOOR(1 + RAND() * 86400) SECOND"}
+    into, values = ", ".join(names), ", ".join(copied.get(name, name) for name in names)
+    with engine.begin() as connection:
+        most = connection.scalar(sa.text("SELECT MAX(id) FROM instances"))
+        for _ in range(times - 1):
+            connection.execute(
+                sa.text(f"INSERT INTO instances ({into}) SELECT {values} FROM instances WHERE id <= {most}")
+            )
+    _analyse(engine)
+    engine.dispose()
