@@ -425,13 +425,6 @@ def slow_cell(world: World) -> None:
 WORKS = {
     "postgresql": postgresql, "mariadb": mariadb, "sqlite": sqlite, "naive": naive, "tenant": tenant, "slow": slow_cell,
 }  # fmt: skip
-    "postgresql": postgresql,
-    "mariadb": mariadb,
-    "sqlite": sqlite,
-    "naive": naive,
-    "tenant": tenant,
-    "slow": slow_cell,
-}
 
 
 def main() -> None:
