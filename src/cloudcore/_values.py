@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
 from datetime import UTC, datetime
+from typing import Any, TypeVar
 
 from cloudcore.errors import InvalidArgument
 
 __all__ = [
     "MAX_INTEGER",
+    "FrozenDict",
     "normalise_uuid",
     "require_integer",
     "require_name",
@@ -16,6 +19,9 @@ __all__ = [
     "require_text",
     "require_utc",
 ]
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 MAX_INTEGER = 2**31 - 1
 """The largest amount, total or unit: Placement's limit, which every supported database can hold."""
@@ -109,3 +115,53 @@ def require_utc(value: datetime, field: str, error: type[InvalidArgument] = Inva
     if not isinstance(value, datetime) or value.tzinfo is None:
         raise error(f"{field}: expected a datetime with a time zone, got {value!r}", field=field, value=value)
     return value.astimezone(UTC)
+
+
+class FrozenDict(Mapping[K, V]):
+    """A mapping that never changes; equal to any mapping of the same items, hashable when its values are."""
+
+    __slots__ = ("_data", "_hash")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._data: dict[K, V] = dict(*args, **kwargs)
+        self._hash: int | None = None
+
+    def __getitem__(self, key: K) -> V:
+        return self._data[key]
+
+    def __iter__(self) -> Iterator[K]:
+        return iter(self._data)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._data
+
+    def items(self) -> ItemsView[K, V]:
+        """The pairs."""
+        return self._data.items()
+
+    def keys(self) -> KeysView[K]:
+        """The keys."""
+        return self._data.keys()
+
+    def values(self) -> ValuesView[V]:
+        """The values."""
+        return self._data.values()
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, FrozenDict):
+            return self is other or self._data == other._data
+        return self._data == dict(other) if isinstance(other, Mapping) else NotImplemented
+
+    def __hash__(self) -> int:
+        if self._hash is None:
+            self._hash = hash(frozenset(self._data.items()))
+        return self._hash
+
+    def __repr__(self) -> str:
+        return repr(self._data)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FrozenDict, (self._data,)

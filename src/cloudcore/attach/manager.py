@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Self
 
+from sqlalchemy.engine import Engine
+
 from cloudcore._values import normalise_uuid, require_utc
 from cloudcore.attach.audit.auditor import Auditor, HealReport
 from cloudcore.attach.audit.findings import AuditReport, Finding
@@ -30,7 +32,7 @@ from cloudcore.attach.workflow.driver import Driver
 from cloudcore.attach.workflow.moves import Moves
 from cloudcore.attach.workflow.recovery import Recovery
 from cloudcore.attach.workflow.restart import recover_all
-from cloudcore.database import Database
+from cloudcore.database import Database, RetryPolicy
 from cloudcore.disks import DiskBus, GuestDisks
 from cloudcore.errors import (
     CloudcoreError,
@@ -44,7 +46,7 @@ from cloudcore.observability import observed
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from sqlalchemy.engine import URL, Engine
+    from sqlalchemy.engine import URL
 
     from cloudcore.attach.hosts.connectors import HostConnector
     from cloudcore.attach.lifecycle.fencing import Fencer
@@ -78,7 +80,8 @@ class AttachmentManager:
         policy: Asked before multi-attach volumes are given out; by default everything is allowed.
         fencer: Asked for evidence that a host is dead before anything is forced; by default there is none.
         lease: Seconds after which the work of a process that died on another machine may be taken over.
-        patience: Seconds to wait for a volume on which somebody else is at work.
+        patience: Seconds to wait for a volume on which somebody else is at work; and for a journal that somebody else
+            keeps locked, unless *source* is a :class:`~cloudcore.database.Database` with patience of its own.
         clock, id_factory: For the journal.
         observer: Is told of every call; see :mod:`cloudcore.observability`.
 
@@ -106,7 +109,7 @@ class AttachmentManager:
     ) -> None:
         self.observer = observer
         self._owns_database = not isinstance(source, Database)
-        self._database = Database.of(source)
+        self._database = source if isinstance(source, Database) else _opened(source, patience)
         self.volumes: VolumeService = EmbeddedVolumes(self._database) if volumes is None else volumes
         self.hosts: Mapping[str, Host] = MappingProxyType(_hosts(hypervisor, connectors or {}))
         self._journal = Journal(self._database, clock)
@@ -579,6 +582,15 @@ class AttachmentManager:
 
     def __repr__(self) -> str:
         return f"<AttachmentManager {self._database!r}, {type(self.volumes).__name__}, hosts {', '.join(self.hosts)}>"
+
+
+def _opened(source: str | URL | Engine, patience: float) -> Database:
+    """The journal's database. Half of the patience is for one attempt, half for beginning others."""
+    half = min(30.0, max(patience, 0.2) / 2)
+    retry = RetryPolicy(deadline=half)
+    if isinstance(source, Engine):
+        return Database(source, retry=retry)
+    return Database(source, retry=retry, busy_timeout=half)
 
 
 def _hosts(

@@ -37,12 +37,15 @@ def parse_url(url: str | URL) -> URL:
             raise ValueError
         hosts = [f"{part[1]}:{part[2]}" if part[2] else part[1] for part in parts if part is not None]
         return sa.make_url(f"{several['before']}{several['after']}").update_query_pairs([("host", h) for h in hosts])
-    except (sa.exc.ArgumentError, ValueError) as error:
-        raise InvalidArgument(
-            "this is no database URL; expected something like sqlite:///cloud.db "
-            "or postgresql://user:password@host/name, or with hosts a and b: postgresql://user:password@a,b:5433/name",
-            field="url",
-        ) from error
+    except (sa.exc.ArgumentError, ValueError):
+        pass
+    # Out here it has no cause: SQLAlchemy's error quotes what it took for the port, which may be half of a password.
+    raise InvalidArgument(
+        "this is no database URL; expected something like sqlite:///cloud.db "
+        "or postgresql://user:password@host/name, or with hosts a and b: postgresql://user:password@a,b:5433/name. "
+        "In user and password @ is written %40, : %3A and / %2F",
+        field="url",
+    )
 
 
 def hosts_of(url: URL) -> list[tuple[str, int | None]]:

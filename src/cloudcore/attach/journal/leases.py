@@ -24,7 +24,15 @@ import tenacity
 from cloudcore.attach.journal.owners import owner_is_alive, owner_is_dead, process_identity
 from cloudcore.attach.tables import attachment_locks
 from cloudcore.database import insert_ignoring_duplicates
-from cloudcore.errors import Conflict, OutcomeUnknown, Transient, VolumeBusy
+from cloudcore.errors import (
+    CloudcoreError,
+    Conflict,
+    DatabaseBusy,
+    DatabaseUnavailable,
+    OutcomeUnknown,
+    Transient,
+    VolumeBusy,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -155,6 +163,9 @@ class Leases:
             try:
                 self._take(lease, names, limit, start)
                 yield lease
+            except (DatabaseBusy, DatabaseUnavailable):
+                self._drop(lease, later=True)  # the caller has waited for the database once, and that is enough
+                raise
             finally:
                 self._drop(lease)
 
@@ -171,17 +182,22 @@ class Leases:
         lease.owner, lease.names = _new_owner(), []
         self._take(lease, names, self._patience if patience is None else patience, None)
 
-    def _drop(self, lease: Lease) -> None:
+    def _drop(self, lease: Lease, *, later: bool = False) -> None:
         """Give back what is left of *lease*. If the database does not answer, the renewing thread goes on trying."""
         with self._mutex:
             self._held.pop(lease.owner, None)
         _held_here.discard(lease.owner)
-        if lease.names:
-            try:
+        if not lease.names:
+            return
+        try:
+            if not later:
                 self._database.run(lease.release)
-            except (Transient, OutcomeUnknown):
-                with self._mutex:
-                    self._dropped.add(lease.owner)
+        except CloudcoreError:
+            later = True
+        if later:
+            with self._mutex:
+                self._dropped.add(lease.owner)
+        lease.forget()
 
     @contextmanager
     def _queued(self, names: Sequence[str], patience: float) -> Iterator[None]:

@@ -9,9 +9,10 @@ import sqlalchemy as sa
 from cloudcore._failpoints import failpoint
 from cloudcore.attach.lifecycle.records import Move
 from cloudcore.attach.tables import attachment_moves
-from cloudcore.errors import MoveNotFound
+from cloudcore.errors import CloudcoreError, MoveNotFound
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import datetime
 
     from sqlalchemy.engine import Connection, Row
@@ -79,14 +80,24 @@ class MoveStore:
         """Write down which verb is under way, and where *move* goes."""
         changed = sa.update(_M).where(_M.c.instance_id == move.instance_id)
         values = {"phase": phase, "destination": move.destination}
-        self._database.run(lambda connection: connection.execute(changed.values(**values)))
+        self._run(move, lambda connection: connection.execute(changed.values(**values)))
         failpoint("attach.move.phase")
 
     def end(self, move: Move) -> None:
         """The instance is in no move any more."""
         failpoint("attach.move.end")
         gone = sa.delete(_M).where(_M.c.instance_id == move.instance_id)
-        self._database.run(lambda connection: connection.execute(gone))
+        self._run(move, lambda connection: connection.execute(gone))
+
+    def _run(self, move: Move, work: Callable[[Connection], object]) -> None:
+        try:
+            self._database.run(work)
+        except CloudcoreError as error:
+            error.add_note(
+                f"the move of instance {move.instance_id} is left in the journal as it was; repeat the call, or "
+                f"recover() goes on with it"
+            )
+            raise
 
 
 def _move(row: Row[Any]) -> Move:

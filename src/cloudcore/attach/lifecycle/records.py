@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
+from cloudcore._values import FrozenDict
 from cloudcore.attach.lifecycle.states import AT_REST, WAITING, State
 from cloudcore.attach.volumes.sources import DiskOptions
 from cloudcore.disks import BlockSource, Disk, DiskBus, DiskSource, FileSource
@@ -82,6 +82,10 @@ class Settings:
         return cls(**fields)
 
 
+def _frozen(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    return FrozenDict(value)
+
+
 @attrs.frozen(kw_only=True)
 class HostDevice:
     """What a host connector made of a connection.
@@ -98,7 +102,7 @@ class HostDevice:
     size: int | None = None
     serial: str | None = None
     connected: bool = False
-    details: Mapping[str, Any] = attrs.field(factory=dict, hash=False)
+    details: Mapping[str, Any] = attrs.field(factory=dict, converter=_frozen, hash=False)
 
     def as_json(self) -> dict[str, Any] | None:
         """What the journal keeps: nothing for a network disk, whose source holds addresses that the service knows."""
@@ -129,7 +133,7 @@ class HostDevice:
             size=stored["size"],
             serial=stored["serial"],
             connected=True,
-            details=MappingProxyType(stored["details"]),
+            details=stored["details"],
         )
 
 
@@ -301,7 +305,7 @@ class ManagerStatus:
     def of(cls, numbers: Mapping[State, int]) -> ManagerStatus:
         """The status for these numbers by state."""
         return cls(
-            by_state=MappingProxyType({state.value: number for state, number in sorted(numbers.items())}),
+            by_state=FrozenDict({state.value: number for state, number in sorted(numbers.items())}),
             pending_detaches=sum(number for state, number in numbers.items() if state in WAITING),
             interrupted=sum(n for state, n in numbers.items() if state not in AT_REST and state not in WAITING),
         )

@@ -5,12 +5,11 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 from enum import StrEnum
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import attrs
 
-from cloudcore._values import normalise_uuid, require_integer, require_text
+from cloudcore._values import FrozenDict, normalise_uuid, require_integer, require_text
 from cloudcore.errors import InvalidArgument, InvalidConnector
 
 if TYPE_CHECKING:
@@ -76,7 +75,11 @@ def _volume_id(value: str) -> str:
 
 
 def _frozen(value: Mapping[str, Any]) -> Mapping[str, Any]:
-    return MappingProxyType(dict(value))
+    return FrozenDict(value)
+
+
+def _masked(value: Mapping[str, Any]) -> str:
+    return repr(redact(value))
 
 
 @attrs.frozen(kw_only=True)
@@ -134,7 +137,8 @@ class Connector:
         mountpoint: The device name in the guest, for show.
         manual_scan: The host's initiator never scans for devices by itself, so that a backend whose ``shared_targets``
             is True needs no lock on this host.
-        properties: Whatever else drivers want (``wwpns``, ``nqn``, ...), as os-brick reports it.
+        properties: Whatever else drivers want (``wwpns``, ``nqn``, ...), as os-brick reports it. ``repr()`` masks what
+            is not known to be harmless, and errors repeat no value: drivers put secrets in it.
 
     Raises:
         InvalidConnector: The host is missing, the address is none, or a property repeats one of the fields.
@@ -148,11 +152,18 @@ class Connector:
     platform: str = "x86_64"
     mountpoint: str | None = None
     manual_scan: bool = False
-    properties: Mapping[str, Any] = attrs.field(factory=dict, converter=_frozen, hash=False)
+    properties: Mapping[str, Any] = attrs.field(factory=dict, converter=_frozen, hash=False, repr=_masked)
 
     @host.validator
     def _check_host(self, _: Any, value: str) -> None:
-        require_text(value, "connector.host", error=InvalidConnector)
+        try:
+            require_text(value, "connector.host")
+        except InvalidArgument:
+            pass
+        else:
+            return
+        # Out here, without the refused value: a caller may have mixed up fields that hold secrets.
+        raise InvalidConnector("connector.host: expected text of 1 to 255 characters", field="connector.host")
 
     @ip.validator
     def _check_ip(self, _: Any, value: str | None) -> None:
@@ -160,10 +171,11 @@ class Connector:
             return
         try:
             ipaddress.ip_address(value)
-        except ValueError as error:
-            raise InvalidConnector(
-                f"connector.ip: {value!r} is no IP address", field="connector.ip", value=value
-            ) from error
+        except ValueError:
+            pass
+        else:
+            return
+        raise InvalidConnector("connector.ip: it is no IP address", field="connector.ip")
 
     @properties.validator
     def _check_properties(self, _: Any, value: Mapping[str, Any]) -> None:
@@ -193,9 +205,7 @@ class Connector:
             InvalidConnector: It is no mapping, names no host, or something in it is malformed.
         """
         if not isinstance(mapping, Mapping):
-            raise InvalidConnector(
-                f"connector: expected a mapping, got {type(mapping).__name__}", field="connector", value=mapping
-            )
+            raise InvalidConnector(f"connector: expected a mapping, got {type(mapping).__name__}", field="connector")
         if "host" not in mapping:
             raise InvalidConnector("connector: it names no host", field="connector.host")
         own = {field.name for field in attrs.fields(cls)} - {"properties"}

@@ -166,6 +166,12 @@ class Driver:
         except GenerationConflict as error:
             self._take_back(work, instruction, outcome, error)
             raise
+        except CloudcoreError as error:
+            error.add_note(
+                f"{instruction} of volume {work.leg.volume_id} came to {event}, and that could not be written: "
+                f"attachment {work.leg.id} is left {work.leg.state} in the journal; recover() settles it"
+            )
+            raise
         return following
 
     # --- a race that was lost -----------------------------------------------------------------------------------------

@@ -6,12 +6,12 @@ Source of the rules: Placement's data model (microversion 1.39).
 from __future__ import annotations
 
 import math
-from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import attrs
 
-from cloudcore._values import MAX_INTEGER, require_integer
+from cloudcore._values import MAX_INTEGER, FrozenDict, require_integer
 from cloudcore.errors import InvalidInventory
 
 __all__ = ["MAX_CAPACITY", "FrozenDict", "Inventory", "Provider"]
@@ -23,56 +23,6 @@ MAX_CAPACITY = 2**63 - 1
 """A capacity is cut off here, so that every database and every column can hold it."""
 
 _MAX_RATIO = 3.4e38
-
-
-class FrozenDict(Mapping[K, V]):
-    """A mapping that never changes; equal to any mapping of the same items, hashable when its values are."""
-
-    __slots__ = ("_data", "_hash")
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._data: dict[K, V] = dict(*args, **kwargs)
-        self._hash: int | None = None
-
-    def __getitem__(self, key: K) -> V:
-        return self._data[key]
-
-    def __iter__(self) -> Iterator[K]:
-        return iter(self._data)
-
-    def __len__(self) -> int:
-        return len(self._data)
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._data
-
-    def items(self) -> ItemsView[K, V]:
-        """The pairs."""
-        return self._data.items()
-
-    def keys(self) -> KeysView[K]:
-        """The keys."""
-        return self._data.keys()
-
-    def values(self) -> ValuesView[V]:
-        """The values."""
-        return self._data.values()
-
-    def __eq__(self, other: object) -> bool:
-        if isinstance(other, FrozenDict):
-            return self is other or self._data == other._data
-        return self._data == dict(other) if isinstance(other, Mapping) else NotImplemented
-
-    def __hash__(self) -> int:
-        if self._hash is None:
-            self._hash = hash(frozenset(self._data.items()))
-        return self._hash
-
-    def __repr__(self) -> str:
-        return repr(self._data)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return FrozenDict, (self._data,)
 
 
 def _amount(minimum: int) -> Any:
