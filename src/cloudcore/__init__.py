@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from cloudcore.placement.scheduling.rescheduling import reschedule
     from cloudcore.placement.scheduling.selector import HostSelector
     from cloudcore.placement.tree import PlacementTree
+    from cloudcore.pruning import upkeep
     from cloudcore.schema import create_schema, upgrade_schema
 
 __version__ = "0.1.0"
@@ -61,6 +62,7 @@ _EXPORTS = {
     "open_engine": "cloudcore.database",
     "reschedule": "cloudcore.placement.scheduling.rescheduling",
     "upgrade_schema": "cloudcore.schema",
+    "upkeep": "cloudcore.pruning",
 }
 
 __all__ = [
@@ -89,6 +91,7 @@ __all__ = [
     "open_engine",
     "reschedule",
     "upgrade_schema",
+    "upkeep",
 ]
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

@@ -24,6 +24,7 @@ from cloudcore.errors import (
     OperationMismatch,
     ProviderNotFound,
     UnitViolation,
+    UnsupportedFeature,
 )
 from cloudcore.placement import AllocationLedger, tables
 from cloudcore.placement.rules.audit import FindingKind, RepairAction
@@ -530,17 +531,73 @@ def test_heal_leaves_a_consumer_alone_that_was_written_since(world):
 
 
 def test_audit_never_gives_up_the_only_hold_on_a_guest(world):
-    """A held move whose migration nobody knows is for the operator; an instance that nobody knows ends both halves."""
+    """A live move of which nobody knows the migration, the instance or both is for the operator, whatever is known."""
     world.claim(A)
     world.ledger.begin_move(A, M, {world.h2: {"VCPU": 4}})
     found = world.ledger.audit(known=lambda uuids: [A])
     assert [finding.kind for finding in found] == [FindingKind.UNKNOWN_MIGRATION]
     assert world.ledger.heal(found, apply=True)[0].action is RepairAction.NONE
     assert world.ledger.allocations(M)
-    found = world.ledger.audit(known=lambda uuids: [M])
-    assert [(finding.kind, finding.subject) for finding in found] == [(FindingKind.UNKNOWN_CONSUMER, A)]
-    world.ledger.heal(found, apply=True)
+    for known in ([M], []):
+        found = world.ledger.audit(known=lambda uuids, known=known: known)
+        assert [(finding.kind, finding.subject) for finding in found] == [(FindingKind.UNKNOWN_MOVE, M)]
+        assert world.ledger.heal(found, apply=True)[0].action is RepairAction.NONE
+        assert world.ledger.allocations(A)
+        assert world.ledger.allocations(M)
+    world.ledger.abandon_move(M)
     assert (world.ledger.allocations(A), world.ledger.allocations(M)) == ({}, {})
+
+
+def test_audit_finds_instances_that_hold_nothing(world):
+    """What Nova's heal_allocations is mostly run for. An instance on its way holds something, whatever its half."""
+    world.claim(A)
+    world.ledger.begin_move(A, M, {world.h2: {"VCPU": 4}})
+    many = [f"{number:08x}-0000-4000-8000-000000000000" for number in range(1200)]
+    found = world.ledger.audit(instances=iter([*many, A.upper(), B]))
+    assert {finding.kind for finding in found} == {FindingKind.NO_ALLOCATIONS}
+    assert [finding.subject for finding in found] == [*many, B]
+    assert world.ledger.heal(found[-1:], apply=True)[0].action is RepairAction.NONE
+    with pytest.raises(InvalidArgument, match="instances"):
+        world.ledger.audit(instances=["web-1"])
+
+
+def test_replace_without_a_type_leaves_it(world):
+    world.claim(A)
+    world.ledger.replace({A: {world.h2: {"VCPU": 1}}}, project_id="other", user_id="u")
+    state = world.ledger.consumer(A)
+    assert (state.project_id, state.consumer_type) == ("other", "INSTANCE")
+    world.ledger.replace({B: {world.h2: {"VCPU": 1}}}, project_id="other", user_id="u")
+    assert world.ledger.consumer(B).consumer_type is None
+    world.ledger.replace({B: {world.h2: {"VCPU": 2}}}, project_id="o", user_id="u", consumer_type="VOLUME")
+    assert world.ledger.consumer(B).consumer_type == "VOLUME"
+
+
+def test_pruned_history_knows_what_is_held_after_the_cut(world):
+    """A claim from long ago that still holds: the cut must not take it from history."""
+    world.claim(A)
+    world.claim(B)
+    world.ledger.replace({A: {world.h2: {"VCPU": 1}}})
+    world.claim(C, {"VCPU": 1}, host=world.h2)
+    world.ledger.release(B)
+    cut = world.ledger.history_of(B)[-1].recorded_at + timedelta(microseconds=1)
+    later = cut + timedelta(seconds=1)
+    before = [(world.ledger.held_at(c, later), world.ledger.held_at(c, cut)) for c in (A, B, C)]
+    holders = world.ledger.holders_at(world.h2, later)
+    gone = sum(iter(lambda: world.ledger.prune_history(cut, limit=2), 0))
+    assert gone == 3  # the first entry of A, and both of B
+    assert [(world.ledger.held_at(c, later), world.ledger.held_at(c, cut)) for c in (A, B, C)] == before
+    assert world.ledger.holders_at(world.h2, later) == holders
+    assert world.ledger.history_of(B) == []
+
+
+def test_a_ledger_without_history_says_so(world):
+    plain = AllocationLedger(world.ledger.database, history=False)
+    for call in (
+        lambda: plain.held_at(A, datetime.now(UTC)),
+        lambda: plain.holders_at(world.h1, datetime.now(UTC)),
+    ):
+        with pytest.raises(UnsupportedFeature, match="history=False"):
+            call()
 
 
 def test_audit_asks_a_directory_and_tells_what_is_overdue_and_over_full(world):

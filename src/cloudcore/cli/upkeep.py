@@ -1,10 +1,12 @@
-"""``audit`` and ``heal``: of the ledger, of the directory, of the attachments."""
+"""``audit`` and ``heal`` of the ledger, of the directory, of the attachments; and ``prune``."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import click
 
 from cloudcore.cli.cells import cells_option
@@ -12,6 +14,7 @@ from cloudcore.cli.frame import Output, database_option, output_option
 from cloudcore.cli.volumes import manager_option
 from cloudcore.listing import CellRouter, InstanceDirectory, InstanceStore
 from cloudcore.placement import AllocationLedger
+from cloudcore.pruning import upkeep
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -119,6 +122,34 @@ def heal_attachments(manager: AttachmentManager, limit: int, output: Output, *, 
     return 1 if left or report.failed else 0
 
 
+class _Age(click.ParamType):  # type: ignore[type-arg]  # generic in new releases of Click only
+    """A time ago, such as 30d, 12h or 45m."""
+
+    name = "age"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        units = {"d": "days", "h": "hours", "m": "minutes"}
+        if isinstance(value, timedelta):
+            return value
+        number, unit = value[:-1], units.get(value[-1:])
+        if unit is None or not number.isdecimal() or not 0 < int(number) < 100_000:
+            self.fail(f"{value!r}: expected a number and d, h or m, such as 30d", param, ctx)
+        return timedelta(**{unit: int(number)})
+
+
+@click.command()
+@click.option("--older-than", type=_Age(), required=True, help="Such as 30d: later than anybody repeats a call.")
+@click.option("--keep-changes", type=click.IntRange(min=0), default=100_000, show_default=True)
+@database_option
+@output_option
+def prune(database: str, older_than: timedelta, keep_changes: int, output: Output) -> int:
+    """Forget operation ids, history, changes, attempts and past attachments that are old."""
+    done = upkeep(database, older_than=datetime.now(UTC) - older_than, keep_changes=keep_changes)
+    output.table(("forgotten", "rows"), list(attrs.asdict(done).items()))
+    output.document(done)
+    return 0
+
+
 def _findings(output: Output, rows: Sequence[tuple[Any, ...]], document: Any) -> int:
     if rows:
         output.table(("finding", "subject", "detail"), rows)
@@ -132,4 +163,4 @@ def _done(applied: bool, outcome: str | None) -> str:
     return outcome or ("yes" if applied else "no")
 
 
-COMMANDS = (audit, heal)
+COMMANDS = (audit, heal, prune)

@@ -142,7 +142,7 @@ class AllocationLedger(LedgerMoves):
             project_id: For all that *owners* does not name, together with *user_id*. A consumer that holds nothing yet
                 needs an owner, by either way; others keep theirs.
             user_id: See there.
-            consumer_type: See there.
+            consumer_type: See there. None leaves a consumer's type as it is; a new one's is then unknown.
             operation_id: See :meth:`claim`.
 
         Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
@@ -14,11 +15,21 @@ from cloudcore.placement.ledger.writes import Target
 from cloudcore.placement.rules.audit import Finding, FindingKind, Repair, RepairAction, judge_consumers, judge_moves
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from cloudcore.placement.ledger.session import Session
 
-__all__ = ["Directory", "Known", "Writers", "apply_repair", "consumer_target", "findings", "known_among", "recount"]
+__all__ = [
+    "Directory",
+    "Known",
+    "Writers",
+    "apply_repair",
+    "consumer_target",
+    "findings",
+    "known_among",
+    "recount",
+    "without_allocations",
+]
 
 
 class Directory(Protocol):
@@ -51,9 +62,26 @@ def findings(session: Session, known: Any) -> list[Finding]:
         halves = {uuid for move in moves for uuid in (move.migration, move.instance)}
         there = known_among(known, {*consumers, *halves})
         judged = {uuid: generation for uuid, generation in consumers.items() if uuid not in empty}
-        found += judge_consumers(judged, there, {move.migration for move in moves})
+        found += judge_consumers(judged, there, halves)
         found += judge_moves(moves, there)
     return found
+
+
+def without_allocations(session: Session, instances: Iterable[str]) -> Iterator[Finding]:
+    """Those of *instances* that hold nothing, and have no move that does."""
+    chosen = iter(instances)
+    while part := list(islice(chosen, 500)):
+        holding = {uuid for (uuid,) in session.in_parts(_HOLDING, part)}
+        moving = {uuid for (uuid,) in session.in_parts(_MOVING, part)}
+        for uuid in part:
+            if uuid not in holding and uuid not in moving:
+                yield Finding(
+                    kind=FindingKind.NO_ALLOCATIONS, subject=uuid, text=f"instance {uuid} exists and holds nothing"
+                )
+
+
+_HOLDING = "SELECT uuid FROM consumers WHERE uuid IN {marks} AND retired_at IS NULL"
+_MOVING = "SELECT instance FROM moves WHERE instance IN {marks} AND state IN ('held', 'awaiting_proof')"
 
 
 def _drifted(session: Session) -> Iterator[Finding]:

@@ -75,7 +75,15 @@ def holders_at(connection: Connection, provider: str, instant: datetime) -> list
 
 
 def prune(connection: Connection, older_than: datetime, limit: int) -> int:
-    """Forget at most *limit* entries recorded before *older_than*; return how many."""
-    oldest = sa.select(table.c.id).where(table.c.recorded_at < older_than).order_by(table.c.id).limit(limit)
-    ids: Iterable[int] = list(connection.scalars(oldest))
+    """Forget at most *limit* entries recorded before *older_than*; return how many.
+
+    What each consumer held at that instant stays known: its newest entry before it is kept, unless it held nothing.
+    """
+    later = table.alias()
+    overtaken = sa.exists().where(
+        later.c.consumer == table.c.consumer, later.c.id > table.c.id, later.c.recorded_at < older_than
+    )
+    nothing = sa.cast(table.c.holdings, sa.String) == "{}"
+    old = sa.select(table.c.id).where(table.c.recorded_at < older_than, sa.or_(overtaken, nothing))
+    ids: Iterable[int] = list(connection.scalars(old.order_by(table.c.id).limit(limit)))
     return connection.execute(sa.delete(table).where(table.c.id.in_(ids))).rowcount if ids else 0

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 from cloudcore._values import normalise_uuid, require_integer, require_utc
 from cloudcore.database import Database
-from cloudcore.errors import InvalidAllocation, InvalidArgument, MoveNotFound
+from cloudcore.errors import InvalidAllocation, InvalidArgument, MoveNotFound, UnsupportedFeature
 from cloudcore.placement.ledger import history, queries
 from cloudcore.placement.ledger import moves as ledger_moves
-from cloudcore.placement.ledger.auditing import findings
+from cloudcore.placement.ledger.auditing import findings, without_allocations
 from cloudcore.placement.ledger.queries import snapshot
 from cloudcore.placement.ledger.session import Session
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from contextlib import AbstractContextManager
     from datetime import datetime
 
@@ -144,30 +144,52 @@ class LedgerReader(LedgerQueries):
         source: A database, an engine, or a URL (then :meth:`close` closes it).
     """
 
+    history = True
+    """Whether what each consumer holds after each change is noted."""
+
     def __init__(self, source: Database | str | URL | Engine) -> None:
         self._owned = not isinstance(source, Database)
         self.database = Database.of(source)
 
     def history_of(self, consumer: str, *, limit: int = 100) -> list[HistoryEntry]:
-        """What *consumer* held after each of its newest changes, oldest first."""
+        """What *consumer* held after each of its newest changes, oldest first; without history, none."""
         with self.database.read() as connection:
             return history.entries_of(connection, consumer_uuid(consumer), limit)
 
     def held_at(self, consumer: str, instant: datetime) -> dict[str, dict[str, int]]:
-        """What *consumer* held at *instant*, as far back as history reaches; empty if nothing."""
+        """What *consumer* held at *instant*, as far back as history reaches; empty if nothing.
+
+        Raises:
+            UnsupportedFeature: This ledger keeps no history.
+        """
+        self._require_history()
         with self.database.read() as connection:
             found = history.held_at(connection, consumer_uuid(consumer), require_utc(instant, "instant"))
         return {} if found is None else {p: dict(c) for p, c in found.allocations.items()}
 
     def holders_at(self, provider: str, instant: datetime) -> dict[str, dict[str, int]]:
-        """Who held what of *provider* at *instant*: consumer → class → amount. Reads the whole history."""
+        """Who held what of *provider* at *instant*: consumer → class → amount. Reads the whole history.
+
+        Raises:
+            UnsupportedFeature: This ledger keeps no history.
+        """
+        self._require_history()
         uuid_ = normalise_uuid(provider, "provider")
         with self.database.read() as connection:
             found = history.holders_at(connection, uuid_, require_utc(instant, "instant"))
         return {entry.consumer: dict(entry.allocations[uuid_]) for entry in found}
 
+    def _require_history(self) -> None:
+        if not self.history:
+            raise UnsupportedFeature(
+                "this ledger keeps no history (history=False): what was held in the past is not known", field="history"
+            )
+
     def prune_history(self, older_than: datetime, *, limit: int = 10_000) -> int:
-        """Forget at most *limit* entries recorded before *older_than*; return how many."""
+        """Forget at most *limit* entries recorded before *older_than*; return how many.
+
+        What was held at that instant and after it stays known: of each consumer the newest entry before it is kept.
+        """
         instant = require_utc(older_than, "older_than")
         return self.database.run(lambda connection: history.prune(connection, instant, limit))
 
@@ -186,19 +208,22 @@ class LedgerReader(LedgerQueries):
             raise MoveNotFound(f"no move of migration {uuid_} is recorded", identifier=uuid_)
         return found
 
-    def audit(self, *, known: Known | None = None) -> tuple[Finding, ...]:
+    def audit(self, *, known: Known | None = None, instances: Iterable[str] = ()) -> tuple[Finding, ...]:
         """Look for what is wrong, in one snapshot, and change nothing.
 
         Args:
             known: A directory, or a function that returns those of the uuids given that exist, as instance or as
                 migration in progress. Without it nobody can say whether a consumer should be there.
+            instances: Uuids of instances that should hold something: those that hold nothing are found. Read once, a
+                few hundred at a time, so it may be the stream of a listing.
 
         Returns:
-            Drifted counters, orphaned and empty rows, consumers that nobody knows, holds of finished moves, what is
-            overdue, and providers over capacity.
+            Drifted counters, orphaned and empty rows, consumers that nobody knows, instances without allocations, holds
+            of finished moves, what is overdue, and providers over capacity.
         """
+        wanted = (normalise_uuid(instance, "instances") for instance in instances)
         with snapshot(self.database) as session:
-            return tuple(findings(session, known))
+            return (*findings(session, known), *without_allocations(session, wanted))
 
     def status(self) -> LedgerStatus:
         """How things stand, for a readiness probe: two look-ups in indexes.

@@ -237,8 +237,15 @@ def _end(
         return {"generation": 1, "allocations": _plain(target.allocations)}
     if row.retired:
         session.revive_consumer(row)
-    session.bump_consumer(row, target.owner or row.owner, settle=target.settle)
+    session.bump_consumer(row, _next_owner(row.owner, target.owner), settle=target.settle)
     return {"generation": row.generation + 1, "allocations": _plain(target.allocations)}
+
+
+def _next_owner(now: Owner, given: Owner | None) -> Owner:
+    """Who answers from now on; a type that is not said stays as it is."""
+    if given is None:
+        return now
+    return given if given.consumer_type is not None else attrs.evolve(given, consumer_type=now.consumer_type)
 
 
 def _plain(allocations: Allocations) -> dict[str, dict[str, int]]:

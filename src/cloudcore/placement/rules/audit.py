@@ -35,6 +35,8 @@ class FindingKind(StrEnum):
     EMPTY_CONSUMER = "empty_consumer"  # a consumer that holds nothing
     UNKNOWN_CONSUMER = "unknown_consumer"  # nobody knows an instance of this uuid
     UNKNOWN_MIGRATION = "unknown_migration"  # a move is held, its instance is there, its migration is not
+    UNKNOWN_MOVE = "unknown_move"  # a move is held, and its instance is not known
+    NO_ALLOCATIONS = "no_allocations"  # an instance is there and holds nothing
     FINISHED_MOVE = "finished_move"  # the move is over and its migration still holds something
     OVERDUE = "overdue"  # a pending claim or a move whose time is over
     OVER_CAPACITY = "over_capacity"  # more is used than the inventory grants by now
@@ -94,11 +96,16 @@ _ACTIONS: Mapping[FindingKind, tuple[RepairAction, str]] = {
     FindingKind.DRIFTED_USED: (RepairAction.RECOUNT, "set the counter to the sum of the allocations"),
     FindingKind.ORPHANED_ALLOCATION: (RepairAction.DELETE_ROWS, "nobody is left who could release them"),
     FindingKind.EMPTY_CONSUMER: (RepairAction.DELETE_ROWS, "a consumer exists as long as it holds something"),
-    FindingKind.UNKNOWN_CONSUMER: (RepairAction.RELEASE, "no instance of this uuid is known; a move of it ends too"),
+    FindingKind.UNKNOWN_CONSUMER: (RepairAction.RELEASE, "no instance of this uuid is known"),
     FindingKind.UNKNOWN_MIGRATION: (
         RepairAction.NONE,
         "its rows may be the only hold on a running guest: find the guest, then confirm or revert the move",
     ),
+    FindingKind.UNKNOWN_MOVE: (
+        RepairAction.NONE,
+        "a directory that lacks something for a moment must not cost a guest its hosts; abandon the move if it is gone",
+    ),
+    FindingKind.NO_ALLOCATIONS: (RepairAction.NONE, "claim for it what it uses on its host"),
     FindingKind.FINISHED_MOVE: (RepairAction.RELEASE, "the move is over: its migration has nothing to hold"),
     FindingKind.OVERDUE: (RepairAction.EXPIRE, "its time is over by the database's clock"),
     FindingKind.OVER_CAPACITY: (
@@ -120,8 +127,8 @@ def plan_repairs(findings: Iterable[Finding]) -> tuple[Repair, ...]:
     )
 
 
-def judge_consumers(consumers: Mapping[str, int], known: Collection[str], migrations: Collection[str]) -> list[Finding]:
-    """Consumers (uuid → generation) that nobody knows. *migrations* are those of held moves: the move is judged."""
+def judge_consumers(consumers: Mapping[str, int], known: Collection[str], moving: Collection[str]) -> list[Finding]:
+    """Consumers (uuid → generation) that nobody knows. Of *moving*, the halves of live moves, the move is judged."""
     return [
         Finding(
             kind=FindingKind.UNKNOWN_CONSUMER,
@@ -130,18 +137,18 @@ def judge_consumers(consumers: Mapping[str, int], known: Collection[str], migrat
             generation=generation,
         )
         for uuid, generation in sorted(consumers.items())
-        if uuid not in known and uuid not in migrations
+        if uuid not in known and uuid not in moving
     ]
 
 
 def judge_moves(moves: Iterable[Move], known: Collection[str]) -> list[Finding]:
-    """Held moves whose migration nobody knows, though their instance is there."""
-    return [
-        Finding(
-            kind=FindingKind.UNKNOWN_MIGRATION,
-            subject=move.migration,
-            text=f"migration {move.migration} holds the source of instance {move.instance}, and nobody knows it",
-        )
-        for move in moves
-        if move.migration not in known and move.instance in known
-    ]
+    """Live moves of which nobody knows the migration, or the instance."""
+    found = []
+    for move in moves:
+        if move.instance not in known:
+            text = f"instance {move.instance}, which migration {move.migration} moves ({move.state}), is not known"
+            found.append(Finding(kind=FindingKind.UNKNOWN_MOVE, subject=move.migration, text=text))
+        elif move.migration not in known:
+            text = f"migration {move.migration} holds the source of instance {move.instance}, and nobody knows it"
+            found.append(Finding(kind=FindingKind.UNKNOWN_MIGRATION, subject=move.migration, text=text))
+    return found
