@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 
 from cloudcore.listing.merge.merging import Fetch, Merge, batch_size
-from cloudcore.listing.query.order import Key, Kind, Order
+from cloudcore.listing.query.kinds import Kind
+from cloudcore.listing.query.order import Key, Order
 
 ORDER = Order(
     (

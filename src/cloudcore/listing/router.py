@@ -15,7 +15,14 @@ from weakref import WeakKeyDictionary
 
 from cloudcore._forks import when_forked
 from cloudcore._values import normalise_uuid
-from cloudcore.errors import AlreadyExists, CellNotFound, CellUnavailable, InstanceNotFound, InvalidQuery
+from cloudcore.errors import (
+    AlreadyExists,
+    CellNotFound,
+    CellUnavailable,
+    InstanceNotFound,
+    InvalidArgument,
+    InvalidQuery,
+)
 from cloudcore.listing.cells.backends import Backend, SharedBreakers
 from cloudcore.listing.cells.breakers import BreakerPolicy, Breakers, BreakerView
 from cloudcore.listing.cells.in_flight import ask_all
@@ -24,7 +31,7 @@ from cloudcore.listing.merge.paging import Pager
 from cloudcore.listing.merge.resuming import insist, missing
 from cloudcore.listing.merge.services import RouterServices
 from cloudcore.listing.merge.streaming import Stream
-from cloudcore.listing.query.order import plain
+from cloudcore.listing.query.kinds import plain
 from cloudcore.listing.query.prepared import PreparedQuery
 from cloudcore.listing.records.instances import CLOUDCORE_INSTANCES
 from cloudcore.listing.values import Answered, CellReport, CellState, Counts, Page, Query, Record, RouterStatus
@@ -51,6 +58,7 @@ T = TypeVar("T")
 _EVERYTHING = Query()
 _UNTOLD = CellReport(name="", state=CellState.SKIPPED)
 """Keeps the place of a cell that is being asked."""
+_SHORTEST_KEY = 16
 _MOST_STATEMENTS = 2_000
 """Cached SQL texts; beyond that the cache starts afresh."""
 _log = logging.getLogger("cloudcore.listing")
@@ -62,6 +70,15 @@ def _told_page(page: Page) -> dict[str, Any]:
 
 def _told_count(counts: Counts) -> dict[str, Any]:
     return {"total": counts.total}
+
+
+def _keys(given: Iterable[bytes]) -> tuple[bytes, ...]:
+    keys = tuple(given)
+    if not all(isinstance(key, bytes) and len(key) >= _SHORTEST_KEY for key in keys):
+        raise InvalidArgument(
+            f"cursor_keys: a list of secrets of at least {_SHORTEST_KEY} bytes each", field="cursor_keys"
+        )
+    return keys
 
 
 class CellRouter:
@@ -81,6 +98,9 @@ class CellRouter:
         breaker: When a failing cell is left alone.
         hedging: How replicas are used.
         threads: Statements under way at once, at most.
+        cursor_keys: Secrets that cursors are signed with (HMAC-SHA256): a server that hands cursors to strangers gives
+            one, and reads only its own back. The first signs, all are accepted, so that a key can be replaced while
+            walks go on. At least 16 bytes each.
         clock: Monotonic seconds.
         observer: Is told of every call and every cell's part in it; see :mod:`cloudcore.observability`.
     """
@@ -95,6 +115,7 @@ class CellRouter:
         breaker: BreakerPolicy | None = None,
         hedging: HedgePolicy | None = None,
         threads: int = 128,
+        cursor_keys: Iterable[bytes] = (),
         clock: Callable[[], float] = time.monotonic,
         observer: Observer | None = None,
     ) -> None:
@@ -105,7 +126,9 @@ class CellRouter:
         self._clock = clock
         self._breakers = SharedBreakers(Breakers(breaker), clock)
         self._workers = Workers(threads)
-        self._services = RouterServices(start=self._workers.run, clock=clock, directory=directory)
+        self._services = RouterServices(
+            start=self._workers.run, clock=clock, directory=directory, cursor_keys=_keys(cursor_keys)
+        )
         self._statements: dict[Any, Statement] = {}
         self._prepared: WeakKeyDictionary[Query, PreparedQuery] = WeakKeyDictionary()
         self._skips: dict[str, tuple[dict[str, Backend], dict[str, CellReport]]] = {}
@@ -181,7 +204,7 @@ class CellRouter:
             CellUnavailable: ``require="all"`` and some cell did not answer, or the cell of the *marker* did not.
         """
         prepared = self._prepare(query)
-        start = prepared.start(cursor, self._position_of(prepared, cursor, marker))
+        start = prepared.start(cursor, self._position_of(prepared, cursor, marker), self._services.cursor_keys)
         backends, reports = self._choose(prepared)
         if prepared.impossible:
             skipped = {
@@ -229,7 +252,7 @@ class CellRouter:
             InvalidQuery, InvalidCursor: Nothing was asked.
         """
         prepared = self._prepare(query)
-        start = prepared.start(cursor, None)
+        start = prepared.start(cursor, None, self._services.cursor_keys)
         backends, reports = self._choose(prepared)
         return Stream(self._services, prepared, {} if prepared.impossible else backends, reports, start, on_progress)
 

@@ -11,7 +11,7 @@ import attrs
 
 from cloudcore._extras import require_extra
 from cloudcore._values import require_utc
-from cloudcore.errors import CloudcoreError, InvalidQuery
+from cloudcore.errors import CloudcoreError, InvalidQuery, UnreadableValue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -261,12 +261,15 @@ class Layout:
     Args:
         names: In order; a row may have further values behind them.
         readers: For each name what turns the driver's value into Python's, None where they are the same.
+        key: Where the record's key is.
     """
 
-    __slots__ = ("index", "names", "readers")
+    __slots__ = ("index", "key", "names", "readers")
 
-    def __init__(self, names: tuple[str, ...], readers: tuple[Callable[[Any], Any] | None, ...]) -> None:
-        self.names = names
+    def __init__(
+        self, names: tuple[str, ...], readers: tuple[Callable[[Any], Any] | None, ...], key: int | None = None
+    ) -> None:
+        self.names, self.key = names, key
         self.readers = readers
         self.index = {name: position for position, name in enumerate(names)}
 
@@ -274,8 +277,8 @@ class Layout:
 class Record(Mapping[str, Any]):
     """One record: a read-only mapping of column to value whose columns are attributes too.
 
-    Instants are made of the driver's values when they are read, so that a page of thousands costs nothing for columns
-    that nobody looks at.
+    Values are made of the driver's when they are looked at, so that a page of thousands costs nothing for columns that
+    nobody looks at. One that is nothing its column can hold raises :class:`~cloudcore.errors.UnreadableValue` then.
 
     Attributes:
         cell: Name of the cell that it is in.
@@ -293,7 +296,19 @@ class Record(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         position = self._layout.index[name]
         value, read = self._row[position], self._layout.readers[position]
-        return value if read is None or value is None else read(value)
+        if read is None or value is None:
+            return value
+        try:
+            return read(value)
+        except ValueError as error:
+            key = None if self._layout.key is None else str(self._row[self._layout.key])
+            raise UnreadableValue(
+                f"{self.cell}: row {key!r:.100}: {name}: {error}",
+                cell=self.cell,
+                column=name,
+                identifier=key,
+                value=value,
+            ) from error
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cloudcore.errors import DatabaseError
 from cloudcore.listing.cells.in_flight import CellOutcome, RequestsInFlight
 from cloudcore.listing.merge.page_bound import PageBound
 from cloudcore.listing.merge.reading import Reader
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from cloudcore.listing.query.statements import Plan
 
 __all__ = ["MergeDriver"]
-
-_DISORDER = "rows came out of order or twice: the database does not sort as told, or an index of it is corrupt"
 
 
 class MergeDriver:
@@ -113,8 +110,8 @@ class MergeDriver:
         outcome = self.outcomes[cell]
         outcome.fetched += len(rows)
         if not self.merge.feed(cell, rows, cut=cut):
-            outcome.state, outcome.error = CellState.DOWN, _DISORDER
-            outcome.failure = DatabaseError(_DISORDER)
+            outcome.state, outcome.failure = CellState.DOWN, self.merge.runs[cell].problem
+            outcome.error = str(outcome.failure)
 
 
 def _bound(plan: Plan, merge: Merge) -> PageBound | None:

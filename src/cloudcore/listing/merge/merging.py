@@ -9,7 +9,8 @@ position"; whoever drives it answers each with :meth:`Merge.feed` or :meth:`Merg
    finds the runs that the cells sent and merges them, which is several times faster than a heap in Python.
 2. The first batch is the expected share of the page plus nearly three standard deviations; later ones follow what the
    cell has contributed so far. A batch that came shorter than asked ends its cell.
-3. A cell that sends a row not strictly after the one before it has failed; its rows up to there are good.
+3. A cell that sends a row not strictly after the one before it, or one that cannot be read, has failed; its rows up to
+   there are good.
 4. A cell that fails keeps its rows and its position: where to go on later without losing any.
 5. Of records with one key in two cells, the one in the cell that owns it is given out, and only that.
 
@@ -27,11 +28,12 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from cloudcore.errors import InvariantViolated
-from cloudcore.listing.query.order import Order, Position, ordered
+from cloudcore.errors import DatabaseError, InvariantViolated, UnreadableValue
+from cloudcore.listing.query.kinds import Kind, dashed
+from cloudcore.listing.query.order import Order, Position, Unfit, ordered
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 __all__ = ["Fetch", "Merge", "Run", "batch_size"]
 
@@ -64,12 +66,16 @@ def batch_size(expected: float) -> int:
     return size if size <= 16 else -(-size // 2) * 2  # few distinct sizes: few distinct statements
 
 
+def _shown(position: Position | None) -> str:
+    return "nothing" if position is None else "(" + ", ".join(f"{value!r:.60}" for value in position) + ")"
+
+
 class Run:
     """What the merge knows of one cell."""
 
     __slots__ = (
         "cell", "count", "edge", "emitted", "exhausted", "failed", "fetched",
-        "keys", "origin", "rows", "start", "tail", "waiting",
+        "keys", "origin", "problem", "rows", "start", "tail", "waiting",
     )  # fmt: skip
 
     def __init__(self, cell: str, origin: Position | None, edge: tuple[Any, ...] | None) -> None:
@@ -86,6 +92,8 @@ class Run:
         self.waiting = False
         self.exhausted = False
         self.failed = False
+        self.problem: DatabaseError | None = None
+        """What is wrong with a row that it sent."""
         self.emitted = 0
         self.fetched = 0
 
@@ -139,6 +147,7 @@ class Merge:
         self._alone = alone and len(self.runs) == 1
         self._values_of = tuple(map(itemgetter, indexes))
         self._key_of = self._values_of[-1]
+        self.named: Callable[[Any], str] = dashed if order.keys[-1].kind is Kind.UUID else str
         self._batch = batch
         self._owners: dict[str, str | None] = dict(owners or {})
         self._retain = retain
@@ -195,7 +204,9 @@ class Merge:
     # ---- answers
 
     def feed(self, cell: str, rows: Sequence[Row], *, cut: bool = False) -> bool:
-        """Take the answer to the fetch of *cell*. Returns False when its rows are out of order: the cell has failed.
+        """Take the answer to the fetch of *cell*. Returns False when one cannot be read or is out of order.
+
+        The cell has failed then, and its rows up to there are good; the run's ``problem`` says what is wrong.
 
         *cut*: there are fewer rows than asked for because reading was left off, not because the cell has no more.
         """
@@ -205,16 +216,18 @@ class Merge:
         run.exhausted = len(rows) < run.count and not cut
         if not rows:
             return True
-        columns = [list(map(values_of, rows)) for values_of in self._values_of]
+        rows, columns = self._read(run, rows)
         keys: list[Any]
+        if not rows:
+            return False
         if self._alone and self._follows(run, columns) and self.order.plainly_ordered(columns):
-            good = None
             edge: Any = self.order.sort_keys([values[-1:] for values in columns])[0]
         else:
             keys = self.order.sort_keys(columns)
             good = self._check_order(run, keys)
             if good is not None:
-                rows, keys, run.failed = rows[:good], keys[:good], True
+                run.failed, run.problem = True, self._disorder(run, rows, good)
+                rows, keys = rows[:good], keys[:good]
             edge = keys[-1] if keys else None
         if self._alone:
             keys = list(range(number, number + len(rows)))
@@ -226,7 +239,34 @@ class Merge:
         run.start = 0
         if keys:
             run.tail, run.edge = rows[-1], edge
-        return good is None
+        return run.problem is None
+
+    def _read(self, run: Run, rows: Sequence[Row]) -> tuple[Sequence[Row], list[list[Any]]]:
+        """Rows up to the first that cannot be compared, which is the end of its cell, and their sort columns."""
+        columns = [list(map(values_of, rows)) for values_of in self._values_of]
+        try:
+            return rows, self.order.read(columns)
+        except Unfit as unfit:
+            key = self._key_of(rows[unfit.row])
+            run.failed = True
+            run.problem = UnreadableValue(
+                f"{run.cell}: row {key!r:.100}: {unfit.column}: {unfit}",
+                cell=run.cell,
+                column=unfit.column,
+                identifier=str(key),
+                value=unfit.value,
+            )
+            good = [values[: unfit.row] for values in columns]
+            return rows[: unfit.row], self.order.read(good) if unfit.row else good
+
+    def _disorder(self, run: Run, rows: Sequence[Row], good: int) -> DatabaseError:
+        before = rows[good - 1] if good else run.tail
+        position = run.origin if before is None else self._position(before)
+        following = self._position(rows[good])
+        return DatabaseError(
+            f"rows came out of order or twice: {_shown(position)} was followed by {_shown(following)}; "
+            "the database does not sort as told, or an index of it is corrupt"
+        )
 
     def _follows(self, run: Run, columns: list[list[Any]]) -> bool:
         """Whether the first new row comes after the last old one."""
@@ -300,7 +340,7 @@ class Merge:
         return accepted
 
     def _keys(self, entries: Iterable[Entry]) -> list[str]:
-        return list(map(str, map(self._key_of, map(_ROW, entries))))
+        return list(map(self.named, map(self._key_of, map(_ROW, entries))))
 
     def _disputes(self, block: list[Entry]) -> frozenset[str]:
         """Keys that are there twice and of which nobody has said who owns them."""
@@ -356,7 +396,7 @@ class Merge:
 
     def key_of(self, entry: Entry) -> str:
         """The record's key of a row."""
-        return str(self._key_of(entry[2]))
+        return self.named(self._key_of(entry[2]))
 
     def cell_of(self, entry: Entry) -> str:
         """The cell that sent a row."""

@@ -117,7 +117,7 @@ class Pager:
         return cursor_after(self._prepared, positions, self._start, frozenset(self._away))
 
     def _finish(self, records: list[Record], cursor: Cursor, reports: dict[str, CellReport], *, more: bool) -> Page:
-        word = cursor.encode()
+        word = cursor.encode(self._services.cursor_keys)
         return Page(
             records=tuple(records),
             next_cursor=word if more else None,
@@ -169,7 +169,8 @@ class Pager:
                 mine.state, mine.error = outcome.state, outcome.error
         self._lost |= errors.keys()
         place = self._prepared.plan.indexes[-1]
-        return {str(row[place]): row for rows in results.values() for row in rows}
+        named = self._merge.named
+        return {named(row[place]): row for rows in results.values() for row in rows}
 
     def _row_fetcher(self, keys: list[str]) -> Callable[[Attempt], Any]:
         def work(attempt: Attempt) -> Any:

@@ -74,7 +74,7 @@ class Placeholders:
                 if len(rows) >= count:
                     break
         self.more = len(rows) >= count
-        keys = order.sort_keys([[row[index] for row in rows] for index in plan.indexes]) if rows else []
+        keys = order.sort_keys(order.read([[row[index] for row in rows] for index in plan.indexes])) if rows else []
         found = [Placeholder(key, self._record(plan, row)) for key, row in zip(keys, rows, strict=True)]
         return found if limit is None else found[:limit]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from cloudcore.errors import UnreadableValue
 from cloudcore.listing.query.ties import settle
 
 if TYPE_CHECKING:
@@ -110,7 +111,12 @@ class Reader:
         return rows
 
     def _position(self, row: Row) -> Position:
-        return self._plan.order.position(tuple([row[place] for place in self._plan.indexes]))
+        values = tuple([row[place] for place in self._plan.indexes])
+        try:
+            return self._plan.order.position(values)
+        except ValueError as error:
+            key = str(values[-1])
+            raise UnreadableValue(f"row {key!r:.100}: {error}", identifier=key) from error
 
     def _first(
         self, pooled: PooledConnection, after: Position | None, count: int, layout: TableLayout | None

@@ -21,6 +21,7 @@ class RouterServices:
     start: Callable[[Callable[[], None]], None]
     clock: Callable[[], float]
     directory: Directory | None
+    cursor_keys: tuple[bytes, ...] = ()
 
     def settle(self, keys: Iterable[str]) -> Mapping[str, str]:
         """The cells that own records found in two."""

@@ -43,7 +43,7 @@ class Stream(Iterator[Record]):
         start: Cursor,
         on_progress: Callable[[int], None] | None = None,
     ) -> None:
-        self._prepared, self._start = prepared, start
+        self._prepared, self._start, self._keys = prepared, start, services.cursor_keys
         self._others = dict(reports)
         self._progress = on_progress
         batch = max(16, min(1000, _BUFFERED // max(1, len(backends))))
@@ -116,7 +116,7 @@ class Stream(Iterator[Record]):
             positions.update({name: self._start.start_of(name) for name in self._names})
         else:
             positions.update(self._merge.positions(self._last))
-        return cursor_after(self._prepared, positions, self._start, frozenset(away)).encode()
+        return cursor_after(self._prepared, positions, self._start, frozenset(away)).encode(self._keys)
 
     def cancel(self) -> None:
         """From any thread: the iteration raises :class:`~cloudcore.errors.Cancelled` before its next batch."""

@@ -6,24 +6,25 @@ eighty cells would pay that eighty times, so the hot path sends cached text and 
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import sqlalchemy as sa
 
 from cloudcore.listing.query.dialects import dialect_name
-from cloudcore.listing.query.order import Kind
+from cloudcore.listing.query.encoding import encoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from sqlalchemy.engine.interfaces import Dialect
 
+    from cloudcore.listing.query.kinds import Kind
+
 __all__ = ["LIMIT", "FixedStatement", "Statement", "compiled"]
 
-_LIMIT = "987654321"
-"""Stands for the number of rows in cached text."""
+_LIMIT = "cloudcore_number_of_rows"
+"""Stands for the number of rows in cached text, where it comes last."""
 LIMIT: sa.ColumnElement[int] = sa.literal_column(_LIMIT, sa.Integer())
 """The number of rows, in a statement that is to be compiled."""
 
@@ -46,7 +47,10 @@ class Statement:
 
     def sql(self, count: int | None) -> str:
         """The text for so many rows."""
-        return self.text if count is None else self.text.replace(_LIMIT, str(count))
+        if count is None:
+            return self.text
+        before, _, after = self.text.rpartition(_LIMIT)
+        return f"{before}{count}{after}"
 
     def parameters(self, values: Mapping[str, Any]) -> Any:
         """What the driver wants beside the text."""
@@ -56,7 +60,10 @@ class Statement:
 
 
 def compiled(
-    statement: sa.Select[Any], dialect: Dialect, kinds_of: Callable[[Mapping[str, Any]], Mapping[str, Kind]]
+    statement: sa.Select[Any],
+    dialect: Dialect,
+    kinds_of: Callable[[Mapping[str, Any]], Mapping[str, Kind]],
+    single: Callable[[str], bool],
 ) -> Statement:
     """The text of a statement and how to fill it.
 
@@ -64,6 +71,7 @@ def compiled(
         statement: SQLAlchemy's.
         dialect: That of the database.
         kinds_of: Of all parameters, those that change from call to call, with what they hold.
+        single: Whether the parameter of a name is compared with numbers of single precision.
     """
     made = statement.compile(dialect=dialect)
     kinds = kinds_of(made.binds)
@@ -74,7 +82,7 @@ def compiled(
             bind = made.binds[name if name in made.binds else name.rsplit("_", 1)[0]]  # IN: a name per value
             process = bind.type.dialect_impl(dialect).bind_processor(dialect)
             fixed[name] = process(value) if process is not None else value
-    encoders = {name: _encoder(kind, dialect, made.binds[name].type) for name, kind in kinds.items()}
+    encoders = {name: encoder(kind, dialect, single(name), made.binds[name].type) for name, kind in kinds.items()}
     names = tuple(state.positiontup) if made.positional and state.positiontup is not None else None
     return Statement(state.statement, names, encoders, fixed)
 
@@ -99,25 +107,3 @@ class FixedStatement:
             names = tuple(made.positiontup or ()) if made.positional else None
             cached = self._texts[key] = (str(made), names)
         return cached[0], values if cached[1] is None else tuple([values[name] for name in cached[1]])
-
-
-def _encoder(kind: Kind, dialect: Dialect, type_: sa.types.TypeEngine[Any]) -> Callable[[Any], Any]:
-    if kind is not Kind.INSTANT:
-        return _as_is
-    if dialect.name == "sqlite":
-        return _instant_as_text
-    impl = type_.dialect_impl(dialect)
-    impl = impl.impl_instance if isinstance(impl, sa.types.TypeDecorator) else impl
-    return _as_is if dialect.name == "postgresql" and getattr(impl, "timezone", False) else _naive
-
-
-def _as_is(value: Any) -> Any:
-    return value
-
-
-def _naive(value: datetime) -> datetime:
-    return value.astimezone(UTC).replace(tzinfo=None)
-
-
-def _instant_as_text(value: datetime) -> str:
-    return _naive(value).isoformat(sep=" ", timespec="microseconds")

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from datetime import datetime
+from datetime import date, datetime, time
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from cloudcore._values import normalise_uuid, require_utc
-from cloudcore.errors import InvalidQuery
-from cloudcore.listing.query.order import Key, Kind, Order
+from cloudcore.errors import InvalidArgument, InvalidQuery
+from cloudcore.listing.query.kinds import Kind
+from cloudcore.listing.query.order import Key, Order
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -45,6 +47,8 @@ _TYPES: dict[Kind, tuple[type, ...]] = {
     Kind.FLOAT: (float, int),
     Kind.DECIMAL: (Decimal, int),
     Kind.INSTANT: (datetime,),
+    Kind.DATE: (date,),
+    Kind.TIME: (time,),
 }
 
 
@@ -59,6 +63,8 @@ class Column:
         sortable: Whether a query may order by it.
         wide: Whether its values are large, so that keys are better fetched first.
         pinned: Whether the database compares it byte by byte already, so that no collation need be named.
+        scale: Digits behind the point of a decimal column, None when they vary.
+        uuid: Whether it holds UUIDs as text in dashed lower case: those in filters may be written in any form.
     """
 
     name: str
@@ -67,6 +73,8 @@ class Column:
     sortable: bool = True
     wide: bool = False
     pinned: bool = False
+    scale: int | None = None
+    uuid: bool = False
 
 
 @attrs.frozen
@@ -142,7 +150,7 @@ def _condition(column: Column, operator: str, operand: Any) -> Condition:
         return Condition(column.name, "null" if operand else "not_null", ())
     if operator in {"eq", "ne"} and operand is None:
         return Condition(column.name, "null" if operator == "eq" else "not_null", ())
-    if column.kind is Kind.OTHER:
+    if column.kind in {Kind.OTHER, Kind.JSON}:
         raise InvalidQuery(f"{column.name}: only null can be asked of it", field=column.name, value=operand)
     if operator in _TEXT_ONLY and column.kind not in {Kind.TEXT, Kind.UUID}:
         raise InvalidQuery(f"{column.name} holds no text: {operator} has no meaning", field=column.name, value=operand)
@@ -167,13 +175,32 @@ def _value(column: Column, value: Any) -> Any:
         return require_utc(value, column.name, InvalidQuery)
     if column.kind is Kind.UUID:
         return normalise_uuid(value, column.name, InvalidQuery)
-    if column.kind is Kind.INTEGER and abs(value) > _BIGGEST:
+    if column.kind is Kind.INTEGER and not -_BIGGEST - 1 <= value <= _BIGGEST:
         raise InvalidQuery(f"{column.name}: {value} does not fit 64 bits", field=column.name, value=value)
-    return require_storable(value, column.name) if column.kind is Kind.TEXT else value
+    if column.kind is Kind.TEXT:
+        text = require_storable(value, column.name)
+        return _normalised(text) if column.uuid else text
+    if column.kind is Kind.FLOAT:
+        value = float(value)
+    if isinstance(value, float | Decimal) and not math.isfinite(value):
+        raise InvalidQuery(f"{column.name}: {value} is no finite number", field=column.name, value=value)
+    return value
+
+
+def _normalised(text: str) -> str:
+    """A UUID in the form in which it is stored; anything else, which no row holds, as it is."""
+    try:
+        return normalise_uuid(text, "uuid")
+    except InvalidArgument:
+        return text
 
 
 def _fits(kind: Kind, value: Any) -> bool:
     expected = _TYPES[kind]
+    if isinstance(value, datetime) and kind is Kind.DATE:
+        return False
+    if kind is Kind.TIME and isinstance(value, time) and value.tzinfo is not None:
+        return False
     return isinstance(value, expected) and (bool in expected or not isinstance(value, bool))
 
 
@@ -210,6 +237,8 @@ def _pattern(column: Column, operator: str, value: Any) -> str:
             re.compile(text)
         except (re.error, RecursionError, OverflowError) as error:
             raise InvalidQuery(f"{column.name}: {text!r}: {error}", field=column.name, value=value) from error
+    if column.uuid or column.kind is Kind.UUID:
+        return text.lower() if operator != "regex" else text
     return text
 
 
@@ -233,7 +262,7 @@ def order_of(sort: Sequence[Sort], key: str, columns: Mapping[str, Column]) -> O
     keys: dict[str, Key] = {}
     for item in sort:
         column = columns.get(item.column)
-        if column is None or not column.sortable or column.kind is Kind.OTHER:
+        if column is None or not column.sortable or column.kind in {Kind.OTHER, Kind.JSON}:
             sortable = ", ".join(sorted(name for name, each in columns.items() if each.sortable))
             raise InvalidQuery(
                 f"cannot order by {item.column!r}; there are {sortable}", field="sort", value=item.column
@@ -253,6 +282,7 @@ def _key(column: Column, *, descending: bool, nulls_first: bool) -> Key:
         descending=descending,
         nullable=column.nullable,
         nulls_first=nulls_first,
+        scale=column.scale,
     )
 
 

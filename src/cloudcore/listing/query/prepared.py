@@ -15,7 +15,7 @@ from cloudcore.listing.query.readers import layout_of
 from cloudcore.listing.query.statements import Plan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from cloudcore.errors import CloudcoreError
     from cloudcore.listing.query.compiled import Statement
@@ -57,7 +57,7 @@ class PreparedQuery:
         self._parts = (source, query, self.conditions, self.order)
         self._statements, self._expression = statements, expression
         self.plan = Plan(*self._parts, shown, statements, expression)
-        self.layout = layout_of(source.columns, shown)
+        self.layout = layout_of(source.columns, shown, source.key)
         self.wide = any(source.columns[name].wide for name in shown)
         self.digest = digest(
             source.name,
@@ -94,15 +94,15 @@ class PreparedQuery:
         if spoken or (given and error.values):
             raise InvalidQuery(f"{cell} refuses the query: {error}", field="where") from error
 
-    def start(self, cursor: str | None, marker: Position | None) -> Cursor:
-        """Where to begin.
+    def start(self, cursor: str | None, marker: Position | None, keys: Sequence[bytes] = ()) -> Cursor:
+        """Where to begin. *keys*: those that cursors are signed with.
 
         Raises:
             InvalidCursor: The cursor is damaged or of another query.
         """
         if cursor is None:
             return Cursor(digest=self.digest, position=marker, lagging={})
-        return Cursor.decode(cursor, self.digest)
+        return Cursor.decode(cursor, self.digest, self.order, keys)
 
 
 def _where(query: Query) -> tuple[Mapping[str, Any], Any]:

@@ -1,11 +1,12 @@
-"""How the driver's values are read as Python's."""
+"""How the driver's values are read as Python's when somebody looks at a record."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from cloudcore.listing.query.order import Kind
+from cloudcore.listing.query.kinds import Kind, plain
 from cloudcore.listing.values import Layout
 
 if TYPE_CHECKING:
@@ -16,19 +17,39 @@ if TYPE_CHECKING:
 __all__ = ["layout_of"]
 
 
-def _instant(value: Any) -> datetime:
-    if value.__class__ is str:
-        value = datetime.fromisoformat(value)
-    if value.tzinfo is None:
-        result: datetime = value.replace(tzinfo=UTC)
-        return result
-    instant: datetime = value if value.tzinfo is UTC else value.astimezone(UTC)
-    return instant
-
-
-_READERS: dict[Kind, Callable[[Any], Any]] = {Kind.INSTANT: _instant, Kind.BOOLEAN: bool, Kind.UUID: str}
-
-
-def layout_of(columns: Mapping[str, Column], shown: Sequence[str]) -> Layout:
+def layout_of(columns: Mapping[str, Column], shown: Sequence[str], key: str) -> Layout:
     """How records of these columns are read."""
-    return Layout(tuple(shown), tuple(_READERS.get(columns[name].kind) for name in shown))
+    names = tuple(shown)
+    return Layout(names, tuple(_reader(columns[name]) for name in names), names.index(key))
+
+
+def _reader(column: Column) -> Callable[[Any], Any] | None:
+    if column.kind is Kind.OTHER:
+        return None
+    fast = _FAST.get(column.kind)
+    return partial(plain, column.kind, scale=column.scale) if fast is None else fast
+
+
+def _instant(value: Any) -> datetime:
+    if value.__class__ is datetime:
+        if value.tzinfo is None:
+            result: datetime = value.replace(tzinfo=UTC)
+            return result
+        instant: datetime = value if value.tzinfo is UTC else value.astimezone(UTC)
+        return instant
+    read: datetime = plain(Kind.INSTANT, value)
+    return read
+
+
+def _text(value: Any) -> str:
+    text: str = value if value.__class__ is str else plain(Kind.TEXT, value)
+    return text
+
+
+def _integer(value: Any) -> int:
+    number: int = value if value.__class__ is int else plain(Kind.INTEGER, value)
+    return number
+
+
+_FAST: dict[Kind, Callable[[Any], Any]] = {Kind.INSTANT: _instant, Kind.TEXT: _text, Kind.INTEGER: _integer}
+"""For kinds that most columns are of."""

@@ -11,7 +11,7 @@ from sqlalchemy.dialects import mysql, postgresql
 
 from cloudcore.errors import InvalidArgument, InvalidQuery
 from cloudcore.listing.query.conditions import Column
-from cloudcore.listing.query.order import Kind
+from cloudcore.listing.query.kinds import Kind
 from cloudcore.listing.values import Sort
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from cloudcore.listing.values import Query
 
-__all__ = ["RecordSource", "pin"]
+__all__ = ["RecordSource", "is_single", "pin"]
 
 Expression = sa.ColumnElement[Any]
 
@@ -74,7 +74,7 @@ class RecordSource:
         found = {name: _column(self._table_column(name), name in wide, name in pinned) for name in names}
         found.update(refine or {})
         if key in found:
-            found[key] = attrs.evolve(found[key], nullable=False)
+            found[key] = attrs.evolve(found[key], nullable=False, uuid=key == "uuid" and found[key].kind is Kind.TEXT)
         self.columns: Mapping[str, Column] = MappingProxyType(found)
         for name in filter(None, (key, tenant, host, updated, deleted, hidden)):
             self._table_column(name)
@@ -125,12 +125,28 @@ class RecordSource:
     # ---- expressions, per dialect
 
     def value(self, name: str, dialect: str) -> Expression:
-        """What is selected and tested for equality: the column itself unless a database keeps it in a foreign form."""
-        return self.table.c[name]
+        """What is tested for equality: the column itself unless a database keeps it in a foreign form."""
+        column = self.table.c[name]
+        if dialect == "postgresql" and _is_enum(column):
+            return sa.cast(column, sa.Text())  # with a type of its own, which compares with nothing else
+        return column
+
+    def selected(self, name: str, dialect: str) -> Expression:
+        """What is fetched: :meth:`value`, in a form that loses nothing and that is the same for every database."""
+        expression, kind = self.value(name, dialect), self.columns[name].kind
+        if kind is Kind.JSON and dialect == "postgresql":
+            return sa.cast(expression, sa.Text())  # else one driver parses it and the other does not
+        if kind is Kind.FLOAT and is_single(self.table.c[name].type, dialect):
+            if dialect == "postgresql":
+                return sa.cast(expression, sa.Double())
+            return expression + sa.literal_column("0e0")  # MariaDB shows but six digits of a FLOAT
+        return expression
 
     def sortable(self, name: str, dialect: str) -> Expression:
         """What is ordered by and compared: text by code point, whatever collation the column has."""
         column, expression = self.columns[name], self.value(name, dialect)
+        if column.kind is Kind.UUID and dialect == "mariadb" and _is_native_uuid(self.table.c[name].type):
+            return sa.cast(expression, sa.CHAR(36))  # its own order is another one
         if column.kind is not Kind.TEXT or column.pinned:
             return expression
         return pin(expression, dialect)
@@ -178,6 +194,18 @@ class RecordSource:
         return f"<RecordSource {self.name}>"
 
 
+def is_single(type_: sa.types.TypeEngine[Any], dialect: str) -> bool:
+    """Whether a column of this type has single precision: REAL on PostgreSQL, FLOAT on MariaDB, none on SQLite."""
+    if isinstance(type_, sa.types.TypeDecorator):
+        type_ = type_.impl_instance
+    if dialect == "sqlite" or not isinstance(type_, sa.Float) or isinstance(type_, sa.Double):
+        return False
+    most = type_.precision or 0
+    if dialect == "postgresql":
+        return isinstance(type_, sa.REAL) or 0 < most <= 24
+    return not isinstance(type_, sa.REAL | mysql.REAL | mysql.DOUBLE) and most <= 24
+
+
 def pin(expression: Expression, dialect: str) -> Expression:
     """*expression* compared and ordered by code point, trailing spaces included."""
     if dialect == "sqlite":
@@ -190,6 +218,10 @@ def pin(expression: Expression, dialect: str) -> Expression:
 
 def _is_enum(expression: Expression) -> bool:
     return isinstance(expression.type, sa.Enum)
+
+
+def _is_native_uuid(type_: sa.types.TypeEngine[Any]) -> bool:
+    return isinstance(type_, sa.UUID) or (isinstance(type_, sa.Uuid) and bool(type_.native_uuid))
 
 
 def _equal(column: sa.Column[Any], value: sa.BindParameter[Any], dialect: str) -> list[Expression]:
@@ -205,23 +237,35 @@ _KINDS: tuple[tuple[tuple[type[sa.types.TypeEngine[Any]], ...], Kind], ...] = (
     ((sa.Enum,), Kind.TEXT),
     ((sa.Uuid,), Kind.UUID),
     ((sa.String,), Kind.TEXT),
+    ((sa.JSON,), Kind.JSON),
     ((sa.Integer,), Kind.INTEGER),
     ((sa.Float,), Kind.FLOAT),
     ((sa.Numeric,), Kind.DECIMAL),
     ((sa.DateTime,), Kind.INSTANT),
+    ((sa.Date,), Kind.DATE),
+    ((sa.Time,), Kind.TIME),
 )
 
 
 def _column(column: sa.Column[Any], wide: bool, pinned: bool) -> Column:
     kind = _kind(column.type)
+    opaque = kind in {Kind.OTHER, Kind.JSON}
     return Column(
         name=column.name,
         kind=kind,
         nullable=bool(getattr(column, "nullable", True)) and not column.primary_key,
-        sortable=kind is not Kind.OTHER and not wide and not isinstance(column.type, mysql.LONGTEXT | mysql.MEDIUMTEXT),
-        wide=wide or kind is Kind.OTHER,
+        sortable=not (wide or opaque or isinstance(column.type, mysql.LONGTEXT | mysql.MEDIUMTEXT)),
+        wide=wide or opaque,
         pinned=pinned,
+        scale=_scale(column.type) if kind is Kind.DECIMAL else None,
     )
+
+
+def _scale(type_: sa.types.TypeEngine[Any]) -> int | None:
+    if isinstance(type_, sa.types.TypeDecorator):
+        type_ = type_.impl_instance
+    scale: int | None = getattr(type_, "scale", None)
+    return scale
 
 
 def _kind(type_: sa.types.TypeEngine[Any]) -> Kind:

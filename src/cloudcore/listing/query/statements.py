@@ -1,11 +1,13 @@
 """SQL for one fetch: built with SQLAlchemy once per shape and dialect, then sent as text with fresh parameters.
 
-A *shape* is a query without its values: two tenants' pages share one text.
+A *shape* is a query without its values: two tenants' pages share one text. The module is longer than one should be
+because filter, order and position of a statement must agree in every clause.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import attrs
 import sqlalchemy as sa
@@ -15,8 +17,9 @@ from cloudcore.listing.query.compiled import LIMIT, Statement, compiled
 from cloudcore.listing.query.conditions import Condition, prefix_end
 from cloudcore.listing.query.dialects import dialect_name
 from cloudcore.listing.query.indexes import reaches, serve
-from cloudcore.listing.query.order import Key, Kind, Order
+from cloudcore.listing.query.kinds import Kind
 from cloudcore.listing.query.segments import segments
+from cloudcore.listing.query.sources import is_single
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import Dialect
 
     from cloudcore.listing.query.indexes import TableLayout
-    from cloudcore.listing.query.order import Position
+    from cloudcore.listing.query.order import Key, Order, Position
     from cloudcore.listing.query.segments import Segment
     from cloudcore.listing.query.sources import RecordSource
     from cloudcore.listing.values import Query
@@ -146,7 +149,7 @@ class Plan:
         if alike is not None:
             for number, null in enumerate(alike):
                 key = self.order.keys[number]
-                tests.append(self._same(number, key, self.source.sortable(key.column, name), null=null))
+                tests.append(self._same(name, number, key, self.source.sortable(key.column, name), null=null))
         elif segment.leading == "nulls":
             tests.append(self.source.value(first.column, name).is_(None))
         elif segment.leading == "values" and (nulls is None):
@@ -253,7 +256,9 @@ class Plan:
         name = dialect_name(dialect)
         tests = self.tests(name)
         if without:
-            tests.append(self.source.table.c[self.source.key].not_in(list(without)))
+            key = self.source.table.c[self.source.key]
+            as_uuid = getattr(key.type, "as_uuid", False)
+            tests.append(key.not_in([UUID(each) if as_uuid else each for each in without]))
         groups = [] if by is None else [self.source.sortable(by, name)]
         statement: sa.Select[Any] = sa.select(*groups, sa.func.count()).select_from(self.source.table)
         statement = statement.where(*tests).group_by(*groups)
@@ -262,7 +267,7 @@ class Plan:
 
     def _selected(self, dialect: str, missing: frozenset[str] = frozenset()) -> list[Expression]:
         return [
-            (sa.null() if column in missing else self.source.value(column, dialect)).label(column)
+            (sa.null() if column in missing else self.source.selected(column, dialect)).label(column)
             for column in self.columns
         ]
 
@@ -292,8 +297,7 @@ class Plan:
 
     def _parameter(self, name: str, column: str) -> sa.BindParameter[Any]:
         kind, type_ = self.source.columns[column].kind, self.source.table.c[column].type
-        by_kind: dict[Kind, sa.types.TypeEngine[Any]] = {Kind.TEXT: sa.String(), Kind.INTEGER: sa.BigInteger()}
-        return sa.bindparam(name, None, by_kind.get(kind, type_))  # None: not yet known when it is compiled
+        return sa.bindparam(name, None, _BY_KIND.get(kind, type_))  # None: not yet known when it is compiled
 
     def _test(self, number: int, condition: Condition, dialect: str) -> Expression:
         column = self.source.columns[condition.column]
@@ -305,12 +309,27 @@ class Plan:
         if operator == "not_null":
             return value.is_not(None)
         exact = self.source.sortable(condition.column, dialect)
+        if dialect == "sqlite" and column.kind in _AS_TEXT:
+            return self._test_of_text(operator, exact, bounds, nullable=column.nullable)
         if operator in {"eq", "in"}:
             return self._equality(value, exact, bounds)
         if operator in {"ne", "not_in"}:
             differs = exact.not_in(bounds) if bounds else sa.true()
             return sa.or_(differs, value.is_(None)) if column.nullable else differs
         return _comparison(operator, exact, bounds, dialect)
+
+    def _test_of_text(
+        self, operator: str, text: Expression, bounds: Sequence[Expression], *, nullable: bool
+    ) -> Expression:
+        """A test of instants that SQLite keeps as text, with a fraction of any length or none."""
+        if operator in {"eq", "in", "ne", "not_in"}:
+            forms = [form for bound in bounds for form in (bound, sa.func.substr(bound, 1, 23), _shortest(bound))]
+            if operator in {"eq", "in"}:
+                return text.in_(forms)
+            differs = text.not_in(forms) if forms else sa.true()
+            return sa.or_(differs, text.is_(None)) if nullable else differs
+        bound = _shortest(bounds[0]) if operator in {"lt", "ge"} else bounds[0]
+        return _comparison(operator, text, [bound], "sqlite")
 
     def _equality(self, value: Expression, exact: Expression, bounds: list[sa.BindParameter[Any]]) -> Expression:
         def among(expression: Expression) -> Expression:
@@ -340,32 +359,52 @@ class Plan:
         choices: list[Expression] = []
         for place, (i, key) in enumerate(keys):
             ranked = i > 0 or segment.leading == "both"
-            beyond = self._beyond(i, key, expressions[i], null=nulls[i], ranked=ranked)
+            beyond = self._beyond(dialect, i, key, expressions[i], null=nulls[i], ranked=ranked)
             if beyond is not None:
-                equal = [self._same(j, other, expressions[j], null=nulls[j]) for j, other in keys[:place]]
+                equal = [self._same(dialect, j, other, expressions[j], null=nulls[j]) for j, other in keys[:place]]
                 choices.append(sa.and_(*equal, beyond))
         tests: list[Expression] = [sa.or_(*choices)] if choices else [sa.false()]
         if segment.leading in {"any", "values"} and not segment.tied and len(keys) > 1:
-            bound = self._parameter("k0", keys[0][1].column)
+            bound: Expression = self._parameter("k0", keys[0][1].column)
+            if dialect == "sqlite" and keys[0][1].kind in _AS_TEXT and not keys[0][1].descending:
+                bound = _shortest(bound)
             tests.insert(0, expressions[0] <= bound if keys[0][1].descending else expressions[0] >= bound)
         return tests
 
-    def _beyond(self, number: int, key: Key, expression: Expression, *, null: bool, ranked: bool) -> Expression | None:
+    def _beyond(
+        self, dialect: str, number: int, key: Key, expression: Expression, *, null: bool, ranked: bool
+    ) -> Expression | None:
         if null:
             return expression.is_not(None) if key.nulls_first else None
-        bound = self._parameter(f"k{number}", key.column)
+        bound: Expression = self._parameter(f"k{number}", key.column)
+        if dialect == "sqlite" and key.kind in _AS_TEXT and key.descending:
+            bound = _shortest(bound)
         after: Expression = expression < bound if key.descending else expression > bound
         if key.nullable and not key.nulls_first and ranked:
             return sa.or_(after, expression.is_(None))
         return after
 
-    def _same(self, number: int, key: Key, expression: Expression, *, null: bool) -> Expression:
-        return expression.is_(None) if null else expression == self._parameter(f"k{number}", key.column)
+    def _same(self, dialect: str, number: int, key: Key, expression: Expression, *, null: bool) -> Expression:
+        if null:
+            return expression.is_(None)
+        bound = self._parameter(f"k{number}", key.column)
+        if dialect == "sqlite" and key.kind in _AS_TEXT:
+            return sa.and_(expression >= _shortest(bound), expression <= bound)
+        return expression == bound
 
     # ---- compiling
 
     def _compile(self, dialect: Dialect, statement: sa.Select[Any]) -> Statement:
-        return compiled(statement, dialect, self._kinds)
+        return compiled(statement, dialect, self._kinds, lambda name: self._single(name, dialect))
+
+    def _single(self, name: str, dialect: Dialect) -> bool:
+        """Whether a parameter is tested for equality with a column of single precision, and so is to be rounded."""
+        if name[0] != "c" or not name[1:2].isdigit():
+            return False
+        condition = self.conditions[int(name[1:].partition("_")[0])]
+        if condition.operator not in {"eq", "ne", "in", "not_in"}:
+            return False
+        return is_single(self.source.table.c[condition.column].type, dialect_name(dialect))
 
     def _kinds(self, binds: Mapping[str, Any]) -> dict[str, Kind]:
         """The parameters that change from call to call, with what they hold."""
@@ -400,7 +439,7 @@ def _bound(condition: Condition) -> tuple[Any, ...]:
     return condition.values if end is None else (condition.values[0], end)
 
 
-def _comparison(operator: str, exact: Expression, bounds: list[sa.BindParameter[Any]], dialect: str) -> Expression:
+def _comparison(operator: str, exact: Expression, bounds: Sequence[Expression], dialect: str) -> Expression:
     if operator == "prefix":
         start: Expression = exact >= bounds[0]
         return start if len(bounds) == 1 else sa.and_(start, exact < bounds[1])
@@ -421,3 +460,17 @@ def _ranked(expression: Expression, directed: Any, dialect: str, key: Key) -> li
     if key.nulls_first != key.descending:  # as the database has it: NULL is its smallest value
         return [directed]
     return [expression.is_not(None) if key.nulls_first else expression.is_(None), directed]
+
+
+_BY_KIND: dict[Kind, sa.types.TypeEngine[Any]] = {
+    Kind.TEXT: sa.String(),
+    Kind.INTEGER: sa.BigInteger(),
+    Kind.FLOAT: sa.Double(),
+}
+_AS_TEXT = frozenset({Kind.INSTANT, Kind.TIME})
+"""Kinds that SQLite keeps as text with or without a fraction of a second."""
+
+
+def _shortest(bound: Expression) -> Expression:
+    """The shortest text of an instant, which sorts before its other forms: no zeros at the end of its fraction."""
+    return sa.func.rtrim(sa.func.rtrim(bound, sa.literal_column("'0'")), sa.literal_column("'.'"))

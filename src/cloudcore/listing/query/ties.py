@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import attrs
+
+from cloudcore.listing.query.order import Unfit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,7 +63,8 @@ def _sorted(rows: list[Row], order: Order, places: Sequence[int], shared: itemge
             continue
         if end - start > 1:
             tie = rows[start:end]
-            sort_keys = order.sort_keys([list(map(itemgetter(place), tie)) for place in places])
-            rows[start:end] = [row for _, row in sorted(zip(sort_keys, tie, strict=True), key=itemgetter(0))]
+            with contextlib.suppress(Unfit):  # the merge will say which row it is
+                sort_keys = order.sort_keys(order.read([list(map(itemgetter(place), tie)) for place in places]))
+                rows[start:end] = [row for _, row in sorted(zip(sort_keys, tie, strict=True), key=itemgetter(0))]
         start = end
     return rows

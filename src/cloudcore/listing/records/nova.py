@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from cloudcore.listing.query.conditions import Column
-from cloudcore.listing.query.order import Kind
+from cloudcore.listing.query.kinds import Kind
 from cloudcore.listing.query.sources import RecordSource, pin
 from cloudcore.listing.records.nova_tables import NOBODY, instance_metadata, instances, migrations, tags
 
@@ -30,13 +30,11 @@ class _NovaSource(RecordSource):
     """What Nova's tables have in common: foreign types on PostgreSQL, ``deleted`` as a number, nullable ``hidden``."""
 
     def value(self, name: str, dialect: str) -> Expression:
-        """Addresses and enumerations as text, so that all databases return and order the same."""
+        """Addresses as text, so that all databases return and order the same."""
         column = self.table.c[name]
-        if dialect == "postgresql" and isinstance(column.type, sa.Enum):
-            return sa.cast(column, sa.Text())
         if dialect == "postgresql" and name.startswith("access_ip"):
             return sa.func.host(column)
-        return column
+        return super().value(name, dialect)
 
     def sortable(self, name: str, dialect: str) -> Expression:
         """Text by code point."""
