@@ -13,6 +13,7 @@ from cloudcore._lazy import lazy_exports
 if TYPE_CHECKING:
     from cloudcore.placement.allocation_ledger import AllocationLedger, Expired
     from cloudcore.placement.forest.values import Inventory, Provider
+    from cloudcore.placement.hosts.headroom import Count, FlavorHeadroom, Headroom, headroom
     from cloudcore.placement.hosts.host_view import AffinityPolicy, HostGroup, HostView
     from cloudcore.placement.hosts.planner import SelectionReport
     from cloudcore.placement.hosts.selection import HostChoice, Selection
@@ -47,12 +48,15 @@ _EXPORTS = {
     "Attempt": "cloudcore.placement.scheduling.rescheduling",
     "Candidate": "cloudcore.placement.search.candidates",
     "ConsumerState": "cloudcore.placement.ledger.queries",
+    "Count": "cloudcore.placement.hosts.headroom",
     "Expired": "cloudcore.placement.allocation_ledger",
     "Failure": "cloudcore.placement.scheduling.rescheduling",
     "FailureKind": "cloudcore.placement.scheduling.rescheduling",
     "Finding": "cloudcore.placement.rules.audit",
     "FindingKind": "cloudcore.placement.rules.audit",
+    "FlavorHeadroom": "cloudcore.placement.hosts.headroom",
     "FlavorRules": "cloudcore.placement.requests.flavors.rules",
+    "Headroom": "cloudcore.placement.hosts.headroom",
     "Held": "cloudcore.placement.rules.claims",
     "HistoryEntry": "cloudcore.placement.ledger.history",
     "Holder": "cloudcore.placement.ledger.queries",
@@ -85,6 +89,7 @@ _EXPORTS = {
     "Unhonoured": "cloudcore.placement.requests.flavors.rules",
     "Usage": "cloudcore.placement.ledger.queries",
     "changes_since": "cloudcore.placement.storage.changes",
+    "headroom": "cloudcore.placement.hosts.headroom",
     "prune_attempts": "cloudcore.placement.scheduling.rescheduling",
     "prune_changes": "cloudcore.placement.storage.changes",
     "record_changes": "cloudcore.placement.storage.changes",
@@ -97,12 +102,15 @@ __all__ = [
     "Attempt",
     "Candidate",
     "ConsumerState",
+    "Count",
     "Expired",
     "Failure",
     "FailureKind",
     "Finding",
     "FindingKind",
+    "FlavorHeadroom",
     "FlavorRules",
+    "Headroom",
     "Held",
     "HistoryEntry",
     "Holder",
@@ -135,6 +143,7 @@ __all__ = [
     "Unhonoured",
     "Usage",
     "changes_since",
+    "headroom",
     "prune_attempts",
     "prune_changes",
     "record_changes",

@@ -29,6 +29,8 @@ from cloudcore.placement.ledger.reader import PinnedQueries
 from cloudcore.placement.requests.groups import RequestGroup
 from cloudcore.placement.requests.requests import ResourceRequest
 from cloudcore.placement.search.candidates import Candidate
+from cloudcore.placement.search.compiled import compile_request
+from cloudcore.placement.search.matching import Matcher
 from cloudcore.placement.search.ordering import read_preferred, read_weighers
 from cloudcore.placement.search.providers import providers_that_could
 from cloudcore.placement.search.search import Search, SearchOptions
@@ -304,6 +306,11 @@ class PlacementTree(TreeEdits):
             self.names.require_known(request.groups, request.root_required | request.root_forbidden)
         with self._state.lock:
             return Search(self._state.snapshot(), request, self._trees(request), options)
+
+    def matcher(self, request: ResourceRequest) -> Matcher:
+        """What matches *request* against the state of now: for whoever counts hosts instead of listing candidates."""
+        with self._state.lock:
+            return Matcher(self._state.snapshot(), compile_request(request), self._trees(request))
 
     def _within(
         self, within: Collection[str | Provider] | Callable[[Provider], bool] | None
