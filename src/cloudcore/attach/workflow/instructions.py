@@ -339,7 +339,7 @@ class Instructions:
                 raise
             return Outcome(Event.DONE, note="the guest has no such disk")
         failpoint("attach.unplug.after")
-        if outcome is DetachOutcome.PENDING:
+        if DetachOutcome(outcome) is DetachOutcome.PENDING:  # anything but the two is no answer
             return Outcome(Event.PENDING, note="the guest has not let go yet")
         return Outcome(Event.DONE)
 
