@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
-from weakref import WeakKeyDictionary
 
 from cloudcore._forks import when_forked
 from cloudcore._values import normalise_uuid
@@ -31,6 +30,8 @@ from cloudcore.listing.merge.paging import Pager
 from cloudcore.listing.merge.resuming import insist, missing
 from cloudcore.listing.merge.services import RouterServices
 from cloudcore.listing.merge.streaming import Stream
+from cloudcore.listing.query.caches import GenerationCache
+from cloudcore.listing.query.compiled import statement_cache
 from cloudcore.listing.query.kinds import plain
 from cloudcore.listing.query.prepared import PreparedQuery
 from cloudcore.listing.records.instances import CLOUDCORE_INSTANCES
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     from cloudcore.listing.cells.directory import Directory
     from cloudcore.listing.cells.hedging import HedgePolicy
     from cloudcore.listing.cells.requests import Attempt
-    from cloudcore.listing.query.compiled import Statement
     from cloudcore.listing.query.order import Position
     from cloudcore.listing.query.sources import RecordSource
     from cloudcore.observability import Observer
@@ -59,8 +59,8 @@ _EVERYTHING = Query()
 _UNTOLD = CellReport(name="", state=CellState.SKIPPED)
 """Keeps the place of a cell that is being asked."""
 _SHORTEST_KEY = 16
-_MOST_STATEMENTS = 2_000
-"""Cached SQL texts; beyond that the cache starts afresh."""
+_STATEMENTS, _QUERIES = 8_000_000, 4_000_000
+"""Characters of SQL and bytes of queries that are kept for the next page."""
 _log = logging.getLogger("cloudcore.listing")
 
 
@@ -129,8 +129,8 @@ class CellRouter:
         self._services = RouterServices(
             start=self._workers.run, clock=clock, directory=directory, cursor_keys=_keys(cursor_keys)
         )
-        self._statements: dict[Any, Statement] = {}
-        self._prepared: WeakKeyDictionary[Query, PreparedQuery] = WeakKeyDictionary()
+        self._statements = statement_cache(_STATEMENTS)
+        self._prepared: GenerationCache[Query, PreparedQuery] = GenerationCache(_QUERIES, lambda each: each.weight)
         self._skips: dict[str, tuple[dict[str, Backend], dict[str, CellReport]]] = {}
         self._unlock()
         when_forked(self, CellRouter._unlock)
@@ -206,12 +206,16 @@ class CellRouter:
         prepared = self._prepare(query)
         start = prepared.start(cursor, self._position_of(prepared, cursor, marker), self._services.cursor_keys)
         backends, reports = self._choose(prepared)
-        if prepared.impossible:
-            skipped = {
-                name: CellReport(name=name, state=CellState.SKIPPED, error="nothing can match") for name in backends
-            }
+        if prepared.impossible or prepared.query.limit == 0:
+            nothing = not prepared.impossible
+            why = "no record was asked for" if nothing else "nothing can match"
+            skipped = {name: CellReport(name=name, state=CellState.SKIPPED, error=why) for name in backends}
+            word = start.encode(self._services.cursor_keys) if nothing else None  # nothing is known of what follows
             return Page(
-                records=(), next_cursor=None, resume_cursor=None, cells=MappingProxyType({**reports, **skipped})
+                records=(),
+                next_cursor=word,
+                resume_cursor=word,
+                cells=MappingProxyType({**reports, **skipped}),
             )
         page = Pager(self._services, prepared, backends, reports, start).page()
         self._tell(page.cells)
@@ -416,8 +420,6 @@ class CellRouter:
     # ---- inside
 
     def _prepare(self, query: Query | None) -> PreparedQuery:
-        if len(self._statements) > _MOST_STATEMENTS:
-            self._statements, self._prepared = {}, WeakKeyDictionary()
         query = query or _EVERYTHING
         prepared = self._prepared.get(query)
         if prepared is None:

@@ -103,6 +103,8 @@ class InstanceStore:
         row = dict.fromkeys(_i.keys())
         row.update(vm_state="active", locked=False, hidden=False, deleted=False, created_at=self._clock())
         row.update(values)
+        if row["updated_at"] is None:
+            row["updated_at"] = row["created_at"]  # else changes-since would not hear of it
         row["uuid"] = normalise_uuid(values["uuid"], "uuid") if "uuid" in values else self._id_factory()
         return row, tags, pairs
 

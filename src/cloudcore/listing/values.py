@@ -281,7 +281,7 @@ class Record(Mapping[str, Any]):
     nobody looks at. One that is nothing its column can hold raises :class:`~cloudcore.errors.UnreadableValue` then.
 
     Attributes:
-        cell: Name of the cell that it is in.
+        cell: Name of the cell that it is in. A column of this name is ``record["cell"]``.
         unknown: True when only the directory vouches for it, because that cell does not answer.
     """
 
@@ -364,8 +364,9 @@ class Page:
         return all(report.state in {CellState.ANSWERED, CellState.SKIPPED} for report in self.cells.values())
 
     def to_records(self) -> list[dict[str, Any]]:
-        """The records as dictionaries, each with its ``cell``."""
-        return [{**record, "cell": record.cell} for record in self.records]
+        """The records as dictionaries, each with its ``cell``; it is ``cell_name`` where a column is called so."""
+        name = "cell_name" if self.records and "cell" in self.records[0] else "cell"
+        return [{**record, name: record.cell} for record in self.records]
 
     def to_pandas(self) -> Any:
         """The records as a ``pandas.DataFrame``.

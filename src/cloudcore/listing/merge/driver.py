@@ -63,7 +63,7 @@ class MergeDriver:
             if given:
                 return given
             if merge.disputed:
-                merge.decide(self._settle(merge.disputed))
+                merge.decide(self._settle(self._prepared, merge.disputed))
             elif merge.done:
                 return given
             else:

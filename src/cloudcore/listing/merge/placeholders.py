@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from cloudcore.listing.query.compiled import statement_cache
 from cloudcore.listing.query.conditions import Condition, order_of
 from cloudcore.listing.query.segments import segments
 from cloudcore.listing.query.statements import Plan
@@ -22,6 +23,8 @@ __all__ = ["Placeholder", "Placeholders"]
 
 _ALL = 10**9
 """Stands for "no limit" in a statement."""
+_KEPT = 100_000
+"""Characters of statements kept while placeholders are fetched."""
 
 
 @attrs.frozen
@@ -64,7 +67,9 @@ class Placeholders:
 
     def _fetch(self, order: Order, after: Position | None, limit: int | None) -> list[Placeholder]:
         conditions = (*self._prepared.conditions, Condition("cell", "in", tuple(sorted(self._cells))))
-        plan = Plan(self._source, Query(limit=limit), conditions, order, tuple(self._source.columns), {})
+        plan = Plan(
+            self._source, Query(limit=limit), conditions, order, tuple(self._source.columns), statement_cache(_KEPT)
+        )
         count = _ALL if limit is None else limit + 1
         rows: list[tuple[Any, ...]] = []
         with self._database.read() as connection:

@@ -6,10 +6,14 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from cloudcore.errors import InvalidArgument
+from cloudcore.listing.query.kinds import Kind
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from cloudcore.listing.cells.directory import Directory
+    from cloudcore.listing.query.prepared import PreparedQuery
 
 __all__ = ["RouterServices"]
 
@@ -23,8 +27,19 @@ class RouterServices:
     directory: Directory | None
     cursor_keys: tuple[bytes, ...] = ()
 
-    def settle(self, keys: Iterable[str]) -> Mapping[str, str]:
-        """The cells that own records found in two."""
+    def settle(self, prepared: PreparedQuery, keys: Iterable[str]) -> Mapping[str, str]:
+        """The cells that own records found in two.
+
+        Raises:
+            InvalidArgument: They are numbers that each cell has counted for itself: different records, not copies.
+        """
+        source = prepared.source
+        if source.columns[source.key].kind is Kind.INTEGER:
+            raise InvalidArgument(
+                f"{source.name}: several cells have a record with {source.key} {next(iter(keys))}. Numbers that each "
+                "cell counts for itself are no key over all of them: give RecordSource a key such as a UUID",
+                field="key",
+            )
         return {} if self.directory is None else self.directory.cells_of(keys)
 
     def owners(self, cells: int) -> Mapping[str, str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import sqlalchemy as sa
 
+from cloudcore.listing.query.caches import GenerationCache
 from cloudcore.listing.query.dialects import dialect_name
 from cloudcore.listing.query.encoding import encoder
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from cloudcore.listing.query.kinds import Kind
 
-__all__ = ["LIMIT", "FixedStatement", "Statement", "compiled"]
+__all__ = ["LIMIT", "FixedStatement", "Statement", "compiled", "statement_cache"]
 
 _LIMIT = "cloudcore_number_of_rows"
 """Stands for the number of rows in cached text, where it comes last."""
@@ -57,6 +58,11 @@ class Statement:
         encoded = {name: encode(values[name]) for name, encode in self.encoders.items() if name in values}
         filled = {**self.fixed, **encoded}
         return filled if self.names is None else tuple([filled[name] for name in self.names])
+
+
+def statement_cache(most: int) -> GenerationCache[Any, Statement]:
+    """A cache of statements with *most* characters of text, about."""
+    return GenerationCache(most, lambda statement: len(statement.text) + 100 * len(statement.encoders) + 500)
 
 
 def compiled(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from cloudcore.errors import CloudcoreError
+    from cloudcore.listing.query.caches import GenerationCache
     from cloudcore.listing.query.compiled import Statement
     from cloudcore.listing.query.conditions import Condition
     from cloudcore.listing.query.order import Position
@@ -44,13 +45,13 @@ class PreparedQuery:
         digest: Of everything that a cursor must agree with.
     """
 
-    def __init__(self, source: RecordSource, query: Query, statements: dict[Any, Statement]) -> None:
+    def __init__(self, source: RecordSource, query: Query, statements: GenerationCache[Any, Statement]) -> None:
         self.source, self.query = source, query
         self.sort = source.default_sort if query.sort is None else query.sort
         where, expression = _where(query)
         self.conditions = conditions_of({**where, **_shorthands(source, query)}, source.columns)
         _check_bounds(self.conditions, query)
-        self.impossible = query.limit == 0 or any(condition.impossible for condition in self.conditions)
+        self.impossible = any(condition.impossible for condition in self.conditions)
         source.check(query)
         self.order = order_of(self.sort, source.key, source.columns)
         shown = projection_of(query, source.key, source.columns)
@@ -67,6 +68,13 @@ class PreparedQuery:
             sorted(query.metadata.items()),
             None if expression is None else _text(expression),
         )
+
+    @property
+    def weight(self) -> int:
+        """About how many bytes it keeps."""
+        values = [value for condition in self.conditions for value in condition.values]
+        text = sum(len(value) for value in values if isinstance(value, str))
+        return 8_000 + 400 * len(values) + 4 * text
 
     @cached_property
     def keys(self) -> Plan:

@@ -33,7 +33,8 @@ class RecordSource:
 
     Args:
         table: The table, the same in every cell; made by hand or by reflection (:meth:`reflect`).
-        key: Column that no two records share over all cells; it closes every order. Not NULL.
+        key: Column that no two records share over all cells; it closes every order. Not NULL. A number that each cell
+            counts for itself is none: such a listing is refused when two cells have the same.
         tenant, host: Columns of that meaning, which the directory routes by; None if there are none.
         updated: The column that changes-since and changes-before compare.
         deleted: A boolean column that marks deleted records; None if they are really gone.

@@ -13,7 +13,7 @@ import attrs
 import sqlalchemy as sa
 
 from cloudcore.errors import SchemaMismatch
-from cloudcore.listing.query.compiled import LIMIT, Statement, compiled
+from cloudcore.listing.query.compiled import LIMIT, compiled, statement_cache
 from cloudcore.listing.query.conditions import Condition, prefix_end
 from cloudcore.listing.query.dialects import dialect_name
 from cloudcore.listing.query.indexes import reaches, serve
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine.interfaces import Dialect
 
+    from cloudcore.listing.query.caches import GenerationCache
+    from cloudcore.listing.query.compiled import Statement
     from cloudcore.listing.query.indexes import TableLayout
     from cloudcore.listing.query.order import Key, Order, Position
     from cloudcore.listing.query.segments import Segment
@@ -35,6 +37,10 @@ if TYPE_CHECKING:
 __all__ = ["Plan", "Sent"]
 
 Expression = sa.ColumnElement[Any]
+_SHORT_LIST, _LONGEST_LIST = 4, 30_000
+"""Lengths up to which a list is sent as it is, and that none is filled up beyond."""
+_OWN_TEXT = 1_000_000
+"""Characters that are kept of a query with an expression of the caller's."""
 _SORTS_ALL = frozenset({"mariadb", "mysql"})
 """Databases that sort all rows where no index has the whole order, instead of going on from a part of it."""
 
@@ -85,7 +91,7 @@ class Plan:
         conditions: Sequence[Condition],
         order: Order,
         columns: Sequence[str],
-        cache: dict[Any, Statement],
+        cache: GenerationCache[Any, Statement],
         expression: Expression | None = None,
     ) -> None:
         self.source, self.query, self.order = source, query, order
@@ -94,12 +100,12 @@ class Plan:
         self.indexes = tuple(self.columns.index(key.column) for key in order.keys)
         self.expression = expression
         self.words = _words(query)
-        self._cache = cache if expression is None else {}
+        self._cache = cache if expression is None else statement_cache(_OWN_TEXT)
         self._values = self._constants()
         self._ways: dict[Any, _Way] = {}
         self._shape = (
             id(source), query.deleted, query.hidden, self.columns, order,
-            tuple((*condition.shape, len(_bound(condition))) for condition in self.conditions),
+            tuple((each.column, each.operator, len(_bound(each))) for each in self.conditions),
             tuple((name, len(words)) for name, words in self.words.items()), len(query.metadata),
         )  # fmt: skip
 
@@ -432,7 +438,11 @@ def _words(query: Query) -> dict[str, tuple[str, ...]]:
 
 
 def _bound(condition: Condition) -> tuple[Any, ...]:
-    """The values that a condition sends: a prefix becomes a range."""
+    """The values that a condition sends: a prefix becomes a range; lists have few lengths, so that texts are few."""
+    if condition.operator in {"in", "not_in"} and len(condition.values) > _SHORT_LIST:
+        values = condition.values
+        size = min(1 << (len(values) - 1).bit_length(), _LONGEST_LIST)
+        return values + values[-1:] * (size - len(values))
     if condition.operator != "prefix":
         return condition.values
     end = prefix_end(condition.values[0])
