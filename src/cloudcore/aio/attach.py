@@ -22,6 +22,7 @@ class AsyncAttachmentManager(ClosingFacade[AttachmentManager]):
     begin_move = offloaded(AttachmentManager.begin_move)
     confirm_move = offloaded(AttachmentManager.confirm_move)
     revert_move = offloaded(AttachmentManager.revert_move)
+    refresh = offloaded(AttachmentManager.refresh)
     move = offloaded(AttachmentManager.move)
     recover = offloaded(AttachmentManager.recover)
     audit = offloaded(AttachmentManager.audit)

@@ -450,6 +450,24 @@ class AttachmentManager:
         """
         return self._moves.revert(normalise_uuid(instance_id, "instance_id"))
 
+    @observed("attach.refresh", "instance_id", level=logging.INFO)
+    def refresh(self, instance_id: str) -> tuple[Attachment, ...]:
+        """Let the volume service say anew how the instance's host reaches its volumes, and define its disks by that.
+
+        For addresses of monitors or portals that have changed (``nova-manage volume_attachment refresh``). The guest
+        has to be off. Each volume is held for the instance, taken off the host and given back to it, so nobody else can
+        get it meanwhile. What died in the middle goes on when this is called again; :meth:`revert_move` ends it too.
+
+        Returns:
+            The instance's attachments.
+
+        Raises:
+            Conflict: The guest runs, an attachment is not at rest, or the instance is in another move.
+            WrongHost: Its host is not served here. Nothing was touched.
+            CloudcoreError: What failed; repeat it.
+        """
+        return self._moves.refresh(normalise_uuid(instance_id, "instance_id"))
+
     def move(self, instance_id: str) -> Move | None:
         """The move that the instance is in, None if it is in none."""
         return self._move_rows.find(normalise_uuid(instance_id, "instance_id"))

@@ -37,8 +37,8 @@ Role = Literal["main", "next", "past"]
 WhenGone = Literal["keep", "delete"]
 """What becomes of a volume whose attachment is on its way out: a user's detach keeps it, termination may delete it."""
 
-MoveKind = Literal["live", "cold", "shelve", "evacuation"]
-"""How an instance leaves its host."""
+MoveKind = Literal["live", "cold", "shelve", "evacuation", "refresh"]
+"""How an instance leaves its host; a refresh leaves it and comes back."""
 
 
 @attrs.frozen(kw_only=True)

@@ -81,6 +81,37 @@ class Moves:
             self._settle(instance_id)
             return self._begin(move)
 
+    def refresh(self, instance_id: str) -> tuple[Attachment, ...]:
+        """See :meth:`AttachmentManager.refresh`."""
+        with self._leases.hold([instance_lock(instance_id)]):
+            if not self._steps.main_legs(instance_id):
+                return ()
+            move = self._rows.find(instance_id) or self._start(instance_id, "refresh", None)
+            if move.kind != "refresh" or move.phase not in {"beginning", "begun", "confirming"}:
+                raise Conflict(
+                    f"instance {instance_id} is in a {move.kind} move ({move.phase}); confirm or revert that first",
+                    identifier=instance_id,
+                )
+            self._settle(instance_id)
+            if move.phase == "beginning":
+                move = self._begin(move)
+            self._rows.set_phase(move, "confirming")
+            return self._confirm(move)
+
+    def _require_off(self, legs: tuple[Attachment, ...]) -> None:
+        """Check that no running guest has any of the disks: it would lose them for a while.
+
+        Raises:
+            Conflict: One has.
+        """
+        for leg in legs:
+            state = self._driver.host(leg).guests.disk_state(leg.instance_id, leg.volume_id)
+            if state.live is not None:
+                raise Conflict(
+                    f"instance {leg.instance_id} runs with volume {leg.volume_id}; stop it first",
+                    identifier=leg.instance_id,
+                )
+
     def confirm(self, instance_id: str, destination: str | None = None) -> tuple[Attachment, ...]:
         """See :meth:`AttachmentManager.confirm_move`."""
         with self._leases.hold([instance_lock(instance_id)]):
@@ -176,10 +207,13 @@ class Moves:
             what = f"attachment {unsettled[0].id} is {unsettled[0].state}" if unsettled else f"it is on {hosts}"
             raise Conflict(f"instance {instance_id} cannot move: {what}", identifier=instance_id)
         source = next(iter(hosts), None) or ""
-        if destination is not None and destination == source:
+        if kind == "refresh":
+            destination = source
+            self._require_off(legs)
+        elif destination is not None and destination == source:
             raise InvalidArgument(f"destination: instance {instance_id} is on {source}", field="destination")
         note = str(require_evidence(self._fencer, source)) if kind == "evacuation" else None
-        if kind in {"cold", "shelve"} and legs:
+        if kind in {"cold", "shelve", "refresh"} and legs:
             self._require_served(source)
         move = Move(
             instance_id=instance_id, kind=kind, phase="beginning", source=source, destination=destination, note=note
