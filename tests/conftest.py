@@ -28,7 +28,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from tests import leaks, services
+from tests import leaks, raised, services
 from tests.services import _client
 
 ALLOWED_SKIPS: tuple[str, ...] = ()
@@ -49,16 +49,35 @@ def pytest_configure(config: pytest.Config) -> None:
     profile = "long" if config.getoption("--long") else "ci" if os.environ.get("CI") else "default"
     hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", profile))
     leaks.watch()
+    raised.watch()
     if not hasattr(config, "workerinput"):
         _client.claim_run()
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: object) -> None:
+    """A worker of pytest-xdist has ended: it tells which errors its tests have seen raised."""
+    raised.SEEN.update(getattr(node, "workeroutput", {}).get("raised", ()))
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Nothing may be left over: that too is a result of the run."""
+    """Nothing may be left over, and no error untried: that too is a result of the run."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["raised"] = sorted(raised.SEEN)
+    elif _is_whole(session) and session.exitstatus == 0 and (never := raised.unraised()):
+        print(f"\nno test has these errors raised by a call: {', '.join(sorted(never))}")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
     if not hasattr(session.config, "workerinput") and not _client.end_run():
         print(f"\nservers are still running, see {os.environ[_client.RUN]}")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _is_whole(session: pytest.Session) -> bool:
+    """Whether everything was run, with nothing left out."""
+    config = session.config
+    narrowed = config.option.keyword or config.option.markexpr or config.args_source != config.ArgsSource.TESTPATHS
+    return os.environ.get("CLOUDCORE_REQUIRE") == "all" and not narrowed
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -107,6 +126,13 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
 
 
 # --------------------------------------------------------------------------------------- nothing secret in any log line
+
+
+@pytest.fixture(autouse=True)
+def _every_error_keeps_its_promises() -> Iterator[None]:
+    yield
+    wrong = raised.check()
+    assert not wrong, f"errors that cannot be pickled or made JSON of: {wrong}"
 
 
 @pytest.fixture(autouse=True)

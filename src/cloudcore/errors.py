@@ -72,6 +72,9 @@ so that the tree can be seen as a whole and no area needs another's errors.
 from __future__ import annotations
 
 import inspect
+import math
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 __all__ = [
@@ -177,13 +180,30 @@ class CloudcoreError(Exception):
         return _rebuild, (type(self), self.args[:1], facts)
 
     def as_fields(self) -> dict[str, Any]:
-        """The facts that are set, with the class name and the text: for structured logs."""
+        """The facts that are set, with the class name and the text, as JSON has them: for structured logs.
+
+        What is neither a number, a word nor a collection of such tells its own fields, or stands as its text.
+        """
         facts = {name: getattr(self, name) for name in sorted(self._facts)}
         return {
             "error": type(self).__name__,
             "message": str(self),
-            **{k: v for k, v in facts.items() if v is not None},
+            **{name: _as_json(fact) for name, fact in facts.items() if fact is not None},
         }
+
+
+def _as_json(fact: Any) -> Any:
+    if fact is None or isinstance(fact, bool | int | str):
+        return fact
+    if isinstance(fact, float):
+        return fact if math.isfinite(fact) else str(fact)
+    if hasattr(fact, "as_fields"):
+        return _as_json(fact.as_fields())
+    if isinstance(fact, Mapping):
+        return {str(key): _as_json(value) for key, value in fact.items()}
+    if isinstance(fact, Sequence | AbstractSet) and not isinstance(fact, bytes | bytearray):
+        return [_as_json(value) for value in (sorted(fact, key=str) if isinstance(fact, AbstractSet) else fact)]
+    return str(fact)
 
 
 def _rebuild(cls: type[CloudcoreError], args: tuple[str, ...], facts: dict[str, Any]) -> CloudcoreError:

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from cloudcore.placement.scheduling.selector import HostSelector
     from cloudcore.placement.search.candidates import Candidate
     from cloudcore.placement.search.ordering import Host
-    from cloudcore.placement.search.report import Rejection, SearchReport
+    from cloudcore.placement.search.rejections import Rejection
+    from cloudcore.placement.search.report import SearchReport
     from cloudcore.placement.search.search import HostMatch, Search
     from cloudcore.placement.storage.changes import changes_since, prune_changes, record_changes
     from cloudcore.placement.tree import PlacementTree
@@ -75,7 +76,7 @@ _EXPORTS = {
     "PciAlias": "cloudcore.placement.requests.flavors.rules",
     "PlacementTree": "cloudcore.placement.tree",
     "Provider": "cloudcore.placement.forest.values",
-    "Rejection": "cloudcore.placement.search.report",
+    "Rejection": "cloudcore.placement.search.rejections",
     "Repair": "cloudcore.placement.rules.audit",
     "RepairAction": "cloudcore.placement.rules.audit",
     "RequestGroup": "cloudcore.placement.requests.groups",

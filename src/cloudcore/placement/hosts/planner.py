@@ -51,6 +51,15 @@ class SelectionReport:
     lost: tuple[str, ...] = ()
     placed: int = 0
 
+    def as_fields(self) -> dict[str, Any]:
+        """The same for structured logs, of the first hundred hosts and the last ten claims."""
+        return {
+            "search": self.search.as_fields(),
+            "filtered": dict(sorted(self.filtered.items())[:100]),
+            "lost": list(self.lost[-10:]),
+            "placed": self.placed,
+        }
+
     def summary(self) -> str:
         """One line for people."""
         parts = [self.search.summary()]
