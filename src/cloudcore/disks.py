@@ -133,6 +133,11 @@ class Disk:
         logical_block_size, physical_block_size: In bytes; None is the default.
         limits: How fast the guest may use it; None is as fast as it goes.
         encryption: How QEMU opens it; None for bytes that are as the guest sees them.
+        unit: SCSI unit on the guest's first controller; None lets the adapter pick the next free one.
+        lun: The guest may send the device any SCSI command (libvirt's device ``"lun"``); such a disk has no serial.
+        wwn: World Wide Name that the guest sees, 16 hexadecimal digits; SCSI, SATA and IDE only.
+        queues, iothread: How many virtqueues it has, and which of the guest's I/O threads (from 1) serves it; virtio
+            only.
     """
 
     volume_id: str
@@ -149,6 +154,11 @@ class Disk:
     physical_block_size: int | None = None
     limits: DiskLimits | None = None
     encryption: LuksEncryption | None = None
+    unit: int | None = None
+    lun: bool = False
+    wwn: str | None = None
+    queues: int | None = None
+    iothread: int | None = None
 
 
 @attrs.frozen(kw_only=True)

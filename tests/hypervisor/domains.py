@@ -33,12 +33,14 @@ def domain_xml(
     ports: int = 6,
     memory: int = 128,
     acpi_hotplug: bool = True,
+    more: str = "",
 ) -> str:
     """A guest of type qemu: with the default type guests never boot where KVM is only half there.
 
     On q35 every disk that is plugged in needs a root port of its own, declared beforehand. Without *image* there is
     nothing to boot, so nobody in the guest ever answers. Without *acpi_hotplug* it has PCI Express's own, in which a
-    slot takes seconds for each change and refuses others meanwhile: what every aarch64 guest has.
+    slot takes seconds for each change and refuses others meanwhile: what every aarch64 guest has. *more* devices as
+    XML.
     """
     boot, roots, native = "", "", ""
     if not acpi_hotplug:
@@ -61,7 +63,7 @@ def domain_xml(
   <on_poweroff>destroy</on_poweroff><on_crash>destroy</on_crash>
   <devices>
     <emulator>/usr/bin/qemu-system-x86_64</emulator>
-    {roots}
+    {roots}{more}
     <controller type='usb' model='none'/><memballoon model='none'/>
     <serial type='unix'><source mode='bind' path='{serial}'/><target port='0'/></serial>
   </devices>

@@ -11,7 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloudcore.disks import BlockSource, Disk, DiskBus, FileSource, IscsiSource, RbdSource
+from cloudcore.disks import (
+    BlockSource,
+    Disk,
+    DiskBus,
+    DiskLimits,
+    FileSource,
+    IscsiSource,
+    LuksEncryption,
+    RbdSource,
+)
 from cloudcore.errors import HypervisorError, InvalidDisk, LimitExceeded
 from cloudcore.hypervisor.disks.xml import (
     alias_of,
@@ -21,6 +30,7 @@ from cloudcore.hypervisor.disks.xml import (
     domain_disks,
     effective,
     pick_target,
+    pick_unit,
     secret_xml,
 )
 
@@ -64,6 +74,31 @@ DISKS = {
         cache="writeback",
         io="native",
     ),
+    "limited": Disk(
+        volume_id=VOLUME,
+        source=FileSource("/images/a.img"),
+        target="vdc",
+        limits=DiskLimits(total_iops_sec=500, total_iops_sec_max=900, size_iops_sec=4096, read_bytes_sec=1 << 20),
+        queues=2,
+        discard="unmap",
+    ),
+    "luks_rbd": Disk(
+        volume_id=VOLUME,
+        source=RbdSource(pool="volumes", image=f"volume-{VOLUME}", hosts=MONITORS, user="cinder", secret_id=SECRET),
+        target="vdd",
+        encryption=LuksEncryption(secret_id="99999999-2222-4333-8444-555555555555"),
+    ),
+    "scsi_unit": Disk(
+        volume_id=VOLUME,
+        source=FileSource("/images/a.img"),
+        bus=DiskBus.SCSI,
+        target="sdbz",
+        unit=77,
+        wwn="5000c50015ea71aa",
+    ),
+    "scsi_lun": Disk(
+        volume_id=VOLUME, source=BlockSource("/dev/sdq"), bus=DiskBus.SCSI, target="sdd", unit=3, lun=True
+    ),
 }
 
 
@@ -99,6 +134,57 @@ def test_what_only_some_disks_have():
         disk_xml(attrs.evolve(DISKS["rbd_plain"], target=None))
 
 
+def test_what_is_asked_of_a_disk_and_cannot_be_is_refused():
+    """Instead of being left out, or found out by QEMU when the volume is mapped already."""
+    virtio, scsi = DISKS["rbd_plain"], DISKS["scsi_unit"]
+    wrong = [
+        (virtio, {"limits": DiskLimits(total_iops_sec=1, read_iops_sec=1)}, "limits.total_iops_sec"),
+        (virtio, {"limits": DiskLimits(total_bytes_sec=1, write_bytes_sec=1)}, "limits.total_bytes_sec"),
+        (virtio, {"limits": DiskLimits(read_iops_sec_max=1)}, "limits.read_iops_sec_max"),
+        (virtio, {"limits": DiskLimits(write_bytes_sec=-1)}, "limits.write_bytes_sec"),
+        (virtio, {"limits": DiskLimits(size_iops_sec=4096, total_bytes_sec=5)}, "limits.size_iops_sec"),
+        (virtio, {"encryption": LuksEncryption(secret_id="s")}, "encryption"),
+        (virtio, {"wwn": "5000c50015ea71aa"}, "wwn"),
+        (virtio, {"unit": 1}, "unit"),
+        (virtio, {"queues": 0}, "queues"),
+        (virtio, {"lun": True}, "lun"),
+        (scsi, {"wwn": "50"}, "wwn"),
+        (scsi, {"unit": 256}, "unit"),
+        (scsi, {"queues": 2}, "queues"),
+        (scsi, {"iothread": 1}, "iothread"),
+        (DISKS["scsi_lun"], {"logical_block_size": 512}, "logical_block_size"),
+        (DISKS["scsi_lun"], {"encryption": LuksEncryption(secret_id=SECRET)}, "encryption"),
+    ]
+    for disk, change, field in wrong:
+        with pytest.raises(InvalidDisk) as caught:
+            check_disk(attrs.evolve(disk, **change))
+        assert caught.value.field == field
+    for disk in DISKS.values():
+        check_disk(disk)
+
+
+def test_a_raw_disk_has_no_serial_and_is_known_by_its_alias():
+    (entry,) = domain_disks(domain(disk_xml(DISKS["scsi_lun"])))
+    assert (entry.serial, entry.disk) == (None, effective(DISKS["scsi_lun"]))
+
+
+def test_scsi_units():
+    """The lowest free one of the first controller, whoever has the others; and a bound."""
+    disk = attrs.evolve(DISKS["scsi_unit"], unit=None)
+    there = [attrs.evolve(disk, unit=unit) for unit in (0, 1, 3)]
+    assert pick_unit(disk, [*there, None]) == 2
+    assert pick_unit(attrs.evolve(disk, unit=9), there) == 9
+    assert pick_unit(DISKS["rbd_plain"], there) is None
+    with pytest.raises(InvalidDisk, match="3 is in use"):
+        pick_unit(attrs.evolve(disk, unit=3), there)
+    with pytest.raises(LimitExceeded):
+        pick_unit(disk, [attrs.evolve(disk, unit=unit) for unit in range(256)])
+    elsewhere = "<address type='drive' controller='1' bus='0' target='0' unit='0'/>"
+    serial = f"<serial>{VOLUME}</serial>"
+    (entry,) = domain_disks(domain(element("file", "disk", "<source file='/a'/>", "sda", "scsi", serial + elsewhere)))
+    assert pick_unit(disk, [entry.disk]) == 0
+
+
 def test_secrets_as_xml():
     ceph, iscsi = ET.fromstring(secret_xml(SECRET, "ceph", "client.x")), ET.fromstring(secret_xml(SECRET, "iscsi", "t"))
     assert (ceph.findtext("uuid"), ceph.findtext("usage/name"), ceph.get("private")) == (SECRET, "client.x", "yes")
@@ -126,6 +212,7 @@ sources = st.one_of(
         credentials,
     ),
 )
+amounts = st.integers(1, 2**63 - 1)
 disks = st.builds(
     Disk,
     volume_id=st.uuids().map(str),
@@ -140,6 +227,20 @@ disks = st.builds(
     discard=st.sampled_from([None, "unmap", "ignore"]),
     logical_block_size=st.sampled_from([None, 512, 4096]),
     physical_block_size=st.sampled_from([None, 512, 4096]),
+    limits=st.one_of(
+        st.none(),
+        st.builds(
+            DiskLimits,
+            total_bytes_sec=amounts,
+            read_iops_sec=amounts,
+            write_iops_sec=amounts,
+            write_iops_sec_max=amounts,
+            size_iops_sec=amounts,
+        ),
+    ),
+    encryption=st.one_of(st.none(), st.builds(LuksEncryption, secret_id=st.uuids().map(str))),
+    queues=st.one_of(st.none(), st.integers(1, 64)),
+    iothread=st.one_of(st.none(), st.integers(1, 9)),
 )
 
 

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import attrs
 import pytest
 
 from cloudcore.disks import DetachOutcome, Disk, RbdSource
@@ -299,7 +300,8 @@ def test_libvirt_keeps_what_is_written(fragile, guests, name):
     instance_id, disk = guests.define(), DISKS[name]
     with LibvirtHypervisor(fragile.uri) as hypervisor:
         state = hypervisor.attach_disk(instance_id, disk)
-        assert state.persistent == effective(disk)
+        chosen = {} if disk.bus != "scsi" or disk.unit is not None else {"unit": 0}
+        assert state.persistent == attrs.evolve(effective(disk), **chosen)
         assert hypervisor.attach_disk(instance_id, disk) == state
         assert hypervisor.detach_disk(instance_id, disk.volume_id) is DetachOutcome.DETACHED
 

@@ -64,6 +64,16 @@ def test_only_the_source_changes(alias):
     assert 'type="network"' in text
 
 
+def test_what_others_set_stays_beside_a_new_source():
+    """Limits and encryption: without the second the guest would get the bytes as they are stored."""
+    secret = f"<encryption format='luks'><secret type='passphrase' uuid='{VOLUME}'/></encryption>"
+    here = GUEST.format(alias="x").replace("<source file='/old.img'/>", f"<source file='/old.img'>{secret}</source>")
+    here = here.replace("<shareable/>", "<shareable/><iotune><read_iops_sec>7</read_iops_sec></iotune>")
+    disk = domain_disks(destination_xml(here, [Disk(volume_id=VOLUME, source=FileSource("/new.img"))]))[1].disk
+    assert (disk.source, disk.encryption.secret_id) == (FileSource("/new.img"), VOLUME)
+    assert disk.limits.read_iops_sec == 7
+
+
 def test_disks_that_the_guest_has_not_are_refused():
     disk = Disk(volume_id=str(uuid.uuid4()), source=FileSource("/a"))
     with pytest.raises(DeviceNotFound):

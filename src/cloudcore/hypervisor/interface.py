@@ -42,7 +42,7 @@ class Hypervisor(GuestDisks, Protocol):
 
         Args:
             secret_id: UUID of the secret.
-            kind: ``"ceph"`` or ``"iscsi"``.
+            kind: ``"ceph"``, ``"iscsi"``, or ``"volume"`` for the passphrase of an encrypted volume.
             name: What it is the key of, such as ``"client.cinder"``.
             value: The key itself, never logged and never in an error.
 

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 from cloudcore._extras import require_extra
 from cloudcore._values import normalise_uuid, require_text
+from cloudcore.disks import DetachOutcome
 from cloudcore.errors import DeadlineExceeded, HypervisorError, InvalidArgument
 from cloudcore.hypervisor.disks.guests import Hint, Waiters
 from cloudcore.hypervisor.disks.libvirt_driver import LibvirtDriver
 from cloudcore.hypervisor.disks.migration import Migration, cancel
 from cloudcore.hypervisor.disks.operations import DiskOperations
-from cloudcore.hypervisor.disks.xml import secret_xml
+from cloudcore.hypervisor.disks.xml import SECRET_KINDS, check_disk, secret_xml
 from cloudcore.hypervisor.facts.documents import read_documents
 from cloudcore.hypervisor.libvirt.connection import Connection
 from cloudcore.hypervisor.libvirt.host_documents import read_host
@@ -20,7 +21,7 @@ from cloudcore.hypervisor.timeouts import Timeouts, time_limit
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from cloudcore.disks import DetachOutcome, Disk, DiskState
+    from cloudcore.disks import Disk, DiskState
     from cloudcore.hypervisor.facts.host import HostFacts
 
 __all__ = ["LibvirtHypervisor"]
@@ -48,6 +49,7 @@ class LibvirtHypervisor:
         host: str | None = None,
         timeouts: Timeouts | None = None,
         own_event_loop: bool = True,
+        passphrase: Callable[[Disk], bytes] | None = None,
     ) -> None:
         """Name the host; nothing is opened.
 
@@ -56,6 +58,10 @@ class LibvirtHypervisor:
             host: Name of the compute host, as volume services and journals know it; libvirt's host name by default.
             timeouts: Deadlines.
             own_event_loop: Run libvirt's event loop. False where something else in this process runs it already.
+            passphrase: Called for a disk with ``encryption`` before it is plugged, or arrives here with its guest: what
+                opens it. It is put into the libvirt secret that the disk names, private and under the volume's id, and
+                taken out when no guest of this host has the volume any more. It is in no definition, log or error.
+                None leaves that to others.
 
         Raises:
             MissingExtra: libvirt-python is not installed.
@@ -65,6 +71,7 @@ class LibvirtHypervisor:
         self.uri = require_text(uri, "uri", maximum=1024)
         self._host = host
         self._timeouts = timeouts or Timeouts()
+        self._passphrase = passphrase
         self._waiters = Waiters()
         self._connection = Connection(
             self.uri,
@@ -99,11 +106,37 @@ class LibvirtHypervisor:
 
     def attach_disk(self, instance_id: str, disk: Disk) -> DiskState:
         """See :meth:`cloudcore.disks.GuestDisks.attach_disk`."""
+        check_disk(disk)
+        self._give_key(disk)
         return self._disks.attach(instance_id, disk)
 
     def detach_disk(self, instance_id: str, volume_id: str) -> DetachOutcome:
         """See :meth:`cloudcore.disks.GuestDisks.detach_disk`."""
-        return self._disks.detach(instance_id, volume_id)
+        outcome = self._disks.detach(instance_id, volume_id)
+        if outcome is DetachOutcome.DETACHED and self._passphrase is not None:
+            self._take_key(normalise_uuid(volume_id, "volume_id"))
+        return outcome
+
+    def _give_key(self, disk: Disk) -> None:
+        if disk.encryption is not None and self._passphrase is not None:
+            value = self._passphrase(disk)
+            volume_id = normalise_uuid(disk.volume_id, "volume_id")
+            self.define_secret(disk.encryption.secret_id, kind="volume", name=volume_id, value=value)
+
+    def _take_key(self, volume_id: str) -> None:
+        """Unless another guest here has the volume: it needs the key at its next start."""
+        if any(state.volume_id == volume_id for state in self._disks.states()):
+            return
+        libvirt = require_extra("libvirt", "libvirt")
+
+        def undefine(connection: Any) -> None:
+            try:
+                connection.secretLookupByUsage(libvirt.VIR_SECRET_USAGE_TYPE_VOLUME, volume_id).undefine()
+            except libvirt.libvirtError as error:
+                if error.get_error_code() not in {libvirt.VIR_ERR_NO_SECRET, libvirt.VIR_ERR_NO_SUPPORT}:
+                    raise
+
+        self._connection.call(f"undefine secret of volume {volume_id}", undefine, identifier=volume_id)
 
     def disk_state(self, instance_id: str, volume_id: str) -> DiskState:
         """See :meth:`cloudcore.disks.GuestDisks.disk_state`."""
@@ -152,8 +185,12 @@ class LibvirtHypervisor:
         """
         identifier = normalise_uuid(instance_id, "instance_id")
         plan = Migration(uri=uri, listen_address=listen_address, disks=tuple(disks), edit=edit)
-        if self._driver.view(identifier) is None and destination._driver.view(identifier) is not None:
+        view = self._driver.view(identifier)
+        if view is None and destination._driver.view(identifier) is not None:
             return  # a repeat after a lost answer
+        encrypted = [one.disk for one in (view.live or ()) if one.disk and one.disk.encryption] if view else []
+        for disk in encrypted:
+            destination._give_key(disk)
         try:
             self._connection.call(
                 f"migrate guest {identifier}",
@@ -168,14 +205,16 @@ class LibvirtHypervisor:
             raise
         if destination._driver.view(identifier) is None:
             raise HypervisorError(f"guest {identifier} was moved to {destination.host}, and is not there")
+        for disk in encrypted if self._passphrase is not None else ():
+            self._take_key(disk.volume_id)
 
     # --- the rest ----------------------------------------------------------------------------------------------------
 
     def define_secret(self, secret_id: str, *, kind: str, name: str, value: bytes) -> None:
         """See :meth:`Hypervisor.define_secret <cloudcore.hypervisor.Hypervisor.define_secret>`."""
         secret_id = normalise_uuid(secret_id, "secret_id")
-        if kind not in {"ceph", "iscsi"}:
-            raise InvalidArgument(f"kind: {kind!r} is neither ceph nor iscsi", field="kind", value=kind)
+        if kind not in SECRET_KINDS:
+            raise InvalidArgument(f"kind: {kind!r} is none of {', '.join(SECRET_KINDS)}", field="kind", value=kind)
         xml = secret_xml(secret_id, kind, require_text(name, "name"))
 
         def define(connection: Any) -> None:

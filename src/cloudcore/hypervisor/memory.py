@@ -9,6 +9,7 @@ from cloudcore.errors import AlreadyExists, HypervisorUnavailable, InvalidArgume
 from cloudcore.hypervisor.disks.guests import GuestState, Hint
 from cloudcore.hypervisor.disks.memory_driver import LockedGuest, MemoryDriver, MemoryGuest, Unplug
 from cloudcore.hypervisor.disks.operations import DiskOperations
+from cloudcore.hypervisor.disks.xml import SECRET_KINDS
 from cloudcore.hypervisor.facts.host import HostFacts, NumaCell, PagePool, StoragePool
 from cloudcore.hypervisor.timeouts import Timeouts
 
@@ -222,8 +223,8 @@ class MemoryHypervisor:
 
     def define_secret(self, secret_id: str, *, kind: str, name: str, value: bytes) -> None:
         """See :meth:`Hypervisor.define_secret <cloudcore.hypervisor.Hypervisor.define_secret>`."""
-        if kind not in {"ceph", "iscsi"}:
-            raise InvalidArgument(f"kind: {kind!r} is neither ceph nor iscsi", field="kind", value=kind)
+        if kind not in SECRET_KINDS:
+            raise InvalidArgument(f"kind: {kind!r} is none of {', '.join(SECRET_KINDS)}", field="kind", value=kind)
         self._secrets[normalise_uuid(secret_id, "secret_id")] = (kind, require_text(name, "name"), value)
 
     def check(self) -> None:

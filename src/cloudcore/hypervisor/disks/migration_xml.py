@@ -56,9 +56,11 @@ def _replace_source(element: Element, disk: Disk) -> None:
     name = "vda" if target is None else target.get("dev", "vda")
     wanted = parse(disk_xml(attrs.evolve(disk, target=name)), "disk")
     first = next((i for i, child in enumerate(element) if child.tag in _PLACES), len(element))
+    source, old = wanted.find("source"), element.find("source/encryption")
     for child in [child for child in element if child.tag in _PLACES]:
         element.remove(child)
-    source = wanted.find("source")
+    if source is not None and old is not None and source.find("encryption") is None:
+        source.append(old)  # where the bytes are has changed, not how they are read
     if source is not None:
         element.insert(first, source)
     element.set("type", wanted.get("type", "file"))

@@ -52,7 +52,7 @@ from cloudcore.errors import (
 from cloudcore.hypervisor.disks.detaching import Detacher, Request
 from cloudcore.hypervisor.disks.guests import GuestDriver, GuestState, GuestView, Scope, TargetTaken
 from cloudcore.hypervisor.disks.orphans import OrphanRepair
-from cloudcore.hypervisor.disks.xml import check_disk, differences, effective, pick_target
+from cloudcore.hypervisor.disks.xml import check_disk, differences, effective, pick_target, pick_unit
 from cloudcore.hypervisor.timeouts import time_left, time_limit
 
 if TYPE_CHECKING:
@@ -100,11 +100,12 @@ class DiskOperations:
                 )
             present = live or persistent
             if present is not None:
-                target = present.target
+                target, unit = present.target, present.disk.unit if present.disk else None
             else:
                 target = pick_target(asked, view.targets, running=view.state is not GuestState.OFF)
+                unit = pick_unit(asked, (one.disk for one in (*(view.live or ()), *(view.persistent or ()))))
             try:
-                self._plug_where_missing(view, attrs.evolve(wanted, target=target))
+                self._plug_where_missing(view, attrs.evolve(wanted, target=target, unit=unit))
             except TargetTaken:
                 continue
             if lost < _LOST_AGAIN and self._lost(instance_id, wanted):

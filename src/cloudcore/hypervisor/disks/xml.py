@@ -17,12 +17,20 @@ from cloudcore._values import normalise_uuid
 from cloudcore.disks import BlockSource, Disk, DiskBus, DiskSource, FileSource, IscsiSource, RbdSource
 from cloudcore.errors import HypervisorError, InvalidArgument, InvalidDisk, LimitExceeded
 from cloudcore.hypervisor._xml import Element, attribute, number, parse, text, to_text
+from cloudcore.hypervisor.disks.options_xml import (
+    check_options,
+    encryption_elements,
+    limits_elements,
+    read_encryption,
+    read_limits,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
 __all__ = [
     "KEPT",
+    "SECRET_KINDS",
     "DiskEntry",
     "alias_of",
     "bootable_xml",
@@ -32,6 +40,7 @@ __all__ = [
     "domain_disks",
     "effective",
     "pick_target",
+    "pick_unit",
     "removed_disks",
     "secret_xml",
 ]
@@ -45,6 +54,8 @@ _DIRECT = frozenset({"none", "directsync"})
 _IO = frozenset({"native", "threads", "io_uring"})
 _DISCARD = frozenset({"unmap", "ignore"})
 _USER_ALIAS = "ua-"
+SECRET_KINDS = {"ceph": "name", "iscsi": "target", "volume": "volume"}
+"""Kinds of libvirt secrets, and the element that says what each is the key of."""
 KEPT = "urn:cloudcore:removed-disk:"
 """Namespaces of metadata that keep a disk while it is being detached; the volume id comes after it."""
 
@@ -110,6 +121,7 @@ def check_disk(disk: Disk) -> None:
     ):
         if size is not None and (size < 512 or size & (size - 1)):
             raise InvalidDisk(f"{field}: {size} is no power of two from 512 on", field=field, value=size)
+    check_options(disk)
     if disk.boot_order is not None and disk.boot_order < 1:
         raise InvalidDisk(f"boot_order: {disk.boot_order}, the first is 1", field="boot_order", value=disk.boot_order)
     _check_source(disk.source)
@@ -145,6 +157,29 @@ def pick_target(disk: Disk, taken: Collection[str], *, running: bool) -> str:
     return next(name for name in _names(prefix) if name not in taken)
 
 
+def pick_unit(disk: Disk, taken: Iterable[Disk | None]) -> int | None:
+    """The SCSI unit for *disk* beside those of *taken*: the one asked for, or the lowest free one. None off SCSI.
+
+    Chosen here, because libvirt gives a controller seven units and then wants another controller.
+
+    Raises:
+        InvalidDisk: The unit asked for is taken.
+        LimitExceeded: The controller is full.
+    """
+    if disk.bus is not DiskBus.SCSI:
+        return None
+    used = {one.unit for one in taken if one is not None}
+    if disk.unit is not None:
+        if disk.unit in used:
+            raise InvalidDisk(f"unit: {disk.unit} is in use in the guest", field="unit", value=disk.unit)
+        return disk.unit
+    limit = _MOST[DiskBus.SCSI]
+    free = next((unit for unit in range(limit) if unit not in used), None)
+    if free is None:
+        raise LimitExceeded(f"the SCSI controller has {limit} of {limit} units in use", what="scsi units", limit=limit)
+    return free
+
+
 def _names(prefix: str) -> Iterator[str]:
     for length in (1, 2, 3):
         suffixes = [""]
@@ -164,9 +199,19 @@ def disk_xml(disk: Disk | DiskEntry) -> str:
     if disk.target is None:
         raise InvalidDisk("target: not chosen yet", field="target")
     disk = effective(disk)
-    root = Element("disk", type=_kind(disk.source), device="disk")
-    _add(root, "driver", name="qemu", type=_format(disk.source), cache=disk.cache, io=disk.io, discard=disk.discard)
+    root = Element("disk", type=_kind(disk.source), device="lun" if disk.lun else "disk")
+    modes = {"cache": disk.cache, "io": disk.io, "discard": disk.discard}
+    _add(
+        root,
+        "driver",
+        name="qemu",
+        type=_format(disk.source),
+        **modes,
+        queues=disk.queues,
+        iothread=disk.iothread,
+    )
     root.append(_source_element(disk.source))
+    root[-1].extend(encryption_elements(disk))
     if disk.logical_block_size or disk.physical_block_size:
         _add(root, "blockio", logical_block_size=disk.logical_block_size, physical_block_size=disk.physical_block_size)
     _add(root, "target", dev=disk.target, bus=disk.bus.value)
@@ -174,10 +219,16 @@ def disk_xml(disk: Disk | DiskEntry) -> str:
         _add(root, "readonly")
     if disk.shareable:
         _add(root, "shareable")
-    _add(root, "serial").text = disk.volume_id
+    root.extend(limits_elements(disk))
+    if not disk.lun:  # libvirt forbids it
+        _add(root, "serial").text = disk.volume_id
+    if disk.wwn is not None:
+        _add(root, "wwn").text = disk.wwn
     if disk.boot_order is not None:
         _add(root, "boot", order=disk.boot_order)
     _add(root, "alias", name=alias_of(disk.volume_id))
+    if disk.unit is not None:
+        _add(root, "address", type="drive", controller=0, bus=0, target=0, unit=disk.unit)
     return to_text(root)
 
 
@@ -234,11 +285,11 @@ def bootable_xml(definition: str, disk: str) -> str:
 
 
 def secret_xml(secret_id: str, kind: str, name: str) -> str:
-    """Definition of a libvirt secret; *kind* is ``"ceph"`` or ``"iscsi"``. The value is set apart from it."""
+    """Definition of a libvirt secret; *kind* is one of :data:`SECRET_KINDS`. The value is set apart from it."""
     root = Element("secret", ephemeral="no", private="yes")
     _add(root, "uuid").text = secret_id
     usage = _add(root, "usage", type=kind)
-    _add(usage, "target" if kind == "iscsi" else "name").text = name
+    _add(usage, SECRET_KINDS[kind]).text = name
     return to_text(root)
 
 
@@ -304,7 +355,23 @@ def _disk(element: Element, volume_id: str, target: str) -> Disk:
         discard=attribute(element, "driver", "discard"),
         logical_block_size=_optional_number(attribute(element, "blockio", "logical_block_size")),
         physical_block_size=_optional_number(attribute(element, "blockio", "physical_block_size")),
+        limits=read_limits(element),
+        encryption=read_encryption(element),
+        unit=_unit(element),
+        lun=element.get("device") == "lun",
+        wwn=text(element, "wwn"),
+        queues=_optional_number(attribute(element, "driver", "queues")),
+        iothread=_optional_number(attribute(element, "driver", "iothread")),
     )
+
+
+def _unit(element: Element) -> int | None:
+    """On the first SCSI controller; what is elsewhere takes no unit of it."""
+    address = element.find("address[@type='drive']")
+    if address is None or attribute(element, "target", "bus") != "scsi":
+        return None
+    elsewhere = any(number(address.get(name)) for name in ("controller", "bus", "target"))
+    return None if elsewhere else number(address.get("unit"))
 
 
 def _optional_number(value: str | None) -> int | None:
@@ -345,17 +412,18 @@ def differences(wanted: Disk, found: Disk) -> tuple[str, ...]:
     """In what *found* is not the disk that is *wanted*; empty when it is.
 
     A target, a cache mode and the like count only where they were asked for. Monitors may change; the image may not.
+    Limits do not count: an operator may change them while the guest runs.
     """
     wanted, named = effective(wanted), wanted
     found = effective(found)
     told = []
     if _place(wanted.source) != _place(found.source):
         told.append(f"source: {_place(found.source)}, not {_place(wanted.source)}")
-    for field in ("read_only", "shareable", "bus"):
+    for field in ("read_only", "shareable", "bus", "encryption", "lun"):
         ours, theirs = getattr(wanted, field), getattr(found, field)
         if ours != theirs:
             told.append(f"{field}: {theirs}, not {ours}")
-    for field in ("target", "logical_block_size", "physical_block_size"):
+    for field in ("target", "logical_block_size", "physical_block_size", "unit", "wwn"):
         ours, theirs = getattr(named, field), getattr(found, field)
         if ours is not None and ours != theirs:
             told.append(f"{field}: {theirs}, not {ours}")

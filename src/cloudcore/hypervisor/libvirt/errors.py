@@ -112,8 +112,10 @@ def guest_busy(failure: Failure) -> bool:
 
 
 def target_taken(failure: Failure) -> bool:
-    """Another disk has this device name by now, or this alias, which is that of a volume that was plugged twice."""
+    """Another disk has this device name or unit by now, or this alias: that of a volume that was plugged twice."""
     if failure.code == CONFIG_UNSUPPORTED and failure.says("non unique alias"):
+        return True
+    if failure.says("already contains a disk with that address"):
         return True
     return failure.code in {XML_ERROR, OPERATION_INVALID, OPERATION_FAILED} and failure.says(*_TAKEN_WORDS)
 
