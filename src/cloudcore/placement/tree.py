@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
     from cloudcore.database import Database
     from cloudcore.observability import Observer
-    from cloudcore.placement.ledger.reader import LedgerQueries
     from cloudcore.placement.search.ordering import OrderBy
     from cloudcore.placement.storage.generations import Generations
     from cloudcore.placement.storage.placement_service import Session
@@ -65,7 +64,7 @@ class Snapshot:
     """
 
     tree: PlacementTree
-    ledger: LedgerQueries
+    ledger: PinnedQueries
 
 
 class PlacementTree(TreeEdits):

@@ -130,6 +130,10 @@ class PinnedQueries(LedgerQueries):
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
+    def session(self) -> AbstractContextManager[Session]:
+        """A session in the snapshot, for what is built on the ledger."""
+        return self._session(one_state=True)
+
     @contextmanager
     def _session(self, *, one_state: bool) -> Iterator[Session]:
         session = Session(self._connection)

@@ -1,0 +1,255 @@
+"""Emptying hosts: plans that are feasible step by step, and carrying them out with failures in between."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+
+from cloudcore.errors import InvalidRequest, ProviderNotFound, UnsupportedFeature
+from cloudcore.placement import AllocationLedger, DrainPlan, HostGroup, PlacementTree, ResourceRequest, plan_drain
+from tests.placement.ledger_worlds import uuid_of
+from tests.placement.selector_worlds import Cloud, cell_of
+
+OWNER = {"project_id": "p", "user_id": "u"}
+
+
+@pytest.fixture
+def full(cloud: Cloud) -> Cloud:
+    """Two cells of three hosts; each host holds four guests at most, ten guests are there."""
+    cloud.add_hosts(2, 3)
+    cloud.select(10)
+    cloud.tree.refresh()
+    return cloud
+
+
+def guests_on(cloud: Cloud, name: str) -> set[str]:
+    return {state.consumer for state in cloud.ledger.consumers() if cloud.host_of(state.consumer) == name}
+
+
+def busiest(cloud: Cloud) -> str:
+    counts = Counter(cloud.host_of(state.consumer) for state in cloud.ledger.consumers())
+    return min(counts, key=lambda name: (-counts[name], name))
+
+
+def state_of(cloud: Cloud) -> object:
+    return [cloud.ledger.consumers(), {host.name: cloud.tree.usage(host) for host in cloud.tree}]
+
+
+def test_a_plan_claims_nothing_and_each_step_is_feasible_when_its_turn_comes(full: Cloud) -> None:
+    host = busiest(full)
+    before, guests = state_of(full), guests_on(full, host)
+    plan = plan_drain(full.tree, [host])
+    assert state_of(full) == before
+    assert {move.consumer for move in plan.moves} == guests
+    assert plan.stuck == ()
+    for move in plan.moves:
+        assert move.source == host != move.destination
+        record = full.ledger.begin_move(
+            move.consumer, move.migration, move.allocations, kind="live", generation=move.generation
+        )
+        full.ledger.confirm_move(record.migration)
+    assert guests_on(full, host) == set()
+
+
+def test_a_plan_is_carried_out_with_progress(full: Cloud) -> None:
+    host = busiest(full)
+    guests = guests_on(full, host)
+    plan = DrainPlan.from_json(plan_drain(full.tree, [host]).to_json())
+    seen, carried = [], []
+
+    def carry_out(move, record) -> None:
+        assert full.ledger.allocations(record.migration) == record.source
+        assert full.ledger.allocations(move.consumer) == move.allocations
+        carried.append(move.consumer)
+
+    outcomes = list(plan.apply(full.ledger, carry_out, on_progress=lambda *told: seen.append(told)))
+    assert [outcome.state for outcome in outcomes] == ["moved"] * len(guests)
+    assert set(carried) == guests
+    assert seen == [(outcome, n, len(guests)) for n, outcome in enumerate(outcomes, 1)]
+    assert guests_on(full, host) == set()
+    again = list(plan.apply(full.ledger, carry_out))
+    assert [outcome.state for outcome in again] == ["moved"] * len(guests)
+    assert len(carried) == len(guests)
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def test_a_plan_goes_on_where_it_was_broken_off(full: Cloud) -> None:
+    """Wherever it is killed, each guest is carried at most once more, and ends on one host."""
+    host = busiest(full)
+    guests = guests_on(full, host)
+    plan = plan_drain(full.tree, [host])
+    carried: Counter[str] = Counter()
+    for deaths in range(len(guests)):
+
+        def carry_out(move, record, deaths=deaths) -> None:
+            carried[move.consumer] += 1
+            if sum(carried.values()) == 2 * deaths + 1:
+                raise Killed
+
+        with pytest.raises(Killed):
+            list(plan.apply(full.ledger, carry_out))
+        full.ledger.check()
+    outcomes = list(plan.apply(full.ledger, lambda move, record: carried.update([move.consumer])))
+    assert [outcome.state for outcome in outcomes] == ["moved"] * len(guests)
+    assert set(carried) == guests
+    assert max(carried.values()) <= len(guests)
+    assert guests_on(full, host) == set()
+
+
+def test_what_fails_is_reverted_and_the_rest_goes_on(full: Cloud) -> None:
+    hosts = sorted({full.host_of(state.consumer) for state in full.ledger.consumers()})[:2]
+    plan = plan_drain(full.tree, hosts)
+    bad, gone, changed = (move.consumer for move in plan.moves[:3])
+    full.ledger.release(gone)
+    full.ledger.replace({changed: full.ledger.allocations(changed)})
+
+    def carry_out(move, record) -> None:
+        if move.consumer == bad:
+            raise RuntimeError("no route to the host")
+
+    outcomes = {outcome.move.consumer: outcome for outcome in plan.apply(full.ledger, carry_out)}
+    assert (outcomes[bad].state, outcomes[gone].state, outcomes[changed].state) == ("failed", "gone", "changed")
+    assert "no route" in outcomes[bad].error
+    assert guests_on(full, hosts[0]) | guests_on(full, hosts[1]) == {bad, changed}
+    rest = plan_drain(full.tree, hosts)
+    assert {outcome.state for outcome in rest.apply(full.ledger, lambda *_: None)} == {"moved"}
+    assert guests_on(full, hosts[0]) | guests_on(full, hosts[1]) == set()
+
+
+def test_a_destination_that_is_lost_to_somebody_refuses(full: Cloud) -> None:
+    host = busiest(full)
+    plan = plan_drain(full.tree, [host])
+    first = plan.moves[0]
+    for provider in full.tree.subtree(first.root):
+        free = {n: i.capacity - full.tree.usage(provider)[n] for n, i in provider.inventories.items() if n == "VCPU"}
+        if free.get("VCPU"):
+            full.ledger.claim(uuid_of(provider.name), {provider.uuid: free}, **OWNER)
+    for outcome in plan.apply(full.ledger, lambda *_: None):
+        assert outcome.state == ("refused" if outcome.move.root == first.root else "moved")
+
+
+def test_what_cannot_leave_is_named_with_the_reason(cloud: Cloud) -> None:
+    cloud.add_hosts(1, 2)
+    cloud.select(8)
+    cloud.tree.refresh()
+    host = busiest(cloud)
+    plan = plan_drain(cloud.tree, [host])
+    assert plan.moves == ()
+    assert len(plan.stuck) == 4
+    assert all(stuck.source == host and stuck.refusals and "VCPU" in stuck.reason for stuck in plan.stuck)
+    everything = plan_drain(cloud.tree, [root.name for root in cloud.tree.roots()])
+    assert len(everything.stuck) == 8
+    assert everything.moves == ()
+
+
+def test_pending_claims_and_moves_stay(full: Cloud) -> None:
+    host = busiest(full)
+    first, second = sorted(guests_on(full, host))[:2]
+    destination = plan_drain(full.tree, [host]).moves[0].allocations
+    full.ledger.begin_move(first, uuid_of("migration"), destination)
+    numa = next(iter(full.ledger.allocations(second)))
+    full.ledger.release(second)
+    amounts = {"MEMORY_MB": 64} if "-n" in full.tree[numa].name else {"DISK_GB": 1}
+    full.ledger.claim(second, {numa: amounts}, expires_in=900, **OWNER)
+    plan = plan_drain(full.tree, [host])
+    reasons = {stuck.consumer: stuck.reason for stuck in plan.stuck}
+    assert reasons.keys() == {uuid_of("migration"), second}
+    assert "migration of instance" in reasons[uuid_of("migration")]
+    assert "pending" in reasons[second]
+
+
+def test_cells_and_switched_off_hosts_are_respected(full: Cloud) -> None:
+    host = busiest(full)
+    cell = cell_of(full.tree[host])
+    plan = plan_drain(full.tree, [host], cell_of=cell_of)
+    assert plan.moves
+    assert {cell_of(full.tree.by_uuid(move.root)) for move in plan.moves} == {cell}
+    others = [root.name for root in full.tree.roots() if cell_of(root) == cell and root.name != host]
+    plan = plan_drain(full.tree, [host], cell_of=cell_of, may_take=lambda root: root.name == others[0])
+    assert {move.destination for move in plan.moves} <= {others[0]}
+    for name in others:
+        full.tree.update(name, traits=["COMPUTE_STATUS_DISABLED"])
+    assert plan_drain(full.tree, [host], cell_of=cell_of).moves == ()
+
+
+def test_members_of_a_group_stay_apart(cloud: Cloud) -> None:
+    cloud.add_hosts(1, 4)
+    group = HostGroup(policy="anti-affinity", uuid=uuid_of("group"))
+    cloud.select(3, group=group)
+    cloud.tree.refresh()
+    hosts = {cloud.host_of(state.consumer) for state in cloud.ledger.consumers()}
+    drained = min(hosts)
+    plan = plan_drain(cloud.tree, [drained])
+    assert {move.destination for move in plan.moves} == {root.name for root in cloud.tree.roots()} - hosts
+    assert [outcome.state for outcome in plan.apply(cloud.ledger, lambda *_: None)] == ["moved"]
+    both = plan_drain(cloud.tree, sorted(hosts - {drained}))
+    assert len(both.moves) == 1
+    assert len(both.stuck) == 1
+
+
+def test_a_member_that_came_meanwhile_refuses_the_move(cloud: Cloud) -> None:
+    cloud.add_hosts(1, 2)
+    group = HostGroup(policy="anti-affinity", uuid=uuid_of("group"))
+    cloud.select(1, group=group)
+    cloud.tree.refresh()
+    plan = plan_drain(cloud.tree, [busiest(cloud)])
+    cloud.select(1, group=group)
+    assert [outcome.state for outcome in plan.apply(cloud.ledger, lambda *_: None)] == ["refused"]
+
+
+def test_a_pool_that_is_full_stays_in_use(ledger_database) -> None:
+    """The disk stays where it is: a destination on the same pool needs none of the pool, even if nothing is left."""
+    aggregate = uuid_of("aggregate")
+    with PlacementTree.open(ledger_database) as tree:
+        pool = tree.add("pool", inventory={"DISK_GB": 20}, traits={"MISC_SHARES_VIA_AGGREGATE"}, aggregates=[aggregate])
+        hosts = [tree.add(f"h{n}", inventory={"VCPU": 4}, aggregates=[aggregate]) for n in range(2)]
+        tree.add("apart", inventory={"VCPU": 64})
+        ledger = AllocationLedger(ledger_database)
+        for number in range(2):
+            held = {hosts[0].uuid: {"VCPU": 2}, pool.uuid: {"DISK_GB": 10}}
+            ledger.claim(uuid_of(f"guest{number}"), held, **OWNER)
+        plan = plan_drain(tree, ["h0"])
+        assert [(move.destination, move.shared) for move in plan.moves] == [("h1", (pool.uuid,))] * 2
+        assert [outcome.state for outcome in plan.apply(ledger, lambda *_: None)] == ["moved"] * 2
+        assert ledger.usages(provider=pool.uuid) == {"DISK_GB": 20}
+        assert ledger.usages(provider=hosts[1].uuid) == {"VCPU": 4}
+        ledger.check()
+
+
+def test_the_request_of_a_flavor_goes_before_the_shape(full: Cloud) -> None:
+    host = busiest(full)
+    never = ResourceRequest.from_query("resources=PGPU:1")
+    plan = plan_drain(full.tree, [host], request_of=lambda state: never, kind="cold")
+    assert plan.moves == ()
+    assert {tuple(stuck.refusals) for stuck in plan.stuck} == {("no_inventory PGPU",)}
+
+
+def test_random_clouds_are_drained_as_planned(cloud: Cloud) -> None:
+    rng = random.Random(11)
+    cloud.add_hosts(2, 4)
+    cloud.select(14)
+    for round_ in range(4):
+        names = rng.sample([root.name for root in cloud.tree.roots()], 2)
+        plan = plan_drain(cloud.tree, names)
+        outcomes = list(plan.apply(cloud.ledger, lambda *_: None))
+        assert {outcome.state for outcome in outcomes} <= {"moved"}, round_
+        left = {stuck.consumer for stuck in plan.stuck}
+        assert guests_on(cloud, names[0]) | guests_on(cloud, names[1]) == left
+
+
+def test_wrong_arguments(cloud: Cloud) -> None:
+    cloud.add_hosts(1, 1)
+    with pytest.raises(ProviderNotFound):
+        plan_drain(cloud.tree, ["nowhere"])
+    with pytest.raises(InvalidRequest):
+        plan_drain(cloud.tree, [])
+    with pytest.raises(UnsupportedFeature):
+        plan_drain(PlacementTree(), ["c0"])
+    for text in ("", "{}", "[]", '{"moves": 1}'):
+        with pytest.raises(InvalidRequest):
+            DrainPlan.from_json(text)
