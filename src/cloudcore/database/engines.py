@@ -92,7 +92,11 @@ def open_engine(
     options.setdefault("isolation_level", "READ COMMITTED")
     options.setdefault("pool_reset_on_return", None)  # see reset_quietly
     hosts = hosts_of(parsed)
-    if kind != "postgresql":
+    if kind == "postgresql" and len(hosts) > 1:  # in libpq's own form
+        arguments["host"] = ",".join(host for host, _ in hosts)
+        arguments["port"] = ",".join(str(port or "") for _, port in hosts)
+        parsed = parsed.difference_update_query(["host"])
+    elif kind != "postgresql":
         parsed = parsed.difference_update_query(["host"]).set(host=hosts[0][0], port=hosts[0][1]) if hosts else parsed
     engine = sa.create_engine(parsed, pool_size=pool_size, max_overflow=pool_size, connect_args=arguments, **options)
     if len(hosts) > 1 and kind != "postgresql":
