@@ -25,10 +25,10 @@ from cloudcore.placement import (
     Selection,
     reschedule,
 )
+from cloudcore.placement.hosts import HostView
 from cloudcore.placement.hosts.alternates import choose_alternates
 from cloudcore.placement.hosts.assignment import Assignment
-from cloudcore.placement.hosts.candidate_hosts import CandidateHost, Option, Pick
-from cloudcore.placement.hosts.host_view import HostView
+from cloudcore.placement.hosts.candidate_hosts import CandidateHost, Option, Pick, Ranked
 from cloudcore.placement.hosts.remaining_capacity import RemainingCapacity, Room
 
 AMOUNTS = {"VCPU": 2, "MEMORY_MB": 2048}
@@ -50,7 +50,7 @@ def world(hosts: int, cells: int, instances: int) -> tuple[Assignment, Remaining
     remaining = RemainingCapacity(lambda _, resource_class: ROOMS[resource_class])
     for pick in picks:
         remaining.take(pick.option.allocations)
-    ranking = tuple((host, 0.0) for host in candidate_hosts)
+    ranking = [Ranked(host, 0.0, rank) for rank, host in enumerate(candidate_hosts)]
     return Assignment(picks=tuple(picks), refused={}, ranking=ranking, in_domains=False), remaining
 
 

@@ -8,6 +8,7 @@
     │   ├── InvalidCursor                       listing: damaged, of another query, or of another version
     │   ├── InvalidRequest                      placement: a resource request that contradicts itself
     │   │   └── UnhonouredRequest               placement: words of a flavor that no request can carry; carries them
+    │   ├── InvalidCallable                     placement: a filter or weigher raised, or gave what it must not
     │   ├── InvalidProvider                     placement: name, parent, trait or aggregate
     │   ├── InvalidInventory                    placement: numbers that no inventory can have
     │   ├── InvalidAllocation                   placement: amounts, classes or consumers of a claim
@@ -106,6 +107,7 @@ __all__ = [
     "InstanceNotFound",
     "InvalidAllocation",
     "InvalidArgument",
+    "InvalidCallable",
     "InvalidConnector",
     "InvalidCursor",
     "InvalidDisk",
@@ -242,6 +244,16 @@ class UnhonouredRequest(InvalidRequest):
     """Words of a flavor, an image or a port that no request can carry. *unhonoured* lists them, each with why."""
 
     unhonoured: Any
+
+
+class InvalidCallable(InvalidArgument):
+    """A filter, a weigher or another callable of the caller's raised, or gave what it must not.
+
+    *function* names it, *host* is the host that it was asked about.
+    """
+
+    function: str | None
+    host: str | None
 
 
 class InvalidProvider(InvalidArgument):

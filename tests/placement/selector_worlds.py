@@ -6,7 +6,7 @@ import random
 
 from cloudcore.database import Database
 from cloudcore.placement import AllocationLedger, HostSelector, Inventory, PlacementTree
-from cloudcore.placement.hosts.host_view import spread
+from cloudcore.placement.hosts import spread
 from tests.placement.ledger_worlds import uuid_of
 
 FLAVOUR = "resources=DISK_GB:10&resources_cpu=VCPU:4,MEMORY_MB:1024&group_policy=none"

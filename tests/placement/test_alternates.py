@@ -7,9 +7,9 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cloudcore.placement.hosts import HostView
 from cloudcore.placement.hosts.alternates import distribute
 from cloudcore.placement.hosts.candidate_hosts import CandidateHost, Option, Pick
-from cloudcore.placement.hosts.host_view import HostView
 
 CELLS = ("c1", "c2")
 

@@ -10,10 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloudcore.errors import InvalidRequest
-from cloudcore.placement.hosts.alternates import choose_alternates
-from cloudcore.placement.hosts.assignment import Assignment, assign
-from cloudcore.placement.hosts.candidate_hosts import CandidateHost, Option
-from cloudcore.placement.hosts.host_view import (
+from cloudcore.placement.hosts import (
     AffinityPolicy,
     HostGroup,
     HostView,
@@ -26,6 +23,9 @@ from cloudcore.placement.hosts.host_view import (
     spread,
     weigh,
 )
+from cloudcore.placement.hosts.alternates import choose_alternates
+from cloudcore.placement.hosts.assignment import Assignment, assign
+from cloudcore.placement.hosts.candidate_hosts import CandidateHost, Option, Ranked
 from cloudcore.placement.hosts.remaining_capacity import RemainingCapacity, Room
 
 
@@ -189,7 +189,7 @@ def test_instances_that_share_an_alternate_do_not_share_its_room() -> None:
     rooms = {"pool": Room(used=0, capacity=3)}
     remaining = RemainingCapacity(lambda provider, _: rooms.get(provider, Room(used=0, capacity=1)))
     assignment = assign(hosts[:2], 2, remaining)
-    assignment = attrs.evolve(assignment, ranking=tuple((host, 0.0) for host in hosts))
+    assignment = attrs.evolve(assignment, ranking=[Ranked(host, 0.0, rank) for rank, host in enumerate(hosts)])
     dealt = choose_alternates(assignment, remaining, 1)
     assert [[pick.host.view.name for pick in hand] for hand in dealt] == [["h2"], []]
 

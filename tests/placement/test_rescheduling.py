@@ -20,7 +20,7 @@ from cloudcore.errors import (
     OperationMismatch,
 )
 from cloudcore.placement import Failure, FailureKind, HostGroup, Selection, reschedule
-from cloudcore.placement.hosts.host_view import force_hosts
+from cloudcore.placement.hosts import force_hosts
 from cloudcore.placement.scheduling.host_groups import forget_groups
 from cloudcore.placement.scheduling.rescheduling import attempts
 from tests.placement.ledger_worlds import uuid_of

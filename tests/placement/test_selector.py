@@ -9,7 +9,7 @@ import pytest
 
 from cloudcore.errors import AlreadyExists, ConsumerNotFound, InvalidRequest, NoValidHost, OperationMismatch
 from cloudcore.placement import HostGroup, HostSelector, PlacementTree, Selection, SelectionReport, reschedule
-from cloudcore.placement.hosts.host_view import ignore_hosts
+from cloudcore.placement.hosts import ignore_hosts
 from cloudcore.placement.hosts.planner import Planner
 from tests.placement.ledger_worlds import overdue, uuid_of
 from tests.placement.selector_worlds import FLAVOUR, Cloud, cell_of, rack_of

@@ -13,8 +13,9 @@ from cloudcore._lazy import lazy_exports
 if TYPE_CHECKING:
     from cloudcore.placement.allocation_ledger import AllocationLedger, Expired
     from cloudcore.placement.forest.values import Inventory, Provider
+    from cloudcore.placement.hosts.groups import AffinityPolicy, HostGroup
     from cloudcore.placement.hosts.headroom import Count, FlavorHeadroom, Headroom, headroom
-    from cloudcore.placement.hosts.host_view import AffinityPolicy, HostGroup, HostView
+    from cloudcore.placement.hosts.host_view import HostView
     from cloudcore.placement.hosts.planner import SelectionReport
     from cloudcore.placement.hosts.selection import HostChoice, Selection
     from cloudcore.placement.ledger.history import HistoryEntry
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from cloudcore.placement.tree_state import TreeStatus
 
 _EXPORTS = {
-    "AffinityPolicy": "cloudcore.placement.hosts.host_view",
+    "AffinityPolicy": "cloudcore.placement.hosts.groups",
     "AllocationLedger": "cloudcore.placement.allocation_ledger",
     "Attempt": "cloudcore.placement.scheduling.rescheduling",
     "Candidate": "cloudcore.placement.search.candidates",
@@ -67,7 +68,7 @@ _EXPORTS = {
     "Holder": "cloudcore.placement.ledger.queries",
     "Host": "cloudcore.placement.search.ordering",
     "HostChoice": "cloudcore.placement.hosts.selection",
-    "HostGroup": "cloudcore.placement.hosts.host_view",
+    "HostGroup": "cloudcore.placement.hosts.groups",
     "HostMatch": "cloudcore.placement.search.search",
     "HostSelector": "cloudcore.placement.scheduling.selector",
     "HostView": "cloudcore.placement.hosts.host_view",

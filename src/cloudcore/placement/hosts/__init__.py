@@ -3,27 +3,20 @@
 Knows hosts, groups of instances and what is left on them; must not claim anything, nor know a database. Pure.
 """
 
-from cloudcore.placement.hosts.host_view import (
-    AffinityPolicy,
-    Filter,
-    HostGroup,
-    HostView,
-    Weigher,
-    force_hosts,
-    free,
-    ignore_hosts,
-    in_aggregates,
-    metadata_equals,
-    packed,
-    spread,
-    weigh,
-)
+from cloudcore.placement.hosts.filters import force_hosts, ignore_hosts, in_aggregates, metadata_equals
+from cloudcore.placement.hosts.groups import AffinityPolicy, HostGroup
+from cloudcore.placement.hosts.host_columns import HostColumns
+from cloudcore.placement.hosts.host_view import Filter, HostView, Weigher, uncached
+from cloudcore.placement.hosts.vectorised import Vectorised
+from cloudcore.placement.hosts.weighers import free, packed, spread, weigh
 
 __all__ = [
     "AffinityPolicy",
     "Filter",
+    "HostColumns",
     "HostGroup",
     "HostView",
+    "Vectorised",
     "Weigher",
     "force_hosts",
     "free",
@@ -32,5 +25,6 @@ __all__ = [
     "metadata_equals",
     "packed",
     "spread",
+    "uncached",
     "weigh",
 ]

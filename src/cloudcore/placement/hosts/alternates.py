@@ -14,14 +14,14 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from cloudcore.placement.hosts.candidate_hosts import Pick, first_that_fits
-from cloudcore.placement.hosts.host_view import AffinityPolicy
+from cloudcore.placement.hosts.groups import AffinityPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from cloudcore.placement.hosts.assignment import Assignment
     from cloudcore.placement.hosts.candidate_hosts import Option
-    from cloudcore.placement.hosts.host_view import HostGroup
+    from cloudcore.placement.hosts.groups import HostGroup
     from cloudcore.placement.hosts.remaining_capacity import RemainingCapacity
 
 __all__ = ["choose_alternates", "distribute"]
@@ -69,7 +69,7 @@ def _spares(
     wanted = {cell: _for_each_domain(most) for cell, most in enough.items()}
     short = len(enough) if alternates else 0
     untouched = remaining.untouched
-    for rank, (host, weight) in enumerate(assignment.ranking):
+    for host, weight, rank in assignment.ranking:
         view = host.view
         domain = view.domain
         if not short and not assignment.in_domains:

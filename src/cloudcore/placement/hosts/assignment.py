@@ -12,17 +12,38 @@ from typing import TYPE_CHECKING
 import attrs
 from sortedcontainers import SortedList
 
-from cloudcore.placement.hosts.candidate_hosts import Pick, first_that_fits
-from cloudcore.placement.hosts.host_view import AffinityPolicy
+from cloudcore.placement.hosts.callables import ask_weigher
+from cloudcore.placement.hosts.candidate_hosts import Pick, Ranked, first_that_fits
+from cloudcore.placement.hosts.groups import AffinityPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from cloudcore.placement.hosts.candidate_hosts import CandidateHost, Option
-    from cloudcore.placement.hosts.host_view import HostGroup, HostView, Weigher
+    from cloudcore.placement.hosts.groups import HostGroup
+    from cloudcore.placement.hosts.host_view import HostView, Weigher
     from cloudcore.placement.hosts.remaining_capacity import RemainingCapacity
 
-__all__ = ["Assignment", "assign"]
+__all__ = ["Assignment", "Scale", "assign", "assign_best"]
+
+
+@attrs.frozen
+class Scale:
+    """How the weights of one weigher become comparable: ``multiplier * (weight - low) / span``."""
+
+    multiplier: float
+    weigher: Weigher
+    low: float
+    span: float
+
+    @classmethod
+    def of_range(cls, multiplier: float, weigher: Weigher, low: float, high: float) -> Scale:
+        """Scale the weights from *low* to *high* to 0..1; all alike at first: picks will make the difference."""
+        return cls(multiplier, weigher, low, high - low or abs(high) or 1.0)
+
+    def of(self, view: HostView) -> float:
+        """What the weigher gives for a host."""
+        return ask_weigher(self.weigher, view)
 
 
 @attrs.frozen(kw_only=True)
@@ -32,48 +53,86 @@ class Assignment:
     Attributes:
         picks: In the order of the instances; fewer than asked for when no host was left.
         refused: Then: host name → why it took no more.
-        ranking: Every host with its weight after the picks, best first.
+        ranking: Hosts with their weights after the picks, best first; to be read once.
         in_domains: Whether the failure domain of any of them is known.
     """
 
     picks: tuple[Pick, ...]
     refused: Mapping[str, str]
-    ranking: tuple[tuple[CandidateHost, float], ...]
+    ranking: Iterable[Ranked]
     in_domains: bool
 
 
 class _Order:
-    """The hosts in the order of their weights. What a pick changes is kept here; the hosts stay as they are."""
+    """The hosts in the order of their weights. What a pick changes is kept here; the hosts stay as they are.
 
-    def __init__(
-        self, hosts: Sequence[CandidateHost], weighers: Sequence[tuple[float, Weigher]], group: HostGroup | None
-    ) -> None:
+    Hosts are drawn from *best_first* when they are needed: those that nobody asks for are never opened.
+    """
+
+    def __init__(self, best_first: Iterable[CandidateHost], scales: Sequence[Scale], group: HostGroup | None) -> None:
         self._group = group
         self._members = Counter(group.members if group else {})
-        self._scales: list[tuple[float, Weigher, float, float]] = []
-        self.views = [host.view for host in hosts]
-        for multiplier, weigher in weighers:
-            values = [weigher(view) for view in self.views]
-            low, high = min(values, default=0.0), max(values, default=0.0)
-            span = high - low or abs(high) or 1.0  # all alike at first: picks will make the difference
-            self._scales.append((multiplier, weigher, low, span))
-        self.weights = [self._weight(view) for view in self.views]
-        self.ranking = SortedList((-weight, number) for number, weight in enumerate(self.weights))
+        self._scales = scales
+        self._to_come = iter(best_first)
+        self._next = next(self._to_come, None)
+        self.hosts: list[CandidateHost] = []
+        self.views: list[HostView] = []
+        self.weights: list[float] = []
+        self._ranking: SortedList[tuple[float, int, int]] = SortedList()
+
+    def ranked(self) -> Iterator[int]:
+        """The hosts, best first, by their place in :attr:`hosts`."""
+        at = 0
+        while True:
+            while self._next is not None and (at == len(self._ranking) or self._key(self._next) < self._ranking[at]):
+                self._draw(self._next)
+            if at == len(self._ranking):
+                return
+            yield self._ranking[at][2]
+            at += 1
+
+    @staticmethod
+    def _key(host: CandidateHost) -> tuple[float, int, int]:
+        return -host.weight, host.number, -1
+
+    def _draw(self, host: CandidateHost) -> None:
+        self._ranking.add((-host.weight, host.number, len(self.hosts)))
+        self.hosts.append(host)
+        self.views.append(host.view)
+        self.weights.append(host.weight)
+        self._next = next(self._to_come, None)
 
     def _weight(self, view: HostView) -> float:
-        weight = sum(multiplier * (weigher(view) - low) / span for multiplier, weigher, low, span in self._scales)
+        weight = sum(scale.multiplier * (scale.of(view) - scale.low) / scale.span for scale in self._scales)
         return weight + (self._group.preference(view.root, self._members) if self._group else 0.0)
 
     def refuses(self, view: HostView) -> str | None:
         return self._group.refuses(view.root, self._members) if self._group else None
 
-    def picked(self, number: int, option: Option) -> None:
+    def picked(self, place: int, option: Option) -> None:
         """Weigh again the one host that changed."""
-        self._members[self.views[number].root] += 1
-        self.views[number] = _with_one_more(self.views[number], option)
-        self.ranking.remove((-self.weights[number], number))
-        self.weights[number] = self._weight(self.views[number])
-        self.ranking.add((-self.weights[number], number))
+        self._members[self.views[place].root] += 1
+        self.views[place] = _with_one_more(self.views[place], option)
+        number = self.hosts[place].number
+        self._ranking.remove((-self.weights[place], number, place))
+        self.weights[place] = self._weight(self.views[place])
+        self._ranking.add((-self.weights[place], number, place))
+
+
+def in_order(
+    hosts: Sequence[CandidateHost], weighers: Sequence[tuple[float, Weigher]], group: HostGroup | None
+) -> tuple[list[CandidateHost], tuple[Scale, ...]]:
+    """Weigh *hosts*; return them best first, and how each weigher was scaled."""
+    members = Counter(group.members if group else {})
+    scales = []
+    for multiplier, weigher in weighers:
+        values = [ask_weigher(weigher, host.view) for host in hosts]
+        scales.append(Scale.of_range(multiplier, weigher, min(values, default=0.0), max(values, default=0.0)))
+    for number, host in enumerate(hosts):
+        host.number = number
+        host.weight = sum(scale.multiplier * (scale.of(host.view) - scale.low) / scale.span for scale in scales)
+        host.weight += group.preference(host.view.root, members) if group else 0.0
+    return sorted(hosts, key=lambda host: (-host.weight, host.number)), tuple(scales)
 
 
 def assign(
@@ -98,57 +157,67 @@ def assign(
         subset: How many of the best hosts *choose* chooses from; more than 1 keeps schedulers that work side by side
             out of each other's way.
     """
-    order = _Order(hosts, weighers, group)
+    ordered, scales = in_order(hosts, weighers, group)
+    made = assign_best(ordered, count, remaining, scales=scales, group=group, choose=choose, subset=subset)
+    return attrs.evolve(made, in_domains=any(host.view.domain is not None for host in hosts))
+
+
+def assign_best(
+    best_first: Iterable[CandidateHost],
+    count: int,
+    remaining: RemainingCapacity,
+    *,
+    scales: Sequence[Scale],
+    group: HostGroup | None = None,
+    choose: Callable[[int], int] = lambda _: 0,
+    subset: int = 1,
+) -> Assignment:
+    """The same for hosts that are weighed already: they come best first, and are drawn when they are needed."""
+    order = _Order(best_first, scales, group)
     if group is not None and group.policy is AffinityPolicy.AFFINITY and not any(group.members.values()):
-        picks, refused = _together(hosts, count, order, remaining)
+        picks, refused = _together(count, order, remaining)
     else:
-        picks, refused = _apart(hosts, count, order, remaining, choose, subset)
-    ranking = tuple((hosts[number], -negated) for negated, number in order.ranking)
+        picks, refused = _apart(count, order, remaining, choose, subset)
+    ranked = (Ranked(order.hosts[place], order.weights[place], rank) for rank, place in enumerate(order.ranked()))
     return Assignment(
         picks=tuple(picks),
         refused={} if len(picks) == count else refused,
-        ranking=ranking,
-        in_domains=any(host.view.domain is not None for host in hosts),
+        ranking=ranked,
+        in_domains=any(view.domain is not None for view in order.views),
     )
 
 
 def _apart(
-    hosts: Sequence[CandidateHost],
-    count: int,
-    order: _Order,
-    remaining: RemainingCapacity,
-    choose: Callable[[int], int],
-    subset: int,
+    count: int, order: _Order, remaining: RemainingCapacity, choose: Callable[[int], int], subset: int
 ) -> tuple[list[Pick], dict[str, str]]:
     """One instance after the other, each on the best host that has room by then."""
     picks: list[Pick] = []
     refused: dict[str, str] = {}
     for _ in range(count):
         refused = {}
-        found = _fitting(hosts, order, remaining, refused, subset)
+        found = _fitting(order, remaining, refused, subset)
         if not found:
             break
-        number, option, rank = found[choose(len(found))]
-        picks.append(Pick(host=hosts[number], option=option, weight=order.weights[number], rank=rank))
+        place, option, rank = found[choose(len(found))]
+        picks.append(Pick(host=order.hosts[place], option=option, weight=order.weights[place], rank=rank))
         remaining.take(option.allocations)
-        order.picked(number, option)
+        order.picked(place, option)
     return picks, refused
 
 
-def _together(
-    hosts: Sequence[CandidateHost], count: int, order: _Order, remaining: RemainingCapacity
-) -> tuple[list[Pick], dict[str, str]]:
+def _together(count: int, order: _Order, remaining: RemainingCapacity) -> tuple[list[Pick], dict[str, str]]:
     """All on one host: the best that holds all of them, else the one that holds the most."""
     best: list[Pick] = []
     refused: dict[str, str] = {}
-    for rank, (negated, number) in enumerate(order.ranking):
+    for rank, place in enumerate(order.ranked()):
         picks: list[Pick] = []
+        host = order.hosts[place]
         for _ in range(count):
-            option, reason = first_that_fits(hosts[number], remaining)
+            option, reason = first_that_fits(host, remaining)
             if option is None:
-                refused[hosts[number].view.name] = f"affinity: holds {len(picks)} of {count}; {reason}"
+                refused[host.view.name] = f"affinity: holds {len(picks)} of {count}; {reason}"
                 break
-            picks.append(Pick(host=hosts[number], option=option, weight=-negated, rank=rank))
+            picks.append(Pick(host=host, option=option, weight=order.weights[place], rank=rank))
             remaining.take(option.allocations)
         for pick in picks:
             remaining.take(pick.option.allocations, times=-1)
@@ -162,17 +231,17 @@ def _together(
 
 
 def _fitting(
-    hosts: Sequence[CandidateHost], order: _Order, remaining: RemainingCapacity, refused: dict[str, str], subset: int
+    order: _Order, remaining: RemainingCapacity, refused: dict[str, str], subset: int
 ) -> list[tuple[int, Option, int]]:
     found: list[tuple[int, Option, int]] = []
-    for rank, (_, number) in enumerate(order.ranking):
-        reason = order.refuses(order.views[number])
+    for rank, place in enumerate(order.ranked()):
+        reason = order.refuses(order.views[place])
         if reason is None:
-            option, reason = first_that_fits(hosts[number], remaining)
+            option, reason = first_that_fits(order.hosts[place], remaining)
             if option is not None:
-                found.append((number, option, rank))
+                found.append((place, option, rank))
         if reason is not None:
-            refused[hosts[number].view.name] = reason
+            refused[order.views[place].name] = reason
         if len(found) == max(1, subset):
             break
     return found

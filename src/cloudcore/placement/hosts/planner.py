@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -17,22 +16,28 @@ from cloudcore.errors import (
     UnitViolation,
 )
 from cloudcore.placement.hosts.alternates import choose_alternates
-from cloudcore.placement.hosts.assignment import Assignment, assign
-from cloudcore.placement.hosts.candidate_hosts import CandidateHost, Option, Pick
-from cloudcore.placement.hosts.host_view import HostView
+from cloudcore.placement.hosts.assignment import Assignment, assign_best
+from cloudcore.placement.hosts.host_pool import HostPool, PoolOptions
 from cloudcore.placement.hosts.remaining_capacity import RemainingCapacity, Room
+from cloudcore.placement.search.matching import RememberedMatches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from cloudcore.placement.forest.values import Provider
-    from cloudcore.placement.hosts.host_view import Filter, HostGroup, Weigher
+    from cloudcore.placement.hosts.candidate_hosts import Pick
+    from cloudcore.placement.hosts.groups import HostGroup
+    from cloudcore.placement.hosts.host_view import Filter
     from cloudcore.placement.requests.requests import ResourceRequest
     from cloudcore.placement.rules.claims import Owner
-    from cloudcore.placement.search.search import HostMatch, Search
+    from cloudcore.placement.search.compiled import CompiledRequest
+    from cloudcore.placement.search.search import Search
     from cloudcore.placement.tree import PlacementTree
 
 __all__ = ["HostRequest", "Plan", "Planner", "SelectionReport"]
+
+_REQUESTS = 16
+"""Requests whose matches are remembered: clouds ask for few flavours, often."""
 
 
 @attrs.frozen(kw_only=True)
@@ -44,12 +49,14 @@ class SelectionReport:
         filtered: Host name → the reason that a filter, a group policy or the other instances of the request gave.
         lost: Claims that were not granted, oldest first.
         placed: Instances of the request that had a host when the rest had none.
+        without_cell: Hosts that were not looked at, since ``cell_of`` gave None for them.
     """
 
     search: Any
     filtered: Mapping[str, str]
     lost: tuple[str, ...] = ()
     placed: int = 0
+    without_cell: int = 0
 
     def as_fields(self) -> dict[str, Any]:
         """The same for structured logs, of the first hundred hosts and the last ten claims."""
@@ -63,6 +70,10 @@ class SelectionReport:
     def summary(self) -> str:
         """One line for people."""
         parts = [self.search.summary()]
+        if self.without_cell and not self.search.hosts:
+            parts = [f"cell_of gave None for all of the {self.without_cell} hosts"]
+        elif self.without_cell:
+            parts.append(f"{self.without_cell} more hosts have no cell")
         parts += [f"{name}: {reason}" for name, reason in sorted(self.filtered.items())[:5]]
         if len(self.filtered) > 5:
             parts.append(f"and {len(self.filtered) - 5} more hosts")
@@ -80,7 +91,7 @@ class HostRequest:
         alternates: How many each may get.
         owner: Who answers for their claims.
         group: The group of all of them, with the members that are known.
-        filters: Those of the selector and of the request.
+        filters: Beside those of the selector.
         partial: Whether fewer hosts than instances will do.
         expires_in: Seconds after which unsettled claims lapse.
         freed: ``{provider: {class: amount}}`` that the move itself makes free.
@@ -110,13 +121,13 @@ class Planner:
     """What a cloud wants of its hosts; see :class:`~cloudcore.placement.HostSelector` for the fields."""
 
     tree: PlacementTree
+    filters: Sequence[Filter]
     cell_of: Callable[[Provider], str | None]
-    weighers: Sequence[tuple[float, Weigher]]
-    domain_of: Callable[[Provider], str | None]
-    metadata_of: Callable[[Provider], Mapping[str, Any]]
-    max_hosts: int
+    options: PoolOptions
     subset: int
     choose: Callable[[int], int]
+    seed: Callable[[int], int]
+    _matches: dict[int, RememberedMatches] = attrs.field(factory=dict, init=False)
 
     def _tree_for(self, asked: HostRequest) -> PlacementTree:
         """The tree to search: as it is, or where something is freed by the move itself, a fork without that."""
@@ -140,63 +151,83 @@ class Planner:
 
         Raises:
             NoValidHost: Not enough hosts; ``report`` is a :class:`SelectionReport`.
+            InvalidCallable: A filter, a weigher or another callable went wrong.
         """
         tree = self._tree_for(asked)
         search = self.search(asked.request, tree)
-        filtered: dict[str, str] = {}
-        candidate_hosts = list(islice(self._candidate_hosts(search, asked, filtered), self.max_hosts))
-        remaining = RemainingCapacity(partial(_room, tree))
+        pool = self._pool(search, asked)
+        remaining = RemainingCapacity(partial(_room, tree), lambda provider: tree.provider(provider).name)
         for refusal in lost:
             _learn(remaining, refusal)
-        assignment = assign(
-            candidate_hosts,
+        assignment = assign_best(
+            pool.best(),
             len(asked.instances),
             remaining,
-            weighers=self.weighers,
+            scales=pool.scales,
             group=asked.group,
             choose=self.choose,
             subset=self.subset,
         )
         if len(assignment.picks) < (1 if asked.partial else len(asked.instances)):
-            report = SelectionReport(
-                search=search.report(),
-                filtered={**filtered, **assignment.refused},
-                lost=tuple(str(refusal) for refusal in lost),
-                placed=len(assignment.picks),
-            )
-            raise NoValidHost(
-                f"{len(assignment.picks)} of {len(asked.instances)} instances have a host: {report.summary()}",
-                report=report,
-            )
+            raise self._no_host(asked, search, pool, assignment, lost)
+        picked = {pick.host.view.root: pick.host for pick in assignment.picks}
+        ranking = pool.ranking(list(picked.values()), len(asked.instances) * asked.alternates)
+        assignment = attrs.evolve(assignment, ranking=ranking, in_domains=pool.in_domains)
         return Plan(assignment, choose_alternates(assignment, remaining, asked.alternates, asked.group))
 
-    def _candidate_hosts(self, search: Search, asked: HostRequest, filtered: dict[str, str]) -> Iterator[CandidateHost]:
-        group = asked.group
-        for match in search.hosts():
-            view = self._view(match, group)
-            reason = next((reason for refuse in asked.filters if (reason := refuse(view)) is not None), None)
-            if reason is None and group is not None:
-                reason = group.refuses(view.root, group.members)
-            if reason is None:
-                yield CandidateHost(view, (Option(allocations=c.allocations, mappings=c.mappings) for c in match))
-            else:
-                filtered[view.name] = reason
-
-    def _view(self, match: HostMatch, group: HostGroup | None) -> HostView:
-        root = match.root
-        host = next(iter(match)).as_host()
-        return HostView(
-            root=root.uuid,
-            name=root.name,
-            cell=self.cell_of(root) or "",
-            traits=frozenset[str]().union(*(provider.traits for provider in host.providers)),
-            aggregates=root.aggregates,
-            capacity=host.capacity,
-            used=host.used,
-            metadata=self.metadata_of(root),
-            domain=self.domain_of(root),
-            members=group.members.get(root.uuid, 0) if group is not None else 0,
+    def _pool(self, search: Search, asked: HostRequest) -> HostPool:
+        table = self.options.table.of(search.columns)
+        matches = zip(table, search.matches(self._remembered(search.compiled)), strict=True)
+        return HostPool(
+            search,
+            [(hosts, match) for hosts, match in matches if match is not None],
+            self.options,
+            filters=(self.filters, asked.filters),
+            group=asked.group,
+            start=self.seed,
         )
+
+    def _remembered(self, compiled: CompiledRequest) -> RememberedMatches:
+        """What is remembered of an equal request, of the last few."""
+        remembered = self._matches.get(id(compiled))
+        if remembered is None or remembered.compiled is not compiled:
+            for old in list(self._matches)[: 1 - _REQUESTS]:
+                self._matches.pop(old, None)
+            remembered = self._matches[id(compiled)] = RememberedMatches(compiled)
+        return remembered
+
+    def _no_host(
+        self,
+        asked: HostRequest,
+        search: Search,
+        pool: HostPool,
+        assignment: Assignment,
+        lost: Sequence[CloudcoreError],
+    ) -> NoValidHost:
+        table = self.options.table.of(search.columns)
+        report = SelectionReport(
+            search=search.report(),
+            filtered={**pool.reasons(self.options.max_hosts), **assignment.refused},
+            lost=tuple(self.named(refusal) for refusal in lost),
+            placed=len(assignment.picks),
+            without_cell=sum(int((hosts.cells < 0).sum()) for hosts in table),
+        )
+        return NoValidHost(
+            f"{len(assignment.picks)} of {len(asked.instances)} instances have a host: {report.summary()}",
+            report=report,
+        )
+
+    def named(self, refusal: CloudcoreError) -> str:
+        """What a refusal says, with the names of the providers that it says the uuids of."""
+        text = str(refusal)
+        for uuid in {
+            getattr(refusal, "provider", None),
+            getattr(refusal, "identifier", None),
+            getattr(refusal, "root", None),
+        }:
+            if isinstance(uuid, str) and uuid in self.tree:
+                text = text.replace(uuid, self.tree.provider(uuid).name)
+        return text
 
 
 def _learn(remaining: RemainingCapacity, refusal: CloudcoreError) -> None:

@@ -26,10 +26,14 @@ class RemainingCapacity:
 
     Args:
         room_of: Gives the snapshot's room of (provider, class), None where the provider has no such inventory.
+        name_of: Gives the name of a provider, for messages.
     """
 
-    def __init__(self, room_of: Callable[[str, str], Room | None]) -> None:
+    def __init__(
+        self, room_of: Callable[[str, str], Room | None], name_of: Callable[[str], str] = lambda provider: provider
+    ) -> None:
         self._room_of = room_of
+        self._name_of = name_of
         self._taken: Counter[tuple[str, str]] = Counter()
         self._told: dict[tuple[str, str], tuple[int, int]] = {}
         self._touched: set[str] = set()
@@ -48,6 +52,15 @@ class RemainingCapacity:
         """Whether no pick and no refusal has changed any of these providers: then what the search said holds."""
         return self._touched.isdisjoint(allocations)
 
+    def left(self, provider: str, resource_class: str) -> int | None:
+        """What is left there by now; None where no pick and no refusal has changed anything."""
+        if provider not in self._touched:
+            return None
+        if provider in self._gone:
+            return -1
+        used, capacity = self.used(provider, resource_class)
+        return capacity - used
+
     def refuses(self, allocations: Mapping[str, Mapping[str, int]]) -> str | None:
         """Why these amounts, which the search found to fit, do not fit any more; None if they do."""
         if self.untouched(allocations):
@@ -59,7 +72,7 @@ class RemainingCapacity:
                 used, capacity = self.used(provider, resource_class)
                 if used + amount > capacity:
                     return (
-                        f"{resource_class} on {provider}: {amount} asked, {used} of {capacity} used, "
+                        f"{resource_class} on {self._name_of(provider)}: {amount} asked, {used} of {capacity} used, "
                         "picks of this request included"
                     )
         return None

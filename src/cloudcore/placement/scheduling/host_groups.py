@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from cloudcore._failpoints import failpoint
 from cloudcore.errors import DatabaseBusy, GroupViolation, InvalidRequest
-from cloudcore.placement.hosts.host_view import HostGroup
+from cloudcore.placement.hosts.groups import HostGroup
 from cloudcore.placement.ledger.session import Session
 
 if TYPE_CHECKING:

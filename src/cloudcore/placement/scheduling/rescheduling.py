@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from cloudcore.placement.allocation_ledger import AllocationLedger
-    from cloudcore.placement.hosts.host_view import HostGroup
+    from cloudcore.placement.hosts.groups import HostGroup
     from cloudcore.placement.hosts.selection import HostChoice, Selection
     from cloudcore.placement.ledger.session import Session
 

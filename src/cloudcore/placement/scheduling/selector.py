@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import random
 import uuid as uuids
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import attrs
 import tenacity
@@ -22,6 +22,7 @@ from cloudcore.errors import (
     CapacityExceeded,
     CloudcoreError,
     GroupViolation,
+    InvalidCallable,
     InvalidRequest,
     InventoryNotFound,
     NoValidHost,
@@ -30,6 +31,8 @@ from cloudcore.errors import (
 )
 from cloudcore.observability import event, observed
 from cloudcore.placement.forest.names import SHARES_VIA_AGGREGATE
+from cloudcore.placement.hosts.host_columns import HostTable
+from cloudcore.placement.hosts.host_pool import PoolOptions
 from cloudcore.placement.hosts.planner import HostRequest, Planner, SelectionReport
 from cloudcore.placement.hosts.selection import HostChoice, Selection
 from cloudcore.placement.ledger import moves as ledger_moves
@@ -47,7 +50,8 @@ if TYPE_CHECKING:
     from cloudcore.placement.allocation_ledger import AllocationLedger
     from cloudcore.placement.forest.values import Provider
     from cloudcore.placement.hosts.candidate_hosts import Pick
-    from cloudcore.placement.hosts.host_view import Filter, HostGroup, Weigher
+    from cloudcore.placement.hosts.groups import HostGroup
+    from cloudcore.placement.hosts.host_view import Filter, Weigher
     from cloudcore.placement.hosts.planner import Plan
     from cloudcore.placement.ledger.queries import ConsumerState
     from cloudcore.placement.tree import PlacementTree
@@ -76,9 +80,16 @@ class HostSelector:
         weighers: (multiplier, weigher) pairs; a weigher takes a HostView and returns a number, higher is better.
         domain_of: Root provider → failure domain, such as the aggregate of its rack: alternates are spread over them.
         metadata_of: Root provider → whatever filters want to know of it.
-        max_hosts: Hosts that are weighed for one request; the search ends there.
+        max_hosts: How many hosts filters and weighers are asked about for one request, beside those whose answers are
+            remembered; those that look at all hosts at once (all of :mod:`cloudcore.placement.hosts` but
+            ``metadata_equals``) do not count.
         subset: How many of the best hosts each pick is drawn from; more than 1 keeps schedulers that work side by side
             apart.
+        seed: Where to begin among hosts of equal weight: schedulers that work side by side, each with another seed, do
+            not all choose the same host. None begins at the first.
+        on_bad_weigher: What to do when a weigher raises, or gives no finite number: ``"raise"``
+            :class:`~cloudcore.errors.InvalidCallable`, or ``"leave_out"`` that weigher for this request, with a warning
+            in the log.
         attempts: Plans that are made, each after a lost claim, before the request is given up.
         rng: For *subset*.
         id_factory: Makes uuids of instances.
@@ -97,6 +108,8 @@ class HostSelector:
         metadata_of: Callable[[Provider], Mapping[str, Any]] = lambda _: {},
         max_hosts: int = 1000,
         subset: int = 1,
+        seed: int | None = None,
+        on_bad_weigher: Literal["raise", "leave_out"] = "raise",
         attempts: int = 10,
         rng: random.Random | None = None,
         id_factory: Callable[[], str] = lambda: str(uuids.uuid4()),
@@ -105,17 +118,27 @@ class HostSelector:
         self.observer = observer
         self.tree = tree
         self.ledger = ledger
-        self._filters = tuple(filters)
         self._attempts = require_integer(attempts, "attempts", minimum=1)
+        if on_bad_weigher not in ("raise", "leave_out"):
+            raise InvalidRequest(
+                f"on_bad_weigher: expected raise or leave_out, got {on_bad_weigher!r}", field="on_bad_weigher"
+            )
+        cells = cell_of if callable(cell_of) else _looked_up(cell_of)
         self._planner = Planner(
             tree=tree,
-            cell_of=cell_of if callable(cell_of) else _looked_up(cell_of),
-            weighers=tuple(weighers),
-            domain_of=domain_of,
-            metadata_of=metadata_of,
-            max_hosts=require_integer(max_hosts, "max_hosts", minimum=1),
+            filters=tuple(filters),
+            cell_of=cells,
+            options=PoolOptions(
+                table=HostTable(cells, domain_of),
+                weighers=tuple(weighers),
+                metadata_of=metadata_of,
+                max_hosts=require_integer(max_hosts, "max_hosts", minimum=1),
+                leave_out=on_bad_weigher == "leave_out",
+                warn=_warn,
+            ),
             subset=require_integer(subset, "subset", minimum=1),
             choose=(rng or random.Random()).randrange,
+            seed=(lambda _: 0) if seed is None else random.Random(seed).randrange,
         )
         self._id_factory = id_factory
 
@@ -312,7 +335,7 @@ class HostSelector:
             alternates=alternates,
             owner=owner,
             group=group,
-            filters=(*self._filters, *filters),
+            filters=tuple(filters),
         )
 
     def _try(self, asked: HostRequest, claim: Callable[[Plan], T]) -> T:
@@ -343,10 +366,10 @@ class HostSelector:
             report = SelectionReport(
                 search=self._planner.search(asked.request).report(),
                 filtered={},
-                lost=tuple(str(each) for each in lost),
+                lost=tuple(self._planner.named(each) for each in lost),
             )
             raise NoValidHost(
-                f"no host after {self._attempts} lost claims, the last one: {lost[-1]}", report=report
+                f"no host after {self._attempts} lost claims, the last one: {report.lost[-1]}", report=report
             ) from error
         raise AssertionError("tenacity returns or raises")
 
@@ -458,7 +481,20 @@ class HostSelector:
 
 
 def _looked_up(cells: Mapping[str, str]) -> Callable[[Provider], str | None]:
-    return lambda root: cells.get(root.uuid) or cells.get(root.name)
+    """By uuid, else by name; a host that was found by its name keeps its cell when it is renamed."""
+    known: dict[str, str] = {}
+
+    def cell_of(root: Provider) -> str | None:
+        cell = cells.get(root.uuid) or cells.get(root.name) or known.get(root.uuid)
+        if cell is not None:
+            known[root.uuid] = cell
+        return cell
+
+    return cell_of
+
+
+def _warn(error: InvalidCallable) -> None:
+    event("placement.weigher.left_out", logging.WARNING, function=error.function, host=error.host, reason=str(error))
 
 
 def _described(group: HostGroup | None) -> list[Any] | None:

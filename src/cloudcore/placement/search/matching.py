@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cloudcore.placement.columns.blocks import Block, Columns, Mask, Positions, Sharing
     from cloudcore.placement.search.compiled import CompiledRequest, Slot
 
-__all__ = ["BlockMatch", "Matcher", "any_member", "slot_positions"]
+__all__ = ["BlockMatch", "Matcher", "RememberedMatches", "any_member", "slot_positions"]
 
 _NOBODY: Mapping[int, Mask] = {}
 _NOWHERE: Positions = np.empty(0, dtype=np.intp)
@@ -45,6 +45,15 @@ class BlockMatch:
     positions: Sequence[Positions]
     anchors: Sequence[Mapping[int, Mask]]
     apart: bool = False
+
+
+@attrs.define(eq=False)
+class RememberedMatches:
+    """What blocks had for one request, on the state that it was asked for last."""
+
+    compiled: CompiledRequest
+    about: Any = None
+    blocks: dict[int, tuple[Block, BlockMatch | None]] = attrs.field(factory=dict)
 
 
 _REMEMBERED = 64  # condition masks a block keeps; a byte for each row
@@ -132,6 +141,18 @@ class Matcher:
         self.trees = trees
         self._shared = [self._sharing_for(slot) for slot in compiled.slots]
         self._relevant = {i for indices in self._shared for i in indices}
+
+    def matches(self, remembered: RememberedMatches) -> list[BlockMatch | None]:
+        """What each block has, in the order of the forest; blocks that have not changed are not looked at again."""
+        sharing = self.columns.sharing
+        about = (self.trees, self._shared, sharing and (sharing.index, sharing.by_aggregate, sharing.root_numbers))
+        before = remembered.blocks if remembered.about == about else {}
+        after: dict[int, tuple[Block, BlockMatch | None]] = {}
+        for block in self.columns.blocks:
+            known = before.get(id(block))
+            after[id(block)] = known if known is not None and known[0] is block else (block, self.match(block))
+        remembered.about, remembered.blocks = about, after
+        return [match for _, match in after.values()]
 
     def match(self, block: Block, first: int = 0, last: int | None = None) -> BlockMatch | None:
         """Find what the trees *first* to *last* (exclusive) of *block* have; None when none has something for all."""

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from cloudcore.placement.forest.names import SHARES_VIA_AGGREGATE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from cloudcore.placement.columns.blocks import Block, Sharing
     from cloudcore.placement.forest.values import Provider
+    from cloudcore.placement.search.compiled import Slot
 
 __all__ = ["OneTree"]
 
@@ -43,6 +44,17 @@ class OneTree:
         self.sharing = sharing
         self.apart = apart
         self.options = _by_handle(block, options, sharing)
+        self._left: Callable[[str, str], int | None] | None = None
+
+    def beside(self, left: Callable[[str, str], int | None], slots: Sequence[Slot]) -> OneTree:
+        """The same tree when *left* says of a provider and a class what is left there, None where nothing changed."""
+        tree = OneTree(self.block, self.tree, self.options, self.sharing, apart=self.apart)
+        tree._left = left
+        tree.options = [
+            [h for h in handles if all(tree.room(h, name) >= amount for name, amount in slot.resources)]
+            for slot, handles in zip(slots, self.options, strict=True)
+        ]
+        return tree
 
     @property
     def root(self) -> Provider:
@@ -62,7 +74,9 @@ class OneTree:
         else:
             block, position = self.sharing.block, -1 - handle
         column = block.classes[resource_class]
-        return int(column.room[column.row(position)])
+        room = int(column.room[column.row(position)])
+        left = None if self._left is None else self._left(block.providers[position].uuid, resource_class)
+        return room if left is None else min(room, left)
 
     def lineage(self, handle: int) -> frozenset[str]:
         """The uuids of the provider and of all above it."""

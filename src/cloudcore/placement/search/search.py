@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cloudcore.placement.forest.values import Provider
     from cloudcore.placement.requests.requests import ResourceRequest
     from cloudcore.placement.search.compiled import CompiledRequest
-    from cloudcore.placement.search.matching import BlockMatch
+    from cloudcore.placement.search.matching import BlockMatch, RememberedMatches
     from cloudcore.placement.search.ordering import OrderBy
     from cloudcore.placement.search.report import SearchReport
 
@@ -86,6 +86,21 @@ class HostMatch:
 
     def __repr__(self) -> str:
         return f"<HostMatch {self.root.name}>"
+
+
+@attrs.frozen(eq=False)
+class OpenedHost:
+    """A host with its candidates.
+
+    Attributes:
+        first: The first candidate.
+        more: The others, made when asked for, once.
+        beside: Given what is left of (provider, class), None where nothing changed: the first candidate that fits.
+    """
+
+    first: Candidate
+    more: Iterator[Candidate]
+    beside: Callable[[Callable[[str, str], int | None]], Candidate | None]
 
 
 class Search:
@@ -155,6 +170,30 @@ class Search:
                 self._give_up(one)
             if fits:
                 yield HostMatch(one.root, found.scores(tree), partial(self._of_host, one))
+
+    @property
+    def columns(self) -> Columns:
+        """The state of the forest that is searched."""
+        return self._columns
+
+    @property
+    def compiled(self) -> CompiledRequest:
+        """The request, prepared."""
+        return self._compiled
+
+    def matches(self, remembered: RememberedMatches) -> list[BlockMatch | None]:
+        """What each block has for the request, whatever the options say of order; :meth:`host` opens its hosts."""
+        return self._matcher.matches(remembered)
+
+    def host(self, match: BlockMatch, tree: int) -> OpenedHost | None:
+        """Open one host of *match*; None when it cannot hold the request (or that could not be told)."""
+        one = self._one_tree(match, tree)
+        candidates = self._of_host(one)
+        first = next(candidates, None)
+        return None if first is None else OpenedHost(first, candidates, partial(self._beside, one))
+
+    def _beside(self, tree: OneTree, left: Callable[[str, str], int | None]) -> Candidate | None:
+        return next(self._of_host(tree.beside(left, self._compiled.slots)), None)
 
     def report(self) -> SearchReport:
         """Say for every host whether it fits, and if not, why not. Worked out when asked, on the searched state."""

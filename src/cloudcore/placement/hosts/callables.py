@@ -1,0 +1,95 @@
+"""Ask what the caller hands in, and name it when it goes wrong: which callable, about which host, and what it gave."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from numbers import Real
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from cloudcore.errors import CloudcoreError, InvalidCallable
+
+if TYPE_CHECKING:
+    from cloudcore.placement.forest.values import Provider
+    from cloudcore.placement.hosts.host_view import Filter, HostView, Weigher
+
+__all__ = ["ask_about", "ask_filter", "ask_metadata", "ask_weigher", "name_of"]
+
+
+def name_of(function: object) -> str:
+    """What a callable is called in messages."""
+    return getattr(function, "__qualname__", None) or repr(function)
+
+
+def _call(what: str, function: Callable[[Any], Any], argument: HostView | Provider) -> Any:
+    try:
+        return function(argument)
+    except CloudcoreError:
+        raise
+    except Exception as error:
+        raise InvalidCallable(
+            f"{what} {name_of(function)} raised {type(error).__name__} for host {argument.name}: {error}",
+            field=what,
+            function=name_of(function),
+            host=argument.name,
+        ) from error
+
+
+def _refuse(what: str, function: object, host: HostView | Provider, expected: str, got: object) -> NoReturn:
+    raise InvalidCallable(
+        f"{what} {name_of(function)} gave {got!r} for host {host.name}; it must give {expected}",
+        field=what,
+        value=got,
+        function=name_of(function),
+        host=host.name,
+    )
+
+
+def ask_filter(refuse: Filter, host: HostView) -> str | None:
+    """Why the host is refused, None if it passes.
+
+    Raises:
+        InvalidCallable: It raised, or gave something else, such as True or False.
+    """
+    answer: object = _call("filter", refuse, host)
+    if answer is None or isinstance(answer, str):
+        return answer
+    _refuse("filter", refuse, host, "None to let a host pass, else the reason why not", answer)
+
+
+def ask_weigher(weigher: Weigher, host: HostView) -> float:
+    """The weight of the host.
+
+    Raises:
+        InvalidCallable: It raised, or gave no finite number.
+    """
+    answer: Any = _call("weigher", weigher, host)
+    if type(answer) is not bool and isinstance(answer, Real):
+        weight = float(answer)
+        if math.isfinite(weight):
+            return weight
+    _refuse("weigher", weigher, host, "a finite number", answer)
+
+
+def ask_about(what: str, function: Callable[[Provider], str | None], root: Provider) -> str | None:
+    """A cell or a domain.
+
+    Raises:
+        InvalidCallable: It raised, or gave something else than text or None.
+    """
+    answer: object = _call(what, function, root)
+    if answer is None or isinstance(answer, str):
+        return answer
+    _refuse(what, function, root, "text or None", answer)
+
+
+def ask_metadata(function: Callable[[Provider], Mapping[str, Any]], root: Provider) -> Mapping[str, Any]:
+    """What is to be known of a host.
+
+    Raises:
+        InvalidCallable: It raised, or gave no mapping.
+    """
+    answer: object = _call("metadata_of", function, root)
+    if isinstance(answer, Mapping):
+        return answer
+    _refuse("metadata_of", function, root, "a mapping", answer)

@@ -1,0 +1,226 @@
+"""Hosts side by side: what the columns of the search tell of each, for filters and weighers that look at all of them.
+
+A :class:`HostColumns` shows the hosts of one block, a host for each tree. What it works out is kept with it. When only
+the use of a block changed, the next one takes over the rest, and gives every host that changed a new *stamp*: whatever
+was remembered of a host counts as long as its stamp is the same. Pure.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cloudcore.placement.hosts.callables import ask_about, ask_metadata
+from cloudcore.placement.hosts.host_view import HostView, is_uncached
+from cloudcore.placement.search.matching import any_member
+from cloudcore.placement.search.ordering import host_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
+
+    from numpy.typing import NDArray
+
+    from cloudcore.placement.columns.blocks import Block, Columns, Mask
+    from cloudcore.placement.forest.values import Provider
+
+__all__ = ["HostColumns", "HostTable"]
+
+_VIEWS = 512
+"""Views that are kept of one block's hosts."""
+
+NOWHERE = -1
+"""The number of a cell or a domain that is None."""
+
+
+class HostColumns:
+    """The hosts of one block, in the order of the forest.
+
+    Attributes:
+        block: Where they lie.
+        stamps: For each host a number that is new whenever the host changed.
+        cells: For each host the number of its cell, -1 without one.
+        domains: For each host the number of its failure domain, -1 without one.
+        weights: Weigher → (weights, stamps that they belong to), for those that are asked host by host.
+        answers: Filter → host → (stamp, answer).
+    """
+
+    def __init__(
+        self, block: Block, stamps: NDArray[np.int64], cells: NDArray[np.int32], domains: NDArray[np.int32]
+    ) -> None:
+        self.block = block
+        self.stamps = stamps
+        self.cells = cells
+        self.domains = domains
+        self.weights: dict[Any, tuple[NDArray[np.float64], NDArray[np.int64]]] = {}
+        self.answers: dict[Any, dict[int, tuple[int, Any]]] = {}
+        self._sums: dict[str, tuple[Any, NDArray[np.float64]]] = {}
+        self._views: dict[int, tuple[int, HostView]] = {}
+        self._by_name: dict[str, int] = {}
+
+    @property
+    def size(self) -> int:
+        """The number of hosts."""
+        return self.block.trees
+
+    def root(self, host: int) -> Provider:
+        """The root provider of the host."""
+        return self.block.providers[int(self.block.starts[host])]
+
+    # --- all at once -------------------------------------------------------------------------------------------------
+
+    def capacity(self, resource_class: str) -> NDArray[np.float64]:
+        """What may be in use of *resource_class*, summed over each host's tree."""
+        return self._sum(resource_class, "capacity")
+
+    def used(self, resource_class: str) -> NDArray[np.float64]:
+        """What is in use of *resource_class*, summed over each host's tree."""
+        return self._sum(resource_class, "used")
+
+    def share_free(self, resource_class: str) -> NDArray[np.float64]:
+        """The free share of *resource_class*, 0.0 (none, or no inventory) to 1.0 (all)."""
+        capacity = self.capacity(resource_class)
+        share = np.divide(
+            capacity - self.used(resource_class), capacity, out=np.zeros_like(capacity), where=capacity > 0
+        )
+        return np.maximum(0.0, share)
+
+    def in_aggregates(self, aggregates: frozenset[str]) -> Mask:
+        """Which hosts have a root that is in one of *aggregates*."""
+        return any_member(self.block.aggregates, aggregates, self.block.size)[self.block.starts[:-1]]
+
+    def named(self, names: Collection[str]) -> Mask:
+        """Which hosts have a root of one of these names or uuids."""
+        mask = np.zeros(self.size, dtype=np.bool_)
+        mask[self.places(names)] = True
+        return mask
+
+    def places(self, names: Collection[str]) -> list[int]:
+        """The hosts of these names or uuids, those that are here."""
+        if not self._by_name:
+            for host in range(self.size):
+                root = self.root(host)
+                self._by_name[root.name] = self._by_name[root.uuid] = host
+        return [self._by_name[name] for name in names if name in self._by_name]
+
+    def _sum(self, resource_class: str, which: str) -> NDArray[np.float64]:
+        column = self.block.classes.get(resource_class)
+        if column is None:
+            return np.zeros(self.size)
+        amounts = getattr(column, which)
+        known = self._sums.get(which + resource_class)
+        if known is None or known[0] is not amounts:
+            trees = self.block.tree_of[column.rows]
+            sums: NDArray[np.float64] = np.bincount(trees, weights=amounts, minlength=self.size).astype(np.float64)
+            known = (amounts, sums)
+            self._sums[which + resource_class] = known
+        return known[1]
+
+    # --- one by one --------------------------------------------------------------------------------------------------
+
+    def view(self, host: int, cell: str, domain: str | None, metadata_of: Callable[[Provider], Any]) -> HostView:
+        """The host as filters and weighers see it, without members of any group."""
+        stamp = int(self.stamps[host])
+        fresh = is_uncached(metadata_of)
+        known = self._views.get(host)
+        if known is not None and known[0] == stamp and not fresh:
+            return known[1]
+        found = host_of(self.block, host)
+        root = found.root
+        view = HostView(
+            root=root.uuid,
+            name=root.name,
+            cell=cell,
+            traits=frozenset[str]().union(*(provider.traits for provider in found.providers)),
+            aggregates=root.aggregates,
+            capacity=found.capacity,
+            used=found.used,
+            metadata=ask_metadata(metadata_of, root),
+            domain=domain,
+        )
+        if len(self._views) >= _VIEWS:
+            self._views.clear()
+        self._views[host] = (stamp, view)
+        return view
+
+    # --- as time goes on ---------------------------------------------------------------------------------------------
+
+    def with_use_of(self, block: Block, stamps: Iterator[int]) -> HostColumns:
+        """The same hosts after their use changed."""
+        after = HostColumns(block, self.stamps.copy(), self.cells, self.domains)
+        after.weights, after.answers = self.weights, self.answers  # they say which stamp they belong to
+        after._by_name, after._views = self._by_name, self._views
+        after._sums = dict(self._sums)
+        for name, column in block.classes.items():
+            before = self.block.classes[name]
+            if before is not column:
+                changed = column.rows[column.used != before.used]
+                after.stamps[block.tree_of[changed]] = next(stamps)
+        return after
+
+
+class HostTable:
+    """The hosts of a forest, followed from one state to the next. May be shared between threads.
+
+    Args:
+        cell_of: Root provider → name of its cell, None without one.
+        domain_of: Root provider → its failure domain, None where none is known.
+    """
+
+    def __init__(self, cell_of: Callable[[Provider], str | None], domain_of: Callable[[Provider], str | None]) -> None:
+        self._cell_of = cell_of
+        self._domain_of = domain_of
+        self._asked_each_time = is_uncached(cell_of) or is_uncached(domain_of)
+        self._stamps = itertools.count(1)
+        self._known: tuple[tuple[Block, ...], list[HostColumns]] = ((), [])
+        self._next_number = itertools.count()
+        self._numbers: dict[str, int] = {}
+        self._names: dict[int, str | None] = {NOWHERE: None}
+        self._of_root: dict[str, tuple[Provider, int, int]] = {}
+
+    def of(self, columns: Columns) -> list[HostColumns]:
+        """The hosts of each block of *columns*."""
+        blocks, known = self._known  # one read: another thread may replace both
+        if blocks is columns.blocks and not self._asked_each_time:
+            return known
+        by_providers = {id(hosts.block.providers): hosts for hosts in known}
+        found = [self._of_block(block, by_providers.get(id(block.providers))) for block in columns.blocks]
+        self._known = (columns.blocks, found)
+        if len(self._of_root) > 1000 + 2 * sum(hosts.size for hosts in found):
+            self._of_root = {}  # mostly roots that are gone
+        return found
+
+    def _of_block(self, block: Block, before: HostColumns | None) -> HostColumns:
+        if before is not None and not self._asked_each_time:
+            return before if before.block is block else before.with_use_of(block, self._stamps)
+        roots = [block.providers[position] for position in block.starts[:-1].tolist()]
+        places = [self._places(root) for root in roots]
+        cells = np.fromiter((cell for cell, _ in places), dtype=np.int32, count=len(roots))
+        domains = np.fromiter((domain for _, domain in places), dtype=np.int32, count=len(roots))
+        stamps = np.full(len(roots), next(self._stamps), dtype=np.int64)
+        return HostColumns(block, stamps, cells, domains)
+
+    def _places(self, root: Provider) -> tuple[int, int]:
+        known = self._of_root.get(root.uuid)
+        if known is not None and known[0] is root and not self._asked_each_time:
+            return known[1:]
+        cell = self.number(ask_about("cell_of", self._cell_of, root))
+        domain = self.number(ask_about("domain_of", self._domain_of, root))
+        self._of_root[root.uuid] = (root, cell, domain)
+        return cell, domain
+
+    def number(self, name: str | None) -> int:
+        """The number that stands for a cell or domain of this name."""
+        if name is None:
+            return NOWHERE
+        number = self._numbers.get(name)
+        if number is None:
+            fresh = next(self._next_number)
+            self._names[fresh] = name  # before anybody can see the number
+            number = self._numbers.setdefault(name, fresh)
+        return number
+
+    def name(self, number: int) -> str | None:
+        """The cell or domain of this number."""
+        return self._names[number]
