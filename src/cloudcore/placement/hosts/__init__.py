@@ -5,9 +5,8 @@ Knows hosts, groups of instances and what is left on them; must not claim anythi
 
 from cloudcore.placement.hosts.filters import force_hosts, ignore_hosts, in_aggregates, metadata_equals
 from cloudcore.placement.hosts.groups import AffinityPolicy, HostGroup
-from cloudcore.placement.hosts.host_columns import HostColumns
+from cloudcore.placement.hosts.host_columns import HostColumns, Vectorised
 from cloudcore.placement.hosts.host_view import Filter, HostView, Weigher, uncached
-from cloudcore.placement.hosts.vectorised import Vectorised
 from cloudcore.placement.hosts.weighers import free, packed, spread, weigh
 
 __all__ = [

@@ -8,7 +8,7 @@ was remembered of a host counts as long as its stamp is the same. Pure.
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cloudcore.placement.columns.blocks import Block, Columns, Mask
     from cloudcore.placement.forest.values import Provider
 
-__all__ = ["HostColumns", "HostTable"]
+__all__ = ["HostColumns", "HostTable", "Vectorised", "over_of"]
 
 _VIEWS = 512
 """Views that are kept of one block's hosts."""
@@ -224,3 +224,15 @@ class HostTable:
     def name(self, number: int) -> str | None:
         """The cell or domain of this number."""
         return self._names[number]
+
+
+class Vectorised(Protocol):
+    """A filter or weigher that answers for many hosts at once, exactly as it would for each."""
+
+    def over(self, hosts: HostColumns) -> NDArray[Any]:
+        """For each of *hosts*: whether it passes (a filter, bool), or its weight (a weigher, float64)."""
+
+
+def over_of(function: object) -> Callable[[HostColumns], NDArray[Any]] | None:
+    """How a filter or weigher answers for many hosts at once; None when it must be asked about each."""
+    return cast("Callable[[HostColumns], NDArray[Any]] | None", getattr(function, "over", None))

@@ -20,8 +20,8 @@ from cloudcore.placement.hosts.assignment import Scale
 from cloudcore.placement.hosts.callables import ask_filter, ask_weigher
 from cloudcore.placement.hosts.candidate_hosts import CandidateHost, Option, Ranked
 from cloudcore.placement.hosts.groups import AffinityPolicy
+from cloudcore.placement.hosts.host_columns import over_of
 from cloudcore.placement.hosts.host_view import is_uncached
-from cloudcore.placement.hosts.vectorised import over_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -9,7 +9,7 @@ a lambda is enough::
 What they answer is remembered until the host changes: its tree, its use, or its root. One that looks at anything else
 (a clock, another service) says so: :func:`uncached`. A callable that also has a method ``over(hosts)``, as those of
 :mod:`cloudcore.placement.hosts` have, is asked once for thousands of hosts: see
-:class:`~cloudcore.placement.hosts.vectorised.Vectorised`.
+:class:`~cloudcore.placement.hosts.host_columns.Vectorised`.
 
 Weights are scaled to 0..1 over the hosts compared before they are multiplied and added, as in Nova, so that a
 multiplier means the same for cores and for megabytes.
