@@ -27,7 +27,7 @@ from cloudcore.errors import (
     GroupViolation,
     OutcomeUnknown,
 )
-from cloudcore.placement.hosts.host_view import HostGroup
+from cloudcore.placement.hosts import HostGroup
 from cloudcore.placement.ledger import moves as ledger_moves
 from cloudcore.placement.ledger.writes import Target
 from cloudcore.placement.rules.claims import Owner
