@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from cloudcore.placement.allocation_ledger import AllocationLedger
     from cloudcore.placement.forest.values import Provider
-    from cloudcore.placement.hosts.host_view import HostGroup
+    from cloudcore.placement.hosts.groups import HostGroup
     from cloudcore.placement.ledger.queries import ConsumerState
     from cloudcore.placement.ledger.session import Session
     from cloudcore.placement.rules.moves import Move
