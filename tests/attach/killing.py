@@ -141,6 +141,19 @@ def mortal(cloud: Cloud) -> None:
     cloud.manager.set_delete_on_termination(cloud.of(EXCLUSIVE)[0].id, True)
 
 
+def reserved(cloud: Cloud) -> None:
+    nothing(cloud)
+    cloud.manager.reserve(EXCLUSIVE, ONE)
+
+
+def ended_moving(cloud: Cloud) -> None:
+    """A repeat ends the instance and its move, wherever it was killed."""
+    assert cloud.manager.terminate(ONE) == ()
+    assert cloud.manager.move(ONE) is None
+    assert cloud.manager.attachments(instance_id=ONE) == ()
+    assert cloud.embedded.volume(EXCLUSIVE).status == "available"
+
+
 def ended(cloud: Cloud) -> None:
     """A repeat finishes what was begun: one volume is gone, the other is as TWO has it."""
     assert cloud.manager.terminate(ONE) == ()
@@ -176,6 +189,11 @@ SCENARIOS: dict[str, tuple[Callable[[Cloud], None], Callable[[Cloud], object]]] 
     "unshelve": (begun("shelve", None), lambda cloud: cloud.manager.confirm_move(ONE, THERE)),
     "evacuate": (dead, move("evacuation", THERE)),
     "terminate": (mortal, lambda cloud: cloud.manager.terminate(ONE)),
+    "terminate-live": (begun("live", THERE), lambda cloud: cloud.manager.terminate(ONE)),
+    "terminate-arrived": (arrived, lambda cloud: cloud.manager.terminate(ONE)),
+    "terminate-shelved": (begun("shelve", None), lambda cloud: cloud.manager.terminate(ONE)),
+    "reserve": (nothing, lambda cloud: cloud.manager.reserve(EXCLUSIVE, ONE)),
+    "attach-reserved": (reserved, attach(EXCLUSIVE)),
     "evacuate-confirm": (begun("evacuation", THERE), lambda cloud: cloud.manager.confirm_move(ONE)),
 }
 
@@ -227,6 +245,8 @@ def settle(name: str, *, use: bool) -> Callable[[Cloud], None]:
             move("evacuation", THERE)(cloud)  # it had not begun; until it does, an audit names what died with the host
         if name == "terminate":
             ended(cloud)
+        elif name.startswith("terminate"):
+            ended_moving(cloud)
         cloud.check()
         if use:
             cloud.use()

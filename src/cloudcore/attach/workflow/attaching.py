@@ -124,6 +124,7 @@ class Attacher:
 
     def _attach(self, request: AttachRequest, operation_id: str | None, fingerprint: str | None) -> Attachment:
         settled = refreshed = False
+        reserved: list[Attachment] = []
         features = self._volumes.features()
         while True:
             volume = self._volumes.volume(request.volume_id)
@@ -142,14 +143,15 @@ class Attacher:
                     raise _Unsettled
                 self._permit(connection, request, volume, legs, denied=denied, features=features)
                 self._journal.spare(connection, volume.id)
-                if not any(takes_over(request, other) for other in legs):
+                reserved[:] = [other for other in legs if takes_over(request, other)]
+                if not reserved:
                     self._journal.begin(connection, leg)
                 failpoint("attach.begin.commit")
 
             try:
                 with self._leases.hold([volume_lock(volume.id)], start=start) as lease:
                     failpoint("attach.begin.after")
-                    return self._drive_attach(lease, request, leg)
+                    return self._drive_attach(lease, request, leg, reserved)
             except _Unsettled:
                 self._recovery.settle(volume.id)
                 settled = True
@@ -158,14 +160,15 @@ class Attacher:
                     raise denial.error from None
                 refreshed = True  # the volume was described before the lease was had
 
-    def _drive_attach(self, lease: Lease, request: AttachRequest, leg: Attachment) -> Attachment:
-        reserved = self._reserved(request)
-        if reserved is None:
+    def _drive_attach(
+        self, lease: Lease, request: AttachRequest, leg: Attachment, reserved: Sequence[Attachment]
+    ) -> Attachment:
+        if not reserved:
             result = self._driver.run(lease, leg, Instruction.RESERVE)
         else:
             leg, instruction = self._journal.advance(
                 lease,
-                reserved,
+                reserved[0],
                 Event.PLACE,
                 host=request.host,
                 settings=attrs.evolve(leg.settings, held_before=True),
@@ -176,12 +179,6 @@ class Attacher:
         if result.leg.state is (State.ATTACHED if request.host is not None else State.HELD):
             return result.leg
         raise failure(result.leg, result.error, "attach", self._journal.story(leg.id))
-
-    def _reserved(self, request: AttachRequest) -> Attachment | None:
-        if request.host is None:
-            return None
-        found = self._journal.select(volume_id=request.volume_id, instance_id=request.instance_id)
-        return next((leg for leg in found if takes_over(request, leg)), None)
 
     def _new_leg(
         self, request: AttachRequest, volume: Volume, operation_id: str | None, fingerprint: str | None

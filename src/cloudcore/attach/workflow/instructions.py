@@ -1,6 +1,7 @@
 """One instruction of the state table at a time: call the volume service, the host or the guest, and name the event.
 
-Whatever goes wrong outside becomes an event too. Nothing here writes the journal or decides what happens next.
+Whatever goes wrong outside becomes an event too. Nothing here writes the journal or decides what happens next. One
+module, because it is one table: a method for each instruction, and what several of them ask.
 """
 
 from __future__ import annotations
