@@ -8,12 +8,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from cloudcore._forks import when_forked
-from cloudcore._values import normalise_uuid
+from cloudcore._values import FrozenDict, normalise_uuid
 from cloudcore.errors import (
     AlreadyExists,
     CellNotFound,
@@ -26,8 +24,9 @@ from cloudcore.listing.cells.backends import Backend, SharedBreakers
 from cloudcore.listing.cells.breakers import BreakerPolicy, Breakers, BreakerView
 from cloudcore.listing.cells.in_flight import ask_all
 from cloudcore.listing.cells.workers import Workers
+from cloudcore.listing.merge.counting import check_columns, count
 from cloudcore.listing.merge.paging import Pager
-from cloudcore.listing.merge.resuming import insist, missing
+from cloudcore.listing.merge.resuming import missing
 from cloudcore.listing.merge.services import RouterServices
 from cloudcore.listing.merge.streaming import Stream
 from cloudcore.listing.query.caches import GenerationCache
@@ -147,7 +146,7 @@ class CellRouter:
     @property
     def cells(self) -> Mapping[str, Cell]:
         """The cells as they are now."""
-        return MappingProxyType({name: backend.cell for name, backend in self._backends.items()})
+        return FrozenDict({name: backend.cell for name, backend in self._backends.items()})
 
     @observed("listing.add_cell", level=logging.INFO)
     def add_cell(self, cell: Cell) -> None:
@@ -182,9 +181,7 @@ class CellRouter:
     def status(self) -> RouterStatus:
         """How the cells stand, for a readiness probe, from what the router remembers: no cell is asked."""
         now = self._clock()
-        return RouterStatus(
-            cells=MappingProxyType({name: backend.status(now) for name, backend in self._backends.items()})
-        )
+        return RouterStatus(cells=FrozenDict({name: backend.status(now) for name, backend in self._backends.items()}))
 
     # ---- pages
 
@@ -215,7 +212,7 @@ class CellRouter:
                 records=(),
                 next_cursor=word,
                 resume_cursor=word,
-                cells=MappingProxyType({**reports, **skipped}),
+                cells=FrozenDict({**reports, **skipped}),
             )
         page = Pager(self._services, prepared, backends, reports, start).page()
         self._tell(page.cells)
@@ -320,48 +317,23 @@ class CellRouter:
     # ---- other questions
 
     @observed("listing.count", "by", answer=_told_count)
-    def count(self, query: Query | None = None, *, by: str | None = None) -> Counts:
-        """How many records match, in all and for each value of a column.
+    def count(self, query: Query | None = None, *, by: str | None = None, sums: Iterable[str] = ()) -> Counts:
+        """How many records match, in all and for each value of a column; and what columns of numbers add up to.
 
         Args:
             query: What to count; its sort, limit and columns do not matter.
             by: A column.
+            sums: Columns to add up, such as the cores and the memory of a tenant, for a quota. NULL counts as nothing.
 
         Raises:
-            InvalidQuery: Nothing was asked.
+            InvalidQuery: A column is unknown or not of numbers; or a database refuses the query.
             CellUnavailable: ``require="all"`` and some cell did not answer.
         """
         prepared = self._prepare(query)
-        if by is not None and by not in self.source.columns:
-            raise InvalidQuery(f"no column {by!r} to count by", field="by", value=by)
+        summed = (sums,) if isinstance(sums, str) else tuple(sums)
+        check_columns(self.source, by, summed)
         backends, reports = self._choose(prepared)
-        owners = self._services.owners(len(backends))
-
-        def work_of(cell: str) -> Callable[[Attempt], Any]:
-            copies = [key for key, owner in owners.items() if owner != cell and owner in backends]
-
-            def work(attempt: Attempt) -> Any:
-                plan = prepared.plan
-                return attempt.fetch(plan.source.table, lambda dialect, layout: plan.count(dialect, by, copies, layout))
-
-            return work
-
-        asking = {} if prepared.impossible else backends
-        results, outcomes, errors = ask_all(asking, work_of, start=self._services.start, clock=self._clock)
-        for cell, error in errors.items():
-            prepared.answer_for(cell, error)
-        numbers: Counter[Any] = Counter()
-        for name, outcome in outcomes.items():
-            rows = results.get(name, ())
-            reports[name] = outcome.report(name, sum(row[-1] for row in rows))
-            for row in rows:
-                numbers[plain(self.source.columns[by].kind, row[0]) if by else None] += row[-1]
-        insist(prepared.query, reports)
-        return Counts(
-            total=numbers.total(),
-            by=MappingProxyType(dict(numbers) if by else {}),
-            cells=MappingProxyType(reports),
-        )
+        return count(self._services, prepared, backends, reports, by, summed)
 
     @observed("listing.scatter")
     def scatter(
@@ -401,7 +373,7 @@ class CellRouter:
         }
         for name, outcome in outcomes.items():
             answers[name] = Answered(report=outcome.report(name, 0), value=results.get(name), error=errors.get(name))
-        return MappingProxyType(answers)
+        return FrozenDict(answers)
 
     def database(self, cell: str) -> Database:
         """The database of a cell, for writing to it.

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import attrs
 
 from cloudcore._extras import require_extra
-from cloudcore._values import require_utc
+from cloudcore._values import FrozenDict, require_utc
 from cloudcore.errors import CloudcoreError, InvalidQuery, UnreadableValue
 
 if TYPE_CHECKING:
@@ -106,7 +105,7 @@ def _utc(value: datetime | None, field: attrs.Attribute[Any]) -> datetime | None
 def _frozen(value: Any) -> Any:
     """A copy that later changes to the caller's lists and dictionaries do not reach."""
     if isinstance(value, Mapping):
-        return MappingProxyType({name: _frozen(content) for name, content in value.items()})
+        return FrozenDict({name: _frozen(content) for name, content in value.items()})
     if isinstance(value, list):
         return tuple(value)
     return frozenset(value) if isinstance(value, set) else value
@@ -331,14 +330,10 @@ class Record(Mapping[str, Any]):
         return hash((self.cell, *self.values()))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _record, (self._layout.names, tuple(self.values()), self.cell, self.unknown)
+        return Record, (self._layout, self._row, self.cell, self.unknown)
 
     def __repr__(self) -> str:
         return f"Record(cell={self.cell!r}, {', '.join(f'{name}={self[name]!r}' for name in self)})"
-
-
-def _record(names: tuple[str, ...], values: tuple[Any, ...], cell: str, unknown: bool) -> Record:
-    return Record(Layout(names, (None,) * len(names)), values, cell, unknown)
 
 
 @attrs.frozen(kw_only=True)
@@ -384,12 +379,21 @@ class Counts:
     Attributes:
         total: Over the cells that answered.
         by: Number for each value of the column that was counted by; empty without one.
+        sums: What each column asked for adds up to.
+        sums_by: The same for each value of the column that was counted by.
         cells: What became of each cell; ``rows`` is its number.
     """
 
     total: int
     by: Mapping[Any, int]
+    sums: Mapping[str, Any] = attrs.field(factory=FrozenDict)
+    sums_by: Mapping[Any, Mapping[str, Any]] = attrs.field(factory=FrozenDict)
     cells: Mapping[str, CellReport]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every cell that could contribute did."""
+        return all(report.state in {CellState.ANSWERED, CellState.SKIPPED} for report in self.cells.values())
 
 
 @attrs.frozen(kw_only=True)

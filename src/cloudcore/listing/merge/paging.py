@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from cloudcore._values import FrozenDict
 from cloudcore.listing.cells.in_flight import ask_all
 from cloudcore.listing.merge.driver import MergeDriver
 from cloudcore.listing.merge.merging import Merge, batch_size
@@ -122,7 +122,7 @@ class Pager:
             records=tuple(records),
             next_cursor=word if more else None,
             resume_cursor=word if more or self._away else None,
-            cells=MappingProxyType(reports),
+            cells=FrozenDict(reports),
         )
 
     # ---- keys first

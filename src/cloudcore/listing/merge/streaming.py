@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
+from cloudcore._values import FrozenDict
 from cloudcore.errors import Cancelled
 from cloudcore.listing.merge.driver import MergeDriver
 from cloudcore.listing.merge.merging import Merge
@@ -102,7 +102,7 @@ class Stream(Iterator[Record]):
         for number, (name, run) in enumerate(self._merge.runs.items()):
             ended = run.exhausted and not run.left
             reports[name] = self._driver.outcomes[name].report(name, self._numbers[number], exhausted=ended)
-        return MappingProxyType(reports)
+        return FrozenDict(reports)
 
     @property
     def resume_cursor(self) -> str | None:

@@ -65,6 +65,7 @@ class Column:
         pinned: Whether the database compares it byte by byte already, so that no collation need be named.
         scale: Digits behind the point of a decimal column, None when they vary.
         uuid: Whether it holds UUIDs as text in dashed lower case: those in filters may be written in any form.
+        textual: False where UUIDs have a type of their own, in which no prefix can be looked for.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Column:
     pinned: bool = False
     scale: int | None = None
     uuid: bool = False
+    textual: bool = True
 
 
 @attrs.frozen
@@ -152,7 +154,7 @@ def _condition(column: Column, operator: str, operand: Any) -> Condition:
         return Condition(column.name, "null" if operator == "eq" else "not_null", ())
     if column.kind in {Kind.OTHER, Kind.JSON}:
         raise InvalidQuery(f"{column.name}: only null can be asked of it", field=column.name, value=operand)
-    if operator in _TEXT_ONLY and column.kind not in {Kind.TEXT, Kind.UUID}:
+    if operator in _TEXT_ONLY and (column.kind not in {Kind.TEXT, Kind.UUID} or not column.textual):
         raise InvalidQuery(f"{column.name} holds no text: {operator} has no meaning", field=column.name, value=operand)
     if operator in _LISTS:
         if not isinstance(operand, list | tuple | AbstractSet):

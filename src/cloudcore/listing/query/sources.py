@@ -197,6 +197,8 @@ class RecordSource:
 
 def is_single(type_: sa.types.TypeEngine[Any], dialect: str) -> bool:
     """Whether a column of this type has single precision: REAL on PostgreSQL, FLOAT on MariaDB, none on SQLite."""
+    variants = type_._variant_mapping  # noqa: SLF001 - has no other name
+    type_ = variants.get(dialect) or variants.get("mysql" if dialect == "mariadb" else dialect) or type_
     if isinstance(type_, sa.types.TypeDecorator):
         type_ = type_.impl_instance
     if dialect == "sqlite" or not isinstance(type_, sa.Float) or isinstance(type_, sa.Double):
@@ -258,6 +260,7 @@ def _column(column: sa.Column[Any], wide: bool, pinned: bool) -> Column:
         sortable=not (wide or opaque or isinstance(column.type, mysql.LONGTEXT | mysql.MEDIUMTEXT)),
         wide=wide or opaque,
         pinned=pinned,
+        textual=not isinstance(column.type, sa.Uuid),
         scale=_scale(column.type) if kind is Kind.DECIMAL else None,
     )
 

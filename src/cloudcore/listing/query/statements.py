@@ -250,26 +250,39 @@ class Plan:
         return statement.sql(None), statement.parameters({f"w{i}": key for i, key in enumerate(padded)})
 
     def count(
-        self, dialect: Dialect, by: str | None, without: Sequence[str], layout: TableLayout | None = None
+        self,
+        dialect: Dialect,
+        by: str | None,
+        sums: Sequence[str],
+        without: Sequence[str],
+        layout: TableLayout | None = None,
     ) -> tuple[str, Any]:
-        """Text and parameters that count the records, for each value of *by*, leaving out the keys in *without*.
+        """Text and parameters that count the records and add up *sums*, for each value of *by*.
+
+        The keys in *without* are left out. A row has the value, if there is one, the sums and the number.
 
         Raises:
             SchemaMismatch: The table lacks a column that is tested or counted by.
         """
         if layout is not None:
-            self._require(layout, {each.column for each in self.conditions} | ({by} if by else set()))
+            self._require(layout, {each.column for each in self.conditions} | ({by} if by else set()) | set(sums))
         name = dialect_name(dialect)
         tests = self.tests(name)
         if without:
             key = self.source.table.c[self.source.key]
             as_uuid = getattr(key.type, "as_uuid", False)
             tests.append(key.not_in([UUID(each) if as_uuid else each for each in without]))
-        groups = [] if by is None else [self.source.sortable(by, name)]
-        statement: sa.Select[Any] = sa.select(*groups, sa.func.count()).select_from(self.source.table)
+        groups = [] if by is None else [self._grouped(by, name)]
+        added = [sa.func.coalesce(sa.func.sum(self.source.selected(column, name)), 0) for column in sums]
+        statement: sa.Select[Any] = sa.select(*groups, *added, sa.func.count()).select_from(self.source.table)
         statement = statement.where(*tests).group_by(*groups)
         sent = self._compile(dialect, statement)
         return sent.sql(None), sent.parameters(self._values)
+
+    def _grouped(self, by: str, dialect: str) -> Expression:
+        """What is counted by: exact where a collation takes more for equal, and in the form that records show."""
+        exact = self.source.columns[by].kind in {Kind.TEXT, Kind.UUID}
+        return self.source.sortable(by, dialect) if exact else self.source.selected(by, dialect)
 
     def _selected(self, dialect: str, missing: frozenset[str] = frozenset()) -> list[Expression]:
         return [
