@@ -21,6 +21,7 @@ from nova import config, objects  # noqa: E402
 from nova.accelerator import cyborg  # noqa: E402
 from nova.pci import request as pci_request  # noqa: E402
 from nova.scheduler import request_filter, utils  # noqa: E402
+from nova.scheduler.filters import extra_specs_ops  # noqa: E402
 from nova.virt import hardware  # noqa: E402
 
 CONF = config.CONF
@@ -119,5 +120,17 @@ def queries(cases):
     return [query(**case) for case in cases]
 
 
+def matches(pairs):
+    """Whether each (value, requirement) matches by the operators of extra specs; None where Nova raises."""
+    return [_matches(*pair) for pair in pairs]
+
+
+def _matches(value, requirement):
+    try:
+        return bool(extra_specs_ops.match(value, requirement))
+    except Exception:
+        return None
+
+
 if __name__ == "__main__":
-    peer.serve(configure=configure, query=query, queries=queries)
+    peer.serve(configure=configure, query=query, queries=queries, matches=matches)

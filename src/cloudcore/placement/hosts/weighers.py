@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
     from cloudcore.placement.hosts.host_columns import HostColumns
     from cloudcore.placement.hosts.host_view import HostView, Weigher
+    from cloudcore.placement.requests.requests import ResourceRequest
 
-__all__ = ["free", "packed", "spread", "weigh"]
+__all__ = ["dot_product", "few_devices", "free", "packed", "spread", "weigh"]
 
 
 @attrs.frozen
@@ -58,6 +59,59 @@ def spread(resource_classes: Sequence[str] = ("VCPU", "MEMORY_MB")) -> Weigher:
 def packed(resource_classes: Sequence[str] = ("VCPU", "MEMORY_MB")) -> Weigher:
     """Prefer hosts with the smaller free share: fill one before the next is begun."""
     return _Spread(tuple(resource_classes), -1.0)
+
+
+@attrs.frozen
+class _FewDevices:
+    resource_classes: tuple[str, ...]
+
+    def __call__(self, host: HostView) -> float:
+        left = (host.capacity.get(name, 0) - host.used.get(name, 0) for name in self.resource_classes)
+        return -float(sum(max(0, amount) for amount in left))
+
+    def over(self, hosts: HostColumns) -> NDArray[np.float64]:
+        left: NDArray[Any] = np.zeros(hosts.size)
+        for name in self.resource_classes:
+            left = left + np.maximum(0.0, hosts.capacity(name) - hosts.used(name))
+        return -left
+
+
+def few_devices(resource_classes: Sequence[str]) -> Weigher:
+    """Prefer hosts with fewer free devices of these classes: keep the others for who needs many (Nova's PCIWeigher)."""
+    return _FewDevices(tuple(resource_classes))
+
+
+@attrs.frozen
+class _DotProduct:
+    asked: tuple[tuple[str, int], ...]
+
+    def __call__(self, host: HostView) -> float:
+        total = 0.0
+        for name, amount in self.asked:
+            if capacity := host.capacity.get(name, 0):
+                total += amount / capacity * host.share_free(name)
+        return -total
+
+    def over(self, hosts: HostColumns) -> NDArray[np.float64]:
+        total: NDArray[Any] = np.zeros(hosts.size)
+        for name, amount in self.asked:
+            capacity = hosts.capacity(name)
+            share = np.divide(amount, capacity, out=np.zeros(hosts.size), where=capacity > 0)
+            total = total + share * hosts.share_free(name)
+        return -total
+
+
+def dot_product(request: ResourceRequest) -> Weigher:
+    """Pack by shape: prefer hosts with little left of what *request* asks much of.
+
+    The value is minus the scalar product of what is asked and what is free, both as shares of the host's capacity. Of
+    flavors of several shapes it leaves fewer hosts half used than :func:`packed`, which adds the classes up.
+    """
+    asked: dict[str, int] = {}
+    for group in request.groups.values():
+        for name, amount in group.resources.items():
+            asked[name] = asked.get(name, 0) + amount
+    return _DotProduct(tuple(sorted(asked.items())))
 
 
 def weigh(hosts: Sequence[HostView], weighers: Sequence[tuple[float, Weigher]]) -> list[float]:
