@@ -23,6 +23,7 @@ __all__ = [
     "GuestDisks",
     "IscsiSource",
     "LuksEncryption",
+    "OrphanFinder",
     "RbdSource",
 ]
 
@@ -251,4 +252,18 @@ class GuestDisks(Protocol):
 
         Raises:
             DeviceNotFound: The guest has no such disk.
+        """
+
+
+@runtime_checkable
+class OrphanFinder(Protocol):
+    """What a hypervisor may offer beside :class:`GuestDisks`: disks that it has lost track of."""
+
+    def orphaned_disks(self) -> tuple[DiskState, ...]:
+        """Every disk with a volume id that a running guest has and its live definition has not.
+
+        Asks each guest's emulator, so it is for audits, not for each call.
+
+        Raises:
+            DeadlineExceeded: A guest could not be asked.
         """

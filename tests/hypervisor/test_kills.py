@@ -197,6 +197,7 @@ def test_what_only_qemu_has_is_found_and_taken_out(host, guests, small):
     with LibvirtHypervisor(host.uri, timeouts=TIMEOUTS) as hypervisor:
         state = hypervisor.disk_state(small, disk.volume_id)
         assert (state.live, state.persistent, state.orphaned) == (None, None, True)
+        assert hypervisor.orphaned_disks() == (state,)
         with pytest.raises(InvariantViolated, match=f"lost track of volume {disk.volume_id}"):
             hypervisor.check()
         guests.domain(small).suspend()

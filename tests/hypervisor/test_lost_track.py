@@ -8,7 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from cloudcore.attach import AttachmentManager, State
+from cloudcore.attach.audit.findings import Kind
 from cloudcore.attach.volumes.embedded import EmbeddedVolumes
+from cloudcore.disks import Disk, FileSource
 from cloudcore.errors import CloudcoreError
 from cloudcore.hypervisor import MemoryHypervisor, Timeouts, Unplug
 from cloudcore.schema import create_schema
@@ -57,6 +59,30 @@ def test_the_volume_is_not_given_back_before_the_guest_is_restarted(hypervisor, 
         assert manager.attachment(made.id).state is State.ABSENT
         assert volumes.volume(volume).status == "available"
         assert manager.audit().clean
+
+
+def test_the_audit_asks_the_hypervisor_itself(hypervisor, volumes, url):
+    """A disk whose volume was given back long ago, and one that is to be there: both are found, and healed."""
+    guest, volume, stray = str(uuid.uuid4()), volumes.create_volume().id, volumes.create_volume().id
+    hypervisor.add_guest(guest)
+    with AttachmentManager(url, volumes, hypervisor) as manager:
+        manager.attach(volume, guest)
+        hypervisor.attach_disk(guest, Disk(volume_id=stray, source=FileSource("/stray")))
+        for one in (volume, stray):
+            hypervisor.lose_track(guest, one)
+        there = hypervisor._driver.guests[guest]
+        there.persistent = {name: disk for name, disk in there.persistent.items() if disk.volume_id != stray}
+        found = {finding.volume_id: finding for finding in manager.audit().findings}
+        assert {volume: found[volume].kind, stray: found[stray].kind} == {
+            volume: Kind.PERSISTENT_ONLY,
+            stray: Kind.UNKNOWN_DISK,
+        }
+        assert all("lost track" in dict(finding.evidence)["hypervisor"] for finding in found.values())
+        manager.heal(found.values(), apply=True)
+        assert manager.audit().clean
+        assert hypervisor.disk_state(guest, volume).live is not None
+        assert not hypervisor.disk_state(guest, stray).present
+        hypervisor.check()
 
 
 def test_one_that_the_guest_lets_go_is_given_back(hypervisor, volumes, url):

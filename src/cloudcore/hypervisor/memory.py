@@ -215,6 +215,10 @@ class MemoryHypervisor:
         """See :meth:`cloudcore.disks.GuestDisks.disk_states`."""
         return self._disks.states()
 
+    def orphaned_disks(self) -> tuple[DiskState, ...]:
+        """See :meth:`cloudcore.disks.OrphanFinder.orphaned_disks`."""
+        return self._disks.orphaned()
+
     def resize_disk(self, instance_id: str, volume_id: str, size: int) -> None:
         """See :meth:`cloudcore.disks.GuestDisks.resize_disk`."""
         self._disks.resize(instance_id, volume_id, size)

@@ -13,6 +13,7 @@ from cloudcore.attach.audit.findings import AuditReport, Finding, Remedy, Snapsh
 from cloudcore.attach.journal.lock_names import volume_lock
 from cloudcore.attach.lifecycle.states import Event, State
 from cloudcore.attach.tables import attachment_legs
+from cloudcore.disks import OrphanFinder
 from cloudcore.errors import CloudcoreError, VolumeNotFound
 
 if TYPE_CHECKING:
@@ -158,7 +159,13 @@ class Auditor:
             except CloudcoreError as error:
                 blind.append((f"guests on {name}", f"{type(error).__name__}: {error}"))
                 continue
-            found[name] = tuple(s for s in states if s.present and volume_id in {None, s.volume_id})
+            told = {(state.instance_id, state.volume_id): state for state in states}
+            if isinstance(host.guests, OrphanFinder):
+                try:
+                    told |= {(state.instance_id, state.volume_id): state for state in host.guests.orphaned_disks()}
+                except CloudcoreError as error:
+                    blind.append((f"the hypervisor on {name}", f"{type(error).__name__}: {error}"))
+            found[name] = tuple(s for s in told.values() if s.present and volume_id in {None, s.volume_id})
         return found
 
     def _connections(self, volume_id: str | None) -> dict[str, tuple[str, ...]]:

@@ -206,7 +206,10 @@ def _arriving_elsewhere(snapshot: Snapshot, leg: Attachment) -> bool:
 def _guest_says(state: DiskState | None) -> list[tuple[str, str]]:
     live = "has it" if state is not None and state.live is not None else "has no such disk"
     persistent = "has it" if state is not None and state.persistent is not None else "has no such disk"
-    return [("live definition", live), ("persistent definition", persistent)]
+    said = [("live definition", live), ("persistent definition", persistent)]
+    if state is not None and state.orphaned:
+        said.append(("hypervisor", "has lost track of it: the running guest has it"))
+    return said
 
 
 def _forgotten(leg: Attachment, said: list[tuple[str, str]], state: DiskState | None, *, known: bool) -> Finding:

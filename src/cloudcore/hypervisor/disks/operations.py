@@ -52,7 +52,7 @@ from cloudcore.errors import (
 from cloudcore.hypervisor.disks.detaching import Detacher, Request
 from cloudcore.hypervisor.disks.guests import GuestDriver, GuestState, GuestView, Scope, TargetTaken
 from cloudcore.hypervisor.disks.orphans import OrphanRepair
-from cloudcore.hypervisor.disks.xml import check_disk, differences, effective, pick_target, pick_unit
+from cloudcore.hypervisor.disks.xml import check_disk, differences, effective, pick_target, pick_unit, volume_of
 from cloudcore.hypervisor.timeouts import time_left, time_limit
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ class DiskOperations:
                 return True
         elif not found or type(error) is not HypervisorError:
             return False
-        named = ", ".join(sorted(alias.removeprefix("ua-") for alias in found.devices)) or disk.volume_id
+        named = ", ".join(sorted(map(volume_of, found.devices))) or disk.volume_id
         raise OrphanedDevice(
             f"guest {view.instance_id} still has devices that the hypervisor has lost track of (volumes {named}), and "
             f"cannot get volume {disk.volume_id}: detach those volumes, or restart the guest",
@@ -252,6 +252,17 @@ class DiskOperations:
             views = sorted(self._driver.views(), key=lambda view: view.instance_id)
         return tuple(view.state_of(volume_id) for view in views for volume_id in view.volumes)
 
+    def orphaned(self) -> tuple[DiskState, ...]:
+        """See :meth:`cloudcore.disks.OrphanFinder.orphaned_disks`."""
+        with time_limit(self._timeouts.facts):
+            views = sorted(self._driver.views(), key=lambda view: view.instance_id)
+            return tuple(
+                attrs.evolve(view.state_of(volume_id), live=None, orphaned=True, half=True)
+                for view in views
+                if view.live is not None
+                for volume_id in sorted(map(volume_of, self._orphans.look(view.instance_id).devices))
+            )
+
     def resize(self, instance_id: str, volume_id: str, size: int) -> None:
         """See :meth:`cloudcore.disks.GuestDisks.resize_disk`."""
         instance_id = normalise_uuid(instance_id, "instance_id")
@@ -288,7 +299,7 @@ class DiskOperations:
         found = self._orphans.look(view.instance_id)
         text = f"guest {view.instance_id}: the hypervisor has lost track of"
         return [
-            *(f"{text} volume {alias.removeprefix('ua-')}, detach it or restart the guest" for alias in found.devices),
+            *(f"{text} volume {volume_of(alias)}, detach it or restart the guest" for alias in found.devices),
             *(f"{text} {node.name} ({node.file}), restart the guest" for node in found.nodes),
         ]
 

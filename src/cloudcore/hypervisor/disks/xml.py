@@ -43,6 +43,7 @@ __all__ = [
     "pick_unit",
     "removed_disks",
     "secret_xml",
+    "volume_of",
 ]
 
 _PREFIXES = {DiskBus.VIRTIO: "vd", DiskBus.SCSI: "sd", DiskBus.SATA: "sd", DiskBus.USB: "sd", DiskBus.IDE: "hd"}
@@ -63,6 +64,11 @@ KEPT = "urn:cloudcore:removed-disk:"
 def alias_of(volume_id: str) -> str:
     """The alias of the disk of *volume_id*."""
     return f"{_USER_ALIAS}{volume_id}"
+
+
+def volume_of(alias: str) -> str:
+    """The volume of an alias that was made by :func:`alias_of`."""
+    return alias.removeprefix(_USER_ALIAS)
 
 
 @attrs.frozen(kw_only=True)
