@@ -31,7 +31,7 @@ from cloudcore.hypervisor.disks.guests import (
     UnplugRunning,
     Waiter,
 )
-from cloudcore.hypervisor.disks.xml import DiskEntry, alias_of, differences
+from cloudcore.hypervisor.disks.xml import DiskEntry, alias_of, same_bytes
 from cloudcore.hypervisor.timeouts import time_left
 
 if TYPE_CHECKING:
@@ -124,10 +124,13 @@ class Detacher:
         wait_first = request.sent and view.state is GuestState.RUNNING  # a paused guest lets nothing go just now
         ask_at = started + patience if wait_first else started
         pause = _FIRST_LOOK
-        while (left := min(started + self._limit(view) - self._clock(), time_left())) > 0:
+        asked = False  # at least once in each call, however long the waiting before took
+        while (left := started + self._limit(view) - self._clock()) > 0 or not asked:
+            if time_left() <= 0:
+                break
             entry = view.find(volume_id, Scope.LIVE)
-            if entry is not None and self._clock() >= ask_at:
-                again, request.sent = request.sent, True
+            if entry is not None and (self._clock() >= ask_at or left <= 0):
+                again, request.sent, asked = request.sent, True, True
                 answer = self._ask(view, entry, again=again)
                 if answer is _Answer.UNKNOWN:
                     break
@@ -135,7 +138,7 @@ class Detacher:
                     request.sent = again
                 ask_at = self._clock() + (min(_BUSY_AGAIN, patience) if answer is _Answer.BUSY else patience)
                 failpoint("hypervisor.detach.after_request")
-            hint = waiter.wait(max(min(pause, left, ask_at - self._clock()), 0))
+            hint = waiter.wait(max(min(pause, left, ask_at - self._clock(), time_left()), 0))
             pause = min(pause * 2, _LAST_LOOK)
             try:
                 found = self._driver.view(view.instance_id)
@@ -204,5 +207,5 @@ class Detacher:
         live, kept = view.find(volume_id, Scope.LIVE), view.find_removed(volume_id)
         if view.persistent is None or view.find(volume_id, Scope.PERSISTENT) is not None or live is None:
             return None
-        same = kept and kept.disk and live.disk and not differences(live.disk, kept.disk)
-        return kept if same else live
+        ours = kept is not None and kept.disk and live.disk and same_bytes(kept.disk.source, live.disk.source)
+        return kept if ours else live

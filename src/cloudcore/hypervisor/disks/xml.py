@@ -42,6 +42,7 @@ __all__ = [
     "pick_target",
     "pick_unit",
     "removed_disks",
+    "same_bytes",
     "secret_xml",
     "volume_of",
 ]
@@ -436,6 +437,11 @@ def differences(wanted: Disk, found: Disk) -> tuple[str, ...]:
     if (wanted.shareable or named.cache is not None) and found.cache != wanted.cache:
         told.append(f"cache: {found.cache}, not {wanted.cache}")
     return tuple(told)
+
+
+def same_bytes(one: DiskSource, other: DiskSource) -> bool:
+    """Whether both are the same image, however it is reached."""
+    return _place(one) == _place(other)
 
 
 def _place(source: DiskSource) -> tuple[str, ...]:
