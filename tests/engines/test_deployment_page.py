@@ -1,0 +1,28 @@
+"""The table of what holds where names tests that there are."""
+
+from __future__ import annotations
+
+import re
+
+from tests.services._host import REPOSITORY
+
+
+def test_every_cell_names_a_test():
+    page = (REPOSITORY / "docs" / "deployment.md").read_text()
+    named = set(re.findall(r"`(test_\w+)`", page))
+    files = {path.stem for path in (REPOSITORY / "tests").rglob("test_*.py")}
+    defined = set()
+    for path in (REPOSITORY / "tests").rglob("test_*.py"):
+        defined.update(re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE))
+    assert len(named) > 15
+    assert named - files - defined == set()
+
+
+def test_every_row_lock_and_every_guard_is_listed():
+    """A new `FOR UPDATE` or a new `version` wants a line in the list of what guards it on a cluster."""
+    sources = "\n".join(path.read_text() for path in (REPOSITORY / "src" / "cloudcore").rglob("*.py"))
+    assert not re.search(r"GET_LOCK|pg_advisory", sources)
+    assert len(re.findall(r"with_for_update", sources)) <= 2, "on a cluster it holds nothing: see hold()"
+    page = (REPOSITORY / "docs" / "database.md").read_text()
+    for table in ("resource_providers", "host_groups", "embedded_volumes", "directory_instances"):
+        assert f"{table}.version" in page
