@@ -73,6 +73,17 @@ class VolumeServiceContract:
         found = volumes.volume(volume_id.upper())
         assert (found.id, found.status, found.size, found.multiattach) == (volume_id, "available", GIB, True)
 
+    def test_every_volume_is_listed(self, volumes: VolumeService, new_volume: Callable[..., str]) -> None:
+        """As it is described by itself."""
+        made = [new_volume(), new_volume(multiattach=True)]
+        found = {volume.id: volume for volume in volumes.volumes()}
+        assert [found[volume_id] for volume_id in made] == [volumes.volume(volume_id) for volume_id in made]
+
+    def test_what_is_not_encrypted_has_no_key(self, volumes: VolumeService, new_volume: Callable[..., str]) -> None:
+        """And an unknown volume is none."""
+        assert volumes.encryption_key(new_volume()) is None
+        _expect(VolumeNotFound, lambda: volumes.encryption_key(_instance()))
+
     def test_unknown_objects_are_not_found(self, volumes: VolumeService) -> None:
         """The error names the kind of object; listing what is unknown finds nothing; deleting it succeeds."""
         unknown = _instance()

@@ -9,7 +9,7 @@ import attrs
 from cloudcore._values import FrozenDict
 from cloudcore.attach.lifecycle.states import AT_REST, WAITING, State
 from cloudcore.attach.volumes.sources import DiskOptions
-from cloudcore.disks import BlockSource, Disk, DiskBus, DiskSource, FileSource
+from cloudcore.disks import BlockSource, Disk, DiskBus, DiskSource, FileSource, LuksEncryption
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,6 +52,7 @@ class Settings:
         size: Of the volume, in bytes.
         service_uuid: Of the backend, None if the service does not say.
         shared_targets: See :class:`~cloudcore.attach.Volume`.
+        encrypted: The volume's bytes are, to be opened on the compute host.
         held_before: The leg began as a held one, so undoing it must not lose the hold.
     """
 
@@ -64,6 +65,7 @@ class Settings:
     size: int = 0
     service_uuid: str | None = None
     shared_targets: bool | None = False
+    encrypted: bool = False
     held_before: bool = False
 
     def as_json(self) -> dict[str, Any]:
@@ -186,8 +188,8 @@ class Attachment:
         """The guest was asked to let go and has not yet; :meth:`AttachmentManager.recover` asks again."""
         return self.state in WAITING
 
-    def disk(self, source: DiskSource, options: DiskOptions | None = None) -> Disk:
-        """The disk that the guest is to have: its bytes at *source*, and *options* as the volume service says."""
+    def disk(self, source: DiskSource, options: DiskOptions | None = None, *, key: str | None = None) -> Disk:
+        """The disk that the guest is to have: its bytes at *source*, *options* as the service says, opened by *key*."""
         options = options or DiskOptions()
         settings = self.settings
         return Disk(
@@ -203,6 +205,7 @@ class Attachment:
             logical_block_size=options.logical_block_size,
             physical_block_size=options.physical_block_size,
             limits=options.limits,
+            encryption=None if key is None else LuksEncryption(secret_id=key),
         )
 
 

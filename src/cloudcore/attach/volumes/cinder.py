@@ -19,6 +19,7 @@ from cloudcore.attach.volumes.cinder_rules import (
     Call,
     Effect,
     read_attachment,
+    read_encryption,
     read_volume,
 )
 from cloudcore.attach.volumes.values import AttachmentStatus, Connector
@@ -189,6 +190,20 @@ class CinderVolumes:
             lambda client: client.volumes.get(volume_id),
             lambda answer: read(_about(answer.to_dict(), id=volume_id), features),
         )
+
+    def encryption_key(self, volume_id: str) -> str | None:
+        """As :meth:`VolumeService.encryption_key <cloudcore.attach.VolumeService.encryption_key>`."""
+        volume_id = normalise_uuid(volume_id, "volume_id")
+        said = self._calls.make(
+            Call("show encryption", Effect.NONE, volume_id=volume_id),
+            lambda client: client.volumes.get_encryption_metadata(volume_id),
+            dict,
+        )
+        try:
+            return read_encryption(said, volume_id)
+        except (InvalidArgument, TypeError, ValueError):
+            pass
+        raise VolumeServiceError(f"volume {volume_id}: its encryption metadata are not what Cinder answers")
 
     def volumes(self) -> tuple[Volume, ...]:
         """As :meth:`VolumeService.volumes <cloudcore.attach.VolumeService.volumes>`; of every project, if so set up."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from cloudcore._values import normalise_uuid
 from cloudcore.attach.volumes.values import AttachmentStatus, ConnectionInfo, Volume, VolumeAttachment, VolumeFeatures
 from cloudcore.errors import (
     AttachmentNotFound,
@@ -41,6 +42,7 @@ __all__ = [
     "judge",
     "negotiate",
     "read_attachment",
+    "read_encryption",
     "read_volume",
     "seconds_to_wait",
     "strange",
@@ -110,6 +112,7 @@ def features_of(microversion: str) -> VolumeFeatures:
         shared_targets=version >= (3, 48),
         multiattach=version >= (3, 50),
         mode=version >= (3, 54),
+        encryption=True,
     )
 
 
@@ -138,6 +141,31 @@ def read_volume(body: Mapping[str, Any], features: VolumeFeatures) -> Volume:
         volume_type=body.get("volume_type"),
         availability_zone=body.get("availability_zone"),
     )
+
+
+def read_encryption(body: Mapping[str, Any], volume_id: str) -> str | None:
+    """Read the encryption metadata of a volume: the id of its key, None if there is none.
+
+    Raises:
+        UnsupportedFeature: It is none that QEMU opens by itself.
+        KeyError, TypeError, ValueError: It is not what Cinder answers.
+    """
+    key = body.get("encryption_key_id")
+    if key is None:
+        return None
+    provider = str(body.get("provider") or "").rpartition(".")[2].lower()
+    provider = _OLD_PROVIDERS.get(provider, provider)
+    if provider not in {"luks", "luks2"} or body.get("control_location", "front-end") != "front-end":
+        raise UnsupportedFeature(
+            f"volume {volume_id} is encrypted by {provider or 'something unnamed'}; QEMU opens LUKS only",
+            needed="luks",
+            available=provider or None,
+        )
+    return normalise_uuid(key, "encryption_key_id")
+
+
+_OLD_PROVIDERS = {"luksencryptor": "luks", "cryptsetupencryptor": "plain"}
+"""Names of classes, as types of before 2017 have them."""
 
 
 def _truth(value: Any) -> bool:

@@ -36,6 +36,7 @@ from cloudcore.errors import (
     InvalidArgument,
     InvalidConnector,
     InvariantViolated,
+    UnsupportedFeature,
     VolumeBusy,
     VolumeNotFound,
 )
@@ -133,6 +134,12 @@ class EmbeddedVolumes:
         """Every volume, oldest first."""
         with self._database.read() as connection:
             return tuple(_volume(row) for row in connection.execute(sa.select(_V).order_by(_V.c.created_at, _V.c.id)))
+
+    def encryption_key(self, volume_id: str) -> str | None:
+        """See :meth:`VolumeService.encryption_key`; here nobody keeps keys."""
+        if self.volume(volume_id).encrypted:
+            raise UnsupportedFeature(f"volume {volume_id} is encrypted, and nobody here knows its key", needed="key")
+        return None
 
     def set_status(self, volume_id: str, status: str) -> None:
         """Force a status, as an administrator's reset does.

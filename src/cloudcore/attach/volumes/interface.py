@@ -67,6 +67,16 @@ class VolumeService(Protocol):
                 marked the place was deleted meanwhile: ask again.
         """
 
+    def encryption_key(self, volume_id: str) -> str | None:
+        """The UUID, at the key manager, of what opens the volume's LUKS container; None if its bytes are not encrypted.
+
+        It is no secret. Changes nothing; may be repeated inside.
+
+        Raises:
+            UnsupportedFeature: It is encrypted in a way that QEMU does not open; or the service cannot say how.
+            VolumeNotFound, VolumeServiceUnavailable, VolumeServiceError: See the class.
+        """
+
     def reserve(self, volume_id: str, instance_id: str, *, mode: AttachMode = "rw") -> VolumeAttachment:
         """Hold the volume for the instance, without a host. Never repeated inside: each success makes a record.
 

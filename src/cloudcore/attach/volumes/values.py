@@ -282,6 +282,7 @@ class VolumeFeatures:
         shared_targets: It says whether targets are shared, and which backend serves a volume (3.48).
         multiattach: It knows multi-attach volumes (3.50).
         mode: It keeps the mode of an attachment (3.54). A reservation keeps it in any case where this is True.
+        encryption: It says what opens an encrypted volume.
     """
 
     microversion: str | None = None
@@ -290,3 +291,4 @@ class VolumeFeatures:
     shared_targets: bool = True
     multiattach: bool = True
     mode: bool = True
+    encryption: bool = False

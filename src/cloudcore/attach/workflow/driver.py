@@ -15,7 +15,7 @@ import attrs
 from cloudcore._failpoints import failpoint
 from cloudcore.attach.lifecycle.states import AT_REST, TABLE, UNDO_UNASKED, Event, Instruction, State, resume
 from cloudcore.attach.workflow.instructions import PROBES, Instructions, Work
-from cloudcore.errors import AttachmentNotFound, CloudcoreError, Conflict, GenerationConflict
+from cloudcore.errors import AttachmentNotFound, CloudcoreError, Conflict, GenerationConflict, UnsupportedFeature
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -351,6 +351,11 @@ class Driver:
         """
         if leg.state not in AT_REST:
             raise Conflict(f"attachment {leg.id} is {leg.state}; repeat when it is settled", identifier=leg.id)
+        if leg.settings.encrypted and leg.state is State.ATTACHED:
+            raise UnsupportedFeature(
+                f"volume {leg.volume_id} is encrypted: how much of it the guest may see, its next start finds out",
+                needed="restart",
+            )
         if leg.host is not None:
             self._tell_host(lease, leg, size)
         failpoint("attach.extend.before")

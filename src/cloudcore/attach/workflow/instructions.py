@@ -282,24 +282,29 @@ class Instructions:
         return work.device
 
     def disk(self, work: Work) -> Disk:
-        """The disk as a guest on the leg's host is to have it; connects the host if need be.
+        """The disk as a guest on the leg's host is to have it; connects the host if need be."""
+        options, key = self._described(work)
+        return work.leg.disk(self.device(work).source, options, key=key)
+
+    def _described(self, work: Work) -> tuple[DiskOptions, str | None]:
+        """What the service says of the disk, and what opens it.
 
         Raises:
-            UnsupportedFeature: Its bytes are encrypted: plugged as they are, the guest would see, and overwrite, those.
+            UnsupportedFeature: Its bytes are encrypted, and nobody says how: plugged as they are, the guest would see,
+                and overwrite, those.
         """
-        return work.leg.disk(self.device(work).source, self._options(work))
-
-    def _options(self, work: Work) -> DiskOptions:
         options = options_of(self.connection(work))
-        if options.encrypted:
+        if not options.encrypted and not work.leg.settings.encrypted:
+            return options, None
+        key = self._volumes.encryption_key(work.leg.volume_id)
+        if key is None:
             raise UnsupportedFeature(
-                f"volume {work.leg.volume_id} is encrypted; opening it on the host is not supported",
-                needed="encryption",
+                f"volume {work.leg.volume_id} is encrypted, and the volume service names no key", needed="encryption"
             )
-        return options
+        return options, key
 
     def _connect(self, work: Work) -> Outcome:
-        self._options(work)  # before anything is done on the host
+        self._described(work)  # before anything is done on the host
         failpoint("attach.connect.before")
         device = self.device(work)
         failpoint("attach.connect.after")
