@@ -63,9 +63,14 @@ class InstanceStore:
         self._clock, self._id_factory = clock, id_factory
 
     def create_tables(self, *cells: str) -> None:
-        """Create the tables of these cells (all, when none is named) where they are missing."""
+        """Create the tables of these cells (all, when none is named) where they are missing.
+
+        Raises:
+            CellNotFound: No such cell.
+            DatabaseUnavailable, DatabaseError: A cell does not answer, or refuses.
+        """
         for cell in cells or tuple(self._router.cells):
-            create_cell_tables(self._database(cell).engine)
+            self._database(cell).run(create_cell_tables)
 
     def create(self, cell: str, **values: Any) -> str:
         """Write one instance into *cell*; returns its uuid. See :meth:`create_many`."""

@@ -15,7 +15,7 @@ from sqlalchemy.ext.compiler import compiles
 from cloudcore.database import Instant, Text, Uuid, metadata
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import Engine
+    from sqlalchemy.engine import Connection, Engine
 
 __all__ = [
     "ExactText",
@@ -134,7 +134,7 @@ directory_routes = sa.Table(
 """How many live instances of a tenant (kind ``tenant``) or host (``host``) a cell may hold: never too few."""
 
 
-def create_cell_tables(engine: Engine) -> None:
+def create_cell_tables(engine: Engine | Connection) -> None:
     """Create the tables of a cell where they are missing."""
     metadata.create_all(engine, tables=[instances, instance_metadata, instance_tags])
 
