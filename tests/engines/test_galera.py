@@ -28,10 +28,10 @@ from cloudcore.errors import (
     OutcomeUnknown,
 )
 from cloudcore.placement.hosts import HostGroup
+from cloudcore.placement.ledger import host_groups
 from cloudcore.placement.ledger import moves as ledger_moves
 from cloudcore.placement.ledger.writes import Target
 from cloudcore.placement.rules.claims import Owner
-from cloudcore.placement.scheduling import host_groups
 from cloudcore.placement.tables import host_groups as groups_table
 from tests import services
 

@@ -17,8 +17,8 @@ from cloudcore import Database
 from cloudcore._failpoints import arm, disarm
 from cloudcore.errors import NoValidHost
 from cloudcore.placement import HostGroup
+from cloudcore.placement.ledger.host_groups import forget_groups
 from cloudcore.placement.ledger.session import Session
-from cloudcore.placement.scheduling.host_groups import forget_groups
 from cloudcore.placement.scheduling.rescheduling import prune_attempts
 from cloudcore.placement.tables import host_group_members, host_groups
 from tests.placement.ledger_worlds import uuid_of

@@ -21,7 +21,7 @@ from cloudcore.errors import (
 )
 from cloudcore.placement import Failure, FailureKind, HostGroup, Selection, reschedule
 from cloudcore.placement.hosts import force_hosts
-from cloudcore.placement.scheduling.host_groups import forget_groups
+from cloudcore.placement.ledger.host_groups import forget_groups
 from cloudcore.placement.scheduling.rescheduling import attempts
 from tests.placement.ledger_worlds import uuid_of
 from tests.placement.selector_worlds import FLAVOUR, Cloud, rack_of

@@ -13,7 +13,6 @@ from cloudcore._lazy import lazy_exports
 if TYPE_CHECKING:
     from cloudcore.placement.allocation_ledger import AllocationLedger, Expired
     from cloudcore.placement.forest.values import Inventory, Provider
-    from cloudcore.placement.hosts.groups import AffinityPolicy, HostGroup
     from cloudcore.placement.hosts.headroom import Count, FlavorHeadroom, Headroom, headroom
     from cloudcore.placement.hosts.host_view import HostView
     from cloudcore.placement.hosts.planner import SelectionReport
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from cloudcore.placement.requests.requests import ResourceRequest
     from cloudcore.placement.rules.audit import Finding, FindingKind, Repair, RepairAction
     from cloudcore.placement.rules.claims import Held, Owner
+    from cloudcore.placement.rules.groups import AffinityPolicy, HostGroup
     from cloudcore.placement.rules.moves import Move, MoveKind, MoveState
     from cloudcore.placement.scheduling.draining import DrainMove, DrainOutcome, DrainPlan, Stuck, plan_drain
     from cloudcore.placement.scheduling.rescheduling import (
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from cloudcore.placement.tree_state import TreeStatus
 
 _EXPORTS = {
-    "AffinityPolicy": "cloudcore.placement.hosts.groups",
+    "AffinityPolicy": "cloudcore.placement.rules.groups",
     "AllocationLedger": "cloudcore.placement.allocation_ledger",
     "Attempt": "cloudcore.placement.scheduling.rescheduling",
     "Candidate": "cloudcore.placement.search.candidates",
@@ -68,7 +68,7 @@ _EXPORTS = {
     "Holder": "cloudcore.placement.ledger.queries",
     "Host": "cloudcore.placement.search.ordering",
     "HostChoice": "cloudcore.placement.hosts.selection",
-    "HostGroup": "cloudcore.placement.hosts.groups",
+    "HostGroup": "cloudcore.placement.rules.groups",
     "HostMatch": "cloudcore.placement.search.search",
     "HostSelector": "cloudcore.placement.scheduling.selector",
     "HostView": "cloudcore.placement.hosts.host_view",

@@ -18,10 +18,10 @@ from cloudcore.placement.hosts.by_metadata import (
     valued,
 )
 from cloudcore.placement.hosts.filters import force_hosts, ignore_hosts, in_aggregates, metadata_equals
-from cloudcore.placement.hosts.groups import AffinityPolicy, HostGroup
 from cloudcore.placement.hosts.host_columns import HostColumns, Vectorised
 from cloudcore.placement.hosts.host_view import Filter, HostView, Weigher, uncached
 from cloudcore.placement.hosts.weighers import dot_product, few_devices, free, packed, spread, weigh
+from cloudcore.placement.rules.groups import AffinityPolicy, HostGroup
 
 __all__ = [
     "AffinityPolicy",

@@ -14,15 +14,15 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from cloudcore.placement.hosts.candidate_hosts import Pick, first_that_fits
-from cloudcore.placement.hosts.groups import AffinityPolicy
+from cloudcore.placement.rules.groups import AffinityPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from cloudcore.placement.hosts.assignment import Assignment
     from cloudcore.placement.hosts.candidate_hosts import Option
-    from cloudcore.placement.hosts.groups import HostGroup
     from cloudcore.placement.hosts.remaining_capacity import RemainingCapacity
+    from cloudcore.placement.rules.groups import HostGroup
 
 __all__ = ["choose_alternates", "distribute"]
 

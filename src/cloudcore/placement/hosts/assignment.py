@@ -14,15 +14,15 @@ from sortedcontainers import SortedList
 
 from cloudcore.placement.hosts.callables import ask_weigher
 from cloudcore.placement.hosts.candidate_hosts import Pick, Ranked, first_that_fits
-from cloudcore.placement.hosts.groups import AffinityPolicy
+from cloudcore.placement.rules.groups import AffinityPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from cloudcore.placement.hosts.candidate_hosts import CandidateHost, Option
-    from cloudcore.placement.hosts.groups import HostGroup
     from cloudcore.placement.hosts.host_view import HostView, Weigher
     from cloudcore.placement.hosts.remaining_capacity import RemainingCapacity
+    from cloudcore.placement.rules.groups import HostGroup
 
 __all__ = ["Assignment", "Scale", "assign", "assign_best"]
 

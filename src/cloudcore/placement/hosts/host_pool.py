@@ -19,9 +19,9 @@ from cloudcore.errors import InvalidCallable
 from cloudcore.placement.hosts.assignment import Scale
 from cloudcore.placement.hosts.callables import ask_filter, ask_weigher
 from cloudcore.placement.hosts.candidate_hosts import CandidateHost, Option, Ranked
-from cloudcore.placement.hosts.groups import AffinityPolicy
 from cloudcore.placement.hosts.host_columns import over_of
 from cloudcore.placement.hosts.host_view import is_uncached
+from cloudcore.placement.rules.groups import AffinityPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
     from cloudcore.placement.columns.blocks import Mask, Positions
     from cloudcore.placement.forest.values import Provider
-    from cloudcore.placement.hosts.groups import HostGroup
     from cloudcore.placement.hosts.host_columns import HostColumns, HostTable
     from cloudcore.placement.hosts.host_view import Filter, HostView, Weigher
+    from cloudcore.placement.rules.groups import HostGroup
     from cloudcore.placement.search.matching import BlockMatch
     from cloudcore.placement.search.search import Search
 

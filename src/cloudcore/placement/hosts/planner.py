@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
     from cloudcore.placement.forest.values import Provider
     from cloudcore.placement.hosts.candidate_hosts import Pick
-    from cloudcore.placement.hosts.groups import HostGroup
     from cloudcore.placement.hosts.host_view import Filter
     from cloudcore.placement.requests.requests import ResourceRequest
     from cloudcore.placement.rules.claims import Owner
+    from cloudcore.placement.rules.groups import HostGroup
     from cloudcore.placement.search.compiled import CompiledRequest
     from cloudcore.placement.search.search import Search
     from cloudcore.placement.tree import PlacementTree

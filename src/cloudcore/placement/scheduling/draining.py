@@ -29,20 +29,20 @@ from cloudcore.errors import (
     UnitViolation,
 )
 from cloudcore.placement.forest.names import SHARES_VIA_AGGREGATE
+from cloudcore.placement.ledger import host_groups
 from cloudcore.placement.ledger import moves as ledger_moves
 from cloudcore.placement.requests.groups import RequestGroup
 from cloudcore.placement.requests.requests import ResourceRequest
 from cloudcore.placement.rules.moves import MoveKind, MoveState
-from cloudcore.placement.scheduling import host_groups
 
 if TYPE_CHECKING:
     from collections import Counter
 
     from cloudcore.placement.allocation_ledger import AllocationLedger
     from cloudcore.placement.forest.values import Provider
-    from cloudcore.placement.hosts.groups import HostGroup
     from cloudcore.placement.ledger.queries import ConsumerState
     from cloudcore.placement.ledger.session import Session
+    from cloudcore.placement.rules.groups import HostGroup
     from cloudcore.placement.rules.moves import Move
     from cloudcore.placement.tree import PlacementTree, Snapshot
 

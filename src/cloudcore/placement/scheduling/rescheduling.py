@@ -33,11 +33,11 @@ from cloudcore.errors import (
     ProviderNotFound,
     UnitViolation,
 )
+from cloudcore.placement.ledger import host_groups
 from cloudcore.placement.ledger import moves as ledger_moves
 from cloudcore.placement.ledger.writes import Target, in_uuids, missing
 from cloudcore.placement.rules.claims import normalise_allocations
 from cloudcore.placement.rules.moves import MoveEvent
-from cloudcore.placement.scheduling import host_groups
 from cloudcore.placement.tables import host_attempts
 
 if TYPE_CHECKING:
@@ -47,9 +47,9 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from cloudcore.placement.allocation_ledger import AllocationLedger
-    from cloudcore.placement.hosts.groups import HostGroup
     from cloudcore.placement.hosts.selection import HostChoice, Selection
     from cloudcore.placement.ledger.session import Session
+    from cloudcore.placement.rules.groups import HostGroup
 
 __all__ = [
     "Attempt",
@@ -377,7 +377,7 @@ def prune_attempts(ledger: AllocationLedger, older_than: datetime, *, limit: int
     """Forget attempts made before *older_than*, at most *limit*, and of as many groups what holds nothing any more.
 
     A member is forgotten when neither it nor a move of it holds anything, whatever its age; a group, when it has no
-    member. Claims go on meanwhile: see :func:`~cloudcore.placement.scheduling.host_groups.forget_groups`.
+    member. Claims go on meanwhile: see :func:`~cloudcore.placement.ledger.host_groups.forget_groups`.
 
     Returns:
         How many attempts were forgotten.

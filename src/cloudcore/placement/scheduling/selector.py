@@ -35,13 +35,13 @@ from cloudcore.placement.hosts.host_columns import HostTable
 from cloudcore.placement.hosts.host_pool import PoolOptions
 from cloudcore.placement.hosts.planner import HostRequest, Planner, SelectionReport
 from cloudcore.placement.hosts.selection import HostChoice, Selection
+from cloudcore.placement.ledger import host_groups
 from cloudcore.placement.ledger import moves as ledger_moves
 from cloudcore.placement.ledger.session import Session
 from cloudcore.placement.ledger.writes import NEW, Target, missing
 from cloudcore.placement.requests.requests import ResourceRequest
 from cloudcore.placement.rules.claims import Owner, normalise_allocations
 from cloudcore.placement.rules.moves import MoveKind
-from cloudcore.placement.scheduling import host_groups
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -50,10 +50,10 @@ if TYPE_CHECKING:
     from cloudcore.placement.allocation_ledger import AllocationLedger
     from cloudcore.placement.forest.values import Provider
     from cloudcore.placement.hosts.candidate_hosts import Pick
-    from cloudcore.placement.hosts.groups import HostGroup
     from cloudcore.placement.hosts.host_view import Filter, Weigher
     from cloudcore.placement.hosts.planner import Plan
     from cloudcore.placement.ledger.queries import ConsumerState
+    from cloudcore.placement.rules.groups import HostGroup
     from cloudcore.placement.tree import PlacementTree
 
 __all__ = ["HostSelector"]

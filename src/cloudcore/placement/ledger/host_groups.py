@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from cloudcore._failpoints import failpoint
 from cloudcore.errors import DatabaseBusy, GroupViolation, InvalidRequest
-from cloudcore.placement.hosts.groups import HostGroup
 from cloudcore.placement.ledger.session import Session
+from cloudcore.placement.rules.groups import HostGroup
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
