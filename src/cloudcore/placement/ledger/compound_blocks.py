@@ -195,7 +195,8 @@ SELECT id, generation, project_id, user_id INTO v_instance, v_generation, v_proj
 WHERE uuid = ? AND retired_at IS NULL AND COALESCE(expires_at > {now}, TRUE) FOR UPDATE;
 IF v_instance IS NULL OR v_generation <> COALESCE(?, v_generation) THEN LEAVE work; END IF;
 IF EXISTS (SELECT 1 FROM moves WHERE instance = ? AND state IN ('held', 'awaiting_proof'))
-OR EXISTS (SELECT 1 FROM moves WHERE migration IN (?, ?)) THEN LEAVE work; END IF;
+OR EXISTS (SELECT 1 FROM moves WHERE migration IN (?, ?))
+OR EXISTS (SELECT 1 FROM host_group_members WHERE instance = ?) THEN LEAVE work; END IF;
 """
 _READ_SOURCE = """
 SELECT JSON_OBJECTAGG(uuid, JSON_COMPACT(amounts)) INTO v_source FROM (
@@ -268,7 +269,7 @@ def begin_in_one_block(
         _TELL_BOTH,
     ]
     values = [
-        *(asked.instance, asked.generation, asked.instance, asked.instance, asked.migration),
+        *(asked.instance, asked.generation, asked.instance, asked.instance, asked.migration, asked.instance),
         asked.expires_in,
         *(value for pair in shape for value in pair),
         *granted,

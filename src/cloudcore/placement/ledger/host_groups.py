@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from cloudcore._failpoints import failpoint
@@ -21,13 +22,13 @@ from cloudcore.placement.ledger.session import Session
 from cloudcore.placement.rules.groups import HostGroup
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from sqlalchemy.engine import Connection
 
     from cloudcore.database import Database
 
-__all__ = ["count_members", "forget_groups", "group_of", "join", "lock_group"]
+__all__ = ["count_members", "forget_groups", "group_of", "join", "keeping_policy", "lock_group"]
 
 _HOLDERS = """
 SELECT DISTINCT held.member, COALESCE(provider.root_id, provider.id) FROM (
@@ -112,6 +113,40 @@ def count_members(session: Session, group: HostGroup, *, without: Iterable[str] 
     rows = [row for row in session.all(_HOLDERS, (group.uuid, group.uuid)) if row[0] not in aside]
     names = session.provider_uuids({row[1] for row in rows})
     return Counter(names[row[1]] for row in rows)
+
+
+_HOSTS = """
+SELECT DISTINCT root.uuid FROM resource_providers provider
+JOIN resource_providers root ON root.id = COALESCE(provider.root_id, provider.id)
+WHERE provider.uuid IN {marks} AND NOT EXISTS (
+    SELECT 1 FROM provider_traits WHERE provider_id = provider.id AND trait = 'MISC_SHARES_VIA_AGGREGATE'
+)
+"""
+
+
+@contextmanager
+def keeping_policy(session: Session, instance: str, destination: Iterable[str]) -> Iterator[None]:
+    """While the block gives *instance* what it holds of the providers of *destination*, its group keeps its policy.
+
+    The group is held before any consumer is locked, and what the other members hold is looked at after the block.
+
+    Raises:
+        GroupViolation: The policy is a hard one, and a host of *destination* breaks it.
+        DatabaseBusy: The instance changed its group just then.
+    """
+    group = group_of(session, instance)
+    if group is None:
+        yield
+        return
+    lock_group(session, group)
+    if group_of(session, instance) != group:
+        raise DatabaseBusy(f"instance {instance} changed its group just then; repeat the call")
+    yield
+    if group.hard:
+        members = count_members(session, group, without=[instance])
+        for (root,) in session.in_parts(_HOSTS, sorted(destination)):
+            if (reason := group.refuses(root, members)) is not None:
+                raise GroupViolation(f"instance {instance}, host {root}: {reason}", root=root, rule=str(group.policy))
 
 
 def join(session: Session, group: HostGroup, instance: str, root: str, members: Counter[str]) -> None:

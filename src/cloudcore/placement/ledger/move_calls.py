@@ -77,6 +77,7 @@ class LedgerMoves(LedgerTransactions):
             InUse: The instance is moving already.
             AlreadyExists: The migration is known with other arguments, or holds something.
             InvalidTransition: The migration is over.
+            GroupViolation: The instance belongs to a group, and its policy allows no member on a host of *destination*.
             See :meth:`claim` for the others.
         """
         wanted = normalise_allocations(destination)

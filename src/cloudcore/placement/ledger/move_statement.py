@@ -4,7 +4,8 @@ The instance's row is locked, then the destination's inventories in their order;
 locks gave, and if it is good the migration takes the instance's rows over as they are, and the instance gets new ones.
 What the statement reads without a lock is as old as the statement. So the verdict is good only if the instance is at
 the generation that was seen: whoever changes what a consumer holds, or begins a move of it, counts that up under the
-same lock. Whatever is out of the ordinary changes nothing here, and is decided by :mod:`.moves`.
+same lock. Whatever is out of the ordinary, a member of a group among it, changes nothing here, and is decided by
+:mod:`.moves`.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ WITH wanted AS MATERIALIZED (
        AND EXISTS (SELECT FROM held)
        AND COALESCE((SELECT shape FROM shape) = %(shape)s::jsonb, true)
        AND NOT EXISTS (SELECT FROM moves WHERE instance = %(instance)s AND state IN ('held', 'awaiting_proof'))
-       AND NOT EXISTS (SELECT FROM moves WHERE migration IN (%(instance)s, %(migration)s)) AS good
+       AND NOT EXISTS (SELECT FROM moves WHERE migration IN (%(instance)s, %(migration)s))
+       AND NOT EXISTS (SELECT FROM host_group_members WHERE instance = %(instance)s) AS good
     FROM instance JOIN seen ON seen.id = instance.id
 ), operation AS (
     INSERT INTO operations (id, name, fingerprint, result, created_at)

@@ -13,6 +13,7 @@ import attrs
 from cloudcore._values import require_integer
 from cloudcore.database import Database, Operation, Outcome
 from cloudcore.errors import InvalidArgument, OutcomeUnknown
+from cloudcore.placement.ledger import host_groups
 from cloudcore.placement.ledger import moves as ledger_moves
 from cloudcore.placement.ledger.claim_statements import NewClaim, claim_by_statements, claim_in_one_statement
 from cloudcore.placement.ledger.compound_blocks import begin_in_one_block, claim_in_one_block, runs_blocks
@@ -145,9 +146,12 @@ class LedgerTransactions(LedgerReader):
             outcome = database.resolve(operation, begin)
             if outcome.result is not None:
                 return outcome
-        return self.transact(
-            operation, lambda session: ledger_moves.begin(session, operation.id, asked, history=self.history)
-        )
+
+        def work(session: Session) -> dict[str, Any]:
+            with host_groups.keeping_policy(session, asked.instance, asked.destination):
+                return ledger_moves.begin(session, operation.id, asked, history=self.history)
+
+        return self.transact(operation, work)
 
     def _begin_at_once(
         self, operation: Operation, asked: ledger_moves.MoveRequest

@@ -250,7 +250,7 @@ class HostSelector:
             kind: ``cold``, ``resize``, ``live`` or ``evacuation``.
             alternates: Hosts of the destination's cell to fall back on, with :func:`reschedule(migration=...)
                 <cloudcore.placement.scheduling.rescheduling.reschedule>`.
-            group: The group of the instance.
+            group: The group of the instance, if it is to join one; that to which it belongs is known.
             stay_in_cell: Look only at hosts of the instance's present cell.
             filters: Beside those of the selector, for this request alone.
             expires_in: Seconds after which the move reverts by itself.
@@ -290,9 +290,16 @@ class HostSelector:
             cells = {self._planner.cell_of(root) for root in here}
             fixed.append(lambda host: None if host.cell in cells else f"in cell {host.cell}, not in the instance's")
         owner = Owner.of(state.project_id, state.user_id, state.consumer_type)
+        group = group or self._group_of(instance)
         asked = self._asked(wanted, 1, [instance], alternates, owner, group, [*fixed, *filters])
         asked = attrs.evolve(asked, expires_in=expires_in, freed=self._pooled(state.allocations))
         return self._try(asked, lambda plan: self._begin(operation, asked, plan, migration, chosen_kind, state))[0]
+
+    def _group_of(self, instance: str) -> HostGroup | None:
+        with self.ledger.database.read() as connection:
+            session = Session(connection)
+            with session.errors():
+                return host_groups.group_of(session, instance)
 
     def _present(self, allocations: Mapping[str, Any]) -> list[Provider]:
         """The hosts of what is held; pools that other hosts share are none."""

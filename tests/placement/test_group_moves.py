@@ -1,0 +1,132 @@
+"""A member of a group that moves: its group is known to the database, whoever asks, by whatever call."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+
+import pytest
+
+from cloudcore.errors import CloudcoreError, GroupViolation, InvalidRequest, NoValidHost
+from cloudcore.placement import AllocationLedger, HostGroup
+from tests.placement.ledger_worlds import uuid_of
+from tests.placement.selector_worlds import FLAVOUR, Cloud
+
+ANTI = HostGroup(policy="anti-affinity", uuid=uuid_of("moving-group"))
+
+
+def fresh() -> str:
+    return str(uuid.uuid4())
+
+
+def place_like(cloud: Cloud, selection) -> dict:
+    """What the host of another selection would hold for one more instance of the flavour, on its other node."""
+    root = cloud.tree.provider(selection.primary.root)
+    (node,) = [node for node in cloud.tree.children(root) if node.uuid not in selection.primary.allocations]
+    return {root.uuid: {"DISK_GB": 10}, node.uuid: {"VCPU": 4, "MEMORY_MB": 1024}}
+
+
+@pytest.fixture
+def pair(cloud: Cloud):
+    """Two members on two of three hosts."""
+    cloud.add_hosts(1, 3)
+    return cloud.select(2, group=ANTI, alternates=0)
+
+
+def test_a_destination_is_chosen_where_the_group_allows_it(cloud: Cloud, pair):
+    one, other = pair
+    migration = fresh()
+    moved = cloud.selector.select_destination(one.instance, migration, FLAVOUR, alternates=2)
+    roots = {one.primary.root, other.primary.root}
+    assert moved.primary.root not in roots
+    assert not {choice.root for choice in moved.alternates} & roots
+    cloud.ledger.confirm_move(migration)
+    with pytest.raises(NoValidHost, match="anti-affinity"):
+        cloud.selector.select_destination(
+            other.instance, fresh(), FLAVOUR, filters=[lambda h: None if h.root == moved.primary.root else "other host"]
+        )
+
+
+@pytest.mark.parametrize(
+    ("kind", "expires_in"), [("cold", None), ("cold", 600), ("live", None), ("resize", 600), ("evacuation", None)]
+)
+def test_the_ledger_refuses_a_move_onto_the_host_of_a_member(cloud: Cloud, pair, kind, expires_in):
+    one, other = pair
+    before = [cloud.ledger.consumer(each.instance) for each in pair]
+    with pytest.raises(GroupViolation, match="anti-affinity") as refused:
+        cloud.ledger.begin_move(one.instance, fresh(), place_like(cloud, other), kind=kind, expires_in=expires_in)
+    assert refused.value.root == other.primary.root
+    assert [cloud.ledger.consumer(each.instance) for each in pair] == before
+
+
+def test_a_resize_in_place_and_a_way_back_are_no_violation(cloud: Cloud, pair):
+    one, _ = pair
+    migration = fresh()
+    cloud.ledger.begin_move(one.instance, migration, place_like(cloud, one), kind="resize")
+    cloud.ledger.revert_move(migration)
+    assert cloud.host_of(one.instance) == one.primary.name
+
+
+def test_a_member_that_moves_keeps_its_source_from_the_others(cloud: Cloud, pair):
+    """Until the move has ended the source may be its host again."""
+    one, other = pair
+    migration = fresh()
+    cloud.selector.select_destination(one.instance, migration, FLAVOUR)
+    with pytest.raises(GroupViolation):
+        cloud.ledger.begin_move(other.instance, fresh(), place_like(cloud, one))
+    cloud.ledger.confirm_move(migration)
+    cloud.ledger.begin_move(other.instance, fresh(), place_like(cloud, one))
+
+
+def test_an_instance_of_no_group_moves_as_before(cloud: Cloud, pair):
+    _, other = pair
+    (loner,) = cloud.select(alternates=0)
+    if loner.primary.root != other.primary.root:
+        cloud.ledger.begin_move(loner.instance, fresh(), place_like(cloud, other))
+
+
+def test_a_pool_that_members_share_is_no_host(cloud: Cloud):
+    """All three hosts get their disk from one pool, which is in a tree of its own."""
+    cloud.add_hosts(1, 3)
+    pool = cloud.tree.add("pool", inventory={"DISK_GB": 10_000}, traits={"MISC_SHARES_VIA_AGGREGATE"})
+    one, other = cloud.select(2, group=ANTI, alternates=0)
+    for each in (one, other):
+        held = {**cloud.ledger.allocations(each.instance), pool.uuid: {"DISK_GB": 5}}
+        cloud.ledger.replace({each.instance: held})
+    roots = {one.primary.root, other.primary.root, pool.uuid}
+    (third,) = [root for root in cloud.tree.roots() if root.uuid not in roots]
+    node = next(iter(cloud.tree.children(third)))
+    cloud.ledger.begin_move(one.instance, fresh(), {pool.uuid: {"DISK_GB": 5}, node.uuid: {"VCPU": 4}})
+
+
+def test_another_group_than_its_own_is_refused(cloud: Cloud, pair):
+    one, _ = pair
+    other = HostGroup(policy="anti-affinity", uuid=uuid_of("another-group"))
+    with pytest.raises((InvalidRequest, NoValidHost)):
+        cloud.selector.select_destination(one.instance, fresh(), FLAVOUR, group=other)
+
+
+@pytest.mark.parametrize("round_", range(4))
+def test_two_members_that_move_at_once_do_not_meet(cloud: Cloud, pair, round_):
+    """Both are sent to the third host at the same time, by ledgers of their own: one arrives."""
+    roots = {each.primary.root for each in pair}
+    (third,) = [root for root in cloud.tree.roots() if root.uuid not in roots]
+    nodes = list(cloud.tree.children(third))
+    barrier, outcomes = threading.Barrier(2), []
+
+    def move(number: int) -> None:
+        ledger = AllocationLedger(cloud.database)
+        wanted = {third.uuid: {"DISK_GB": 10}, nodes[number].uuid: {"VCPU": 4, "MEMORY_MB": 1024}}
+        barrier.wait(30)
+        try:
+            ledger.begin_move(pair[number].instance, fresh(), wanted)
+            outcomes.append("moved")
+        except CloudcoreError as error:
+            outcomes.append(type(error).__name__)
+
+    threads = [threading.Thread(target=move, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(outcomes) == ["GroupViolation", "moved"]
