@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 
 import pytest
@@ -52,6 +53,26 @@ def test_wait_for_a_lock_is_bounded_and_nothing_leaks(pooled):
             shown = {connection.exec_driver_sql("SHOW lock_timeout").scalar_one() for _ in range(20)}
             named = connection.exec_driver_sql("SELECT count(*) FROM pg_prepared_statements").scalar_one()
         assert (shown, named) == ({"0"}, 0)
+
+
+def test_single_statement_bounds_its_wait_too(pooled):
+    """A claim and the beginning of a move are one statement each, in whatever session is free."""
+    create_schema(pooled[1])
+    options = {"pooler": "transaction", "busy_timeout": 0.3, "retry": RetryPolicy(attempts=1)}
+    with Database(pooled[0], **options) as database, PlacementTree.open(database) as tree:
+        host, other = (tree.add(name, inventory={"VCPU": 100}).uuid for name in "ab")
+        ledger = AllocationLedger(database)
+        instance = str(uuid.uuid4())
+        ledger.claim(instance, {other: {"VCPU": 1}}, **OWNER)
+        with database.write() as holder:
+            holder.exec_driver_sql("UPDATE inventories SET used = used")
+            begun = time.monotonic()
+            with pytest.raises(DatabaseBusy):
+                ledger.claim(str(uuid.uuid4()), {host: {"VCPU": 1}}, **OWNER)
+            with pytest.raises(DatabaseBusy):
+                ledger.begin_move(instance, str(uuid.uuid4()), {host: {"VCPU": 1}})
+            assert time.monotonic() - begun < 10
+        ledger.check()
 
 
 def test_crowd_of_claims_shares_a_few_sessions(pooled):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import DBAPIConnection
     from sqlalchemy.pool import ConnectionPoolEntry
 
-__all__ = ["PoolerMode", "behind_pooler", "open_engine"]
+__all__ = ["PoolerMode", "behind_pooler", "lock_timeout_to_say", "open_engine"]
 
 PoolerMode = Literal["transaction"]
 """How a pooler between client and server lends server sessions: for one transaction at a time."""
@@ -104,7 +104,7 @@ def open_engine(
     if options["pool_reset_on_return"] is None:
         reset_quietly(engine)
     if pooler:
-        engine.update_execution_options(pooler=pooler)
+        engine.update_execution_options(pooler=pooler, lock_timeout=int(busy_timeout * 1000))
         bound_each_transaction(engine, busy_timeout)
     leave_lost_sessions(engine)
     part_when_forked(engine)
@@ -114,6 +114,12 @@ def open_engine(
 def behind_pooler(engine: Engine) -> bool:
     """Whether *engine* was opened for a pooler, so that no session is its own for longer than a transaction."""
     return engine.get_execution_options().get("pooler") is not None
+
+
+def lock_timeout_to_say(engine: Engine) -> int | None:
+    """Milliseconds that each transaction must say by itself, where its session does not keep them; else None."""
+    found: int | None = engine.get_execution_options().get("lock_timeout")
+    return found
 
 
 def _arguments(url: URL, busy_timeout: float, pooler: PoolerMode | None) -> dict[str, Any]:

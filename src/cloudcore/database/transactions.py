@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from cloudcore._failpoints import failpoint
 from cloudcore.database.dialects import insert_ignoring_duplicates
 from cloudcore.database.driver_errors import translate
-from cloudcore.database.engines import behind_pooler, open_engine
+from cloudcore.database.engines import behind_pooler, lock_timeout_to_say, open_engine
 from cloudcore.database.exactly_once import FIND, FINISH, Outcome, operations
 from cloudcore.database.retrying import RetryPolicy
 from cloudcore.database.sessions import adopt_engine, at_rest, is_galera, refuse_autocommit
@@ -89,6 +89,11 @@ class Database:
     def keeps_sessions(self) -> bool:
         """Whether what is set in a session stays set: not where a pooler lends another one for each transaction."""
         return not behind_pooler(self.engine)
+
+    @property
+    def lock_timeout_to_say(self) -> int | None:
+        """Milliseconds that a single statement must bound its waits by, where its session does not; else None."""
+        return lock_timeout_to_say(self.engine)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:

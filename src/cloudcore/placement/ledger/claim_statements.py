@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from cloudcore.database import Database
     from cloudcore.placement.rules.claims import Allocations
 
-__all__ = ["NewClaim", "claim_by_statements", "claim_in_one_statement"]
+__all__ = ["BOUND", "NewClaim", "claim_by_statements", "claim_in_one_statement"]
 
 
 @attrs.frozen(kw_only=True)
@@ -271,6 +271,12 @@ SELECT good, operations,
        1 / CASE WHEN operations = 1 AND (consumers = 0 OR inventories <> (SELECT rows FROM verdict)) THEN 0 ELSE 1 END
 FROM counted
 """
+BOUND = "WITH bound AS MATERIALIZED (SELECT set_config('lock_timeout', %(lock_timeout)s, true)), wanted"
+"""Before all else: how long this one statement waits for a lock, in a session that is another's in a moment."""
+
+_ONE_BOUNDED_STATEMENT = _ONE_STATEMENT.replace("WITH wanted", BOUND, 1).replace(
+    "FROM unnest(", "FROM bound, unnest(", 1
+)
 _ABORTED = "22012"  # division by zero: the statement took its own writes back
 
 
@@ -283,15 +289,15 @@ def claim_in_one_statement(database: Database, claim: NewClaim, *, history: bool
     """
     try:
         with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            return _claim_on(connection, claim, history=history)
+            return _claim_on(connection, claim, history=history, lock_timeout=database.lock_timeout_to_say)
     except sa.exc.SQLAlchemyError as error:  # before the statement was sent, or after it was answered
         raise translate(error, database.engine) from error
 
 
-def _claim_on(connection: Connection, claim: NewClaim, *, history: bool) -> Outcome[Any]:
+def _claim_on(connection: Connection, claim: NewClaim, *, history: bool, lock_timeout: int | None) -> Outcome[Any]:
     failpoint("ledger.claim.statement.before")
     try:
-        good, taken, rows, _ = _send(connection, claim, history=history)
+        good, taken, rows, _ = _send(connection, claim, history=history, lock_timeout=lock_timeout)
     except sa.exc.DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) == _ABORTED:
             raise _why_aborted(connection, claim) from error
@@ -310,13 +316,16 @@ def _claim_on(connection: Connection, claim: NewClaim, *, history: bool) -> Outc
     raise _refused(rows) if not good else DatabaseBusy(f"operation {claim.operation.id} was undone meanwhile")
 
 
-def _send(connection: Connection, claim: NewClaim, *, history: bool) -> tuple[bool, int, Any, int]:
+def _send(
+    connection: Connection, claim: NewClaim, *, history: bool, lock_timeout: int | None
+) -> tuple[bool, int, Any, int]:
     amounts = list(claim.amounts())
     session = Session(connection)
     with session.errors():
         session.cursor.execute(
-            _ONE_STATEMENT,
+            _ONE_STATEMENT if lock_timeout is None else _ONE_BOUNDED_STATEMENT,
             {
+                "lock_timeout": str(lock_timeout),
                 "providers": [row[0] for row in amounts],
                 "classes": [row[1] for row in amounts],
                 "amounts": [row[2] for row in amounts],

@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from cloudcore._failpoints import failpoint
 from cloudcore.database import Operation, Outcome, translate
 from cloudcore.errors import DatabaseUnavailable, OutcomeUnknown
+from cloudcore.placement.ledger.claim_statements import BOUND
 from cloudcore.placement.ledger.moves import MIGRATION, MoveRequest, move_as_json
 from cloudcore.placement.ledger.session import Session, to_json
 from cloudcore.placement.rules.claims import total_by_class
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["begin_in_one_statement", "is_usual"]
 
+_BOUND_INSTANCE = "FROM bound, consumers WHERE uuid = %(instance)s FOR UPDATE OF consumers"
 # Arrays in sub-selects: see the single statement of a claim.
 _ONE_STATEMENT = """
 WITH wanted AS MATERIALIZED (
@@ -117,6 +119,11 @@ SELECT source, expires_at, (SELECT count(*) FROM operation),
            AND (SELECT count(*) FROM handed) = (SELECT count(*) FROM held)) THEN 1 ELSE 0 END
 FROM source, deadline
 """
+_ONE_BOUNDED_STATEMENT = (
+    _ONE_STATEMENT.replace("WITH wanted", BOUND, 1)
+    .replace("FROM unnest(", "FROM bound, unnest(", 1)
+    .replace("FROM consumers WHERE uuid = %(instance)s FOR UPDATE", _BOUND_INSTANCE, 1)
+)
 _ABORTED = "22012"  # division by zero: the statement took its own writes back
 
 
@@ -138,20 +145,24 @@ def begin_in_one_statement(
     """
     try:
         with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            return Outcome(result=_begin_on(connection, operation, asked, history=history), repeated=False)
+            bound = database.lock_timeout_to_say
+            begun = _begin_on(connection, operation, asked, history=history, lock_timeout=bound)
+            return Outcome(result=begun, repeated=False)
     except sa.exc.SQLAlchemyError as error:  # before the statement was sent, or after it was answered
         raise translate(error, database.engine) from error
 
 
 def _begin_on(
-    connection: Connection, operation: Operation, asked: MoveRequest, *, history: bool
+    connection: Connection, operation: Operation, asked: MoveRequest, *, history: bool, lock_timeout: int | None
 ) -> dict[str, Any] | None:
     move = move_as_json(asked.of({}, operation.id))
     session = Session(connection)
     failpoint("ledger.begin.statement.before")
     try:
         with session.errors():
-            session.cursor.execute(_ONE_STATEMENT, _parameters(move, operation, asked, history=history))
+            statement = _ONE_STATEMENT if lock_timeout is None else _ONE_BOUNDED_STATEMENT
+            parameters = _parameters(move, operation, asked, history=history)
+            session.cursor.execute(statement, {**parameters, "lock_timeout": str(lock_timeout)})
             source, expires_at, done, _ = session.cursor.fetchall()[0]
     except sa.exc.DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) == _ABORTED:

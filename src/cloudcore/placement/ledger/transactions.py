@@ -87,7 +87,7 @@ class LedgerTransactions(LedgerReader):
 
     def _claim(self, claim: NewClaim) -> Outcome[Any]:
         database = self.database
-        if database.dialect == "postgresql" and database.keeps_sessions:  # else its wait for locks had no bound
+        if database.dialect == "postgresql":
             return database.resolve(
                 claim.operation, lambda: claim_in_one_statement(database, claim, history=self.history)
             )
@@ -158,7 +158,7 @@ class LedgerTransactions(LedgerReader):
     ) -> Callable[[], Outcome[dict[str, Any] | None]] | None:
         """What begins a usual move in one round trip on this database, if anything does."""
         database, known, history = self.database, self._known_providers, self.history
-        if database.dialect == "postgresql" and database.keeps_sessions:
+        if database.dialect == "postgresql":
             return lambda: begin_in_one_statement(database, operation, asked, history=history)
         if runs_blocks(database):
             return lambda: begin_in_one_block(database, operation, asked, known, history=history)
