@@ -17,6 +17,7 @@ from cloudcore.database import Database
 from cloudcore.errors import (
     AlreadyExists,
     CloudcoreError,
+    ConsumerNotFound,
     GenerationConflict,
     InUse,
     InvalidProvider,
@@ -605,3 +606,27 @@ def test_tree_opened_by_url_closes_what_it_opened(tmp_path: Path) -> None:
     tree.close()
     with PlacementTree.open(url) as again:
         assert names(again) == ["cn1", "cn1-numa"]
+
+
+def test_a_fork_that_knows_consumers_can_be_drained_filled_and_thrown_away(database):
+    create_schema(database)
+    tree, ledger = PlacementTree.open(database), AllocationLedger(database)
+    for name in ("cn1", "cn2"):
+        tree.add(name, inventory={"VCPU": 4, "MEMORY_MB": 64})
+    instances = [str(uuids.uuid4()) for _ in range(3)]
+    host = tree.provider("cn1").uuid
+    for instance in instances:
+        ledger.claim(instance, {host: {"VCPU": 1, "MEMORY_MB": 8}}, project_id="p", user_id="u")
+    plain = tree.what_if()
+    with pytest.raises(ConsumerNotFound):
+        plain.release(instances[0])
+    fork = tree.what_if(consumers=True)  # what others claimed since the last refresh is there
+    assert fork.consumers() == {instance: ledger.allocations(instance) for instance in instances}
+    for instance in instances:
+        fork.release(instance)
+    fork.check()
+    fork.remove("cn1")
+    assert [candidate.root for candidate in fork.candidates("resources=VCPU:4")] == [tree.provider("cn2").uuid]
+    fork.allocate(instances[0], fork.candidates("resources=VCPU:4").first())
+    assert ledger.usages(provider=host) == {"VCPU": 3, "MEMORY_MB": 24}
+    tree.close()

@@ -35,6 +35,7 @@ from cloudcore.placement.search.ordering import read_preferred, read_weighers
 from cloudcore.placement.search.providers import providers_that_could
 from cloudcore.placement.search.search import Search, SearchOptions
 from cloudcore.placement.storage.name_register import NameRegister
+from cloudcore.placement.storage.store import read_holdings
 from cloudcore.placement.tree_edits import TreeEdits, key_of
 from cloudcore.placement.tree_state import TreeStatus
 
@@ -404,13 +405,25 @@ class PlacementTree(TreeEdits):
 
     # --- forks, conversions, care ------------------------------------------------------------------------------------
 
-    def what_if(self) -> PlacementTree:
+    def what_if(self, *, consumers: bool = False) -> PlacementTree:
         """Return a tree of its own that begins as this one is now, usage included: drain it, fill it, throw it away.
 
         It is not bound to any database. Blocks of columns are shared until one side changes them; the fork itself costs
         a fraction of a microsecond for each provider.
+
+        Args:
+            consumers: Of a bound tree, whose ledger keeps the books: read who holds what too, at one moment with the
+                providers, so that the fork can :meth:`release` them. Reads every allocation. A tree in memory knows its
+                consumers anyway.
+
+        Raises:
+            DatabaseUnavailable, DatabaseBusy, DatabaseError: With *consumers*: the database does not answer.
         """
         fork = PlacementTree(uuid_factory=self._uuid_factory)
+        if consumers and self._binding is not None:
+            with self._binding.pinned() as (state, connection):
+                fork._state, fork._consumers = state, read_holdings(connection)
+            return fork
         with self._state.lock:
             fork._state = self._state.copy()
             fork._consumers = dict(self._consumers)

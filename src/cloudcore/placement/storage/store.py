@@ -24,7 +24,16 @@ if TYPE_CHECKING:
     from cloudcore.database import Database
     from cloudcore.placement.forest.forest import Usage
 
-__all__ = ["ProviderTimes", "Watch", "read_all", "read_snapshot", "read_some", "read_times", "read_usage"]
+__all__ = [
+    "ProviderTimes",
+    "Watch",
+    "read_all",
+    "read_holdings",
+    "read_snapshot",
+    "read_some",
+    "read_times",
+    "read_usage",
+]
 
 _CHUNK = 10_000
 _NAMED = 1_000  # names in a statement
@@ -292,3 +301,17 @@ def read_times(connection: Connection, uuids: Sequence[str]) -> dict[str, Provid
         for row in connection.execute(query.where(columns.uuid.in_(uuids[first : first + _NAMED]))):
             found[row.uuid] = ProviderTimes(created_at=row.created_at, updated_at=row.updated_at)
     return found
+
+
+_HOLDINGS = """
+SELECT c.uuid, p.uuid, a.resource_class, a.amount FROM allocations a
+JOIN consumers c ON c.id = a.consumer_id JOIN resource_providers p ON p.id = a.provider_id
+"""
+
+
+def read_holdings(connection: Connection) -> dict[str, dict[str, dict[str, int]]]:
+    """Consumer → provider → class → amount, of all that hold something. Use :func:`read_snapshot`."""
+    holdings: dict[str, dict[str, dict[str, int]]] = {}
+    for consumer, provider, name, amount in _fetch(connection, _HOLDINGS):
+        holdings.setdefault(consumer, {}).setdefault(provider, {})[name] = amount
+    return holdings
