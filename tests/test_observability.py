@@ -82,6 +82,28 @@ def test_an_attach_is_one_span_with_its_statements_below(manager):
     assert set(_names(root)[1:]) <= {"database.read", "database.write"}
 
 
+def test_each_statement_of_a_page_is_told(tmp_path, caplog):
+    """SQLAlchemy's own events and echo do not see them; parameters may be secret and are not told."""
+    from cloudcore.listing import Cell, CellRouter, InstanceDirectory, InstanceStore, Query
+
+    cells = [Cell(f"c{n}", f"sqlite:///{tmp_path / f'{n}.db'}") for n in range(2)]
+    observer = Recorder()
+    with CellRouter(cells, directory=InstanceDirectory("sqlite://"), observer=observer) as router:
+        store = InstanceStore(router)
+        store.create_tables()
+        store.create("c0", project_id="secret-project", display_name="n")
+        observer.events.clear()
+        with caplog.at_level(logging.DEBUG, "cloudcore.listing"):
+            page = router.page(Query(where={"project_id": "secret-project"}))
+    told = [fields for name, fields in observer.events if name == "listing.statement"]
+    assert len(told) == sum(report.statements for report in page.cells.values()) > 0
+    assert {fields["cell"] for fields in told} <= {"c0", "c1"}
+    assert all(fields["text"].startswith("SELECT") and fields["database"] == "sqlite" for fields in told)
+    assert sum(fields["rows"] for fields in told) == 1
+    assert "secret-project" not in str(told)
+    assert any("listing.statement" in record.getMessage() for record in caplog.records)
+
+
 def test_a_failure_is_told_with_its_class(manager):
     with pytest.raises(VolumeNotFound):
         manager.attach(str(uuid.uuid4()), str(uuid.uuid4()))

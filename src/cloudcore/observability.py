@@ -25,7 +25,7 @@ from cloudcore.errors import OutcomeUnknown, Transient
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-__all__ = ["Observer", "event", "observed", "span"]
+__all__ = ["Observer", "event", "observed", "span", "teller"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -62,6 +62,27 @@ def event(name: str, level: int, /, **fields: Any) -> None:
         observer.event(name, told)
     if logger.isEnabledFor(level):
         _log(logger, level, name, told)
+
+
+def teller(area: str, level: int) -> Callable[..., None] | None:
+    """:func:`event` for threads that work for the operation under way, with its observer; None when nobody listens.
+
+    Args:
+        area: Whose events: the name before the first point.
+        level: Of the least of them.
+    """
+    observer, logger = _OBSERVER.get(), logging.getLogger(f"cloudcore.{area}")
+    if observer is None and not logger.isEnabledFor(level):
+        return None
+
+    def tell(name: str, level: int, /, **fields: Any) -> None:
+        told = {key: value for key, value in fields.items() if value is not None}
+        if observer is not None:
+            observer.event(name, told)
+        if logger.isEnabledFor(level):
+            _log(logger, level, name, told)
+
+    return tell
 
 
 def span(name: str, /, **fields: Any) -> AbstractContextManager[Callable[..., None]]:

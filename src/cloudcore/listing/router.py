@@ -18,6 +18,7 @@ from cloudcore.errors import (
     CellUnavailable,
     InstanceNotFound,
     InvalidArgument,
+    InvalidCursor,
     InvalidQuery,
 )
 from cloudcore.listing.cells.backends import Backend, SharedBreakers
@@ -191,7 +192,8 @@ class CellRouter:
 
         Args:
             query: What to list; everything, newest first, by default.
-            cursor: Where to go on: ``next_cursor`` or ``resume_cursor`` of a page of the same query.
+            cursor: Where to go on: ``next_cursor``, ``resume_cursor`` or ``previous_cursor`` of a page of the same
+                query.
             marker: Where to go on instead: after the record of this uuid, deleted or not. Costs one look-up, and needs
                 the record; cursors need neither.
 
@@ -214,7 +216,8 @@ class CellRouter:
                 resume_cursor=word,
                 cells=FrozenDict({**reports, **skipped}),
             )
-        page = Pager(self._services, prepared, backends, reports, start).page()
+        wanted = prepared.backward if start.backward else prepared
+        page = Pager(self._services, wanted, backends, reports, start).page()
         self._tell(page.cells)
         return page
 
@@ -254,6 +257,8 @@ class CellRouter:
         """
         prepared = self._prepare(query)
         start = prepared.start(cursor, None, self._services.cursor_keys)
+        if start.backward:
+            raise InvalidCursor("a stream goes forward only: give it a next_cursor", field="cursor")
         backends, reports = self._choose(prepared)
         return Stream(self._services, prepared, {} if prepared.impossible else backends, reports, start, on_progress)
 

@@ -345,12 +345,15 @@ class Page:
         next_cursor: Where the next page starts; None when the cells that answer have nothing more.
         resume_cursor: Where to go on so that nothing is lost: like *next_cursor*, and also there at the end of the
             result when some cell did not answer, with the place up to which that cell was read.
+        previous_cursor: Where the page before this one is read, for :meth:`CellRouter.page` alone; None where the
+            result begins, and where placeholders are among the records (``unknown``).
         cells: What became of each cell, by name.
     """
 
     records: tuple[Record, ...]
     next_cursor: str | None
     resume_cursor: str | None
+    previous_cursor: str | None = None
     cells: Mapping[str, CellReport]
 
     @property

@@ -7,6 +7,7 @@ own.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import time
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from cloudcore.listing.cells.promptness import STALL
 from cloudcore.listing.cells.requests import Attempt, Request
 from cloudcore.listing.cells.serial import FEWEST, SerialExecutor
 from cloudcore.listing.values import CellReport, CellState
+from cloudcore.observability import teller
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -84,6 +86,7 @@ class RequestsInFlight:
         self._requests: dict[str, Request] = {}
         self._executor: SerialExecutor | None = None
         self._cancellation = Cancellation.current()
+        self._tell = teller("listing", logging.DEBUG)
         self._attentive = math.inf
         """Since when the caller waits. While it works itself, it may be what keeps an executor from the interpreter."""
         self._wake = math.inf
@@ -96,7 +99,13 @@ class RequestsInFlight:
         patience = backend.patience()
         limit = now + (backend.deadline if seconds is None else seconds)
         request = Request(
-            cell, backend, work, began=now, limit=limit, hedge_at=None if patience is None else now + patience
+            cell,
+            backend,
+            work,
+            began=now,
+            limit=limit,
+            hedge_at=None if patience is None else now + patience,
+            tell=self._tell,
         )
         self._requests[cell] = request
         started = self._executor is not None and self._executor.started

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cloudcore.errors import CloudcoreError, DatabaseUnavailable
+from cloudcore.listing.query.dialects import dialect_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import sqlalchemy as sa
     from sqlalchemy.engine import Dialect
@@ -70,16 +73,48 @@ class Attempt:
         self.answers.put(self, urgent=self.error is not None)  # a replica may have to be asked
 
     def run(self, pooled: PooledConnection, text: str, parameters: Any) -> list[tuple[Any, ...]]:
-        """One statement, counted."""
+        """One statement, counted and told."""
         self.statements += 1
-        return pooled.run(text, parameters, self.limit)
+        if self.request.tell is None:
+            return pooled.run(text, parameters, self.limit)
+        with self._told(pooled, text) as told:
+            rows = pooled.run(text, parameters, self.limit)
+            told["rows"] = len(rows)
+        return rows
 
     def run_until(
         self, take: Take, pooled: PooledConnection, text: str, parameters: Any
     ) -> tuple[list[tuple[Any, ...]], bool]:
         """One statement, counted, as far as *take* reads its rows; and whether it left off early."""
         self.statements += 1
-        return pooled.run_until(take, text, parameters, self.limit)
+        if self.request.tell is None:
+            return pooled.run_until(take, text, parameters, self.limit)
+        with self._told(pooled, text) as told:
+            rows, cut = pooled.run_until(take, text, parameters, self.limit)
+            told["rows"] = len(rows)
+        return rows, cut
+
+    @contextlib.contextmanager
+    def _told(self, pooled: PooledConnection, text: str) -> Iterator[dict[str, Any]]:
+        """Tell of a statement once it is over. Its parameters are not told: they may hold what is secret."""
+        began, told = self._clock(), dict[str, Any]()
+        try:
+            yield told
+        except Exception as error:
+            told["error"] = type(error).__name__
+            raise
+        finally:
+            if self.request.tell is not None:
+                seconds = round(self._clock() - began, 6)
+                self.request.tell(
+                    "listing.statement",
+                    logging.DEBUG,
+                    cell=self.request.cell,
+                    database=dialect_name(pooled.dialect),
+                    text=text,
+                    seconds=seconds,
+                    **told,
+                )
 
     def fetch(
         self, table: sa.Table, make: Callable[[Dialect, TableLayout | None], tuple[str, Any]]
@@ -132,7 +167,7 @@ class Attempt:
 class Request:
     """What is under way to one cell: one attempt, or two when a replica was asked as well (a hedged request)."""
 
-    __slots__ = ("attempts", "backend", "began", "cell", "hedge_at", "limit", "pools", "work")
+    __slots__ = ("attempts", "backend", "began", "cell", "hedge_at", "limit", "pools", "tell", "work")
 
     def __init__(
         self,
@@ -143,7 +178,9 @@ class Request:
         began: float,
         limit: float,
         hedge_at: float | None,
+        tell: Callable[..., None] | None = None,
     ) -> None:
+        self.tell = tell
         self.cell, self.backend, self.work = cell, backend, work
         self.began, self.limit, self.hedge_at = began, limit, hedge_at
         self.pools = list(backend.pools)

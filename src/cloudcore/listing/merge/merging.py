@@ -398,6 +398,10 @@ class Merge:
         """The record's key of a row."""
         return self.named(self._key_of(entry[2]))
 
+    def position_of(self, entry: Entry) -> Position:
+        """Where a row stands."""
+        return self._position(entry[2])
+
     def cell_of(self, entry: Entry) -> str:
         """The cell that sent a row."""
         return self._numbered[entry[1]].cell

@@ -13,6 +13,7 @@ from cloudcore.listing.merge.driver import MergeDriver
 from cloudcore.listing.merge.merging import Merge, batch_size
 from cloudcore.listing.merge.placeholders import Placeholders
 from cloudcore.listing.merge.resuming import cursor_after, insist, missing
+from cloudcore.listing.query.cursors import Cursor
 from cloudcore.listing.values import CellReport, Fetching, Page, Record
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from cloudcore.listing.cells.requests import Attempt
     from cloudcore.listing.merge.merging import Entry
     from cloudcore.listing.merge.services import RouterServices
-    from cloudcore.listing.query.cursors import Cursor
     from cloudcore.listing.query.order import Position
     from cloudcore.listing.query.prepared import PreparedQuery
 
@@ -88,7 +88,31 @@ class Pager:
         if self._prepared.query.unknown and self._away:
             return self._with_unknown(entries, rows, reports)
         cursor = self._cursor(self._positions(None))
-        return self._finish(self._records(entries, rows), cursor, reports, more=merge.more)
+        page = self._finish(self._records(entries, rows), cursor, reports, more=merge.more)
+        return self._backward(page, entries) if self._start.backward else self._forward(page, entries)
+
+    def _forward(self, page: Page, entries: list[Entry]) -> Page:
+        """With the way back, unless it begins where the result does."""
+        if self._start.position is None or not entries:
+            return page
+        return attrs.evolve(page, previous_cursor=self._word(entries[0], backward=True))
+
+    def _backward(self, page: Page, entries: list[Entry]) -> Page:
+        """What was read from its end to its beginning, in the order asked for."""
+        onward = self._word(entries[0] if entries else None)
+        return attrs.evolve(
+            page,
+            records=page.records[::-1],
+            next_cursor=onward,
+            resume_cursor=onward,
+            previous_cursor=self._word(entries[-1], backward=True) if entries and page.next_cursor else None,
+        )
+
+    def _word(self, entry: Entry | None, *, backward: bool = False) -> str:
+        """A cursor at a row; without one, at the beginning."""
+        position = None if entry is None else self._merge.position_of(entry)
+        cursor = Cursor(digest=self._prepared.digest, position=position, lagging={}, backward=backward)
+        return cursor.encode(self._services.cursor_keys)
 
     def _records(self, entries: list[Entry], rows: Mapping[str, Any]) -> list[Record]:
         layout, names = self._prepared.layout, list(self._merge.runs)

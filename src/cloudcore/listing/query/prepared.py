@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,7 @@ class PreparedQuery:
         source.check(query)
         self.order = order_of(self.sort, source.key, source.columns)
         shown = projection_of(query, source.key, source.columns)
+        self._shown = shown
         self._parts = (source, query, self.conditions, self.order)
         self._statements, self._expression = statements, expression
         self.plan = Plan(*self._parts, shown, statements, expression)
@@ -80,6 +82,17 @@ class PreparedQuery:
     def keys(self) -> Plan:
         """A plan that fetches only what the merge compares."""
         return Plan(*self._parts, (), self._statements, self._expression)
+
+    @cached_property
+    def backward(self) -> PreparedQuery:
+        """The same from its end to its beginning; its cursors are of the same query."""
+        other = copy(self)
+        other.__dict__.pop("keys", None)
+        other.order = self.order.reversed
+        parts = (self.source, self.query, self.conditions, other.order)
+        other.__dict__["_parts"] = parts
+        other.plan = Plan(*parts, self._shown, self._statements, self._expression)
+        return other
 
     def equal_to(self, column: str | None) -> tuple[Any, ...] | None:
         """The values that a column is confined to by equality, None when it is not."""
