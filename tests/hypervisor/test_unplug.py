@@ -15,7 +15,7 @@ from cloudcore.disks import DetachOutcome, Disk
 from cloudcore.errors import DetachFailed, HypervisorError, Transient
 from cloudcore.hypervisor import LibvirtHypervisor, Timeouts
 from tests import services
-from tests.hypervisor.domains import Guests
+from tests.hypervisor.domains import Guests, domain_xml
 
 pytestmark = pytest.mark.xdist_group("guests")
 
@@ -60,6 +60,31 @@ def test_a_guest_with_native_hotplug_takes_and_gives_in_quick_succession(host, g
             assert hypervisor.attach_disk(instance_id, disk).live is not None
             assert hypervisor.detach_disk(instance_id, disk.volume_id) is DetachOutcome.DETACHED
     assert definition(guests, instance_id) == before
+
+
+# --- asked twice -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("times", [5, pytest.param(60, marks=pytest.mark.slow)])
+def test_a_repeated_request_that_meets_a_guest_just_letting_go(host, guests, times):
+    """libvirt 9.0's own second request reads a disk that it has freed: the daemon dies, now and then. A reset makes the
+    guest let go; the second request is sent right after, by an adapter that knows nothing of the first."""
+    instance_id = str(uuid.uuid4())
+    guests.adopt(instance_id)
+    guests.connection.createXML(domain_xml(f"x-{instance_id[:8]}", instance_id, guests.serial(instance_id), image=None))
+    alive = guests.domain(instance_id)
+    for _ in range(times):
+        disk = new_disk(guests)
+        with LibvirtHypervisor(host.uri, timeouts=Timeouts(detach=0.1)) as hypervisor:
+            hypervisor.attach_disk(instance_id, disk)
+            hypervisor.detach_disk(instance_id, disk.volume_id)  # nobody there to answer
+        with LibvirtHypervisor(host.uri, timeouts=Timeouts(detach=5)) as another:
+            another.disk_states()
+            outcome = None
+            while outcome is not DetachOutcome.DETACHED:
+                alive.reset()
+                outcome = another.detach_disk(instance_id, disk.volume_id)
+    assert alive.isActive()  # and this connection is the one that it was at the beginning
 
 
 # --- refused for good ------------------------------------------------------------------------------------------------
