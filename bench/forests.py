@@ -75,6 +75,15 @@ def nested(hosts):
                 )
 
 
+def uneven(hosts):
+    """The same, but of no two hosts the disks are as full, so that weighers have something to decide."""
+    for provider in nested(hosts):
+        if provider["parent"] is None:
+            host = int(provider["name"].rsplit("-", 1)[1])
+            provider["used"] = {"DISK_GB": 2000 - 2000 * host // (hosts + 1)}
+        yield provider
+
+
 def wide(children=8):
     """One compute node with as many devices of one unit each."""
     yield _provider(1, "cn", None, {"VCPU": _inventory(64)})

@@ -79,17 +79,34 @@ class _Order:
         self.views: list[HostView] = []
         self.weights: list[float] = []
         self._ranking: SortedList[tuple[float, int, int]] = SortedList()
+        self._closed: SortedList[tuple[float, int, int]] = SortedList()
+        self.refused: dict[str, str] = {}
 
-    def ranked(self) -> Iterator[int]:
-        """The hosts, best first, by their place in :attr:`hosts`."""
+    def ranked(self) -> Iterator[tuple[int, int]]:
+        """(rank, place in :attr:`hosts`) of the hosts that are not closed, best first."""
         at = 0
         while True:
             while self._next is not None and (at == len(self._ranking) or self._key(self._next) < self._ranking[at]):
                 self._draw(self._next)
             if at == len(self._ranking):
                 return
-            yield self._ranking[at][2]
-            at += 1
+            key = self._ranking[at]
+            yield at + self._closed.bisect_left(key), key[2]
+            at += at < len(self._ranking) and self._ranking[at] is key  # else it was closed, and the next is here
+
+    def everything(self) -> Iterator[Ranked]:
+        """All hosts, best first, those that were closed as well."""
+        for _ in self.ranked():
+            pass  # draw the rest
+        for rank, (negated, _, place) in enumerate(sorted([*self._ranking, *self._closed])):
+            yield Ranked(self.hosts[place], -negated, rank)
+
+    def close(self, place: int, reason: str) -> None:
+        """Do not look at a host again: what picks took from it, or allow no more, does not come back."""
+        key = (-self.weights[place], self.hosts[place].number, place)
+        self._ranking.remove(key)
+        self._closed.add(key)
+        self.refused[self.views[place].name] = reason
 
     @staticmethod
     def _key(host: CandidateHost) -> tuple[float, int, int]:
@@ -178,11 +195,10 @@ def assign_best(
         picks, refused = _together(count, order, remaining)
     else:
         picks, refused = _apart(count, order, remaining, choose, subset)
-    ranked = (Ranked(order.hosts[place], order.weights[place], rank) for rank, place in enumerate(order.ranked()))
     return Assignment(
         picks=tuple(picks),
         refused={} if len(picks) == count else refused,
-        ranking=ranked,
+        ranking=order.everything(),
         in_domains=any(view.domain is not None for view in order.views),
     )
 
@@ -192,24 +208,22 @@ def _apart(
 ) -> tuple[list[Pick], dict[str, str]]:
     """One instance after the other, each on the best host that has room by then."""
     picks: list[Pick] = []
-    refused: dict[str, str] = {}
     for _ in range(count):
-        refused = {}
-        found = _fitting(order, remaining, refused, subset)
+        found = _fitting(order, remaining, subset)
         if not found:
             break
         place, option, rank = found[choose(len(found))]
         picks.append(Pick(host=order.hosts[place], option=option, weight=order.weights[place], rank=rank))
         remaining.take(option.allocations)
         order.picked(place, option)
-    return picks, refused
+    return picks, order.refused
 
 
 def _together(count: int, order: _Order, remaining: RemainingCapacity) -> tuple[list[Pick], dict[str, str]]:
     """All on one host: the best that holds all of them, else the one that holds the most."""
     best: list[Pick] = []
     refused: dict[str, str] = {}
-    for rank, place in enumerate(order.ranked()):
+    for rank, place in order.ranked():
         picks: list[Pick] = []
         host = order.hosts[place]
         for _ in range(count):
@@ -230,18 +244,17 @@ def _together(count: int, order: _Order, remaining: RemainingCapacity) -> tuple[
     return best, refused
 
 
-def _fitting(
-    order: _Order, remaining: RemainingCapacity, refused: dict[str, str], subset: int
-) -> list[tuple[int, Option, int]]:
+def _fitting(order: _Order, remaining: RemainingCapacity, subset: int) -> list[tuple[int, Option, int]]:
+    """The best hosts that have room: (place, option, rank) of each."""
     found: list[tuple[int, Option, int]] = []
-    for rank, place in enumerate(order.ranked()):
+    for rank, place in order.ranked():
         reason = order.refuses(order.views[place])
         if reason is None:
             option, reason = first_that_fits(order.hosts[place], remaining)
             if option is not None:
                 found.append((place, option, rank))
         if reason is not None:
-            refused[order.views[place].name] = reason
+            order.close(place, reason)
         if len(found) == max(1, subset):
             break
     return found
