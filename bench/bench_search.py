@@ -49,6 +49,30 @@ TOO_MUCH = "resources1=VCPU:2,MEMORY_MB:2048&resources2=SRIOV_NET_VF:5&group_pol
 # ----------------------------------------------------------------------------------------------------------------- ours
 
 
+def store(database: Database, providers: Iterable[dict[str, Any]]) -> int:
+    """Write rows, as an operator's bulk import would: claims one by one would take minutes."""
+    ids: dict[str, int] = {}
+    roots: dict[str, int] = {}
+    rows: dict[Any, list[tuple[Any, ...]]] = {resource_providers: [], inventories: [], provider_traits: []}
+    for number, provider in enumerate(providers, 1):
+        uuid, parent = provider["uuid"], provider["parent"]
+        ids[uuid], roots[uuid] = number, roots[parent] if parent else number
+        at = (number, uuid, provider["name"], ids[parent] if parent else None, roots[uuid], 0)
+        rows[resource_providers].append(at)
+        for name, inventory in provider["inventories"].items():
+            given = Inventory(**inventory)
+            used = provider["used"].get(name, 0)
+            rows[inventories].append((number, name, *attrs.astuple(given), given.capacity, used))
+        rows[provider_traits] += [(number, trait) for trait in provider["traits"]]
+    with database.write() as connection:
+        for table, values in rows.items():
+            if values:  # the columns that come first; those that follow have defaults
+                names = [column.name for column in table.c][: len(values[0])]
+                marks = ",".join("?" * len(names))
+                connection.exec_driver_sql(f"INSERT INTO {table.name} ({','.join(names)}) VALUES ({marks})", values)
+    return len(ids)
+
+
 class Ours:
     """A tree that is bound to a database in *folder*, with a forest of the benchmark in it."""
 
@@ -57,32 +81,10 @@ class Ours:
         self.database = Database(f"sqlite:///{folder / f'{shape}-{count}.db'}")
         self._another = Database(self.database.engine.url)
         create_schema(self.database)
-        size = self._store(forests.SHAPES[shape](count))
+        size = store(self.database, forests.SHAPES[shape](count))
         self.tree = PlacementTree.open(self.database)
         if len(self.tree) != size:
             raise Unequal(f"{len(self.tree)} providers were read of {size}")
-
-    def _store(self, providers: Iterable[dict[str, Any]]) -> int:
-        """Write rows, as an operator's bulk import would: claims one by one would take minutes."""
-        ids: dict[str, int] = {}
-        roots: dict[str, int] = {}
-        rows: dict[Any, list[tuple[Any, ...]]] = {resource_providers: [], inventories: [], provider_traits: []}
-        for number, provider in enumerate(providers, 1):
-            uuid, parent = provider["uuid"], provider["parent"]
-            ids[uuid], roots[uuid] = number, roots[parent] if parent else number
-            at = (number, uuid, provider["name"], ids[parent] if parent else None, roots[uuid], 0)
-            rows[resource_providers].append(at)
-            for name, inventory in provider["inventories"].items():
-                given = Inventory(**inventory)
-                used = provider["used"].get(name, 0)
-                rows[inventories].append((number, name, *attrs.astuple(given), given.capacity, used))
-            rows[provider_traits] += [(number, trait) for trait in provider["traits"]]
-        with self.database.write() as connection:
-            for table, values in rows.items():
-                marks = ",".join("?" * len(table.c))
-                if values:
-                    connection.exec_driver_sql(f"INSERT INTO {table.name} VALUES ({marks})", values)
-        return len(ids)
 
     def change(self, count: int) -> list[int]:
         """Another writer uses or frees one unit of something of *count* providers, spread over the forest."""

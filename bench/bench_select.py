@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import forests
+from bench.bench_search import store
 from bench.harness import Bench, Unequal
 from cloudcore import AllocationLedger, Database, HostSelector, PlacementTree, create_schema
 from cloudcore.placement import HostGroup, HostView
@@ -34,34 +35,11 @@ class Ours:
     def __init__(self, url: str, shape: str | None, hosts: int, **options: Any) -> None:
         self.database = Database(url)
         create_schema(self.database, areas=["placement"])
-        self.tree = PlacementTree.open(self.database)
         if shape is not None:
-            drawn = PlacementTree()
-            for provider in getattr(forests, shape)(hosts):
-                drawn.add(
-                    provider["name"],
-                    uuid=provider["uuid"],
-                    parent=provider["parent"],
-                    inventory=provider["inventories"],
-                    traits=provider["traits"],
-                )
-            self.tree.load(drawn.as_placement())
-            self._use(getattr(forests, shape)(hosts))
+            store(self.database, getattr(forests, shape)(hosts))
+        self.tree = PlacementTree.open(self.database)
         self.ledger = AllocationLedger(self.database)
         self.selector = HostSelector(self.tree, self.ledger, cell_of=lambda _: "cell1", **options)
-
-    def _use(self, providers: Any) -> None:
-        """Note what is in use as one consumer's for each host: claims one by one would take minutes."""
-        held = {p["uuid"]: p["used"] for p in providers if p["used"]}
-        ledger = AllocationLedger(self.database, history=False)
-        names = list(held)
-        for first in range(0, len(names), 5_000):
-            ledger.replace(
-                {str(uuid.uuid4()): {name: held[name] for name in names[first : first + 5_000]}},
-                project_id="p",
-                user_id="u",
-            )
-        self.tree.refresh()
 
     def select(self, query: str = QUERY, count: int = 1, **options: Any) -> list[str]:
         options.setdefault("alternates", 2)
@@ -106,13 +84,13 @@ def one_instance(bench: Bench, folder: Path) -> None:
     """One instance, two alternates, one filter, two weighers, a durable claim."""
     nova = bench.peer("clients", script="peer_nova_select.py")
     nova.run("load", hosts=1_000)
-    query = f"{QUERY}&limit=1000"
+    query = f"{QUERY}&limit=1000"  # what Nova asks for; half of the hosts, so that answers are compared with all
     for hosts, most in ((1_000, 1.5e-3), (10_000, 2.5e-3), (100_000, 8e-3)):
         ours = Ours(f"sqlite:///{folder}/{hosts}.db", "uneven", hosts, **usual())
         peer, ratio = None, None
         if hosts == 1_000:
             for turn in range(10):
-                mine, theirs = ours.select(), nova.run("select", query=query)
+                mine, theirs = ours.select(), nova.run("select", query=f"{QUERY}&limit=2000")
                 if mine != theirs:
                     raise Unequal(f"selection {turn}: ours {mine}, Nova's {theirs}")
             peer = statistics.median(
@@ -128,7 +106,7 @@ def one_instance(bench: Bench, folder: Path) -> None:
             ratio=ratio,
             must=most * 1e3,
             met=p50 <= most and (ratio is None or ratio >= 100),
-            note=f"at most; {cpu * 1e3:.2f} ms of CPU time, p99 {p99 * 1e3:.2f} ms; the peer must take 100 times as long",
+            note=f"at most; {cpu * 1e3:.2f} ms of CPU time, p99 {p99 * 1e3:.2f} ms; the peer must take 100 times that",
         )
         bench.record(
             f"the same, p99 : p50, {hosts:,} hosts", ours=p99 / p50, must=4, met=p99 <= 4 * p50, note="at most"

@@ -56,7 +56,7 @@ def load(hosts):
 def select(query):
     """Choose and claim a host, with two alternates; their names, the chosen one first."""
     by_root = {}
-    for allocations, mappings in placement.find(query):
+    for allocations, _ in placement.find(query):
         by_root.setdefault(state["root_of"][next(iter(allocations))], []).append(allocations)
     spec = nova_objects.RequestSpec(ignore_hosts=None, force_hosts=None, force_nodes=None)
     hosts = [state["states"][root] for root in by_root]

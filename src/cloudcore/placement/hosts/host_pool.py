@@ -8,6 +8,7 @@ thousands of hosts cost little, however few are needed, and none is left out bec
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from heapq import heapify, heappop, heappush
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
@@ -36,10 +37,19 @@ if TYPE_CHECKING:
     from cloudcore.placement.search.matching import BlockMatch
     from cloudcore.placement.search.search import Search
 
-__all__ = ["HostPool", "PoolOptions"]
+__all__ = ["HostPool", "PoolOptions", "Segment"]
 
 _FIRST_BEST = 32
 """Hosts that are put in order first; eight times as many follow each time that more are needed."""
+
+
+@attrs.frozen(eq=False)
+class Segment:
+    """What was worked out for the matching hosts of one block: it holds as long as hosts and match are the same."""
+
+    hosts: HostColumns
+    match: BlockMatch
+    values: NDArray[Any]
 
 
 @attrs.frozen(kw_only=True)
@@ -73,6 +83,7 @@ class HostPool:
         filters: Of the cloud, whose answers are remembered, and of the request, whose answers are not.
         group: The group of the instances, with its members.
         start: Given n, a number below n: on equal weights the hosts from there on come first.
+        known: What was worked out for an equal request, of each block; brought up to date.
     """
 
     def __init__(
@@ -84,8 +95,10 @@ class HostPool:
         filters: tuple[Sequence[Filter], Sequence[Filter]],
         group: HostGroup | None,
         start: Callable[[int], int],
+        known: dict[Any, list[Segment]],
     ) -> None:
         self._search = search
+        self._known = known
         self._options = options
         self._group = group
         self._members = Counter(group.members) if group is not None else Counter[str]()
@@ -97,36 +110,58 @@ class HostPool:
         self._trees = [match.trees for _, match in matches]
         self._firsts = np.concatenate(([0], np.cumsum([len(trees) for trees in self._trees]))).astype(np.intp)
         self.size = int(self._firsts[-1])
-        self._passing = self._all(self._mask, np.dtype(np.bool_))
-        self._cells = self._all(lambda hosts, _: hosts.cells, np.dtype(np.int32))
-        self._domains = self._all(lambda hosts, _: hosts.domains, np.dtype(np.int32))
+        self._passing = self._all(
+            "passing", self._mask, np.dtype(np.bool_), keep=all(map(_is_kept, self._kept_filters))
+        )
+        self._narrow()
+        self._cells = self._all("cells", lambda hosts: hosts.cells, np.dtype(np.int32))
+        self._domains = self._all("domains", lambda hosts: hosts.domains, np.dtype(np.int32))
         self._beyond = 0
         self.scales: tuple[Scale, ...] = ()
         self.weights = self._weigh()
         self._start = start(self.size) if self.size else 0
 
-    def _all(self, of: Callable[[HostColumns, BlockMatch], NDArray[Any]], kind: np.dtype[Any]) -> NDArray[Any]:
-        """One array over all matching hosts from one over each block."""
+    def _all(
+        self, key: Any, of: Callable[[HostColumns], NDArray[Any]], kind: np.dtype[Any], *, keep: bool = True
+    ) -> NDArray[Any]:
+        """One array over all matching hosts from one over each block, worked out where a block changed."""
         if not self._of_block:
             return np.empty(0, dtype=kind)
-        return np.concatenate([of(hosts, match)[match.trees] for hosts, match in self._of_block])
+        before = self._known.get(key, ()) if keep else ()
+        known = {id(segment.match): segment for segment in before}
+        segments = []
+        for hosts, match in self._of_block:
+            segment = known.get(id(match))
+            if segment is None or segment.hosts is not hosts or segment.match is not match:
+                segment = Segment(hosts, match, of(hosts)[match.trees])
+            segments.append(segment)
+        if keep:
+            self._known[key] = segments
+        return np.concatenate([segment.values for segment in segments])
 
     # --- all at once -------------------------------------------------------------------------------------------------
 
-    def _mask(self, hosts: HostColumns, _: BlockMatch) -> Mask:
+    def _mask(self, hosts: HostColumns) -> Mask:
+        """What does not depend on the request."""
         passing: Mask = hosts.cells >= 0
-        for refuse in (*self._kept_filters, *self._own_filters):
+        for refuse in self._kept_filters:
             over = over_of(refuse)
             if over is not None:
                 passing = passing & over(hosts)
-        allowed = self._allowed(hosts)
-        return passing if allowed is None else passing & allowed
+        return passing
 
-    def _allowed(self, hosts: HostColumns) -> Mask | None:
+    def _narrow(self) -> None:
+        """What the request says beside: its own filters, and its group."""
+        for refuse in self._own_filters:
+            over = over_of(refuse)
+            if over is not None:
+                self._passing &= self._all(refuse, over, np.dtype(np.bool_), keep=False)
+        hard = self._group if self._group is not None and self._group.hard else None
+        if hard is not None and any(self._members.values()):
+            self._passing &= self._all("group", partial(self._allowed, hard), np.dtype(np.bool_), keep=False)
+
+    def _allowed(self, group: HostGroup, hosts: HostColumns) -> Mask:
         """Where a hard policy allows one more member."""
-        group = self._group
-        if group is None or not group.hard or not any(self._members.values()):
-            return None
         allowed = np.full(hosts.size, group.policy is AffinityPolicy.ANTI_AFFINITY)
         for root in self._members:
             for host in hosts.places([root]):
@@ -164,7 +199,7 @@ class HostPool:
     def _values(self, weigher: Weigher, so_far: NDArray[np.float64]) -> NDArray[np.float64]:
         over = over_of(weigher)
         if over is not None:
-            return self._all(lambda hosts, _: over(hosts), np.dtype(np.float64))
+            return self._all(weigher, over, np.dtype(np.float64), keep=_is_kept(weigher))
         values = np.full(self.size, np.nan)
         if _is_kept(weigher):
             for at, (hosts, match) in enumerate(self._of_block):

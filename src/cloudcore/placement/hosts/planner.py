@@ -17,7 +17,7 @@ from cloudcore.errors import (
 )
 from cloudcore.placement.hosts.alternates import choose_alternates
 from cloudcore.placement.hosts.assignment import Assignment, assign_best
-from cloudcore.placement.hosts.host_pool import HostPool, PoolOptions
+from cloudcore.placement.hosts.host_pool import HostPool, PoolOptions, Segment
 from cloudcore.placement.hosts.remaining_capacity import RemainingCapacity, Room
 from cloudcore.placement.search.matching import RememberedMatches
 
@@ -116,6 +116,14 @@ class Plan:
     hands: Sequence[Sequence[Pick]]
 
 
+@attrs.frozen(eq=False)
+class _Remembered:
+    """What was worked out for a request, in case that an equal one follows."""
+
+    matches: RememberedMatches
+    segments: dict[Any, list[Segment]] = attrs.field(factory=dict)
+
+
 @attrs.frozen(kw_only=True)
 class Planner:
     """What a cloud wants of its hosts; see :class:`~cloudcore.placement.HostSelector` for the fields."""
@@ -127,7 +135,7 @@ class Planner:
     subset: int
     choose: Callable[[int], int]
     seed: Callable[[int], int]
-    _matches: dict[int, RememberedMatches] = attrs.field(factory=dict, init=False)
+    _requests: dict[int, _Remembered] = attrs.field(factory=dict, init=False)
 
     def _tree_for(self, asked: HostRequest) -> PlacementTree:
         """The tree to search: as it is, or where something is freed by the move itself, a fork without that."""
@@ -170,6 +178,8 @@ class Planner:
         )
         if len(assignment.picks) < (1 if asked.partial else len(asked.instances)):
             raise self._no_host(asked, search, pool, assignment, lost)
+        if not asked.alternates:
+            return Plan(assignment, [()] * len(assignment.picks))
         picked = {pick.host.view.root: pick.host for pick in assignment.picks}
         ranking = pool.ranking(list(picked.values()), len(asked.instances) * asked.alternates)
         assignment = attrs.evolve(assignment, ranking=ranking, in_domains=pool.in_domains)
@@ -177,7 +187,8 @@ class Planner:
 
     def _pool(self, search: Search, asked: HostRequest) -> HostPool:
         table = self.options.table.of(search.columns)
-        matches = zip(table, search.matches(self._remembered(search.compiled)), strict=True)
+        remembered = self._remembered(search.compiled)
+        matches = zip(table, search.matches(remembered.matches), strict=True)
         return HostPool(
             search,
             [(hosts, match) for hosts, match in matches if match is not None],
@@ -185,15 +196,16 @@ class Planner:
             filters=(self.filters, asked.filters),
             group=asked.group,
             start=self.seed,
+            known=remembered.segments,
         )
 
-    def _remembered(self, compiled: CompiledRequest) -> RememberedMatches:
+    def _remembered(self, compiled: CompiledRequest) -> _Remembered:
         """What is remembered of an equal request, of the last few."""
-        remembered = self._matches.get(id(compiled))
-        if remembered is None or remembered.compiled is not compiled:
-            for old in list(self._matches)[: 1 - _REQUESTS]:
-                self._matches.pop(old, None)
-            remembered = self._matches[id(compiled)] = RememberedMatches(compiled)
+        remembered = self._requests.get(id(compiled))
+        if remembered is None or remembered.matches.compiled is not compiled:
+            for old in list(self._requests)[: 1 - _REQUESTS]:
+                self._requests.pop(old, None)
+            remembered = self._requests[id(compiled)] = _Remembered(RememberedMatches(compiled))
         return remembered
 
     def _no_host(
