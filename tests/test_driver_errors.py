@@ -377,6 +377,8 @@ def test_asynchronous_engines_and_drivers_are_refused(sqlite_database):
         (1047, True, OutcomeUnknown),
         (1180, False, OutcomeUnknown),
         (1213, True, DatabaseBusy),
+        (1205, True, DatabaseBusy),
+        (1054, True, SchemaMismatch),
         (1317, True, OutcomeUnknown),
         (1836, False, DatabaseUnavailable),
         (2055, False, DatabaseUnavailable),

@@ -172,10 +172,14 @@ def session_is_lost(original: object, dialect: str) -> bool:
 
 
 def _undecided(kind: Kind, dialect: str, original: object) -> bool:
-    """Whether an error of this kind at COMMIT leaves it open if the transaction took effect."""
+    """Whether an error of this kind at COMMIT leaves it open if the transaction took effect.
+
+    COMMIT may be the end of a block of statements; what only a statement before it can raise was no commit.
+    """
     if kind == "gone":  # a session that had idled too long was over before COMMIT reached it
         return getattr(original, "sqlstate", None) not in {"25P03", "57P05"}
-    return dialect in {"mysql", "mariadb"} and kind != "constraint" and _number(original) not in {1213, 1020}
+    decided = kind in {"constraint", "missing", "unprepared"} or _number(original) in {1020, 1205, 1213}
+    return dialect in {"mysql", "mariadb"} and not decided
 
 
 def _kind(error: sa.exc.DBAPIError, dialect: str) -> Kind:
