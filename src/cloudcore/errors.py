@@ -52,7 +52,8 @@
     │   ├── VolumeBusy                          another attach or detach of this volume is in flight
     │   ├── HypervisorUnavailable (ConnectionError)
     │   ├── GuestBusy                           the guest takes no change at this moment
-    │   └── DeadlineExceeded (TimeoutError)
+    │   ├── DeadlineExceeded (TimeoutError)
+    │   └── Overloaded                          this process has too much to do; for HTTP a 503 with Retry-After
     ├── OutcomeUnknown                        it may or may not have happened; ask by operation id
     ├── Cancelled                             the caller ended it
     ├── MissingExtra (ImportError)            an optional package; the message holds the pip line
@@ -129,6 +130,7 @@ __all__ = [
     "OperationMismatch",
     "OrphanedDevice",
     "OutcomeUnknown",
+    "Overloaded",
     "PolicyDenied",
     "ProviderNotFound",
     "Refused",
@@ -541,6 +543,12 @@ class GuestBusy(Unavailable):
 
 class DeadlineExceeded(Unavailable, TimeoutError):
     """Not done within *seconds*. What was asked may still be going on unless the text says otherwise."""
+
+    seconds: float | None
+
+
+class Overloaded(Unavailable):
+    """The call waited for *seconds* in its own process, for its turn or for a connection, and nothing was done."""
 
     seconds: float | None
 

@@ -11,11 +11,11 @@ import pytest
 
 from cloudcore.database import open_engine
 from cloudcore.listing import Cell, CellState, Query
-from cloudcore.listing.cells.completion import CompletionQueue
 from cloudcore.listing.cells.connections import PooledConnection
 from cloudcore.listing.cells.in_flight import RequestsInFlight
 from cloudcore.listing.cells.pool import ConnectionPool
 from cloudcore.listing.cells.promptness import PROMPT, STALL, Promptness
+from cloudcore.listing.cells.workers import CompletionQueue
 from tests.listing.conftest import THINGS, things
 from tests.listing.test_faults import NEVER, rows
 

@@ -21,6 +21,7 @@ from cloudcore.errors import (
     InvalidCursor,
     InvalidQuery,
 )
+from cloudcore.listing.cells.admission import Admission
 from cloudcore.listing.cells.backends import Backend, SharedBreakers
 from cloudcore.listing.cells.breakers import BreakerPolicy, Breakers, BreakerView
 from cloudcore.listing.cells.in_flight import ask_all
@@ -58,6 +59,8 @@ T = TypeVar("T")
 _EVERYTHING = Query()
 _UNTOLD = CellReport(name="", state=CellState.SKIPPED)
 """Keeps the place of a cell that is being asked."""
+_TURNS = 1
+"""Calls that work at once. Two fight over the interpreter's lock with all their threads, and finish no sooner."""
 _SHORTEST_KEY = 16
 _STATEMENTS, _QUERIES = 8_000_000, 4_000_000
 """Characters of SQL and bytes of queries that are kept for the next page."""
@@ -97,7 +100,8 @@ class CellRouter:
         deadline: Seconds within which a cell must answer, unless the cell has its own.
         breaker: When a failing cell is left alone.
         hedging: How replicas are used.
-        threads: Statements under way at once, at most.
+        threads: Cells asked at once, at most, by all calls together. A call for which there is no room waits its turn,
+            for *deadline* seconds at most.
         cursor_keys: Secrets that cursors are signed with (HMAC-SHA256): a server that hands cursors to strangers gives
             one, and reads only its own back. The first signs, all are accepted, so that a key can be replaced while
             walks go on. At least 16 bytes each.
@@ -127,7 +131,12 @@ class CellRouter:
         self._breakers = SharedBreakers(Breakers(breaker), clock)
         self._workers = Workers(threads)
         self._services = RouterServices(
-            start=self._workers.run, clock=clock, directory=directory, cursor_keys=_keys(cursor_keys)
+            start=self._workers.run,
+            clock=clock,
+            directory=directory,
+            admission=Admission(_TURNS, threads, clock),
+            patience=deadline,
+            cursor_keys=_keys(cursor_keys),
         )
         self._statements = statement_cache(_STATEMENTS)
         self._prepared: GenerationCache[Query, PreparedQuery] = GenerationCache(_QUERIES, lambda each: each.weight)
@@ -486,3 +495,4 @@ class CellRouter:
             InvariantViolated: It does not.
         """
         self._breakers.check()
+        self._services.admission.check()

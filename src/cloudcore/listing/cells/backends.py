@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from cloudcore._forks import when_forked
 from cloudcore.listing.cells.hedging import HedgePolicy, Hedger
 from cloudcore.listing.cells.pool import ConnectionPool
-from cloudcore.listing.cells.promptness import Promptness
+from cloudcore.listing.cells.promptness import Distance, Promptness
 from cloudcore.listing.values import CellStatus
 from cloudcore.observability import event
 
@@ -109,6 +109,7 @@ class Backend:
             for database in (cell.database, *cell.replicas)
         ]
         self.promptness = Promptness(self.pool.local)
+        self.distance = Distance()
         self._plain = self.pool.mine and not cell.options
         self._breakers = breakers
         self._hedger = Hedger(hedging) if cell.replicas else None
@@ -162,6 +163,7 @@ class Backend:
 
     def succeed(self, seconds: float) -> None:
         """It has answered."""
+        self.distance.answered(seconds)
         self._answered_at = self._clock()
         self._breakers.succeed(self.cell.name)
         if self._hedger is not None:

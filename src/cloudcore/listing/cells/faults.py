@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cloudcore.errors import DatabaseError, SchemaMismatch, StatementRefused, Transient, UnreadableValue
+from cloudcore.errors import DatabaseError, Overloaded, SchemaMismatch, StatementRefused, Transient, UnreadableValue
 
 __all__ = ["held_against", "refusal"]
 
@@ -31,7 +31,7 @@ _SQL_OF_MYSQL = frozenset(
 
 def held_against(error: Exception) -> bool:
     """Whether *error* counts for the cell's breaker: a connection, a time-out or a server that failed."""
-    if isinstance(error, StatementRefused | UnreadableValue | SchemaMismatch):
+    if isinstance(error, StatementRefused | UnreadableValue | SchemaMismatch | Overloaded):
         return False
     return isinstance(error, Transient | DatabaseError)
 

@@ -15,20 +15,22 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from cloudcore._cancellation import Cancellation
-from cloudcore.errors import Cancelled, CloudcoreError, DeadlineExceeded, StatementRefused, Transient
-from cloudcore.listing.cells.completion import CompletionQueue
+from cloudcore.errors import Cancelled, CloudcoreError, DeadlineExceeded, Overloaded, StatementRefused, Transient
+from cloudcore.listing.cells.admission import FAR, LENDING
 from cloudcore.listing.cells.faults import held_against
 from cloudcore.listing.cells.promptness import STALL
 from cloudcore.listing.cells.requests import Attempt, Request
 from cloudcore.listing.cells.serial import FEWEST, SerialExecutor
+from cloudcore.listing.cells.workers import CompletionQueue
 from cloudcore.listing.values import CellReport, CellState
 from cloudcore.observability import teller
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from cloudcore.listing.cells.admission import Turn
     from cloudcore.listing.cells.backends import Backend
-    from cloudcore.listing.cells.completion import Receiver
+    from cloudcore.listing.cells.workers import Receiver
 
 __all__ = ["CellOutcome", "RequestsInFlight", "ask_all"]
 
@@ -69,6 +71,7 @@ class RequestsInFlight:
         clock: Monotonic seconds.
         serial: Whether cells that answer at once may share a thread, and a single one the caller's; for statements of
             which none is known to take long.
+        turn: The call's, lent to others while it waits long.
     """
 
     def __init__(
@@ -78,8 +81,10 @@ class RequestsInFlight:
         start: Callable[[Callable[[], None]], None],
         clock: Callable[[], float] = time.monotonic,
         serial: bool = False,
+        turn: Turn | None = None,
     ) -> None:
         self.backends = backends
+        self.turn = turn
         self.outcomes = {name: CellOutcome() for name in backends}
         self._start, self._clock, self._serial = start, clock, serial
         self._answers = CompletionQueue[Attempt | SerialExecutor]()
@@ -97,13 +102,13 @@ class RequestsInFlight:
         backend = self.backends[cell]
         now = self._clock()
         patience = backend.patience()
-        limit = now + (backend.deadline if seconds is None else seconds)
+        seconds = backend.deadline if seconds is None else seconds
         request = Request(
             cell,
             backend,
             work,
             began=now,
-            limit=limit,
+            seconds=seconds,
             hedge_at=None if patience is None else now + patience,
             tell=self._tell,
         )
@@ -152,9 +157,17 @@ class RequestsInFlight:
 
         Raises:
             Cancelled: The call under way was cancelled. Its statements are stopped, and no cell is blamed.
+            Overloaded: A cell could not be asked in time for want of threads or connections: no cell is blamed.
         """
-        with self._cancellable():
-            return self._wait(least)
+        try:
+            with self._cancellable():
+                done = self._wait(least)
+        except Overloaded:
+            self.stop()
+            raise
+        if self.turn is not None:
+            self.turn.take_back()
+        return done
 
     @contextlib.contextmanager
     def _cancellable(self) -> Iterator[None]:
@@ -184,7 +197,13 @@ class RequestsInFlight:
         while self._requests and not done:
             pause = max(0.0, self._wake - self._clock())
             enough = max(1, min(least, len(self._requests)))
-            taken = self._answers.take(enough, pause if self._executor is None else min(pause, STALL))
+            if self._executor is not None:
+                pause = min(pause, STALL)
+            lending = self._lending()
+            taken = self._answers.take(enough, min(pause, lending))
+            if self.turn is not None and not taken and lending < pause:
+                self.turn.lend()
+                continue
             if self._cancellation is not None:
                 self._cancellation.check()  # before the failures of what was aborted are held against cells
             for answer in taken:
@@ -195,6 +214,14 @@ class RequestsInFlight:
                 if not done and self._wake <= (now := self._clock()):
                     done += self._overdue(now)
         return done
+
+    def _lending(self) -> float:
+        """Seconds after which the turn is lent to others, if nothing comes."""
+        if self.turn is None or not self.turn.working:
+            return math.inf
+        if any(request.backend.distance.seconds > FAR for request in self._requests.values()):
+            return 0.0
+        return max(0.0, self._attentive + LENDING - self._clock())
 
     def _take(self, answer: Attempt | SerialExecutor, done: list[tuple[str, Any, CloudcoreError | None]]) -> None:
         if isinstance(answer, SerialExecutor):
@@ -248,6 +275,11 @@ class RequestsInFlight:
         late: list[tuple[str, Any, CloudcoreError | None]] = []
         for cell, request in list(self._requests.items()):
             if request.limit <= now:
+                if request.started is None:
+                    raise Overloaded(
+                        f"{cell} could not be asked within {request.seconds:g} s: no thread or connection was free",
+                        seconds=request.seconds,
+                    )
                 self._close(cell, request)
                 late.append((cell, None, _late(request)))
             elif request.hedge_at is not None and request.hedge_at <= now:
@@ -266,6 +298,8 @@ class RequestsInFlight:
         cell = request.cell
         if self._requests.get(cell) is not request or attempt not in request.attempts:
             return  # it was given up, or another database of the cell was faster
+        if isinstance(attempt.error, Overloaded):
+            raise attempt.error
         if attempt.error is None:
             self._close(cell, request)
             request.backend.succeed(attempt.seconds)
@@ -284,7 +318,7 @@ class RequestsInFlight:
     def _close(self, cell: str, request: Request) -> None:
         del self._requests[cell]
         outcome = self.outcomes[cell]
-        outcome.seconds += self._clock() - request.began
+        outcome.seconds += 0.0 if request.started is None else self._clock() - request.started
         for attempt in request.attempts:
             outcome.statements += attempt.statements
             attempt.drop()
@@ -305,7 +339,7 @@ class RequestsInFlight:
 
 
 def _late(request: Request) -> DeadlineExceeded:
-    seconds = request.limit - request.began
+    seconds = request.seconds
     return DeadlineExceeded(f"no answer within {seconds:g} s", seconds=seconds)
 
 
@@ -317,9 +351,10 @@ def ask_all(
     clock: Callable[[], float],
     seconds: float | None = None,
     serial: bool = False,
+    turn: Turn | None = None,
 ) -> tuple[dict[str, Any], dict[str, CellOutcome], dict[str, CloudcoreError]]:
     """Ask every cell the same at once: results of those that answered, what became of each, and the errors."""
-    requests = RequestsInFlight(backends, start=start, clock=clock, serial=serial)
+    requests = RequestsInFlight(backends, start=start, clock=clock, serial=serial, turn=turn)
     for cell in backends:
         requests.send(cell, work(cell), seconds=seconds)
     requests.go()

@@ -19,7 +19,7 @@ from cloudcore.database.forking import part_when_forked
 from cloudcore.errors import (
     CloudcoreError,
     DatabaseUnavailable,
-    DeadlineExceeded,
+    Overloaded,
     StatementRefused,
     UnreadableValue,
 )
@@ -108,13 +108,16 @@ class ConnectionPool:
                     self._database = Database(self._source)
             return self._database
 
-    def acquire(self, limit: float, *, fresh: bool = False) -> PooledConnection:
+    def acquire(
+        self, limit: float, *, fresh: bool = False, waits: Callable[[bool], None] | None = None
+    ) -> PooledConnection:
         """A connection; give it to :meth:`release` or :meth:`blame`. Waits for a free one until the instant *limit*.
 
-        With *fresh* the idle ones are closed first: one of them was dead, so the others are too.
+        With *fresh* the idle ones are closed first: one of them was dead, so the others are too. *waits* is called with
+        True before it waits for one, and with False after.
 
         Raises:
-            DeadlineExceeded: None became free.
+            Overloaded: None became free: that is no fault of the database.
             DatabaseUnavailable, DatabaseError: The database cannot be reached.
         """
         if fresh:
@@ -124,7 +127,7 @@ class ConnectionPool:
         except IndexError:
             pass
         engine = self.engine
-        kept = self._enter(limit)
+        kept = self._enter(limit, waits)
         if kept is not None:
             return kept
         try:
@@ -171,10 +174,16 @@ class ConnectionPool:
             self.scrap(pooled)
         return typed
 
-    def _enter(self, limit: float) -> PooledConnection | None:
+    def _enter(self, limit: float, waits: Callable[[bool], None] | None) -> PooledConnection | None:
         """Wait for an idle connection, or for the right to open one (None)."""
         with self._free:
+            if self._room and not self._idle:
+                self._room -= 1
+                return None
             self._waiting += 1
+            began = self._clock()
+            if waits is not None:
+                waits(True)
             try:
                 while True:
                     with contextlib.suppress(IndexError):
@@ -184,9 +193,16 @@ class ConnectionPool:
                         return None
                     left = limit - self._clock()
                     if left <= 0 or not self._free.wait(left):
-                        raise DeadlineExceeded("all connections to the cell are busy; give the cell more connections")
+                        waited = self._clock() - began
+                        raise Overloaded(
+                            f"all {self._connections} connections to the cell were busy for {waited:.3g} s: "
+                            "give the cell more, or send fewer calls at once",
+                            seconds=waited,
+                        )
             finally:
                 self._waiting -= 1
+                if waits is not None:
+                    waits(False)
 
     def _open(self, engine: Engine) -> PooledConnection:
         proxied = engine.raw_connection()

@@ -1,8 +1,8 @@
-"""Whether a cell answers at once, judged by its last answers. Pure."""
+"""How soon a cell answers, judged by its last answers. Pure."""
 
 from __future__ import annotations
 
-__all__ = ["PROMPT", "STALL", "Promptness"]
+__all__ = ["PROMPT", "STALL", "Distance", "Promptness"]
 
 STALL = 0.004
 """Seconds after which a serial executor is looked at, and of an answer that did not come at once."""
@@ -55,3 +55,33 @@ class Promptness:
         """It did not answer at once, or nobody knows whether it would have."""
         self.proven, self._strikes = False, 0
         self._until, self._pause = now + self._pause, min(self._pause * self.GROWTH, self.LONGEST)
+
+
+class Distance:
+    """The least time in which a cell has answered lately: what is on the way, whatever else the machine does.
+
+    Shared by threads: a race loses an answer.
+    """
+
+    WINDOW = 50
+    """Answers after which the older ones are forgotten."""
+
+    __slots__ = ("_before", "_count", "_least")
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._least = self._before = 0.0
+
+    def answered(self, seconds: float) -> None:
+        """An answer took so long."""
+        if self._count % self.WINDOW == 0:
+            self._before = self._least if self._count else seconds
+            self._least = seconds
+        elif seconds < self._least:
+            self._least = seconds
+        self._count += 1
+
+    @property
+    def seconds(self) -> float:
+        """The least of the last answers; 0 before the first."""
+        return min(self._before, self._least)

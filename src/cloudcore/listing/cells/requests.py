@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Dialect
 
     from cloudcore.listing.cells.backends import Backend
-    from cloudcore.listing.cells.completion import Receiver
     from cloudcore.listing.cells.connections import PooledConnection, Take
     from cloudcore.listing.cells.pool import ConnectionPool
+    from cloudcore.listing.cells.workers import Receiver
     from cloudcore.listing.query.indexes import TableLayout
 
 __all__ = ["Attempt", "Request"]
@@ -38,7 +38,7 @@ class Attempt:
     """
 
     __slots__ = (
-        "_clock", "_work", "answers", "began", "dropped", "error", "limit", "pool", "pooled", "request", "result",
+        "_clock", "_work", "answers", "began", "dropped", "error", "pool", "pooled", "request", "result",
         "seconds", "statements", "warm",
     )  # fmt: skip
 
@@ -49,7 +49,7 @@ class Attempt:
         answers: Receiver[Attempt],
         clock: Callable[[], float],
     ) -> None:
-        self.request, self.pool, self.limit = request, pool, request.limit
+        self.request, self.pool = request, pool
         self._work, self.answers, self._clock = request.work, answers, clock
         self.pooled: PooledConnection | None = None
         self.statements = 0
@@ -58,9 +58,21 @@ class Attempt:
         self.error: CloudcoreError | None = None
         self.began = self.seconds = 0.0
 
+    @property
+    def limit(self) -> float:
+        """The monotonic instant to give up at."""
+        return self.request.limit
+
+    def _waits(self, waiting: bool) -> None:
+        """The cell's clock stands while the attempt waits for one of our own connections."""
+        if self.request.attempts == [self]:
+            self.request.started = None if waiting else self._clock()
+
     def __call__(self) -> None:
         """Run in a worker. Never raises."""
         self.began = self._clock()
+        if self.request.started is None:
+            self.request.started = self.began
         try:
             if not self.dropped:
                 self.result = self._work(self)
@@ -137,7 +149,7 @@ class Attempt:
 
         A connection kept from before may have died with its server, which may be back: then once more with a new one.
         """
-        pooled = self.pool.acquire(self.limit)
+        pooled = self.pool.acquire(self._clock() + self.request.seconds, waits=self._waits)
         while True:
             self.warm, self.pooled = pooled.used, pooled
             try:
@@ -147,7 +159,7 @@ class Attempt:
                 blamed = self.pool.blame(pooled, error)
                 if self.dropped or not self.warm or not isinstance(blamed, DatabaseUnavailable):
                     raise blamed from error
-                pooled = self.pool.acquire(self.limit, fresh=True)
+                pooled = self.pool.acquire(self.limit, fresh=True, waits=self._waits)
                 continue
             except BaseException:  # the caller's own thread was interrupted
                 self.pool.scrap(pooled)
@@ -167,7 +179,7 @@ class Attempt:
 class Request:
     """What is under way to one cell: one attempt, or two when a replica was asked as well (a hedged request)."""
 
-    __slots__ = ("attempts", "backend", "began", "cell", "hedge_at", "limit", "pools", "tell", "work")
+    __slots__ = ("attempts", "backend", "began", "cell", "hedge_at", "pools", "seconds", "started", "tell", "work")
 
     def __init__(
         self,
@@ -176,13 +188,20 @@ class Request:
         work: Callable[[Attempt], Any],
         *,
         began: float,
-        limit: float,
+        seconds: float,
         hedge_at: float | None,
         tell: Callable[..., None] | None = None,
     ) -> None:
         self.tell = tell
         self.cell, self.backend, self.work = cell, backend, work
-        self.began, self.limit, self.hedge_at = began, limit, hedge_at
+        self.began, self.seconds, self.hedge_at = began, seconds, hedge_at
+        self.started: float | None = None
+        """When the cell was really asked; None while the request waits for a thread or a connection of ours."""
         self.pools = list(backend.pools)
         """Databases not yet asked."""
         self.attempts: list[Attempt] = []
+
+    @property
+    def limit(self) -> float:
+        """The monotonic instant at which the cell is late, if it has been asked, else our own process."""
+        return (self.began if self.started is None else self.started) + self.seconds

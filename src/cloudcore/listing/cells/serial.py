@@ -13,8 +13,8 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cloudcore.listing.cells.completion import Receiver
     from cloudcore.listing.cells.requests import Attempt
+    from cloudcore.listing.cells.workers import Receiver
 
 __all__ = ["FEWEST", "SerialExecutor"]
 

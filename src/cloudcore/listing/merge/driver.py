@@ -12,6 +12,7 @@ from cloudcore.listing.values import CellState
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from cloudcore.listing.cells.admission import Turn
     from cloudcore.listing.cells.backends import Backend
     from cloudcore.listing.merge.merging import Entry, Fetch, Merge
     from cloudcore.listing.merge.services import RouterServices
@@ -48,6 +49,10 @@ class MergeDriver:
         self._requests = RequestsInFlight(backends, start=services.start, clock=services.clock, serial=True)
         self._settle, self._patient = services.settle, patient
         self._starved: set[str] = set()
+
+    def work_by(self, turn: Turn | None) -> None:
+        """From now on wait for cells by lending *turn*."""
+        self._requests.turn = turn
 
     @property
     def outcomes(self) -> dict[str, CellOutcome]:

@@ -19,6 +19,7 @@ from cloudcore.listing.values import CellReport, Fetching, Page, Record
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from cloudcore.listing.cells.admission import Turn
     from cloudcore.listing.cells.backends import Backend
     from cloudcore.listing.cells.requests import Attempt
     from cloudcore.listing.merge.merging import Entry
@@ -74,9 +75,15 @@ class Pager:
 
         Raises:
             CellUnavailable: ``require="all"`` and some cell did not answer.
+            Overloaded: Too many other calls were under way for too long.
         """
+        with self._services.turn(len(self._backends)) as turn:
+            return self._page(turn)
+
+    def _page(self, turn: Turn) -> Page:
+        self._driver.work_by(turn)
         self._driver.run()
-        rows = self._winners() if self._keys_first else {}
+        rows = self._winners(turn) if self._keys_first else {}
         self._driver.stop()
         merge = self._merge
         entries = merge.taken()
@@ -154,12 +161,12 @@ class Pager:
     _lost: frozenset[str] = frozenset()
     """Cells that gave keys but not the rows: nothing of them counts as given out."""
 
-    def _winners(self) -> dict[str, Any]:
+    def _winners(self, turn: Turn) -> dict[str, Any]:
         """Whole rows of the winners by key. Where rows vanished meanwhile, further winners take their places."""
         found: dict[str, Any] = {}
         wanted = self._merge.taken()
         while wanted:
-            found.update(self._fetch_rows(wanted))
+            found.update(self._fetch_rows(wanted, turn))
             gone = sum(
                 self._merge.cell_of(each) not in self._lost and self._merge.key_of(each) not in found for each in wanted
             )
@@ -171,7 +178,7 @@ class Pager:
             wanted = self._merge.taken()[before:]
         return found
 
-    def _fetch_rows(self, entries: list[Entry]) -> dict[str, Any]:
+    def _fetch_rows(self, entries: list[Entry], turn: Turn) -> dict[str, Any]:
         keys: dict[str, list[str]] = defaultdict(list)
         for entry in entries:
             cell = self._merge.cell_of(entry)
@@ -184,6 +191,7 @@ class Pager:
             start=self._services.start,
             clock=self._services.clock,
             serial=True,
+            turn=turn,
         )
         for cell, outcome in outcomes.items():
             mine = self._driver.outcomes[cell]

@@ -11,7 +11,9 @@ from cloudcore.listing.query.kinds import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from contextlib import AbstractContextManager
 
+    from cloudcore.listing.cells.admission import Admission, Turn
     from cloudcore.listing.cells.directory import Directory
     from cloudcore.listing.query.prepared import PreparedQuery
 
@@ -25,7 +27,14 @@ class RouterServices:
     start: Callable[[Callable[[], None]], None]
     clock: Callable[[], float]
     directory: Directory | None
+    admission: Admission
+    patience: float
+    """Seconds that a call waits in line."""
     cursor_keys: tuple[bytes, ...] = ()
+
+    def turn(self, cells: int) -> AbstractContextManager[Turn]:
+        """A call's turn to work, with so many cells."""
+        return self.admission.turn(cells, self.patience)
 
     def settle(self, prepared: PreparedQuery, keys: Iterable[str]) -> Mapping[str, str]:
         """The cells that own records found in two.

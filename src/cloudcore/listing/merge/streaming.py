@@ -43,7 +43,8 @@ class Stream(Iterator[Record]):
         start: Cursor,
         on_progress: Callable[[int], None] | None = None,
     ) -> None:
-        self._prepared, self._start, self._keys = prepared, start, services.cursor_keys
+        self._services, self._prepared, self._start = services, prepared, start
+        self._keys = services.cursor_keys
         self._others = dict(reports)
         self._progress = on_progress
         batch = max(16, min(1000, _BUFFERED // max(1, len(backends))))
@@ -84,7 +85,7 @@ class Stream(Iterator[Record]):
             self._cancelled = False
             self.close()
             raise Cancelled(f"the listing was cancelled after {self._count} records")
-        block = [] if self._ended else self._driver.advance()
+        block = [] if self._ended else self._next_block()
         insist(self._prepared.query, self.cells)
         if not block:
             self._ended = True
@@ -94,6 +95,14 @@ class Stream(Iterator[Record]):
             self._progress(self._count)
         self._block = iter(block)
         return next(self._block)
+
+    def _next_block(self) -> list[Entry]:
+        with self._services.turn(len(self._names)) as turn:
+            self._driver.work_by(turn)
+            try:
+                return self._driver.advance()
+            finally:
+                self._driver.work_by(None)
 
     @property
     def cells(self) -> Mapping[str, CellReport]:
