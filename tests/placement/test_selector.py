@@ -8,7 +8,15 @@ from collections import Counter
 import pytest
 
 from cloudcore.errors import AlreadyExists, ConsumerNotFound, InvalidRequest, NoValidHost, OperationMismatch
-from cloudcore.placement import HostGroup, HostSelector, PlacementTree, Selection, SelectionReport, reschedule
+from cloudcore.placement import (
+    AllocationLedger,
+    HostGroup,
+    HostSelector,
+    PlacementTree,
+    Selection,
+    SelectionReport,
+    reschedule,
+)
 from cloudcore.placement.hosts import ignore_hosts
 from cloudcore.placement.hosts.planner import Planner
 from tests.placement.ledger_worlds import overdue, uuid_of
@@ -330,3 +338,30 @@ def test_shared_storage_is_counted_once_by_an_alternate_too(cloud: Cloud) -> Non
     assert cloud.ledger.usages(provider=pool) == {"DISK_GB": 10}
     cloud.ledger.revert_move(migration)
     assert cloud.ledger.allocations(chosen.instance) == chosen.primary.allocations
+
+
+@pytest.mark.parametrize(("asked", "moves"), [(30, True), (20, True), (31, False)])
+def test_an_instance_leaves_its_host_though_a_shared_pool_is_over_its_capacity(ledger_database, asked, moves) -> None:
+    """The pool was made smaller. What the instance holds of it may move along; nothing more is given."""
+    rack = uuid_of("rack")
+    tree, ledger = PlacementTree.open(ledger_database), AllocationLedger(ledger_database)
+    for name in ("cn1", "cn2", "cn3"):
+        tree.add(name, inventory={"VCPU": 8}, aggregates=[rack])
+    tree.add("pool", inventory={"DISK_GB": 100}, traits=["MISC_SHARES_VIA_AGGREGATE"], aggregates=[rack])
+    selector = HostSelector(tree, ledger, cell_of=lambda root: None if root.name == "pool" else "cell1")
+    one, _ = (
+        selector.select("resources=VCPU:2,DISK_GB:30", project_id="p", user_id="u", alternates=0)[0] for _ in range(2)
+    )
+    tree.refresh()
+    tree.set_inventory("pool", {"DISK_GB": 50})
+    request, migration = f"resources=VCPU:2,DISK_GB:{asked}", uuid_of(f"migration-{asked}")
+    if moves:
+        moved = selector.select_destination(one.instance, migration, request)
+        assert moved.primary.root != one.primary.root
+        ledger.confirm_move(migration)
+        assert ledger.allocations(one.instance)[tree.provider("pool").uuid] == {"DISK_GB": asked}
+    else:
+        with pytest.raises(NoValidHost, match="counted as free: 30 DISK_GB of pool, which the instance itself holds"):
+            selector.select_destination(one.instance, migration, request)
+    ledger.check()
+    tree.close()

@@ -50,6 +50,7 @@ class SelectionReport:
         lost: Claims that were not granted, oldest first.
         placed: Instances of the request that had a host when the rest had none.
         without_cell: Hosts that were not looked at, since ``cell_of`` gave None for them.
+        freed: What the instance that moves holds of shared pools, in words: the numbers of *search* count it as free.
     """
 
     search: Any
@@ -57,6 +58,7 @@ class SelectionReport:
     lost: tuple[str, ...] = ()
     placed: int = 0
     without_cell: int = 0
+    freed: tuple[str, ...] = ()
 
     def as_fields(self) -> dict[str, Any]:
         """The same for structured logs, of the first hundred hosts and the last ten claims."""
@@ -65,6 +67,7 @@ class SelectionReport:
             "filtered": dict(sorted(self.filtered.items())[:100]),
             "lost": list(self.lost[-10:]),
             "placed": self.placed,
+            "freed": list(self.freed),
         }
 
     def summary(self) -> str:
@@ -78,6 +81,8 @@ class SelectionReport:
         if len(self.filtered) > 5:
             parts.append(f"and {len(self.filtered) - 5} more hosts")
         parts += self.lost[-3:]
+        if self.freed:
+            parts.append(f"counted as free: {', '.join(self.freed)}, which the instance itself holds")
         return "; ".join(part for part in parts if part)
 
 
@@ -144,8 +149,13 @@ class Planner:
             return self.tree
         fork = self.tree.what_if()
         for provider, amounts in asked.freed.items():
-            used = fork.usage(provider)
-            fork.set_usage(provider, {name: max(0, n - amounts.get(name, 0)) for name, n in used.items()})
+            given = fork.provider(provider).inventories
+            used = {
+                # over its capacity a pool grants nothing more; but what is held there may change hands
+                name: max(0, min(n, given[name].capacity) - amounts[name]) if name in amounts else n
+                for name, n in fork.usage(provider).items()
+            }
+            fork.set_usage(provider, used)
         return fork
 
     def search(self, request: ResourceRequest, tree: PlacementTree | None = None) -> Search:
@@ -223,6 +233,11 @@ class Planner:
             lost=tuple(self.named(refusal) for refusal in lost),
             placed=len(assignment.picks),
             without_cell=sum(int((hosts.cells < 0).sum()) for hosts in table),
+            freed=tuple(
+                f"{amount} {name} of {self.tree.provider(provider).name}"
+                for provider, amounts in sorted(asked.freed.items())
+                for name, amount in sorted(amounts.items())
+            ),
         )
         return NoValidHost(
             f"{len(assignment.picks)} of {len(asked.instances)} instances have a host: {report.summary()}",
