@@ -52,8 +52,7 @@ class RememberedMatches:
     """What blocks had for one request, on the state that it was asked for last."""
 
     compiled: CompiledRequest
-    about: Any = None
-    blocks: dict[int, tuple[Block, BlockMatch | None]] = attrs.field(factory=dict)
+    state: tuple[Any, dict[int, tuple[Block, BlockMatch | None]]] = (None, {})  # one value: threads share it
 
 
 _REMEMBERED = 64  # condition masks a block keeps; a byte for each row
@@ -146,12 +145,13 @@ class Matcher:
         """What each block has, in the order of the forest; blocks that have not changed are not looked at again."""
         sharing = self.columns.sharing
         about = (self.trees, self._shared, sharing and (sharing.index, sharing.by_aggregate, sharing.root_numbers))
-        before = remembered.blocks if remembered.about == about else {}
+        known_about, known_blocks = remembered.state
+        before = known_blocks if known_about == about else {}
         after: dict[int, tuple[Block, BlockMatch | None]] = {}
         for block in self.columns.blocks:
             known = before.get(id(block))
             after[id(block)] = known if known is not None and known[0] is block else (block, self.match(block))
-        remembered.about, remembered.blocks = about, after
+        remembered.state = (about, after)
         return [match for _, match in after.values()]
 
     def match(self, block: Block, first: int = 0, last: int | None = None) -> BlockMatch | None:
