@@ -266,6 +266,36 @@ def test_mariadbs_zero_date_is_blamed_by_name(listing):
     assert (report.error_type, "'zero'" in report.error) == ("UnreadableValue", True)
 
 
+@pytest.mark.parametrize(
+    ("type_", "value"), [(sa.DateTime(), "infinity"), (sa.Date(), "-infinity"), (sa.DateTime(), "20000-01-01")]
+)
+def test_instants_beyond_pythons_are_blamed_by_name(listing, type_, value):
+    """The driver itself cannot read them, so the query could be taken for the culprit."""
+    router, _ = listing(["postgresql", "sqlite"], type_, [None, None])
+    engine, table = router._backends["c0"].pool.engine, router.source.table.name
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"INSERT INTO {table} VALUES ('endless', '{value}')")
+    for query in (Query(sort=["v"]), Query(where={"id": {"ne": "x"}}), Query(where={"id": ["endless", "i001"]})):
+        page = router.page(query)
+        report = page.cells["c0"]
+        assert "i001" in {record.id for record in page.records}
+        assert (report.state, report.error_type, report.transient) == (CellState.DOWN, "UnreadableValue", False)
+        assert "endless" in report.error
+    assert router.breaker("c0").failures == 0
+    assert router.page(Query(columns=["id"])).complete
+
+
+def test_text_that_is_none_is_blamed_by_name(listing):
+    router, _ = listing(["sqlite", "sqlite"], sa.String(40), ["a", "b"])
+    raw(router, [("bad", "x")])
+    table = router.source.table.name
+    with router._backends["c0"].pool.engine.begin() as connection:
+        connection.exec_driver_sql(f"UPDATE {table} SET v = CAST(X'ff41' AS TEXT) WHERE id = 'bad'")
+    page = router.page(Query(where={"id": {"ne": "x"}}))
+    assert page.cells["c0"].error_type == "UnreadableValue"
+    assert [record.id for record in page.records if record.cell == "c1"] == ["i001"]
+
+
 def test_a_copy_is_recognised_whatever_form_its_key_has(databases, routers):
     """PostgreSQL gives UUIDs as objects, SQLite as 32 digits."""
     table = sa.Table("keyed", sa.MetaData(), sa.Column("uuid", sa.Uuid(), primary_key=True), sa.Column("v", sa.Integer))

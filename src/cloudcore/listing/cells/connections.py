@@ -11,6 +11,8 @@ import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cloudcore._forks import when_forked
+from cloudcore.errors import UnreadableValue
+from cloudcore.listing.cells.faults import unreadable
 from cloudcore.listing.cells.regex import RegexFunction
 from cloudcore.listing.query.dialects import dialect_name
 
@@ -114,7 +116,7 @@ class PooledConnection:
         """All rows of one statement, as the driver gives them; *limit* is the monotonic instant to give up at."""
         self.limit = limit
         self._execute(text, parameters)
-        rows: list[tuple[Any, ...]] = self._in_turn(self.cursor.fetchall) if self.local else self.cursor.fetchall()
+        rows: list[tuple[Any, ...]] = self._fetched(self.cursor.fetchall)
         return rows if rows.__class__ is list else list(rows)
 
     def run_until(self, take: Take, text: str, parameters: Any, limit: float) -> tuple[list[tuple[Any, ...]], bool]:
@@ -123,7 +125,7 @@ class PooledConnection:
             return self.run(text, parameters, limit), False
         self.limit = limit
         self._execute(text, parameters)
-        rows, cut = self._in_turn(lambda: take(self.cursor))
+        rows, cut = self._fetched(lambda: take(self.cursor))
         if cut:
             self.cursor.close()  # ends the statement, and with it the lock on the file
             self.cursor = self.connection.cursor()
@@ -134,6 +136,32 @@ class PooledConnection:
             self.regex.require()
             self.regex.error = None
         self.cursor.execute(text, parameters)
+
+    def _fetched(self, read: Callable[[], T]) -> T:
+        """What *read* gives.
+
+        Raises:
+            UnreadableValue: The driver cannot read a value, such as PostgreSQL's infinite timestamp.
+        """
+        try:
+            return self._in_turn(read) if self.local else read()
+        except Exception as error:
+            if (self.regex is None or self.regex.error is None) and unreadable(error):
+                raise UnreadableValue(f"{error}{self._culprit()}") from error
+            raise
+
+    def _culprit(self) -> str:
+        """The row that psycopg could not read, as the server sent it; nothing with other drivers."""
+        result = getattr(self.cursor, "pgresult", None)
+        if result is None:
+            return ""
+        number = 0
+        with contextlib.suppress(Exception):
+            self.cursor.scroll(0, mode="absolute")
+            for number in range(result.ntuples):  # noqa: B007 - where it stops
+                self.cursor.fetchone()
+        values = [result.get_value(number, place) or b"NULL" for place in range(result.nfields)]
+        return f"; in the row {b', '.join(values).decode(errors='replace'):.300}"
 
     def _in_turn(self, read: Callable[[], T]) -> T:
         reading = _READING.lock

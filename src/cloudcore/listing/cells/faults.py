@@ -10,7 +10,7 @@ from typing import Any
 
 from cloudcore.errors import DatabaseError, Overloaded, SchemaMismatch, StatementRefused, Transient, UnreadableValue
 
-__all__ = ["held_against", "refusal"]
+__all__ = ["held_against", "refusal", "unreadable"]
 
 _MISSING_TABLE = frozenset({"42P01", "3F000", "42501"})
 """No fault of the SQL: the tables are not there, or not for us."""
@@ -34,6 +34,13 @@ def held_against(error: Exception) -> bool:
     if isinstance(error, StatementRefused | UnreadableValue | SchemaMismatch | Overloaded):
         return False
     return isinstance(error, Transient | DatabaseError)
+
+
+def unreadable(error: Exception) -> bool:
+    """Whether *error*, raised while rows were fetched, says that the driver cannot read a value that is there."""
+    if isinstance(error, UnicodeDecodeError | ValueError | OverflowError) or "Could not decode to UTF-8" in str(error):
+        return True
+    return type(error).__name__ == "DataError" and getattr(error, "sqlstate", None) is None
 
 
 def refusal(error: Exception, dialect: str, database: str) -> StatementRefused | None:
