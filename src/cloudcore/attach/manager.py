@@ -480,9 +480,11 @@ class AttachmentManager:
 
         Interrupted detaches are finished; interrupted attaches are finished if the guest has the disk and undone if
         not; guests that had not let go are asked again. What somebody alive is at work on is left alone, and so is what
-        happened on hosts that are not served here, unless the fencer has evidence that they are dead.
+        happened on hosts that are not served here or cannot be reached, unless the fencer has evidence that they are
+        dead.
 
-        May be called at any time, twice, and by several processes at once.
+        May be called at any time, twice, and by several processes at once. Where a lease of another machine has expired
+        it waits once, for about as long as a lease lasts, to see that nobody renews it.
 
         Returns:
             What was settled, what had to be left and why.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self
 from cloudcore._values import normalise_uuid, require_text
 from cloudcore.errors import AlreadyExists, HypervisorUnavailable, InvalidArgument
 from cloudcore.hypervisor.disks.guests import GuestState, Hint
-from cloudcore.hypervisor.disks.memory_driver import LockedGuest, MemoryDriver, MemoryGuest, Unplug
+from cloudcore.hypervisor.disks.memory_driver import Fault, LockedGuest, MemoryDriver, MemoryGuest, Unplug
 from cloudcore.hypervisor.disks.operations import DiskOperations
 from cloudcore.hypervisor.disks.xml import SECRET_KINDS
 from cloudcore.hypervisor.facts.host import HostFacts, NumaCell, PagePool, StoragePool
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cloudcore.disks import DetachOutcome, Disk, DiskState
     from cloudcore.hypervisor.disks.memory_driver import MemoryFaults
 
-__all__ = ["MemoryHypervisor"]
+__all__ = ["Fault", "MemoryHypervisor"]
 
 
 def _default_facts(host: str) -> HostFacts:
