@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from cloudcore.database import Database
 
-__all__ = ["count_members", "forget_groups", "group_of", "join", "keeping_policy", "lock_group"]
+__all__ = ["count_members", "forget_groups", "group_of", "hosts_of", "join", "keeping_policy", "lock_group"]
 
 _HOLDERS = """
 SELECT DISTINCT held.member, COALESCE(provider.root_id, provider.id) FROM (
@@ -124,6 +124,11 @@ WHERE provider.uuid IN {marks} AND NOT EXISTS (
 """
 
 
+def hosts_of(session: Session, providers: Iterable[str]) -> set[str]:
+    """The roots (uuid) of *providers*; pools that hosts share are none."""
+    return {root for (root,) in session.in_parts(_HOSTS, sorted(providers))}
+
+
 @contextmanager
 def keeping_policy(session: Session, instance: str, destination: Iterable[str]) -> Iterator[None]:
     """While the block gives *instance* what it holds of the providers of *destination*, its group keeps its policy.
@@ -144,7 +149,7 @@ def keeping_policy(session: Session, instance: str, destination: Iterable[str]) 
     yield
     if group.hard:
         members = count_members(session, group, without=[instance])
-        for (root,) in session.in_parts(_HOSTS, sorted(destination)):
+        for root in hosts_of(session, destination):
             if (reason := group.refuses(root, members)) is not None:
                 raise GroupViolation(f"instance {instance}, host {root}: {reason}", root=root, rule=str(group.policy))
 

@@ -188,13 +188,15 @@ def write(
     *,
     history: bool,
     must_exist: bool = False,
+    reshaping: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Make the consumers of *targets* hold what their targets say; the move of an instance follows.
 
-    With *must_exist* each of them must hold something now.
+    With *must_exist* each of them must hold something now. *reshaping*: a migration may be named too, whose source has
+    another form from now on.
 
     Raises:
-        InUse: A consumer is a migration that holds the source of a move.
+        InUse: A consumer is a migration that holds the source of a move (in a reshape: not whole).
         InvalidTransition: An instance's move is overdue, and it would take something else.
         ConsumerNotFound: *must_exist*, and a consumer holds nothing.
     """
@@ -206,25 +208,38 @@ def write(
     both = dict(targets)
     settled: list[Move] = []
     for migration, record in records.items():
+        move = record.move
         if migration in targets:
-            raise InUse(
-                f"consumer {migration} holds the source of a move of instance {record.move.instance}; confirm, "
-                f"revert or abandon the move",
-                identifier=migration,
-                users=(record.move.instance,),
-                kind="move",
-            )
-        if record.move.state is MoveState.AWAITING_PROOF:
-            continue
-        instance = record.move.instance
-        after, source = _follow(record, targets[instance], rows[instance], operation_id)
-        settled.append(after)
+            if not (reshaping and _is_whole(move) and targets[migration].allocations):
+                raise _held_by(move)
+            story = (*move.story, f"reshape of the source ({operation_id})")
+            record = attrs.evolve(record, move=attrs.evolve(move, source=targets[migration].allocations, story=story))
+        after, source = record.move, None
+        if move.instance in targets and move.state is not MoveState.AWAITING_PROOF:
+            after, source = _follow(record, targets[move.instance], rows[move.instance], operation_id)
+        if after is not move:
+            settled.append(after)
         if source is not None:
             both[migration] = source
     result = apply_targets(session, operation_id, event, rows, both, history=history)
     for after in settled:
         _save(session, after)
     return {uuid: result[uuid] for uuid in targets}
+
+
+def _is_whole(move: Move) -> bool:
+    """Whether the migration holds the source as it is, none of it counted together with the destination."""
+    return move.overlap == "sum" and not move.shared
+
+
+def _held_by(move: Move) -> InUse:
+    return InUse(
+        f"consumer {move.migration} holds the source of a move of instance {move.instance}; confirm, revert or abandon "
+        f"the move",
+        identifier=move.migration,
+        users=(move.instance,),
+        kind="move",
+    )
 
 
 def lock(session: Session, consumers: Collection[str]) -> dict[str, ConsumerRow]:
@@ -275,8 +290,8 @@ def _follow(record: _Record, target: Target, row: ConsumerRow, operation_id: str
 def _save(session: Session, move: Move) -> None:
     failpoint("ledger.moves.update")
     session.run(
-        "UPDATE moves SET state = ?, destination = ?, story = ?, updated_at = {now} WHERE migration = ?",
-        (str(move.state), to_json(move.destination), to_json(move.story), move.migration),
+        "UPDATE moves SET state = ?, source = ?, destination = ?, story = ?, updated_at = {now} WHERE migration = ?",
+        (str(move.state), to_json(move.source), to_json(move.destination), to_json(move.story), move.migration),
     )
 
 

@@ -61,7 +61,9 @@ def reshape(session: Session, operation_id: str, asked: Reshape, *, history: boo
     for uuid, number in providers.items():
         _put_inventories(session, number, asked.inventories[uuid], present.get(number, set()))
     written = (
-        ledger_moves.write(session, operation_id, "reshape", asked.targets, history=history) if asked.targets else {}
+        ledger_moves.write(session, operation_id, "reshape", asked.targets, history=history, reshaping=True)
+        if asked.targets
+        else {}
     )
     for uuid, number in providers.items():
         for name in sorted(present.get(number, set()) - asked.inventories[uuid].keys()):

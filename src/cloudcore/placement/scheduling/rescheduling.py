@@ -36,12 +36,12 @@ from cloudcore.errors import (
 from cloudcore.placement.ledger import host_groups
 from cloudcore.placement.ledger import moves as ledger_moves
 from cloudcore.placement.ledger.writes import Target, in_uuids, missing
-from cloudcore.placement.rules.claims import normalise_allocations
+from cloudcore.placement.rules.claims import normalise_allocations, total_by_class
 from cloudcore.placement.rules.moves import MoveEvent
 from cloudcore.placement.tables import host_attempts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy.engine import Connection
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from cloudcore.placement.allocation_ledger import AllocationLedger
     from cloudcore.placement.hosts.selection import HostChoice, Selection
     from cloudcore.placement.ledger.session import Session
+    from cloudcore.placement.rules.claims import Allocations
     from cloudcore.placement.rules.groups import HostGroup
 
 __all__ = [
@@ -137,15 +138,17 @@ _REFUSALS = (CapacityExceeded, UnitViolation, ProviderNotFound, InventoryNotFoun
 
 
 def next_choices(
-    selection: Selection, held: Mapping[str, Mapping[str, int]], tried: Sequence[str] = ()
+    selection: Selection, held: Mapping[str, Mapping[str, int]], tried: Sequence[str] = (), hosts: Collection[str] = ()
 ) -> tuple[HostChoice, tuple[HostChoice, ...]]:
     """The choice whose allocations are *held*, and those after it whose roots are not among *tried*. Pure.
+
+    A host that was reshaped since gives the same amounts by other providers: *hosts* are the roots of what is held.
 
     Raises:
         GenerationConflict: What is held is no choice of the selection.
     """
     for place, choice in enumerate(selection.choices):
-        if choice.allocations == held:
+        if choice.allocations == held or (choice.root in hosts and _same_amounts(choice.allocations, held)):
             later = selection.choices[place + 1 :]
             return choice, tuple(other for other in later if other.root not in tried)
     raise GenerationConflict(
@@ -153,6 +156,10 @@ def next_choices(
         "it was rescheduled or moved by somebody else",
         identifier=selection.instance,
     )
+
+
+def _same_amounts(one: Allocations, other: Allocations) -> bool:
+    return total_by_class(one) == total_by_class(other)
 
 
 def reschedule(
@@ -241,7 +248,8 @@ class _Work:
         if host_groups.group_of(session, self.selection.instance) != group:
             raise self._regrouped()
         story = self._story(session)
-        present, later = next_choices(self.selection, held, [attempt.root for attempt in story])
+        tried = [attempt.root for attempt in story]
+        present, later = next_choices(self.selection, held, tried, host_groups.hosts_of(session, held))
         story.append(self._note(session, operation_id, present, "failed", self.failure.reason))
         if self.failure.kind is FailureKind.ABORT:
             later = ()
