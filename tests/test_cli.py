@@ -279,6 +279,15 @@ def test_usage_by_type_and_of_a_provider(cloud: str, capsys: pytest.CaptureFixtu
     assert "INSTANCE" in capsys.readouterr().out
 
 
+def test_holders_of_a_provider_and_of_all_below_it(cloud: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _json(capsys, ["holders", "cn1", "--database", cloud]) == []
+    (one,) = _json(capsys, ["holders", "cn1", "--tree", "--database", cloud])  # type: ignore[misc]
+    assert (one["consumer"], one["name"], one["resources"]) == (INSTANCE, "cn1-numa0", {"VCPU": 8})
+    assert main(["holders", "cn1-numa0", "--database", cloud]) == 0
+    assert INSTANCE in capsys.readouterr().out
+    assert main(["holders", "cn9", "--database", cloud]) == 1
+
+
 def test_audit_finds_and_heal_mends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "cloud.db"
     url = f"sqlite:///{path}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Iterable
 from typing import Any
 
 from placement_api import schemas
@@ -49,15 +50,20 @@ def candidate_request(call: Call, cloud: Cloud) -> ResourceRequest:
         raise Problem(
             400, 'The "group_policy" parameter is required when specifying more than one "resources{N}" parameter.'
         )
-    for draft in drafts.values():
-        cloud.require_classes(draft["resources"], "Invalid resource class in resources parameter: ")
-        cloud.require_traits(_traits_of(draft))
-    cloud.require_traits([*wide["root_required"], *wide["root_forbidden"]])
     try:
         groups = {suffix: RequestGroup(**draft) for suffix, draft in drafts.items()}
         return ResourceRequest(groups, limit=int(limits[0]) if limits else None, **wide)
     except InvalidRequest as error:
-        raise Problem(400, f"Invalid query string parameters: {error}", BAD_VALUE) from error
+        for draft in drafts.values():
+            require_names(cloud, draft["resources"], _traits_of(draft))
+        require_names(cloud, (), wide["root_required"] | wide["root_forbidden"])
+        raise Problem(400, f"{START}{error}", BAD_VALUE) from error
+
+
+def require_names(cloud: Cloud, classes: Iterable[str], traits: Iterable[str]) -> None:
+    """Refuse what nobody made, in Placement's words."""
+    cloud.require_classes(classes, "Invalid resource class in resources parameter: ")
+    cloud.require_traits(traits)
 
 
 def _group(call: Call, suffix: str) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""``usage``: what is in use, by whom."""
+"""``usage`` and ``holders``: what is in use, by whom."""
 
 from __future__ import annotations
 
 import click
 
-from cloudcore.cli.frame import Output, database_option, output_option
+from cloudcore.cli.frame import Output, as_json, database_option, output_option
 from cloudcore.placement import AllocationLedger, PlacementTree
 
 __all__ = ["COMMANDS"]
@@ -52,4 +52,24 @@ def usage(
     return 0
 
 
-COMMANDS = (usage,)
+@click.command()
+@click.argument("provider")
+@click.option("--tree", "whole", is_flag=True, help="Of all providers below it, too.")
+@database_option
+@output_option
+def holders(provider: str, database: str, output: Output, *, whole: bool) -> int:
+    """Say who holds what of PROVIDER (uuid or name) now."""
+    with PlacementTree.open(database) as forest, AllocationLedger(database) as ledger:
+        chosen = forest.subtree(provider) if whole else [forest.provider(provider)]
+        found = [(each, holder) for each in chosen for holder in ledger.holders(each.uuid)]
+    rows = [
+        (holder.consumer, holder.consumer_type, holder.project_id, each.name, name, amount)
+        for each, holder in found
+        for name, amount in holder.resources.items()
+    ]
+    output.table(("consumer", "type", "project", "provider", "class", "holds"), rows)
+    output.document([{"provider": each.uuid, "name": each.name, **as_json(holder)} for each, holder in found])
+    return 0
+
+
+COMMANDS = (usage, holders)
