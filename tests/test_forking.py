@@ -17,6 +17,7 @@ from tests.services._host import REPOSITORY
 
 SERVERS = pytest.mark.parametrize("dialect", ["postgresql", "mariadb"], indirect=True)
 SESSION = {"postgresql": "SELECT pg_backend_pid()", "mariadb": "SELECT connection_id()"}
+SESSION |= dict.fromkeys(("mysqldb", "mariadbconnector"), SESSION["mariadb"])
 
 
 def forked(work, patience: float = 30.0) -> str:
@@ -150,7 +151,7 @@ print("both live")
 """
 
 
-@SERVERS
+@pytest.mark.parametrize("dialect", ["postgresql", "mariadb", "mysqldb", "mariadbconnector"], indirect=True)
 @pytest.mark.parametrize("child", ["uses", "leaves"])
 def test_orderly_end_of_the_child_says_no_farewell_to_the_server(database_url, dialect, child):
     command = [sys.executable, "-c", LEAVES, database_url, SESSION[dialect], child]

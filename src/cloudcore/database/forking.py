@@ -68,8 +68,11 @@ def _lead_nowhere(connection: Any) -> None:
 
 
 def _descriptor(connection: Any) -> int:
-    found = getattr(connection, "fileno", None)
-    if found is None:
-        found = connection._sock.fileno  # noqa: SLF001 - PyMySQL has no other way to it
-    descriptor: int = found()
+    """The number of a connection's socket: each driver has its own way to it."""
+    if hasattr(connection, "fileno"):  # psycopg, mysqlclient
+        descriptor: int = connection.fileno()
+    elif hasattr(connection, "_get_socket"):  # MariaDB's own
+        descriptor = connection._get_socket()  # noqa: SLF001 - its public property makes a second owner, which would close it
+    else:
+        descriptor = connection._sock.fileno()  # noqa: SLF001 - PyMySQL
     return descriptor
