@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["FAR", "LENDING", "Admission", "Turn"]
 
-LENDING = 0.03
+LENDING = 0.1
 """Seconds for which a call keeps its turn while it waits for cells that usually answer sooner."""
-FAR = 0.003
+FAR = 0.008
 """Seconds that even the fastest answers of a cell take when it is far away: then the turn is lent at once."""
 
 
