@@ -207,3 +207,18 @@ def test_the_search_has_a_bound_beside_that_of_each_host() -> None:
 def test_bounds_are_whole_numbers(bound: str, value: object) -> None:
     with pytest.raises(InvalidRequest, match=bound):
         PlacementTree().candidates("resources=VCPU:1", **{bound: value})
+
+
+def test_a_hopeless_part_is_not_tried_again_with_every_way_to_fill_another() -> None:
+    """Ports on NICs of different sizes can be filled in thousands of ways; the disks cannot be filled in any."""
+    tree = PlacementTree()
+    root = tree.add("cn0", inventory={"VCPU": 64})
+    for number in range(8):
+        tree.add(f"nic{number}", parent=root, inventory={"SRIOV_NET_VF": 40 + number})
+    for number in range(12):
+        tree.add(f"disk{number}", parent=root, inventory={"CUSTOM_NVME": 4})
+    ports = "&".join(f"resources_p{n}=SRIOV_NET_VF:{11 + n}" for n in range(6))
+    disks = "&".join(f"resources_d{n}=CUSTOM_NVME:{2 + n % 2}" for n in range(18))
+    search = tree.candidates(f"resources=VCPU:1&{ports}&{disks}&group_policy=none", max_steps_per_host=400)
+    assert not list(search)
+    assert not search.undecided
