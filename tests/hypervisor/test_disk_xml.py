@@ -22,6 +22,7 @@ from cloudcore.disks import (
     RbdSource,
 )
 from cloudcore.errors import HypervisorError, InvalidDisk, LimitExceeded
+from cloudcore.hypervisor.disks.places import pick_target, pick_unit
 from cloudcore.hypervisor.disks.xml import (
     alias_of,
     check_disk,
@@ -29,8 +30,6 @@ from cloudcore.hypervisor.disks.xml import (
     disk_xml,
     domain_disks,
     effective,
-    pick_target,
-    pick_unit,
     secret_xml,
 )
 

@@ -52,7 +52,8 @@ from cloudcore.errors import (
 from cloudcore.hypervisor.disks.detaching import Detacher, Request
 from cloudcore.hypervisor.disks.guests import GuestDriver, GuestState, GuestView, Scope, TargetTaken
 from cloudcore.hypervisor.disks.orphans import OrphanRepair
-from cloudcore.hypervisor.disks.xml import check_disk, differences, effective, pick_target, pick_unit, volume_of
+from cloudcore.hypervisor.disks.places import pick_target, pick_unit
+from cloudcore.hypervisor.disks.xml import check_disk, differences, effective, volume_of
 from cloudcore.hypervisor.timeouts import time_left, time_limit
 
 if TYPE_CHECKING:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import re
-import string
-from typing import TYPE_CHECKING
 
 import attrs
 
 from cloudcore._values import normalise_uuid
 from cloudcore.disks import BlockSource, Disk, DiskBus, DiskSource, FileSource, IscsiSource, RbdSource
-from cloudcore.errors import HypervisorError, InvalidArgument, InvalidDisk, LimitExceeded
+from cloudcore.errors import HypervisorError, InvalidArgument, InvalidDisk
 from cloudcore.hypervisor._xml import Element, attribute, number, parse, text, to_text
 from cloudcore.hypervisor.disks.options_xml import (
     check_options,
@@ -25,11 +23,9 @@ from cloudcore.hypervisor.disks.options_xml import (
     read_limits,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
-
 __all__ = [
     "KEPT",
+    "PREFIXES",
     "SECRET_KINDS",
     "DiskEntry",
     "alias_of",
@@ -39,18 +35,14 @@ __all__ = [
     "disk_xml",
     "domain_disks",
     "effective",
-    "pick_target",
-    "pick_unit",
     "removed_disks",
     "same_bytes",
     "secret_xml",
     "volume_of",
 ]
 
-_PREFIXES = {DiskBus.VIRTIO: "vd", DiskBus.SCSI: "sd", DiskBus.SATA: "sd", DiskBus.USB: "sd", DiskBus.IDE: "hd"}
-_MOST = {DiskBus.IDE: 4, DiskBus.SCSI: 256}
+PREFIXES = {DiskBus.VIRTIO: "vd", DiskBus.SCSI: "sd", DiskBus.SATA: "sd", DiskBus.USB: "sd", DiskBus.IDE: "hd"}
 _TARGET = re.compile(r"(?:vd|sd|hd|xvd)[a-z]{1,3}\Z")
-_COLD_ONLY = frozenset({DiskBus.IDE, DiskBus.SATA})
 _CACHES = frozenset({"none", "writethrough", "writeback", "directsync", "unsafe", "default"})
 _DIRECT = frozenset({"none", "directsync"})
 _IO = frozenset({"native", "threads", "io_uring"})
@@ -116,9 +108,9 @@ def check_disk(disk: Disk) -> None:
     ):
         if value is not None and value not in known:
             raise InvalidDisk(f"{field}: {value!r} is none of {', '.join(sorted(known))}", field=field, value=value)
-    if disk.target is not None and not (_TARGET.match(disk.target) and disk.target.startswith(_PREFIXES[disk.bus])):
+    if disk.target is not None and not (_TARGET.match(disk.target) and disk.target.startswith(PREFIXES[disk.bus])):
         raise InvalidDisk(
-            f"target: {disk.target!r} is no name of a {disk.bus} disk ({_PREFIXES[disk.bus]}a, …)",
+            f"target: {disk.target!r} is no name of a {disk.bus} disk ({PREFIXES[disk.bus]}a, …)",
             field="target",
             value=disk.target,
         )
@@ -141,58 +133,6 @@ def _check_source(source: DiskSource) -> None:
         raise InvalidDisk("source: user and secret_id go together", field="source")
     if isinstance(source, RbdSource) and not source.hosts:
         raise InvalidDisk("source: no monitor of the Ceph cluster is named", field="source")
-
-
-def pick_target(disk: Disk, taken: Collection[str], *, running: bool) -> str:
-    """The device name for *disk* in a guest in which *taken* are in use.
-
-    Raises:
-        InvalidDisk: The name asked for is taken, or the bus takes disks only while the guest is off.
-        LimitExceeded: The bus is full.
-    """
-    if running and disk.bus in _COLD_ONLY:
-        raise InvalidDisk(f"bus: {disk.bus} disks cannot be plugged into a running guest", field="bus", value=disk.bus)
-    prefix = _PREFIXES[disk.bus]
-    used = sum(name.startswith(prefix) for name in taken)
-    limit = _MOST.get(disk.bus)
-    if limit is not None and used >= limit:
-        raise LimitExceeded(f"the guest has {used} of {limit} {disk.bus} disks", what=disk.bus, limit=limit, used=used)
-    if disk.target is not None:
-        if disk.target in taken:
-            raise InvalidDisk(f"target: {disk.target} is in use in the guest", field="target", value=disk.target)
-        return disk.target
-    return next(name for name in _names(prefix) if name not in taken)
-
-
-def pick_unit(disk: Disk, taken: Iterable[Disk | None]) -> int | None:
-    """The SCSI unit for *disk* beside those of *taken*: the one asked for, or the lowest free one. None off SCSI.
-
-    Chosen here, because libvirt gives a controller seven units and then wants another controller.
-
-    Raises:
-        InvalidDisk: The unit asked for is taken.
-        LimitExceeded: The controller is full.
-    """
-    if disk.bus is not DiskBus.SCSI:
-        return None
-    used = {one.unit for one in taken if one is not None}
-    if disk.unit is not None:
-        if disk.unit in used:
-            raise InvalidDisk(f"unit: {disk.unit} is in use in the guest", field="unit", value=disk.unit)
-        return disk.unit
-    limit = _MOST[DiskBus.SCSI]
-    free = next((unit for unit in range(limit) if unit not in used), None)
-    if free is None:
-        raise LimitExceeded(f"the SCSI controller has {limit} of {limit} units in use", what="scsi units", limit=limit)
-    return free
-
-
-def _names(prefix: str) -> Iterator[str]:
-    for length in (1, 2, 3):
-        suffixes = [""]
-        for _ in range(length):
-            suffixes = [known + letter for known in suffixes for letter in string.ascii_lowercase]
-        yield from (prefix + suffix for suffix in suffixes)
 
 
 def disk_xml(disk: Disk | DiskEntry) -> str:
