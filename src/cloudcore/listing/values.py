@@ -1,4 +1,7 @@
-"""What a caller says to the router and hears from it: queries, pages, records. Plain values, no I/O."""
+"""What a caller says to the router and hears from it: queries, pages, records. Plain values, no I/O.
+
+It is one vocabulary, and longer than a module should be because half of it is what the words mean.
+"""
 
 from __future__ import annotations
 
