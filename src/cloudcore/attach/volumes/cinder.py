@@ -1,4 +1,7 @@
-"""Volumes of a real Cinder, through its attachments API: one class, a method for each call of the interface."""
+"""Volumes of a real Cinder, through its attachments API: one class, a method for each call of the interface.
+
+One module because it is one class.
+"""
 
 from __future__ import annotations
 

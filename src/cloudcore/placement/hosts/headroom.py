@@ -4,6 +4,8 @@ What the slots of a request ask of a host is counted apart where they do not dep
 many as its scarcest slot. Where they do (NUMA cells that belong together, groups that keep apart), the candidates of
 the host are combined by branch and bound, once for all hosts that are alike. A pool that many hosts share is a flow
 from hosts to pools.
+
+One module, though a long one: the ways of counting are cases of one question, chosen by one function.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 What can be told from columns is told for all hosts: the match, vectorised filters and weighers, the policy of a group.
 Only then a host is opened: whether the groups of the request fit together on it, and what the caller's filters say. So
 thousands of hosts cost little, however few are needed, and none is left out because of its place in the forest.
+
+One module: what is told of all hosts and of one must agree on who is left.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 The plan is made on one moment of tree and ledger, on a copy: largest first, each onto the fullest host that takes it.
 Nothing is claimed. What the plan cannot place may still fit in another order; it says why it found nothing.
+
+One module, though a long one: what the plan promises its execution keeps, step for step.
 """
 
 from __future__ import annotations

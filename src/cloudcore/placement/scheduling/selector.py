@@ -3,6 +3,8 @@
 The tree proposes, filters and weighers choose, the ledger decides. All the primaries of a request are claimed in one
 transaction, so there is never a part of a request to clean up; a claim that is lost to somebody else tells what is left
 on that provider, and the plan is made again with it.
+
+One module: most of it is the descriptions of two calls; both plan, claim and try again alike.
 """
 
 from __future__ import annotations

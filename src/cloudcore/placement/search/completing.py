@@ -3,6 +3,8 @@
 Slots that have nothing to do with each other are decided apart. Within a part the slot with the fewest choices comes
 first, providers that are alike count as one choice, and a state that was refused is not tried again, whichever alike
 providers led to it. It is bin packing all the same, so each step costs, and :class:`Effort` sets a bound.
+
+One module: the bound, the memory of refused states and the descent share their state.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Why not: for every host that cannot hold a request, what refused it. Worked out when it is asked for. Pure."""
+"""Why not: for every host that cannot hold a request, what refused it. Worked out when it is asked for. Pure.
+
+One module: counting and explaining fall through the same stages.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The search: lazily, tree by tree, over one state of the forest. Pure."""
+"""The search: lazily, tree by tree, over one state of the forest. Pure.
+
+One module: options, one pass over the trees, and what callers ask of it.
+"""
 
 from __future__ import annotations
 
