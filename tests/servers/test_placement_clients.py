@@ -25,10 +25,10 @@ def begin(port: int, **options: Any) -> None:
     urllib.request.urlopen(request, timeout=30).close()
 
 
-@pytest.fixture(scope="module")
-def real_port(clients: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """Port of the real Placement."""
-    url = f"sqlite:///{tmp_path_factory.mktemp('real')}/placement.db"
+@pytest.fixture
+def real_port(clients: Path, tmp_path: Path) -> Iterator[int]:
+    """Port of the real Placement, empty."""
+    url = f"sqlite:///{tmp_path}/placement.db"
     command = [str(clients), str(HERE / "real_placement.py"), url]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout is not None
