@@ -402,3 +402,21 @@ def test_the_scan_of_all_log_lines_finds_a_secret(line):
 def test_the_scan_lets_a_hidden_password_pass():
     logging.getLogger("cloudcore.listing").debug("no answer from postgresql://cloud:***@db/cell1")
     assert not leaks.SCAN.found
+
+
+def test_the_statements_of_a_claim_are_told_without_their_parameters(database, caplog):
+    create_schema(database)
+    with PlacementTree.open(database) as tree:
+        host = tree.add("cn1", inventory={"VCPU": 4}).uuid
+    recorder, consumer = Recorder(), str(uuid.uuid4())
+    ledger = AllocationLedger(database, observer=recorder)
+    with caplog.at_level(logging.INFO, logger="cloudcore"):
+        ledger.claim(consumer, {host: {"VCPU": 1}}, project_id="secret-project", user_id="u")
+    told = [fields for name, fields in recorder.events if name == "placement.statement"]
+    assert any("inventories" in fields["text"] for fields in told)
+    assert not [fields for fields in told if consumer in str(fields) or "secret-project" in str(fields)]
+    recorder.events.clear()
+    quiet = AllocationLedger(database)
+    with caplog.at_level(logging.INFO, logger="cloudcore"):
+        quiet.claim(str(uuid.uuid4()), {host: {"VCPU": 1}}, project_id="p", user_id="u")
+    assert not [record for record in caplog.records if record.event == "placement.statement"]

@@ -20,6 +20,7 @@ import sqlalchemy as sa
 
 from cloudcore._failpoints import failpoint
 from cloudcore.database import session_is_lost
+from cloudcore.database.statement_events import told
 from cloudcore.placement.rules.claims import InventoryRow, Key, Owner, Rewrite, Take
 from cloudcore.placement.storage.changes import record_changes_raw
 
@@ -159,7 +160,7 @@ class Session:
         self.dialect = "mysql" if name == "mariadb" else name
         if within and not connection.in_transaction():
             connection.begin()
-        self.cursor = connection.connection.cursor()
+        self.cursor = told(connection.connection.cursor(), "placement.statement", self.dialect)
         self._uuids: dict[int, str] = {}
         self._ids: dict[str, int] = {}
 
