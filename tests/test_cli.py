@@ -16,7 +16,7 @@ from cloudcore import AttachmentManager, EmbeddedVolumes, _extras, create_schema
 from cloudcore.cli import main
 from cloudcore.errors import MissingExtra
 from cloudcore.listing import Cell, CellRouter, InstanceDirectory, InstanceStore
-from cloudcore.placement import AllocationLedger, PlacementTree
+from cloudcore.placement import AllocationLedger, DrainPlan, PlacementTree
 from tests import services
 
 
@@ -286,6 +286,105 @@ def test_holders_of_a_provider_and_of_all_below_it(cloud: str, capsys: pytest.Ca
     assert main(["holders", "cn1-numa0", "--database", cloud]) == 0
     assert INSTANCE in capsys.readouterr().out
     assert main(["holders", "cn9", "--database", cloud]) == 1
+
+
+def _table(capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
+    return [line.split() for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_drain_is_planned_and_nothing_is_changed(cloud: str, capsys: pytest.CaptureFixture[str]) -> None:
+    drain = ["drain", "cn1", "--dry-run", "--database", cloud]
+    before = _json(capsys, ["holders", "cn1", "--tree", "--database", cloud])
+    assert main(drain) == 0
+    assert _table(capsys) == [["move", "consumer", "from", "to"], ["1", INSTANCE, "cn1", "cn2"]]
+    plan = _json(capsys, [*drain, "--kind", "cold"])
+    assert isinstance(plan, dict)
+    assert plan.keys() == {"uuid", "kind", "moves", "stuck"}
+    assert (plan["kind"], plan["stuck"]) == ("cold", [])
+    assert _json(capsys, ["holders", "cn1", "--tree", "--database", cloud]) == before
+    assert main(["drain", "cn2", "--dry-run", "--database", cloud]) == 0
+    assert capsys.readouterr().out == "nothing is there to move\n"
+
+
+def test_what_cannot_leave_is_said_and_is_exit_code_one(cloud: str, capsys: pytest.CaptureFixture[str]) -> None:
+    other = "22222222-2222-4222-8222-222222222222"
+    with PlacementTree.open(cloud) as tree, AllocationLedger(cloud) as ledger:
+        tree.add("cn3", inventory={"VCPU": 8})
+        root, numa = tree.provider("cn2").uuid, tree.provider("cn2-numa0").uuid
+        ledger.claim(other, {root: {"MEMORY_MB": 64}, numa: {"VCPU": 1}}, project_id="p", user_id="u", expires_in=900)
+    assert main(["drain", "cn1", "cn2", "--dry-run", "--database", cloud]) == 1
+    moves, stuck = capsys.readouterr().out.split("cannot leave")
+    assert [line.split() for line in moves.splitlines()][1:] == [["1", INSTANCE, "cn1", "cn3"]]
+    assert other in stuck
+    assert "pending" in stuck
+    plan = _json(capsys, ["drain", "cn1", "--onto", "cn2", "--dry-run", "--database", cloud], 1)
+    assert isinstance(plan, dict)
+    (one,) = plan["stuck"]
+    assert (one["consumer"], one["source"], plan["moves"]) == (INSTANCE, "cn1", [])
+    assert "VCPU" in one["reason"]
+
+
+def test_a_plan_that_was_printed_can_be_carried_out(cloud: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["drain", "cn1", "--dry-run", "--json", "--database", cloud]) == 0
+    plan = DrainPlan.from_json(capsys.readouterr().out)
+    with AllocationLedger(cloud) as ledger:
+        assert [done.state for done in plan.apply(ledger, lambda move, record: None)] == ["moved"]
+    assert _json(capsys, ["holders", "cn1", "--tree", "--database", cloud]) == []
+
+
+def test_a_drain_itself_moves_nothing_and_needs_hosts_that_are_there(
+    cloud: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["drain", "cn1", "--database", cloud]) == 2
+    assert "the program that owns the guests" in capsys.readouterr().err
+    assert main(["drain", "--dry-run", "--database", cloud]) == 2
+    assert main(["drain", "cn1", "--kind", "resize", "--dry-run", "--database", cloud]) == 2
+    assert main(["drain", "cn9", "--dry-run", "--database", cloud]) == 1
+    assert main(["drain", "cn1", "--onto", "cn9", "--dry-run", "--database", cloud]) == 1
+    assert "cn9" in capsys.readouterr().err
+
+
+def test_the_moves_under_way_are_listed_by_hosts(cloud: str, capsys: pytest.CaptureFixture[str]) -> None:
+    listed = ["moves", "--database", cloud]
+    assert _json(capsys, listed) == []
+    assert main(listed) == 0
+    assert capsys.readouterr().out == "no move is under way\n"
+    migration = "33333333-3333-4333-8333-333333333333"
+    with PlacementTree.open(cloud) as tree, AllocationLedger(cloud) as ledger:
+        pool = tree.add("pool", inventory={"DISK_GB": 100}, traits=["MISC_SHARES_VIA_AGGREGATE"]).uuid
+        there = {tree.provider("cn2-numa0").uuid: {"VCPU": 8}, pool: {"DISK_GB": 10}}
+        move = ledger.begin_move(INSTANCE, migration, there, kind="resize", expires_in=900)
+    assert move.expires_at is not None
+    expires = move.expires_at.isoformat()
+    assert _json(capsys, listed) == [
+        {
+            "migration": migration,
+            "instance": INSTANCE,
+            "kind": "resize",
+            "state": "held",
+            "source_hosts": ["cn1"],
+            "destination_hosts": ["cn2"],
+            "expires_at": expires,
+        }
+    ]
+    assert main(listed) == 0
+    head, row = _table(capsys)
+    assert head == ["migration", "instance", "kind", "state", "from", "to", "expires"]
+    assert row == [migration, INSTANCE, "resize", "held", "cn1", "cn2", expires]
+    with AllocationLedger(cloud) as ledger:
+        ledger.revert_move(migration)
+    assert _json(capsys, listed) == []
+
+
+def test_a_destination_that_was_removed_is_named_by_its_uuid(cloud: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of an evacuation whose instance was released the source is held until it is proved gone, not the destination."""
+    with PlacementTree.open(cloud) as tree, AllocationLedger(cloud) as ledger:
+        gone = tree.add("cn4", inventory={"VCPU": 8}).uuid
+        ledger.begin_move(INSTANCE, "33333333-3333-4333-8333-333333333333", {gone: {"VCPU": 8}}, kind="evacuation")
+        ledger.release(INSTANCE)
+        tree.remove("cn4")
+    (one,) = _json(capsys, ["moves", "--database", cloud])  # type: ignore[misc]
+    assert (one["state"], one["source_hosts"], one["destination_hosts"]) == ("awaiting_proof", ["cn1"], [gone])
 
 
 def test_audit_finds_and_heal_mends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -208,6 +208,41 @@ def test_migration_used_for_another_move_is_refused(ledger, hosts):
         ledger.begin_move(INSTANCE, OTHER, {hosts["e"]: SHAPE})
 
 
+def test_the_moves_under_way_are_listed_in_pages(ledger, hosts):
+    """Held ones and evacuations whose source nobody proved gone; none that has ended."""
+    assert ledger.moves() == []
+    made = {}
+    for number in range(6):
+        instance, migration = uuid_of(f"guest-{number}"), uuid_of(f"move-{number}")
+        ledger.claim(instance, {hosts["s"]: {"VCPU": 1}}, **OWNER)
+        kind = "evacuation" if number == 5 else "cold"
+        expires_in = 900 if number == 4 else None
+        made[migration] = ledger.begin_move(
+            instance, migration, {hosts["d"]: {"VCPU": 1}}, kind=kind, expires_in=expires_in
+        )
+    ledger.confirm_move(uuid_of("move-0"))
+    ledger.revert_move(uuid_of("move-1"))
+    ledger.abandon_move(uuid_of("move-2"))
+    ledger.release(uuid_of("guest-5"))
+    under_way = sorted(uuid_of(f"move-{number}") for number in (3, 4, 5))
+    found = ledger.moves()
+    assert found == [ledger.move(migration) for migration in under_way]
+    assert {move.migration: move.state for move in found}[uuid_of("move-5")] == "awaiting_proof"
+    assert {move.expires_at for move in found} == {None, made[uuid_of("move-4")].expires_at}
+    for limit in (1, 2, 3, 10_000):
+        seen, after = [], None
+        while page := ledger.moves(after=after, limit=limit):
+            assert len(page) <= limit
+            seen += page
+            after = page[-1].migration
+        assert seen == found
+    for limit in (0, 10_001, True, "many"):
+        with pytest.raises(InvalidArgument, match="limit"):
+            ledger.moves(limit=limit)
+    with pytest.raises(InvalidAllocation, match="after"):
+        ledger.moves(after="somewhere")
+
+
 def test_full_destination_changes_nothing(ledger, hosts):
     ledger.claim(INSTANCE, {hosts["s"]: SHAPE}, **OWNER)
     ledger.claim(OTHER, {hosts["d"]: {"VCPU": 6}}, **OWNER)

@@ -69,6 +69,7 @@ class AsyncAllocationLedger(ClosingFacade[AllocationLedger]):
     holders = offloaded(AllocationLedger.holders)
     usages = offloaded(AllocationLedger.usages)
     move = offloaded(AllocationLedger.move)
+    moves = offloaded(AllocationLedger.moves)
     audit = offloaded(AllocationLedger.audit)
 
 

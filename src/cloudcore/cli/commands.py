@@ -15,6 +15,7 @@ from cloudcore.cli.frame import Settings
 from cloudcore.cli.holdings import COMMANDS as HOLDINGS
 from cloudcore.cli.instances import COMMANDS as INSTANCES
 from cloudcore.cli.machine import COMMANDS as MACHINE
+from cloudcore.cli.moving import COMMANDS as MOVING
 from cloudcore.cli.trees import COMMANDS as TREES
 from cloudcore.cli.upkeep import COMMANDS as UPKEEP
 from cloudcore.cli.volumes import COMMANDS as VOLUMES
@@ -65,7 +66,7 @@ def _completion(shell: str) -> int:
     return 0
 
 
-for _commands in (MACHINE, TREES, HOLDINGS, INSTANCES, UPKEEP, VOLUMES):
+for _commands in (MACHINE, TREES, HOLDINGS, MOVING, INSTANCES, UPKEEP, VOLUMES):
     for _command in _commands:
         program.add_command(_command)
 

@@ -136,10 +136,11 @@ def find_move(session: Session, migration: str) -> Move | None:
     return found[0].move if found else None
 
 
-def live_moves(session: Session) -> list[Move]:
-    """Every move that holds something, unlocked."""
-    found = _records(session, "WHERE state IN {marks}", ["awaiting_proof", "held"], lock=False)
-    return [record.move for record in found]
+def live_moves(session: Session, after: str = "", limit: int | None = None) -> list[Move]:
+    """The moves that hold something, unlocked, by migration; those behind *after*, at most *limit* of them."""
+    sql = _COLUMNS + "WHERE state IN ('held', 'awaiting_proof') AND migration > ? ORDER BY migration"
+    rows = session.all(sql, (after,)) if limit is None else session.all(f"{sql} LIMIT ?", (after, limit))
+    return [_record(session, row).move for row in rows]
 
 
 def held_move(session: Session, instance: str) -> Move | None:

@@ -36,7 +36,7 @@ _PAGE = 10_000
 
 
 class LedgerQueries(ABC):
-    """What a ledger can be asked about holders and consumers."""
+    """What a ledger can be asked about holders, consumers and the moves under way."""
 
     @abstractmethod
     def _session(self, *, one_state: bool) -> AbstractContextManager[Session]:
@@ -91,6 +91,24 @@ class LedgerQueries(ABC):
             require_integer(limit, "limit", minimum=1, maximum=_PAGE)
         begin = "" if after is None else consumer_uuid(after)
         return self._read(lambda session: queries.holders(session, uuid_, begin, limit), one_state=True)
+
+    def moves(self, *, after: str | None = None, limit: int | None = None) -> list[Move]:
+        """The moves under way, those that hold something, in the order of their migrations' uuids.
+
+        They are ``held``, or evacuations ``awaiting_proof``; :meth:`AllocationLedger.move` also gives what has ended.
+
+        Args:
+            after: The last migration of the page before.
+            limit: How many at most, 1 to 10,000; None for all of them.
+
+        Raises:
+            InvalidAllocation: *after* is not the text of a uuid.
+            InvalidArgument: *limit* is not such a number.
+        """
+        if limit is not None:
+            require_integer(limit, "limit", minimum=1, maximum=_PAGE)
+        begin = "" if after is None else normalise_uuid(after, "after", InvalidAllocation)
+        return self._read(lambda session: ledger_moves.live_moves(session, begin, limit))
 
     def usages(
         self,
