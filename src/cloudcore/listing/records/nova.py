@@ -7,14 +7,24 @@ them alike.
 
 from __future__ import annotations
 
+import re
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from cloudcore.errors import InvalidQuery
 from cloudcore.listing.query.conditions import Column
 from cloudcore.listing.query.kinds import Kind
 from cloudcore.listing.query.sources import RecordSource, pin
-from cloudcore.listing.records.nova_tables import NOBODY, instance_metadata, instances, migrations, tags
+from cloudcore.listing.records.nova_tables import (
+    NOBODY,
+    instance_info_caches,
+    instance_metadata,
+    instances,
+    migrations,
+    tags,
+)
 
 if TYPE_CHECKING:
     from cloudcore.listing.values import Query
@@ -97,6 +107,24 @@ class NovaInstances(_NovaSource):
             tags=(tags, "resource_id", "tag"),
         )
 
+    def has_address(self, address: str, *, floating: bool = False) -> Expression:
+        """The instance has a fixed address of IPv4 or IPv6, by Nova's cache of its ports: an expression for ``where``.
+
+        Args:
+            address: A whole address, or the beginning of one that ends with its separator: ``"10.0."`` or
+                ``"2001:db8:"``. IPv6 is compared in its shortest form.
+            floating: Floating addresses count too; Nova's own filters look at fixed ones alone.
+
+        Raises:
+            InvalidQuery: It is no address, and no beginning of one.
+        """
+        c = instance_info_caches.c
+        return sa.exists().where(
+            c.instance_uuid == self.table.c.uuid,
+            c.network_info.regexp_match(_address_pattern(address, "(fixed|floating)" if floating else "fixed")),
+            *self._live(instance_info_caches),
+        )
+
     def _alive(self) -> list[Expression]:
         c = self.table.c
         return [c.deleted == 0, sa.or_(c.vm_state.is_(None), c.vm_state != "soft-delete")]
@@ -112,6 +140,42 @@ class NovaMigrations(_NovaSource):
     def __init__(self) -> None:
         refined = {"migration_type": Column(name="migration_type", kind=Kind.TEXT), "uuid": _UUID}
         super().__init__(migrations, tenant="project_id", host="source_compute", updated="updated_at", refine=refined)
+
+
+_TAILS = (*(".".join("0" * n) for n in (1, 2, 3)), *(":".join("1" * n) for n in range(1, 8)))
+"""What the beginning of an address may lack."""
+
+
+def _address_pattern(address: str, type_: str) -> str:
+    """A regular expression for the JSON of a cache, in words that all dialects share.
+
+    The type tells an instance's addresses from gateways and name servers, which are there too; Nova writes it right
+    behind the address. Quotes within names are escaped there, so no name looks like an address.
+    """
+    # Checked first: Python takes anything for the zone of an IPv6 address.
+    text = address.lower() if isinstance(address, str) and re.fullmatch("[0-9A-Fa-f.:]{2,45}", address) else ""
+    partial = text.endswith((".", ":"))
+    if partial:
+        found = text if any(_shortest(text + tail).startswith(text) for tail in _TAILS) else ""
+    else:
+        found = _shortest(text)
+    if not found:
+        raise InvalidQuery(
+            f"{address!r:.100} is no IP address, and no beginning of one such as '10.0.' or '2001:db8:' (in its "
+            "shortest form, separator included)",
+            field="address",
+            value=address,
+        )
+    rest = "[0-9a-f.:]*" if partial else ""
+    return f'"address": "{found.replace(".", "[.]")}{rest}", "type": "{type_}"'
+
+
+def _shortest(text: str) -> str:
+    """An address as Neutron writes it; nothing for what is none."""
+    try:
+        return str(ip_address(text))
+    except ValueError:
+        return ""
 
 
 NOVA_INSTANCES = NovaInstances()

@@ -11,6 +11,7 @@ __all__ = [
     "NOBODY",
     "cell_mappings",
     "host_mappings",
+    "instance_info_caches",
     "instance_mappings",
     "instance_metadata",
     "instances",
@@ -97,6 +98,9 @@ instances = _table(
 )
 instance_metadata = _table(
     "instance_metadata", id=_INTEGER, instance_uuid=sa.String(36), key=_TEXT, value=_TEXT, deleted=_INTEGER
+)
+instance_info_caches = _table(
+    "instance_info_caches", id=_INTEGER, instance_uuid=sa.String(36), network_info=sa.Text(), deleted=_INTEGER
 )
 tags = sa.Table(
     "tags",
