@@ -7,6 +7,7 @@ import re
 import threading
 import uuid
 
+import attrs
 import pytest
 import sqlalchemy as sa
 
@@ -135,3 +136,15 @@ def test_blocks_answer_as_the_statements_do(ledger_database, monkeypatch, seed):
             ledger.check()
     assert answers[0] == answers[1]
     assert sum(not line.startswith(("Already", "Consumer", "Move", "Invalid")) for line in answers[0]) > 10
+
+
+def test_a_repeated_beginning_that_expires_gives_the_same_answer(ledger_database, hosts):
+    """The result that the server put together is read back as it was given."""
+    ledger, instance, migration = AllocationLedger(ledger_database), str(uuid.uuid4()), str(uuid.uuid4())
+    ledger.claim(instance, {hosts[0]: WANTED}, **OWNER)
+    arguments = {"expires_in": 600.5, "operation_id": f"begin {instance}"}
+    begun = ledger.begin_move(instance, migration, {hosts[1]: WANTED}, **arguments)
+    again = ledger.begin_move(instance, migration, {hosts[1]: WANTED}, **arguments)
+    assert (begun.repeated, again.repeated) == (False, True)
+    assert attrs.evolve(again, repeated=False) == begun
+    assert begun.expires_at == ledger.move(migration).expires_at

@@ -215,8 +215,9 @@ IF (SELECT COUNT(*) <> {count} OR SUM((resource_class, total) IN ({totals})) <> 
 _RECORD_OPERATION = """
 INSERT IGNORE INTO operations (id, name, fingerprint, result, created_at)
 VALUES (?, ?, ?, JSON_SET(?, '$.source', JSON_COMPACT(v_source), '$.expires_at',
-                          DATE_FORMAT(v_expires, '%Y-%m-%dT%H:%i:%s.%f+00:00')), {now}); {or_leave}
+                          DATE_FORMAT(v_expires, ?)), {now}); {or_leave}
 """
+_ISO_8601 = "%Y-%m-%dT%H:%i:%s.%f+00:00"  # a parameter: the session words a percent sign in a text anew
 _ADD_MIGRANT = """
 INSERT IGNORE INTO consumers (uuid, project_id, user_id, consumer_type, generation, created_at)
 VALUES (?, v_project, v_user, ?, 1, {now}); {or_leave}
@@ -273,7 +274,7 @@ def begin_in_one_block(
         asked.expires_in,
         *(value for pair in shape for value in pair),
         *granted,
-        *(operation.id, operation.name, operation.fingerprint, json.dumps(move)),
+        *(operation.id, operation.name, operation.fingerprint, json.dumps(move), _ISO_8601),
         *(asked.migration, MIGRATION),
         *(asked.migration, asked.instance, move["kind"], move["state"], destination),
         to_json({name: move[name] for name in ("asked", "shared", "overlap")}),
