@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import inspect
 import threading
 import uuid
@@ -30,7 +32,7 @@ from cloudcore.aio import (
     AsyncPlacementTree,
 )
 from cloudcore.aio.facade import Facade
-from cloudcore.errors import CapacityExceeded, InvalidQuery
+from cloudcore.errors import Cancelled, CapacityExceeded, InvalidQuery
 
 pytestmark = pytest.mark.anyio
 
@@ -166,3 +168,100 @@ async def test_a_cancelled_write_is_awaited_to_its_end(anyio_backend):
         gone_on = True
     assert scope.cancelled_caught
     assert not gone_on
+
+
+@pytest.mark.parametrize("how", ["cancel", "timeout", "twice"])
+def test_asyncio_s_own_cancellation_waits_for_a_write_too(how):
+    """A shield of anyio's does not hold against task.cancel() and asyncio.timeout()."""
+    slow = _Slow()
+    facade = Facade(slow)
+
+    async def main() -> None:
+        task = asyncio.ensure_future(facade.run(slow.work))
+        while not slow.busy:
+            await asyncio.sleep(0.005)
+        threading.Timer(0.3, slow.go.set).start()
+        if how == "timeout":
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await task
+        else:
+            task.cancel()
+            if how == "twice":
+                await asyncio.sleep(0.05)
+                task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert slow.ended == 1
+
+    asyncio.run(main())
+
+
+def test_a_write_that_has_not_begun_never_begins():
+    slow, other = _Slow(), _Slow()
+    limiter = anyio.CapacityLimiter(1)
+
+    async def main() -> None:
+        first = asyncio.ensure_future(Facade(slow, limiter=limiter).run(slow.work))
+        while not slow.busy:
+            await asyncio.sleep(0.005)
+        second = asyncio.ensure_future(Facade(other, limiter=limiter).run(other.work))
+        await asyncio.sleep(0.05)
+        second.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        slow.go.set()
+        await first
+        await asyncio.sleep(0.05)
+        assert other.ended == other.busy == 0
+
+    asyncio.run(main())
+
+
+async def test_a_cancelled_step_of_a_stream_loses_no_record(tmp_path, anyio_backend):
+    """What the thread had taken when the step was given up comes with the next one."""
+    plain = _router(tmp_path, each=400)
+    entered, go = threading.Event(), threading.Event()
+
+    class Held(type(plain)):
+        def stream(self, query=None, **options):
+            inner = super().stream(query, **options)
+
+            def held():
+                for number, record in enumerate(inner):
+                    if number == 100:
+                        entered.set()
+                        go.wait(30)
+                    yield record
+
+            return held()
+
+    plain.__class__ = Held
+    async with AsyncCellRouter(plain) as router:
+        stream = router.stream(Query(sort=[Sort("display_name")]))
+        with anyio.move_on_after(0.3):
+            await stream.__anext__()
+        assert entered.is_set()
+        go.set()
+        names = []
+        with contextlib.suppress(Cancelled):  # the statements of the step were stopped: no more comes, and that is said
+            async for record in stream:
+                names += [record.display_name]
+        assert len(names) >= 100
+        assert names == [f"web-{number:04}" for number in range(len(names))]
+        if len(names) < 1200:
+            with pytest.raises(Cancelled):
+                await stream.__anext__()
+
+
+async def test_closing_in_a_cancelled_scope_closes(tmp_path, anyio_backend):
+    router = AsyncCellRouter(_router(tmp_path))
+    closed: list[bool] = []
+    inner = router.sync.close
+    router.sync.close = lambda: (closed.append(True), inner())  # type: ignore[method-assign]
+    with anyio.CancelScope() as scope:
+        async with router, router.stream(Query(sort=[Sort("display_name")])) as stream:
+            await stream.__anext__()
+            scope.cancel()
+            await anyio.sleep(1)
+    assert closed == [True]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar
 
 from cloudcore._cancellation import Cancellation
@@ -42,13 +43,27 @@ class Facade(Generic[S]):
         self._threads = require_extra("anyio.to_thread", "async")
 
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call *function* in a thread of the pool; a cancellation waits until it has returned.
+        """Call *function* in a thread of the pool; a cancellation keeps it from beginning, or waits for its end.
 
         So whoever cancels a call that changes something knows that it has ended; which way, its operation id tells.
         """
-        call = functools.partial(function, *args, **kwargs)
-        result: R = await self._threads.run_sync(call, limiter=self._limiter)
+        call = _Call(functools.partial(function, *args, **kwargs))
+        try:
+            result: R = await self._threads.run_sync(call, limiter=self._limiter)
+        except BaseException:
+            if not call.revoke():  # asyncio's own cancel() and timeout() leave even a shielded thread behind
+                await self._end_of(call)
+            raise
         return result
+
+    async def _end_of(self, call: _Call) -> None:
+        anyio = require_extra("anyio", "async")
+        while not call.ended.is_set():
+            try:
+                with anyio.CancelScope(shield=True):
+                    await anyio.sleep(0.005)
+            except anyio.get_cancelled_exc_class():  # once more; the first one is raised in the end
+                continue
 
     async def read(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call *function*, which changes nothing, in a thread of the pool. Cancelled, its statements are stopped."""
@@ -65,6 +80,32 @@ class Facade(Generic[S]):
         return f"<{type(self).__name__} of {self.sync!r}>"
 
 
+class _Call:
+    """A call on its way into a thread: it can be revoked until it has begun, and tells when it has ended."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self._function = function
+        self._lock = threading.Lock()
+        self._begun = self._revoked = False
+        self.ended = threading.Event()
+
+    def __call__(self) -> Any:
+        with self._lock:
+            if self._revoked:
+                return None
+            self._begun = True
+        try:
+            return self._function()
+        finally:
+            self.ended.set()
+
+    def revoke(self) -> bool:
+        """See that it never begins; False if it has begun."""
+        with self._lock:
+            self._revoked = not self._begun
+            return self._revoked
+
+
 class _Closable(Protocol):
     def close(self) -> None: ...
 
@@ -77,15 +118,15 @@ class ClosingFacade(Facade[C]):
 
     async def close(self) -> None:
         """Close what does the work. Awaits it even when cancelled."""
-        await self.run(self.sync.close)
+        anyio = require_extra("anyio", "async")
+        with anyio.CancelScope(shield=True):
+            await self.run(self.sync.close)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        anyio = require_extra("anyio", "async")
-        with anyio.CancelScope(shield=True):
-            await self.close()
+        await self.close()
 
 
 def offloaded(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections import deque
 from typing import TYPE_CHECKING, Self
 
 from cloudcore import CellRouter
+from cloudcore._extras import require_extra
 from cloudcore.aio.facade import ClosingFacade, offloaded, offloaded_read
 
 if TYPE_CHECKING:
@@ -44,12 +46,19 @@ class AsyncCellRouter(ClosingFacade[CellRouter]):
 
 
 class AsyncStream:
-    """A :class:`~cloudcore.listing.Stream`, block by block. For one task."""
+    """A :class:`~cloudcore.listing.Stream`, block by block. For one task.
+
+    A step that is cancelled loses no record: what its thread had taken comes with the next one. If the cancellation
+    stopped statements, the stream has ended there: once what was taken has been given, a further step raises
+    :class:`~cloudcore.errors.Cancelled`.
+    """
 
     def __init__(self, router: AsyncCellRouter, begin: Callable[[], Stream]) -> None:
         self._router, self._begin = router, begin
         self._stream: Stream | None = None
         self._block: deque[Record] = deque()
+        self._taking = threading.Lock()
+        self._failure: Exception | None = None
 
     def __aiter__(self) -> Self:
         return self
@@ -60,17 +69,29 @@ class AsyncStream:
         Raises:
             InvalidQuery, InvalidCursor: The first time; nothing was asked.
             CellUnavailable: ``require="all"`` and some cell did not answer.
+            Cancelled: An earlier step was cancelled, and its statements were stopped.
         """
         if not self._block:
-            self._block.extend(await self._router.read(self._take))
+            await self._router.read(self._take)
             if not self._block:
                 raise StopAsyncIteration
         return self._block.popleft()
 
-    def _take(self) -> list[Record]:
-        if self._stream is None:
-            self._stream = self._begin()
-        return list(itertools.islice(self._stream, _BLOCK))
+    def _take(self) -> None:
+        """Take a block, in a thread. One that was given up may still be at it: then this one waits."""
+        with self._taking:
+            if self._block:
+                return
+            if self._failure is not None:
+                raise self._failure
+            if self._stream is None:
+                self._stream = self._begin()
+            try:
+                self._block.extend(itertools.islice(self._stream, _BLOCK))
+            except Exception as failure:  # told when what was taken before it has been given
+                self._failure = failure
+                if not self._block:
+                    raise
 
     @property
     def cells(self) -> Mapping[str, CellReport]:
@@ -78,10 +99,16 @@ class AsyncStream:
         return {} if self._stream is None else self._stream.cells
 
     async def close(self) -> None:
-        """Drop what is under way. The stream gives nothing more."""
-        self._block.clear()
-        if self._stream is not None:
-            await self._router.run(self._stream.close)
+        """Drop what is under way. The stream gives nothing more. Awaits that even when cancelled."""
+        anyio = require_extra("anyio", "async")
+        with anyio.CancelScope(shield=True):
+            await self._router.run(self._close)
+
+    def _close(self) -> None:
+        with self._taking:
+            self._block.clear()
+            if self._stream is not None:
+                self._stream.close()
 
     async def __aenter__(self) -> Self:
         return self
