@@ -7,8 +7,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from cloudcore import AllocationLedger, AttachmentManager, Database, PlacementTree, create_schema, upkeep
+from cloudcore import AllocationLedger, AttachmentManager, Database, HostSelector, PlacementTree, create_schema, upkeep
 from cloudcore.errors import InvalidArgument
+from cloudcore.placement import HostGroup
 from cloudcore.pruning import Upkeep
 
 OWNER = {"project_id": "p", "user_id": "u"}
@@ -56,12 +57,25 @@ def test_a_follower_that_is_left_behind_reads_everything_anew(used):
     follower = PlacementTree.open(database)
     for _ in range(40):  # on MariaDB in one slot: one connection at a time
         ledger.claim(str(uuid.uuid4()), {host: {"VCPU": 1}}, **OWNER)
-    done = upkeep(database, older_than=datetime.now(UTC) - timedelta(days=1), keep_changes=2)
+    done = upkeep(database, older_than=datetime.now(UTC) - timedelta(days=1), keep_changes=2, limit=7)
     assert done.changes > 0
     assert done.operations == 0
     follower.refresh()
     assert follower.usage("cn1") == {"VCPU": 42}
     follower.check()
+
+
+def test_groups_without_members_go_however_many_there_are(database):
+    create_schema(database)
+    with PlacementTree.open(database) as tree:
+        tree.add("cn1", inventory={"VCPU": 100})
+        ledger = AllocationLedger(database)
+        selector = HostSelector(tree, ledger, cell_of=lambda _: "cell1")
+        for _ in range(5):
+            group = HostGroup(policy="anti-affinity", uuid=str(uuid.uuid4()))
+            (selection,) = selector.select("resources=VCPU:1", **OWNER, group=group)
+            ledger.release(selection.instance)
+    assert upkeep(database, older_than=datetime.now(UTC) - timedelta(days=1), limit=2).groups == 5
 
 
 def test_areas_that_are_not_there_are_left_out(database):

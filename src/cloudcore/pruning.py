@@ -11,7 +11,9 @@ from cloudcore._values import require_integer, require_utc
 from cloudcore.attach.journal.journal import Journal
 from cloudcore.attach.tables import attachment_legs
 from cloudcore.database import Database, operations
-from cloudcore.placement import AllocationLedger, prune_attempts, prune_changes
+from cloudcore.placement import AllocationLedger, prune_changes
+from cloudcore.placement.ledger.host_groups import forget_groups
+from cloudcore.placement.scheduling.rescheduling import forget_attempts
 from cloudcore.placement.tables import host_attempts
 
 if TYPE_CHECKING:
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import URL, Engine
 
 __all__ = ["Upkeep", "upkeep"]
+
+_LARGEST = 30_000  # values in an IN, which PostgreSQL's protocol and SQLite both take
+_GROUPS = 1_000_000  # each is a transaction of its own
 
 
 @attrs.frozen(kw_only=True)
@@ -32,6 +37,7 @@ class Upkeep:
         history: Entries of who held what; what was held at the cut stays known.
         changes: Rows of the change feed.
         attempts: Hosts that were tried, in reschedules.
+        groups: Groups of instances without a member that holds anything.
         attachments: Attachments that are absent, with their stories.
     """
 
@@ -39,6 +45,7 @@ class Upkeep:
     history: int = 0
     changes: int = 0
     attempts: int = 0
+    groups: int = 0
     attachments: int = 0
 
 
@@ -54,7 +61,7 @@ def upkeep(
         database: A Database, an engine or a URL, which is opened and closed.
         older_than: Later than any caller may still repeat a call with its operation id.
         keep_changes: Changes of the feed that are kept; a tree that is further behind reads everything anew.
-        limit: Rows in one transaction, at most.
+        limit: Rows in one transaction, at most; up to 30,000. A transaction on the change feed keeps writers waiting.
 
     Raises:
         InvalidArgument: *older_than* has no time zone, or a number is out of range.
@@ -62,7 +69,7 @@ def upkeep(
     """
     older_than = require_utc(older_than, "older_than")
     require_integer(keep_changes, "keep_changes", minimum=0)
-    require_integer(limit, "limit", minimum=1)
+    require_integer(limit, "limit", minimum=1, maximum=_LARGEST)
     opened = Database.of(database)
     try:
         with opened.read() as connection:
@@ -75,8 +82,9 @@ def upkeep(
             done = attrs.evolve(
                 done,
                 history=_all(lambda: ledger.prune_history(older_than, limit=limit)),
-                attempts=_all(lambda: prune_attempts(ledger, older_than, limit=limit)),
-                changes=opened.run(lambda connection: prune_changes(connection, keep=keep_changes)),
+                attempts=_all(lambda: forget_attempts(opened, older_than, limit=limit)),
+                groups=forget_groups(opened, limit=_GROUPS),
+                changes=_all(lambda: opened.run(lambda c: prune_changes(c, keep=keep_changes, limit=limit))),
             )
         if attachment_legs.name in there:
             journal = Journal(opened, opened.clock)

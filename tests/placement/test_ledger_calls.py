@@ -561,6 +561,14 @@ def test_audit_finds_instances_that_hold_nothing(world):
         world.ledger.audit(instances=["web-1"])
 
 
+def test_an_instance_that_is_claimed_while_the_listing_runs_is_no_finding(world):
+    def listing():
+        yield A
+        world.claim(A)
+
+    assert world.ledger.audit(instances=listing()) == ()
+
+
 def test_replace_without_a_type_leaves_it(world):
     world.claim(A)
     world.ledger.replace({A: {world.h2: {"VCPU": 1}}}, project_id="other", user_id="u")

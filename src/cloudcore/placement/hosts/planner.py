@@ -234,7 +234,7 @@ class Planner:
             placed=len(assignment.picks),
             without_cell=sum(int((hosts.cells < 0).sum()) for hosts in table),
             freed=tuple(
-                f"{amount} {name} of {self.tree.provider(provider).name}"
+                f"{amount} {name} of {self._name(provider)}"
                 for provider, amounts in sorted(asked.freed.items())
                 for name, amount in sorted(amounts.items())
             ),
@@ -243,6 +243,9 @@ class Planner:
             f"{len(assignment.picks)} of {len(asked.instances)} instances have a host: {report.summary()}",
             report=report,
         )
+
+    def _name(self, provider: str) -> str:
+        return self.tree.provider(provider).name if provider in self.tree else provider
 
     def named(self, refusal: CloudcoreError) -> str:
         """What a refusal says, with the names of the providers that it says the uuids of."""

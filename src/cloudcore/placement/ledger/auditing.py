@@ -16,6 +16,7 @@ from cloudcore.placement.rules.audit import Finding, FindingKind, Repair, Repair
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from contextlib import AbstractContextManager
 
     from cloudcore.placement.ledger.session import Session
 
@@ -67,12 +68,18 @@ def findings(session: Session, known: Any) -> list[Finding]:
     return found
 
 
-def without_allocations(session: Session, instances: Iterable[str]) -> Iterator[Finding]:
-    """Those of *instances* that hold nothing, and have no move that does."""
+def without_allocations(
+    reading: Callable[[], AbstractContextManager[Session]], instances: Iterable[str]
+) -> Iterator[Finding]:
+    """Those of *instances* that hold nothing, and have no move that does.
+
+    Each part is looked up when it has been read, by a transaction of its own: what is claimed meanwhile is seen.
+    """
     chosen = iter(instances)
     while part := list(islice(chosen, 500)):
-        holding = {uuid for (uuid,) in session.in_parts(_HOLDING, part)}
-        moving = {uuid for (uuid,) in session.in_parts(_MOVING, part)}
+        with reading() as session:
+            holding = {uuid for (uuid,) in session.in_parts(_HOLDING, part)}
+            moving = {uuid for (uuid,) in session.in_parts(_MOVING, part)}
         for uuid in part:
             if uuid not in holding and uuid not in moving:
                 yield Finding(
@@ -80,7 +87,10 @@ def without_allocations(session: Session, instances: Iterable[str]) -> Iterator[
                 )
 
 
-_HOLDING = "SELECT uuid FROM consumers WHERE uuid IN {marks} AND retired_at IS NULL"
+_HOLDING = """
+SELECT uuid FROM consumers WHERE uuid IN {marks} AND retired_at IS NULL
+AND EXISTS (SELECT 1 FROM allocations WHERE consumer_id = consumers.id)
+"""
 _MOVING = "SELECT instance FROM moves WHERE instance IN {marks} AND state IN ('held', 'awaiting_proof')"
 
 

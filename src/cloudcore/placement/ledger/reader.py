@@ -231,7 +231,7 @@ class LedgerReader(LedgerQueries):
         return found
 
     def audit(self, *, known: Known | None = None, instances: Iterable[str] = ()) -> tuple[Finding, ...]:
-        """Look for what is wrong, in one snapshot, and change nothing.
+        """Look for what is wrong, in one snapshot (*instances* after it), and change nothing.
 
         Args:
             known: A directory, or a function that returns those of the uuids given that exist, as instance or as
@@ -245,7 +245,8 @@ class LedgerReader(LedgerQueries):
         """
         wanted = (normalise_uuid(instance, "instances") for instance in instances)
         with snapshot(self.database) as session:
-            return (*findings(session, known), *without_allocations(session, wanted))
+            found = findings(session, known)
+        return (*found, *without_allocations(lambda: snapshot(self.database), wanted))
 
     def status(self) -> LedgerStatus:
         """How things stand, for a readiness probe: two look-ups in indexes.

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
+    from cloudcore.database import Database
     from cloudcore.placement.allocation_ledger import AllocationLedger
     from cloudcore.placement.hosts.selection import HostChoice, Selection
     from cloudcore.placement.ledger.session import Session
@@ -58,6 +59,7 @@ __all__ = [
     "FailureKind",
     "Rescheduled",
     "attempts",
+    "forget_attempts",
     "next_choices",
     "prune_attempts",
     "reschedule",
@@ -390,6 +392,12 @@ def prune_attempts(ledger: AllocationLedger, older_than: datetime, *, limit: int
     Returns:
         How many attempts were forgotten.
     """
+    host_groups.forget_groups(ledger.database, limit=limit)
+    return forget_attempts(ledger.database, older_than, limit=limit)
+
+
+def forget_attempts(database: Database, older_than: datetime, *, limit: int = 10_000) -> int:
+    """Forget attempts made before *older_than*, at most *limit*; return how many."""
     old = sa.select(host_attempts.c.id).where(host_attempts.c.recorded_at < older_than).limit(limit)
 
     def work(connection: Connection) -> int:
@@ -398,8 +406,7 @@ def prune_attempts(ledger: AllocationLedger, older_than: datetime, *, limit: int
             return 0
         return connection.execute(sa.delete(host_attempts).where(host_attempts.c.id.in_(ids))).rowcount
 
-    host_groups.forget_groups(ledger.database, limit=limit)
-    return ledger.database.run(work)
+    return database.run(work)
 
 
 def _answer(selection: Selection, result: Mapping[str, Any], *, repeated: bool) -> Rescheduled:

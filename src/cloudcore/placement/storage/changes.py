@@ -254,18 +254,24 @@ def _lost(watermark: str) -> WatermarkLost:
     )
 
 
-def prune_changes(connection: Connection, *, keep: int = 100_000) -> int:
+def prune_changes(connection: Connection, *, keep: int = 100_000, limit: int | None = None) -> int:
     """Forget all but about the newest *keep* changes; return how many rows went.
+
+    With *limit*, at most so many changes of each slot, the oldest: call again until nothing goes. A writer waits for
+    the end of this transaction.
 
     A reader whose watermark lies before that gets :class:`~cloudcore.errors.WatermarkLost`. On MariaDB and MySQL
     *keep* counts for each slot; there and on SQLite it counts transactions, which have a row for each provider, on
     SQLite for each class of it.
     """
     if connection.dialect.name == "postgresql":
-        return _prune_snapshot(connection, keep)
+        return _prune_snapshot(connection, keep, limit)
     gone = 0
     for slot, (position, pruned) in _read_slots(connection).items():
         horizon = position - keep
+        if limit is not None:
+            oldest = connection.scalar(sa.select(sa.func.min(changes.c.position)).where(changes.c.slot == slot))
+            horizon = min(horizon, (oldest or 0) + limit - 1)
         if horizon > pruned:
             connection.execute(sa.update(slots).where(slots.c.slot == slot).values(pruned=horizon))
             old = sa.delete(changes).where(changes.c.slot == slot, changes.c.position <= horizon)
@@ -285,10 +291,13 @@ ON CONFLICT (slot) DO UPDATE SET pruned = GREATEST(provider_change_slots.pruned,
 """)
 
 
-def _prune_snapshot(connection: Connection, keep: int) -> int:
+def _prune_snapshot(connection: Connection, keep: int, limit: int | None) -> int:
     if connection.execute(sa.select(changes.c.position).offset(keep).limit(1)).first() is None:
         return 0
     cut = connection.execute(_POSTGRESQL_CUT, {"keep": keep}).scalar_one()
+    if limit is not None:
+        portion = sa.select(changes.c.position).order_by(changes.c.position).offset(limit - 1).limit(1)
+        cut = min(cut, connection.scalar(portion) or cut)
     connection.execute(_POSTGRESQL_PRUNED, {"cut": cut + 1})
     old = sa.delete(changes).where(changes.c.slot == 0, changes.c.position <= cut)
     return connection.execute(old).rowcount
