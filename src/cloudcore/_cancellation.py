@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
@@ -16,6 +17,8 @@ __all__ = ["Cancellation"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_log = logging.getLogger("cloudcore")
 
 
 class Cancellation:
@@ -41,12 +44,15 @@ class Cancellation:
             _CURRENT.reset(token)
 
     def cancel(self) -> None:
-        """Stop what is under way, and whatever begins after."""
+        """Stop what is under way, and whatever begins after. Never raises: a stop that fails is logged."""
         with self._lock:
             self.cancelled = True
             stops = list(self._stops)
         for stop in stops:
-            stop()
+            try:
+                stop()
+            except Exception:
+                _log.warning("could not stop %r of a cancelled call, which may go on for a while", stop, exc_info=True)
 
     def check(self) -> None:
         """Raise if it was cancelled.

@@ -65,6 +65,9 @@ class CellOutcome:
 class RequestsInFlight:
     """The requests under way, at most one to a cell. Used by one thread at a time.
 
+    Whatever is under way, also what was sent earlier, is stopped by the cancellation of the call that waits for it: a
+    stream outlives the calls that read it, each with a cancellation of its own.
+
     Args:
         backends: The cells.
         start: Starts a job in another thread.
@@ -90,7 +93,6 @@ class RequestsInFlight:
         self._answers = CompletionQueue[Attempt | SerialExecutor]()
         self._requests: dict[str, Request] = {}
         self._executor: SerialExecutor | None = None
-        self._cancellation = Cancellation.current()
         self._tell = teller("listing", logging.DEBUG)
         self._attentive = math.inf
         """Since when the caller waits. While it works itself, it may be what keeps an executor from the interpreter."""
@@ -160,8 +162,8 @@ class RequestsInFlight:
             Overloaded: A cell could not be asked in time for want of threads or connections: no cell is blamed.
         """
         try:
-            with self._cancellable():
-                done = self._wait(least)
+            with self._cancellable() as cancellation:
+                done = self._wait(least, cancellation)
         except Overloaded:
             self.stop()
             raise
@@ -170,15 +172,16 @@ class RequestsInFlight:
         return done
 
     @contextlib.contextmanager
-    def _cancellable(self) -> Iterator[None]:
-        """While the block runs, a cancellation stops the statements under way, and raises at its end."""
-        if self._cancellation is None:
-            yield
+    def _cancellable(self) -> Iterator[Cancellation | None]:
+        """While the block runs, the present call's cancellation stops what is under way, and raises at its end."""
+        cancellation = Cancellation.current()
+        if cancellation is None:
+            yield None
             return
         try:
-            with self._cancellation.stopped_by(self._abort):
-                yield
-            self._cancellation.check()
+            with cancellation.stopped_by(self._abort):
+                yield cancellation
+            cancellation.check()
         except Cancelled:
             self._abort()  # what was sent while the cancellation came
             self.stop()
@@ -191,7 +194,7 @@ class RequestsInFlight:
                 attempt.drop()
         self._answers.wake()
 
-    def _wait(self, least: int) -> list[tuple[str, Any, CloudcoreError | None]]:
+    def _wait(self, least: int, cancellation: Cancellation | None) -> list[tuple[str, Any, CloudcoreError | None]]:
         done: list[tuple[str, Any, CloudcoreError | None]] = []
         self._attentive = self._clock()
         while self._requests and not done:
@@ -201,11 +204,11 @@ class RequestsInFlight:
                 pause = min(pause, STALL)
             lending = self._lending()
             taken = self._answers.take(enough, min(pause, lending))
+            if cancellation is not None:
+                cancellation.check()  # before the failures of what was aborted are held against cells
             if self.turn is not None and not taken and lending < pause:
                 self.turn.lend()
                 continue
-            if self._cancellation is not None:
-                self._cancellation.check()  # before the failures of what was aborted are held against cells
             for answer in taken:
                 self._take(answer, done)
             if not taken:

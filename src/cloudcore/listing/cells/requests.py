@@ -6,7 +6,7 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cloudcore.errors import CloudcoreError, DatabaseUnavailable
+from cloudcore.errors import Cancelled, CloudcoreError, DatabaseUnavailable
 from cloudcore.listing.query.dialects import dialect_name
 
 if TYPE_CHECKING:
@@ -151,8 +151,12 @@ class Attempt:
         """
         pooled = self.pool.acquire(self._clock() + self.request.seconds, waits=self._waits)
         while True:
+            if self.dropped:  # while it waited; nobody else has seen the connection, which is as good as before
+                self.pool.release(pooled)
+                self._unless_dropped()
             self.warm, self.pooled = pooled.used, pooled
             try:
+                self._unless_dropped()  # once more: from here on it is the connection that is broken
                 result = use(self, pooled)
             except Exception as error:
                 self.pooled = None
@@ -167,6 +171,10 @@ class Attempt:
             self.pooled = None
             self.pool.release(pooled)
             return result
+
+    def _unless_dropped(self) -> None:
+        if self.dropped:
+            raise Cancelled("nobody waits for the answer any more: the statement was not sent")
 
     def drop(self) -> None:
         """Nobody waits any more: make the statement under way fail."""

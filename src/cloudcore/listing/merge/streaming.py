@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Self
 
 from cloudcore._values import FrozenDict
-from cloudcore.errors import Cancelled
+from cloudcore.errors import Cancelled, Overloaded
 from cloudcore.listing.merge.driver import MergeDriver
 from cloudcore.listing.merge.merging import Merge
 from cloudcore.listing.merge.resuming import cursor_after, insist, missing
@@ -65,13 +65,16 @@ class Stream(Iterator[Record]):
         self._count = 0
         self._ended = prepared.impossible
         self._cancelled = False
+        self._stopped: Cancelled | Overloaded | None = None
+        """Why what was under way is gone; it cannot go on, and is not at its end."""
 
     def __next__(self) -> Record:
         """The next record.
 
         Raises:
             CellUnavailable: ``require="all"`` and some cell did not answer.
-            Cancelled: :meth:`cancel` was called.
+            Cancelled: :meth:`cancel` was called; or the call that reads it was cancelled, then each time from now on.
+            Overloaded: Too many other calls were under way for too long. Once cells were asked, each time from now on.
         """
         entry = next(self._block, None)
         if entry is None:
@@ -85,6 +88,8 @@ class Stream(Iterator[Record]):
             self._cancelled = False
             self.close()
             raise Cancelled(f"the listing was cancelled after {self._count} records")
+        if self._stopped is not None and not self._ended:
+            raise self._stopped
         block = [] if self._ended else self._next_block()
         insist(self._prepared.query, self.cells)
         if not block:
@@ -101,6 +106,9 @@ class Stream(Iterator[Record]):
             self._driver.work_by(turn)
             try:
                 return self._driver.advance()
+            except (Cancelled, Overloaded) as error:
+                self._stopped = error
+                raise
             finally:
                 self._driver.work_by(None)
 
