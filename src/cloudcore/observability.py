@@ -7,7 +7,7 @@ the world at INFO, and retries, lost claims, slow and down cells and unknown out
 here: without a handler of the application nothing is written but warnings.
 
 An :class:`Observer` is given to the objects that are to be observed (``observer=``); what they call inside finds it in
-the context. :class:`cloudcore.telemetry.OpenTelemetry` is one.
+the context, unless it has one of its own. :class:`cloudcore.telemetry.OpenTelemetry` is one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import inspect
 import logging
 import time
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from cloudcore.errors import OutcomeUnknown, Transient
@@ -65,7 +65,10 @@ def event(name: str, level: int, /, **fields: Any) -> None:
 
 
 def teller(area: str, level: int) -> Callable[..., None] | None:
-    """:func:`event` for threads that work for the operation under way, with its observer; None when nobody listens.
+    """:func:`event` for threads that work for the operation under way; None when nobody listens.
+
+    Observer and log handlers are called in the context of this call, so that spans that the observer makes stand below
+    the operation's, and what a log record takes from the context is the operation's. May be called by many threads.
 
     Args:
         area: Whose events: the name before the first point.
@@ -74,13 +77,11 @@ def teller(area: str, level: int) -> Callable[..., None] | None:
     observer, logger = _OBSERVER.get(), logging.getLogger(f"cloudcore.{area}")
     if observer is None and not logger.isEnabledFor(level):
         return None
+    context = copy_context()
 
     def tell(name: str, level: int, /, **fields: Any) -> None:
-        told = {key: value for key, value in fields.items() if value is not None}
-        if observer is not None:
-            observer.event(name, told)
-        if logger.isEnabledFor(level):
-            _log(logger, level, name, told)
+        # a copy each time: two threads cannot be in one context at once
+        context.copy().run(functools.partial(event, name, level, **fields))
 
     return tell
 
@@ -99,7 +100,7 @@ def observed(
 ) -> Callable[[Callable[Concatenate[Any, P], R]], Callable[Concatenate[Any, P], R]]:
     """Make an event, and for an observer a span, of each call of a public method.
 
-    The object's observer is its attribute ``observer``, if it has one.
+    The object's observer is its attribute ``observer``; without one, that of the operation under way.
 
     Args:
         name: The event, such as ``placement.claim``.
@@ -131,14 +132,15 @@ def observed(
 
         @functools.wraps(method)
         def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
-            observer: Observer | None = getattr(self, "observer", None)
+            own: Observer | None = getattr(self, "observer", None)
+            observer = _OBSERVER.get() if own is None else own
+            began = time.monotonic()
             if observer is None and not logger.isEnabledFor(level):
                 try:
                     return method(self, *args, **kwargs)
                 except (Transient, OutcomeUnknown) as error:
-                    told(fields_of(self, args, kwargs), time.monotonic(), error)
+                    told(fields_of(self, args, kwargs), began, error)
                     raise
-            began = time.monotonic()
             fields = fields_of(self, args, kwargs)
             with _observing(observer, name, fields) as add:
                 try:

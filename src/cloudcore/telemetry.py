@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import threading
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cloudcore import __version__
 from cloudcore._extras import require_extra
 from cloudcore.errors import CloudcoreError, NoValidHost, Refused
+from cloudcore.observability import event
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from opentelemetry.metrics import MeterProvider, Observation
+    from opentelemetry.metrics import Histogram, MeterProvider, Observation
     from opentelemetry.trace import TracerProvider
 
 __all__ = ["OpenTelemetry"]
+
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+"""Bounds of the histograms' buckets: the SDK's own are meant for milliseconds."""
 
 
 class _Watched(Protocol):
@@ -26,8 +33,10 @@ class _Watched(Protocol):
 class OpenTelemetry:
     """An :class:`~cloudcore.observability.Observer` that makes spans and metrics.
 
-    One may serve many objects and threads. Spans are named as the events are; their attributes are the events' fields
-    behind ``cloudcore.``, errors set ``error.type``, and statements carry ``db.system.name``. Metrics:
+    One may serve many objects and threads; make one for each meter provider, since an SDK exports one gauge of a name.
+    Spans are named as the events are; their attributes are the events' fields behind ``cloudcore.``, and errors set
+    ``error.type``. Transactions carry ``db.system.name`` and ``db.namespace``, statements ``db.system.name`` and
+    ``db.query.text`` (without parameters), after OpenTelemetry's semantic conventions. Metrics:
 
     ============================  =========  ==================================================================
     cloudcore.operation.duration  histogram  seconds of each call, by ``cloudcore.operation`` and ``error.type``
@@ -35,7 +44,7 @@ class OpenTelemetry:
     cloudcore.cell.duration       histogram  seconds of a cell's part of a page, by cell and its state
     cloudcore.claims              counter    claims by ``cloudcore.verdict``: granted, refused or failed
     cloudcore.events              counter    retries, lost claims and other events, by ``cloudcore.event``
-    cloudcore.status              gauge      every number of the ``status()`` of what is watched, by its name
+    cloudcore.status              gauge      every number of the ``status()`` of what is watched: see :meth:`watch`
     ============================  =========  ==================================================================
 
     Args:
@@ -54,11 +63,20 @@ class OpenTelemetry:
         self._tracer = self._trace.get_tracer("cloudcore", __version__, tracer_provider)
         self._observation: type[Observation] = metrics.Observation
         self._meter = metrics.get_meter("cloudcore", __version__, meter_provider)
-        self._durations = self._meter.create_histogram("cloudcore.operation.duration", "s", "Duration of a call")
-        self._cells = self._meter.create_histogram("cloudcore.cell.duration", "s", "Duration of a cell's part")
+        self._durations = self._histogram("cloudcore.operation.duration", "Duration of a call")
+        self._cells = self._histogram("cloudcore.cell.duration", "Duration of a cell's part")
         self._pages = self._meter.create_counter("cloudcore.pages", "{page}", "Pages by outcome")
         self._claims = self._meter.create_counter("cloudcore.claims", "{claim}", "Claims by verdict")
         self._events = self._meter.create_counter("cloudcore.events", "{event}", "Events by name")
+        self._watched: dict[str, _Watched] = {}
+        self._watching = threading.Lock()
+        self._meter.create_observable_gauge("cloudcore.status", [self._observe], "1", "Numbers of a status")
+
+    def _histogram(self, name: str, description: str) -> Histogram:
+        made: Histogram = self._meter.create_histogram(
+            name, "s", description, explicit_bucket_boundaries_advisory=_SECONDS
+        )
+        return made
 
     @contextlib.contextmanager
     def span(self, name: str, fields: Mapping[str, Any]) -> Iterator[Callable[..., None]]:
@@ -99,7 +117,9 @@ class OpenTelemetry:
             self._trace.get_current_span().add_event(name, attributes)
             return
         if name == "listing.cell":
-            told = {key: attributes[key] for key in ("cloudcore.cell", "cloudcore.state") if key in attributes}
+            told: dict[str, Any] = {
+                key: attributes[key] for key in ("cloudcore.cell", "cloudcore.state") if key in attributes
+            }
             self._cells.record(seconds, told)
         now = time.time_ns()
         part = self._tracer.start_span(name, start_time=now - int(seconds * 1e9), attributes=attributes)
@@ -110,37 +130,68 @@ class OpenTelemetry:
     def watch(self, name: str, watched: _Watched) -> None:
         """Report the numbers of ``watched.status()`` under *name* whenever metrics are collected.
 
-        A status that cannot be read is left out of that collection.
+        The attributes of a number are ``cloudcore.object`` (the *name*), ``cloudcore.field``, and where it stands in a
+        mapping ``cloudcore.key``: the field ``cells.failures`` of the cell ``cell1``. A status that cannot be read is
+        left out of that collection, and told as ``telemetry.status.failed``.
+
+        Args:
+            name: Replaces what was watched under it.
+            watched: Is kept until :meth:`unwatch`.
         """
+        with self._watching:
+            self._watched[name] = watched
 
-        def observe(_: Any) -> Iterable[Observation]:
-            try:
-                numbers = dict(_numbers(watched.status()))
-            except CloudcoreError:
-                return []
-            return [
-                self._observation(value, {"cloudcore.object": name, "cloudcore.field": field})
-                for field, value in numbers.items()
-            ]
+    def unwatch(self, name: str) -> None:
+        """Report nothing more under *name*. A collection under way may still do so."""
+        with self._watching:
+            self._watched.pop(name, None)
 
-        self._meter.create_observable_gauge("cloudcore.status", [observe], "1", "Numbers of a status")
+    def _observe(self, _: Any) -> Iterable[Observation]:
+        with self._watching:
+            watched = list(self._watched.items())
+        return [self._observation(value, told) for name, one in watched for told, value in _status_of(name, one)]
+
+
+def _status_of(name: str, watched: _Watched) -> list[tuple[dict[str, str], float]]:
+    """The numbers and their attributes; none if they cannot be read, so that the others are exported all the same."""
+    try:
+        numbers = list(_numbers(watched.status()))
+    except Exception as error:
+        event("telemetry.status.failed", logging.WARNING, object=name, error=type(error).__name__)
+        return []
+    return [
+        (
+            {"cloudcore.object": name, "cloudcore.field": ".".join(fields)}
+            | ({"cloudcore.key": ".".join(keys)} if keys else {}),
+            value,
+        )
+        for fields, keys, value in numbers
+    ]
 
 
 def _attributes(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {key if "." in key else f"cloudcore.{key}": value for key, value in fields.items() if value is not None}
 
 
-def _numbers(status: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
-    """The numbers in a status value and in the values and mappings inside it."""
-    items: Iterable[tuple[Any, Any]]
+Names = tuple[str, ...]
+
+
+def _numbers(status: Any, fields: Names = (), keys: Names = ()) -> Iterator[tuple[Names, Names, float]]:
+    """The numbers in a status and in what is inside it: path of fields, keys of mappings on the way, number.
+
+    Keys are kept apart, since there may be as many as cells. Those of a status that is a mapping itself are its fields.
+    """
+    inside: Iterable[tuple[Names, Names, Any]]
+    if isinstance(status, bool | int | float):
+        yield fields, keys, float(status)
+        return
     if hasattr(status, "__attrs_attrs__"):
-        items = ((field.name, getattr(status, field.name)) for field in status.__attrs_attrs__)
+        inside = (((*fields, one.name), keys, getattr(status, one.name)) for one in status.__attrs_attrs__)
+    elif hasattr(status, "items") and fields:
+        inside = ((fields, (*keys, str(key)), value) for key, value in status.items())
     elif hasattr(status, "items"):
-        items = status.items()
+        inside = (((str(key),), keys, value) for key, value in status.items())
     else:
         return
-    for key, value in items:
-        if isinstance(value, bool | int | float):
-            yield f"{prefix}{key}", float(value)
-        else:
-            yield from _numbers(value, f"{prefix}{key}.")
+    for path, names, value in inside:
+        yield from _numbers(value, path, names)

@@ -7,6 +7,7 @@ import contextlib
 import inspect
 import threading
 import uuid
+from datetime import UTC, datetime, timedelta
 
 import anyio
 import pytest
@@ -123,6 +124,30 @@ async def test_the_whole_path(sqlite_database):
         assert (await manager.attachment(attachment.id)).state == attachment.state
         await manager.detach(attachment.id)
         assert (await manager.audit()).clean
+
+
+async def test_history_status_and_checks(sqlite_database):
+    create_schema(sqlite_database)
+    async with (
+        await AsyncPlacementTree.open(sqlite_database) as tree,
+        AsyncAllocationLedger(AllocationLedger(sqlite_database)) as ledger,
+    ):
+        host = await tree.add("cn1", inventory={"VCPU": 4})
+        consumer, held = str(uuid.uuid4()), {host.uuid: {"VCPU": 3}}
+        await ledger.claim(consumer, held, project_id="p", user_id="u", consumer_type="INSTANCE")
+        (entry,) = await ledger.history_of(consumer)
+        later = datetime.now(UTC) + timedelta(seconds=1)
+        assert await ledger.held_at(consumer, later) == held
+        assert await ledger.holders_at(host.uuid, later) == {consumer: {"VCPU": 3}}
+        assert await ledger.held_at(consumer, later - timedelta(days=1)) == {}
+        assert (await ledger.usages_by_type(project_id="p"))["INSTANCE"].amounts == {"VCPU": 3}
+        assert await ledger.prune_history(later) == 0
+        assert await ledger.history_of(consumer) == [entry]
+        assert (await ledger.status()).overdue_claims == 0
+        await tree.refresh()
+        assert (await tree.status()).lag == 0
+        await ledger.check()
+        await tree.check()
 
 
 class _Slow:

@@ -46,6 +46,8 @@ class AsyncPlacementTree(ClosingFacade[PlacementTree]):
     move = offloaded(PlacementTree.move)
     remove = offloaded(PlacementTree.remove)
     load = offloaded(PlacementTree.load)
+    status = offloaded(PlacementTree.status)
+    check = offloaded(PlacementTree.check)
 
 
 class AsyncAllocationLedger(ClosingFacade[AllocationLedger]):
@@ -68,9 +70,16 @@ class AsyncAllocationLedger(ClosingFacade[AllocationLedger]):
     consumers = offloaded(AllocationLedger.consumers)
     holders = offloaded(AllocationLedger.holders)
     usages = offloaded(AllocationLedger.usages)
+    usages_by_type = offloaded(AllocationLedger.usages_by_type)
+    history_of = offloaded(AllocationLedger.history_of)
+    held_at = offloaded(AllocationLedger.held_at)
+    holders_at = offloaded(AllocationLedger.holders_at)
+    prune_history = offloaded(AllocationLedger.prune_history)
     move = offloaded(AllocationLedger.move)
     moves = offloaded(AllocationLedger.moves)
     audit = offloaded(AllocationLedger.audit)
+    status = offloaded(AllocationLedger.status)
+    check = offloaded(AllocationLedger.check)
 
 
 class AsyncHostSelector(Facade[HostSelector]):

@@ -43,4 +43,5 @@ class _ToldCursor:
             raise
         finally:
             seconds = round(time.monotonic() - began, 6)
-            self._told(logging.DEBUG, database=self._dialect, text=text.strip(), seconds=seconds, error=error)
+            what = {"db.system.name": self._dialect, "db.query.text": text.strip()}
+            self._told(logging.DEBUG, **what, seconds=seconds, error=error)

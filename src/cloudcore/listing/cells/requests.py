@@ -122,9 +122,8 @@ class Attempt:
                     "listing.statement",
                     logging.DEBUG,
                     cell=self.request.cell,
-                    database=dialect_name(pooled.dialect),
-                    text=text,
                     seconds=seconds,
+                    **{"db.system.name": dialect_name(pooled.dialect), "db.query.text": text},
                     **told,
                 )
 

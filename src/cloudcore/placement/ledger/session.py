@@ -160,7 +160,7 @@ class Session:
         self.dialect = "mysql" if name == "mariadb" else name
         if within and not connection.in_transaction():
             connection.begin()
-        self.cursor = told(connection.connection.cursor(), "placement.statement", self.dialect)
+        self.cursor = told(connection.connection.cursor(), "placement.statement", name)
         self._uuids: dict[int, str] = {}
         self._ids: dict[str, int] = {}
 

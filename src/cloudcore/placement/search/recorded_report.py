@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from cloudcore.errors import ProviderNotFound
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from cloudcore.placement.forest.values import Provider
     from cloudcore.placement.search.rejections import Rejection
 
 __all__ = ["RecordedReport"]
@@ -22,7 +25,8 @@ class RecordedReport:
         hosts: The number of hosts that were looked at.
         fits: The number of hosts that had a candidate.
         counts: Reason → number of hosts that it refused.
-        rejections: Of the first hosts, in the order of the forest.
+        rejections: All of the first hosts, in the order of the forest.
+        complete: Whether those of every host are recorded.
         near: The nearest misses.
         line: The summary.
         text: The report for people.
@@ -32,6 +36,7 @@ class RecordedReport:
     fits: int
     counts: Mapping[str, int]
     rejections: tuple[Rejection, ...]
+    complete: bool
     near: tuple[Rejection, ...]
     line: str
     text: str
@@ -39,9 +44,26 @@ class RecordedReport:
     def __iter__(self) -> Iterator[Rejection]:
         return iter(self.rejections)
 
-    def of_host(self, root: str) -> tuple[Rejection, ...]:
-        """The rejections of the host whose root has this uuid or name, if it is among the recorded."""
-        return tuple(each for each in self.rejections if root in (each.root, each.host))
+    def of_host(self, root: str | Provider) -> tuple[Rejection, ...]:
+        """The rejections of the host whose root has this uuid or name; none when it fits (or is not there).
+
+        Raises:
+            ProviderNotFound: The host is not among the recorded, and not all were recorded: it may fit or not.
+        """
+        wanted = root if isinstance(root, str) else root.uuid
+        found = tuple(each for each in self.rejections if wanted in (each.root, each.host))
+        if not found and not self.complete:
+            recorded = len({each.root for each in self.rejections})
+            raise ProviderNotFound(
+                f"host {wanted} is not among the {recorded} hosts whose refusals were recorded, of {self.hosts} that "
+                "were looked at: ask the report itself, or record more (record(rejections=...))",
+                identifier=wanted,
+            )
+        return found
+
+    def record(self, *, rejections: int = 1_000) -> RecordedReport:
+        """Itself, with what was recorded."""
+        return self
 
     def nearest(self, count: int = 3) -> list[Rejection]:
         """The nearest misses, as far as they were recorded."""

@@ -369,12 +369,21 @@ class SearchReport:
         return {"hosts": self.hosts, "fits": self.fits, "refused": self.counts}
 
     def record(self, *, rejections: int = 1_000) -> RecordedReport:
-        """The report as a value of its own, which does not hold the forest: that of the first hosts in full."""
+        """The report as a value of its own, which does not hold the forest.
+
+        Args:
+            rejections: The most that are recorded: those of the first hosts, of each all or none.
+        """
+        found = list(islice(self, rejections + 1))
+        complete = len(found) <= rejections
+        if not complete:
+            found = [each for each in found if each.root != found[-1].root]
         return RecordedReport(
             hosts=self.hosts,
             fits=self.fits,
             counts=self.counts,
-            rejections=tuple(islice(self, rejections)),
+            rejections=tuple(found),
+            complete=complete,
             near=tuple(self.nearest(10)),
             line=self.summary(),
             text=str(self),
