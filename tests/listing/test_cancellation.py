@@ -205,6 +205,28 @@ def test_a_stream_that_was_cancelled_says_so_whenever_it_is_read(cells, door, ro
     assert list(stream) == []
 
 
+def test_a_call_that_is_cancelled_while_it_waits_for_its_turn_stops_what_is_under_way(cells, door, routers):
+    """One cell has answered, the other has not yet: nobody will ask for its answer any more."""
+    backends = routers(cells, source=THINGS)._backends
+    cancellation = Cancellation()
+
+    class CancelledInLine:
+        working = False
+
+        def take_back(self) -> None:
+            cancellation.cancelled = True  # by somebody who looked for what to stop before or after
+            cancellation.check()
+
+    jobs: list = []
+    requests = in_flight.RequestsInFlight(backends, start=jobs.append, turn=CancelledInLine())
+    for cell in backends:
+        requests.send(cell, lambda _: None)
+    jobs[0]()
+    with pytest.raises(Cancelled):
+        cancellation.run(requests.wait)
+    assert jobs[1].dropped
+
+
 def test_a_queue_that_was_woken_keeps_nobody_waiting():
     """However often it is looked at: the bell rings but once."""
     answers = CompletionQueue()

@@ -164,11 +164,11 @@ class RequestsInFlight:
         try:
             with self._cancellable() as cancellation:
                 done = self._wait(least, cancellation)
+                if self.turn is not None:
+                    self.turn.take_back()
         except Overloaded:
             self.stop()
             raise
-        if self.turn is not None:
-            self.turn.take_back()
         return done
 
     @contextlib.contextmanager

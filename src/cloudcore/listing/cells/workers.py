@@ -158,9 +158,8 @@ class CompletionQueue(Generic[T]):
     def take(self, enough: int, timeout: float) -> list[T]:
         """What has come, once there is *enough* of it or somebody rang; whatever there is after *timeout* seconds."""
         self._enough = enough
-        if (
-            len(self._completed) < enough and not self._woken
-        ):  # who puts the last one after this look sees the number, and rings
+        if len(self._completed) < enough and not self._woken:
+            # Who puts the last one after this look sees the number, and rings.
             while self._bell.acquire(timeout=timeout) and not self._completed and not self._woken:
                 pass  # it rang for what was taken already
         taken: list[T] = []
