@@ -100,6 +100,17 @@ _MYSQL: dict[int, Kind] = {
     1146: "missing",
     1243: "unprepared",  # unknown prepared statement
 }
+_NEVER_COMMITTED = frozenset(
+    {
+        *(1020, 1205, 1213),
+        *(1290, 1836, 1792),  # read-only: refused, and rolled back, before anything is written
+        *(1044, 1142, 1143, 1227, 1370),  # no privilege
+        *(1046, 1049, 1064, 1149, 1305, 1318),  # what is not there, or makes no sense
+        *(1264, 1265, 1292, 1365, 1366, 1406, 1690),  # a value that does not fit
+        *(1114, 1118, 1206),  # a row, or its lock, for which there is no room
+    }
+)
+"""MariaDB's and MySQL's numbers that leave nothing in doubt, even where COMMIT was part of what was sent."""
 _REFUSED_FOR_GOOD = re.compile(  # libpq, on connecting; in the server's language, but missing it only costs retries
     r"database \".*\" does not exist|no such database|authentication failed|role \".*\" does not exist|no pg_hba\.conf"
     r"|permission denied for database|unsupported startup parameter"
@@ -177,8 +188,9 @@ def _undecided(kind: Kind, dialect: str, original: object) -> bool:
     COMMIT may be the end of a block of statements; what only a statement before it can raise was no commit.
     """
     if kind == "gone":  # a session that had idled too long was over before COMMIT reached it
-        return getattr(original, "sqlstate", None) not in {"25P03", "57P05"}
-    decided = kind in {"constraint", "missing", "unprepared"} or _number(original) in {1020, 1205, 1213}
+        idled = getattr(original, "sqlstate", None) in {"25P03", "57P05"}
+        return not idled and _number(original) not in _NEVER_COMMITTED
+    decided = kind in {"constraint", "missing", "unprepared"} or _number(original) in _NEVER_COMMITTED
     return dialect in {"mysql", "mariadb"} and not decided
 
 

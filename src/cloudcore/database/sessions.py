@@ -25,6 +25,7 @@ __all__ = [
     "enforce_foreign_keys",
     "is_galera",
     "leave_lost_sessions",
+    "read_what_is_committed",
     "refuse_autocommit",
     "reset_quietly",
     "takes_writes",
@@ -77,6 +78,20 @@ def refuse_autocommit(connection: Connection) -> None:
             "the engine's driver commits each statement by itself (autocommit in connect_args): leave that out",
             field="connect_args",
         )
+
+
+def read_what_is_committed(connection: Connection) -> None:
+    """Let the next transaction be READ COMMITTED where a caller's MariaDB or MySQL engine would keep to a snapshot.
+
+    REPEATABLE READ is what these servers do by themselves. What is read after waiting for a lock must be what the
+    holder left, not what was there before. The session's own level stays.
+    """
+    if connection.dialect.name not in {"mysql", "mariadb"}:
+        return
+    level = connection.get_execution_options().get("isolation_level")
+    level = level or getattr(connection.dialect, "_on_connect_isolation_level", None)
+    if (level or connection.default_isolation_level) == "REPEATABLE READ":
+        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
 
 
 def enforce_foreign_keys(engine: Engine) -> None:

@@ -15,7 +15,13 @@ from cloudcore.database.driver_errors import translate
 from cloudcore.database.engines import behind_pooler, lock_timeout_to_say, open_engine
 from cloudcore.database.exactly_once import FIND, FINISH, Outcome, operations
 from cloudcore.database.retrying import RetryPolicy
-from cloudcore.database.sessions import adopt_engine, at_rest, is_galera, refuse_autocommit
+from cloudcore.database.sessions import (
+    adopt_engine,
+    at_rest,
+    is_galera,
+    read_what_is_committed,
+    refuse_autocommit,
+)
 from cloudcore.errors import DatabaseBusy, DatabaseUnavailable, DeadlineExceeded, OutcomeUnknown
 from cloudcore.observability import span
 
@@ -139,6 +145,7 @@ class Database:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             elif not self._owned:
                 refuse_autocommit(connection)
+                read_what_is_committed(connection)
             yield connection
             failpoint("database.commit.before")
             self._commit(connection)

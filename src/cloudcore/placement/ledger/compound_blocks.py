@@ -1,12 +1,18 @@
 """Claims and beginnings of moves as one compound statement, and so one round trip, on MariaDB.
 
 MariaDB runs a ``BEGIN NOT ATOMIC`` block that is no procedure; MySQL does not. A block is a whole transaction: it takes
-the same locks and makes the same writes, in the same order, as the statements one by one, and leaves at the first that
-is refused. Then it rolls back and says so, and the statements one by one decide, and explain.
+the same locks and makes the same writes as the statements one by one, and leaves at the first that is refused. Then it
+rolls back and says so, and the statements one by one decide, and explain.
+
+A claim's block also keeps their order. The beginning of a move does not: what the operation answers is known only once
+the instance is locked, so its id, and the migration, come after the inventories. Whoever else wants that id or that
+migration wants that instance too, and as a block waits for it first; as statements one by one it may be in the way, and
+one of the two is repeated.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 from datetime import UTC
 from typing import TYPE_CHECKING, Any
@@ -121,6 +127,9 @@ def _send(database: Database, operation: Operation, block: str, values: Sequence
                     while session.cursor.nextset():  # the end of the block comes as an answer of its own
                         pass
             except sa.exc.DBAPIError as error:
+                if not connection.invalidated:  # the block is over, its transaction is not; nor need the pool end it
+                    with contextlib.suppress(Exception):
+                        connection.connection.rollback()
                 found = translate(error, database.engine, committing=True)
                 if isinstance(found, OutcomeUnknown):
                     raise OutcomeUnknown(str(found), operation_id=operation.id) from error

@@ -34,6 +34,9 @@ _LOCK_ALL = """
 SELECT 1 FROM inventories i JOIN resource_providers p ON p.id = i.provider_id
 WHERE p.uuid IN {marks} ORDER BY i.provider_id, i.resource_class FOR UPDATE
 """
+_LOCK_ALL_ON_MYSQL = """
+SELECT 1 FROM inventories WHERE provider_id IN {marks} ORDER BY provider_id, resource_class FOR UPDATE
+"""  # no join: it would lock in the order in which it reads, and the providers too
 
 
 def claim_group(
@@ -41,8 +44,9 @@ def claim_group(
 ) -> None:
     """Do the claims of *tickets* in the transaction of *session*, each with a verdict of its own.
 
-    Where writers run side by side, all inventories are locked first in their order, and consumers come in theirs: two
-    groups then wait for each other instead of blocking each other.
+    Where writers run side by side, inventories are locked in their order, and consumers come in theirs: two groups then
+    wait for each other instead of blocking each other. So all inventories of a group are locked first, unless the
+    group can be written at once.
 
     Raises:
         DatabaseBusy, DatabaseUnavailable: None of them was done; try all again.
@@ -53,12 +57,10 @@ def claim_group(
     changed: set[int] = set()
     if session.dialect != "sqlite":
         order.sort(key=lambda ticket: ticket.request.consumer)
-    if session.dialect != "postgresql":
+    if session.dialect == "postgresql":
+        _lock_all(session, order, known)
+    else:
         order, changed = _in_bulk(session, order, known, history=history)
-    if order and session.dialect != "sqlite":
-        failpoint("ledger.group.lock")
-        for _ in session.in_parts(_LOCK_ALL, sorted({p for ticket in order for p in ticket.request.allocations})):
-            pass
     for ticket in order:
         session.run("SAVEPOINT claim")
         try:
@@ -71,6 +73,18 @@ def claim_group(
             session.run("ROLLBACK TO SAVEPOINT claim")
         session.run("RELEASE SAVEPOINT claim")
     session.add_changes(changed)
+
+
+def _lock_all(session: Session, tickets: Iterable[ClaimTicket], known: MutableMapping[str, int]) -> None:
+    """Lock the inventories of all providers of *tickets*; on MariaDB and MySQL of those that are *known*."""
+    failpoint("ledger.group.lock")
+    uuids = {provider for ticket in tickets for provider in ticket.request.allocations}
+    if session.dialect == "mysql":
+        locked = session.in_parts(_LOCK_ALL_ON_MYSQL, sorted(known[uuid] for uuid in uuids if uuid in known))
+    else:
+        locked = session.in_parts(_LOCK_ALL, sorted(uuids))
+    for _ in locked:
+        pass
 
 
 # --- few statements for many claims, on SQLite, MariaDB and MySQL ----------------------------------------------------
@@ -89,19 +103,31 @@ class _Row:
 
 
 def _in_bulk(
-    session: Session, tickets: Iterable[ClaimTicket], known: MutableMapping[str, int], *, history: bool
+    session: Session, tickets: Sequence[ClaimTicket], known: MutableMapping[str, int], *, history: bool
 ) -> tuple[list[ClaimTicket], set[int]]:
     """Do those of *tickets* that can be done together.
+
+    What one attempt has locked stays locked when it is taken back to a savepoint, and those left over may need what
+    comes before. So the first that fails on MariaDB and MySQL is the end of that transaction; the next locks all first.
 
     Returns those that are left over, and the ids of the providers that were changed.
     """
     rows, left = _plain(session, tickets, known)
+    ordered = session.dialect == "sqlite"  # nobody else writes meanwhile
+    if left and not ordered:
+        _lock_all(session, tickets, known)
+        ordered = True
     while rows:
         session.run("SAVEPOINT bulk")
         done = _write(session, rows, history=history)
-        if not done:
-            session.run("ROLLBACK TO SAVEPOINT bulk")
-        session.run("RELEASE SAVEPOINT bulk")
+        if not (done or ordered):
+            session.run("ROLLBACK")
+            _lock_all(session, tickets, known)
+            ordered = True
+        else:
+            if not done:
+                session.run("ROLLBACK TO SAVEPOINT bulk")
+            session.run("RELEASE SAVEPOINT bulk")
         if done:
             break
         refused = _in_the_way(session, rows) or {row.ticket for row in rows}

@@ -160,9 +160,15 @@ class LedgerTransactions(LedgerReader):
         database, known, history = self.database, self._known_providers, self.history
         if database.dialect == "postgresql":
             return lambda: begin_in_one_statement(database, operation, asked, history=history)
-        if runs_blocks(database):
-            return lambda: begin_in_one_block(database, operation, asked, known, history=history)
-        return None
+        if database.dialect == "sqlite":
+            return None
+
+        def begin() -> Outcome[dict[str, Any] | None]:
+            if not runs_blocks(database):  # which may have to connect, and so to be repeated
+                return Outcome(result=None, repeated=False)
+            return begin_in_one_block(database, operation, asked, known, history=history)
+
+        return begin
 
 
 def _operation_ids() -> Callable[[], str]:

@@ -31,9 +31,12 @@ Generations = Literal["cloudcore", "placement"]
 
 _CHUNK = 500
 _HOLD = """
-INSERT {ignore} INTO provider_generations (provider_id, generation)
-SELECT id, generation FROM resource_providers WHERE id IN :ids ORDER BY id {nothing}
+INSERT INTO provider_generations (provider_id, generation)
+SELECT id, generation FROM resource_providers WHERE id IN :ids ORDER BY id {kept}
 """
+_KEPT = "ON CONFLICT DO NOTHING"
+_KEPT_ON_MYSQL = "ON DUPLICATE KEY UPDATE provider_id = provider_generations.provider_id"
+"""An INSERT IGNORE would share the lock of a row that is there: two could both have it, and neither then write."""
 _COUNTS = provider_generations.c
 _READ = (
     sa.select(resource_providers.c.uuid, sa.func.coalesce(_COUNTS.generation, resource_providers.c.generation))
@@ -84,11 +87,8 @@ def count(connection: Connection, steps: Mapping[int, int], expected: Mapping[in
     chosen = sorted(steps)
     if not chosen:
         return
-    dialect = connection.dialect.name
-    words = {"ignore": "", "nothing": "ON CONFLICT DO NOTHING"}
-    if dialect in {"mysql", "mariadb"}:
-        words = {"ignore": "IGNORE", "nothing": ""}
-    hold = sa.text(_HOLD.format(**words)).bindparams(sa.bindparam("ids", expanding=True))
+    kept = _KEPT_ON_MYSQL if connection.dialect.name in {"mysql", "mariadb"} else _KEPT
+    hold = sa.text(_HOLD.format(kept=kept)).bindparams(sa.bindparam("ids", expanding=True))
     for start in range(0, len(chosen), _CHUNK):
         connection.execute(hold, {"ids": chosen[start : start + _CHUNK]})
     for number in chosen:
