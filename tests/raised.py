@@ -31,7 +31,8 @@ def watch() -> None:
 
     def made(self: errors.CloudcoreError, message: str = "", /, **facts: object) -> None:
         original(self, message, **facts)
-        if len(_FRESH) < _MANY and sys._getframe(1).f_code.co_filename.startswith(_SOURCE):
+        wanted = len(_FRESH) < _MANY or type(self).__name__ not in SEEN
+        if wanted and sys._getframe(1).f_code.co_filename.startswith(_SOURCE):
             _FRESH.append(self)
 
     errors.CloudcoreError.__init__ = made  # type: ignore[method-assign]
