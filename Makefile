@@ -8,8 +8,8 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 # More for pytest: make test ARGS="-k ledger --long"
 ARGS ?=
-# Worker processes of the tests. Servers are shared between them.
-WORKERS ?= 2
+# Worker processes of the tests. Servers are shared between them; most tests wait for those, so more than one a core.
+WORKERS ?= 4
 
 .PHONY: help
 help:
