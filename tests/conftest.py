@@ -54,30 +54,12 @@ def pytest_configure(config: pytest.Config) -> None:
         _client.claim_run()
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: object) -> None:
-    """A worker of pytest-xdist has ended: it tells which errors its tests have seen raised."""
-    raised.SEEN.update(getattr(node, "workeroutput", {}).get("raised", ()))
-
-
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Nothing may be left over, and no error untried: that too is a result of the run."""
-    if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["raised"] = sorted(raised.SEEN)
-    elif _is_whole(session) and session.exitstatus == 0 and (never := raised.unraised()):
-        print(f"\nno test has these errors raised by a call: {', '.join(sorted(never))}")
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    """Nothing may be left over: that too is a result of the run."""
     if not hasattr(session.config, "workerinput") and not _client.end_run():
         print(f"\nservers are still running, see {os.environ[_client.RUN]}")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-
-def _is_whole(session: pytest.Session) -> bool:
-    """Whether everything was run, with nothing left out."""
-    config = session.config
-    narrowed = config.option.keyword or config.option.markexpr or config.args_source != config.ArgsSource.TESTPATHS
-    return os.environ.get("CLOUDCORE_REQUIRE") == "all" and not narrowed
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -1,4 +1,4 @@
-"""Every error that cloudcore raises while the tests run is pickled and made JSON of, and no class is left out.
+"""Every error that cloudcore raises while the tests run is pickled and made JSON of.
 
 Errors promise both; which of them a call really raises, and with what facts, only real calls tell.
 """
@@ -13,16 +13,13 @@ from pathlib import Path
 import cloudcore
 from cloudcore import errors
 
-__all__ = ["SEEN", "check", "unraised", "watch"]
+__all__ = ["check", "watch"]
 
 _SOURCE = str(Path(cloudcore.__file__).parent)
 _MANY = 20
 _FRESH: list[errors.CloudcoreError] = []
-SEEN: set[str] = set()
-"""Names of the classes that were raised so far."""
-
-PARENTS = {"CloudcoreError", "Transient", "Unavailable", "NotFound", "Conflict", "Refused"}
-"""They stand for their leaves, and are raised by nobody, or by few."""
+_SEEN: set[str] = set()
+"""Names of the classes that were tried so far: of a new one an error is kept, however many there are."""
 
 
 def watch() -> None:
@@ -31,7 +28,7 @@ def watch() -> None:
 
     def made(self: errors.CloudcoreError, message: str = "", /, **facts: object) -> None:
         original(self, message, **facts)
-        wanted = len(_FRESH) < _MANY or type(self).__name__ not in SEEN
+        wanted = len(_FRESH) < _MANY or type(self).__name__ not in _SEEN
         if wanted and sys._getframe(1).f_code.co_filename.startswith(_SOURCE):
             _FRESH.append(self)
 
@@ -44,7 +41,7 @@ def check() -> list[str]:
     _FRESH.clear()
     for error in fresh:
         name = type(error).__name__
-        SEEN.add(name)
+        _SEEN.add(name)
         try:
             copy = pickle.loads(pickle.dumps(error))
             if (type(copy), str(copy)) != (type(error), str(error)):
@@ -56,8 +53,3 @@ def check() -> list[str]:
             wrong.append(f"{name} says nothing")
     _FRESH.clear()
     return wrong
-
-
-def unraised() -> set[str]:
-    """Classes that no call has raised."""
-    return set(errors.__all__) - SEEN - PARENTS

@@ -105,7 +105,9 @@ ON_SERVERS_ONLY = {
 def test_no_failpoint_of_the_ledger_is_left_out(ledger_database, url, nursery, dialect):
     """The points are read from the source; together the trials pass every one: what SQLite has none of, a server."""
     folder = Path(ledger_claims.__file__).parent
-    source = "".join(path.read_text(encoding="utf-8") for path in folder.glob("*.py"))
+    # those of host_groups are passed where groups are: by the battery of selections and by the forgetting of groups
+    modules = [path for path in folder.glob("*.py") if path.name != "host_groups.py"]
+    source = "".join(path.read_text(encoding="utf-8") for path in modules)
     points = set(re.findall(r'failpoint\("(ledger\.[^"]+)"\)', source))
     ledger = AllocationLedger(ledger_database)
     passed: set[str] = set()
