@@ -1,4 +1,4 @@
-"""The picture in docs/architecture.md against the imports, and that no two modules import each other."""
+"""The picture in docs/explanation/architecture.md against the imports, and that no two modules import each other."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import grimp
 import networkx as nx
 import pytest
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "explanation"
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 AREAS = ("placement", "listing", "attach", "hypervisor")
 MOST_MODULES = 16

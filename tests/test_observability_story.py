@@ -1,4 +1,4 @@
-"""What docs/observability.md shows is what is logged and observed: one attach, one move, one page with a dead cell."""
+"""What the page on observability shows is what is logged and observed: an attach, a move, a page with a dead cell."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cloudcore import (
     create_schema,
 )
 
-DOCS = Path(__file__).resolve().parents[1] / "docs" / "observability.md"
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "how-to" / "observability.md"
 INSTANCE = "5f0c8b52-6a5c-4d0e-9f5e-2a6a5f3c9d10"
 MIGRATION = "0b7e9b4c-3b0e-4c57-8d2b-9c7d8a1f2e03"
 KNOWN = {INSTANCE, MIGRATION}

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-PAGE = FOLDER.parents[1] / "docs" / "nova-volumes.md"
+PAGE = FOLDER.parents[1] / "docs" / "reference" / "nova-volumes.md"
 
 
 def test_every_row_has_a_test_or_a_reason():

@@ -8,7 +8,7 @@ from tests.services._host import REPOSITORY
 
 
 def test_every_cell_names_a_test():
-    page = (REPOSITORY / "docs" / "deployment.md").read_text()
+    page = (REPOSITORY / "docs" / "how-to" / "deployment.md").read_text()
     named = set(re.findall(r"`(test_\w+)`", page))
     files = {path.stem for path in (REPOSITORY / "tests").rglob("test_*.py")}
     defined = set()
@@ -23,6 +23,6 @@ def test_every_row_lock_and_every_guard_is_listed():
     sources = "\n".join(path.read_text() for path in (REPOSITORY / "src" / "cloudcore").rglob("*.py"))
     assert not re.search(r"GET_LOCK|pg_advisory", sources)
     assert len(re.findall(r"with_for_update", sources)) <= 2, "on a cluster it holds nothing: see hold()"
-    page = (REPOSITORY / "docs" / "database.md").read_text()
+    page = (REPOSITORY / "docs" / "reference" / "database.md").read_text()
     for table in ("resource_providers", "host_groups", "embedded_volumes", "directory_instances"):
         assert f"{table}.version" in page

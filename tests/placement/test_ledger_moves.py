@@ -24,7 +24,7 @@ from cloudcore.placement.rules.moves import TRANSITIONS, MoveEvent
 from tests.placement.ledger_worlds import add_providers, overdue, resize, used, uuid_of
 
 OWNER = {"project_id": "project", "user_id": "user"}
-PAGE = Path(__file__).parents[2] / "docs" / "ledger.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "ledger.md"
 INSTANCE, MIGRATION, OTHER = (uuid_of(name) for name in ("instance", "migration", "other-migration"))
 SHAPE = {"VCPU": 4, "MEMORY_MB": 128}
 
