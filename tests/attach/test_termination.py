@@ -1,5 +1,7 @@
 """What an instance's end does to volumes: it takes those that the instance has, and only those meant to go with it."""
 
+import datetime as dt
+
 import pytest
 
 from cloudcore import _failpoints, errors
@@ -129,6 +131,22 @@ def test_the_wish_survives_a_deletion_that_failed(manager, attach, volume_servic
     assert kept(volume_service, volume)
     assert manager.terminate(who) == ()
     assert not kept(volume_service, volume)
+
+
+def test_what_is_still_to_be_deleted_is_not_forgotten(manager, attach, volume_service, faulty):
+    """However old it is; and once it is deleted, it can be, with what was kept."""
+    goes, stays, who = volume_service.create_volume(), volume_service.create_volume(), instance()
+    attach(goes, who)
+    attach(stays, who, delete_on_termination=False)
+    faulty.fail("delete_volume", errors.VolumeServiceUnavailable("away"))
+    with pytest.raises(errors.VolumeServiceUnavailable):
+        manager.terminate(who)
+    later = dt.datetime.now(dt.UTC) + dt.timedelta(hours=1)
+    assert manager.prune(later) == 1
+    assert manager.terminate(who) == ()
+    assert not kept(volume_service, goes)
+    assert kept(volume_service, stays)
+    assert (manager.prune(later), manager.prune(later)) == (1, 0)
 
 
 def test_whoever_gets_it_before_the_deletion_is_repeated_keeps_it(manager, attach, volume_service, faulty):

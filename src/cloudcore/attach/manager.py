@@ -552,7 +552,8 @@ class AttachmentManager:
         """Forget attachments that have been absent since before *older_than*, at most *limit*; return how many.
 
         A forgotten one is unknown to :meth:`detach`, its operation id can be used anew, and :meth:`audit` no longer
-        knows that its volume and instance ever belonged together.
+        knows that its volume and instance ever belonged together. What ended with an instance, and whose volume could
+        not be deleted yet, is kept: :meth:`terminate`, repeated, has to know of it.
 
         Raises:
             InvalidArgument: *older_than* has no time zone.

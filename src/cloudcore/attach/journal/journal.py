@@ -250,8 +250,12 @@ class Journal:
         return bool(self.database.run(lambda connection: connection.execute(forgotten).rowcount))
 
     def prune(self, older_than: datetime, *, limit: int = 10_000) -> int:
-        """Forget absent legs last touched before *older_than*, with their stories; return how many."""
-        old = sa.select(_T.c.id).where(_T.c.state == State.ABSENT, _T.c.updated_at < older_than).limit(limit)
+        """Forget absent legs last touched before *older_than*, with their stories; return how many.
+
+        Not those whose volume is still to be deleted: nothing else knows that it is.
+        """
+        done = sa.or_(_T.c.when_gone.is_(None), _T.c.when_gone != "delete")
+        old = sa.select(_T.c.id).where(_T.c.state == State.ABSENT, done, _T.c.updated_at < older_than).limit(limit)
 
         def work(connection: Connection) -> int:
             ids = list(connection.scalars(old))
