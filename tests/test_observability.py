@@ -105,6 +105,26 @@ def test_each_statement_of_a_page_is_told(tmp_path, caplog):
     assert any("listing.statement" in record.getMessage() for record in caplog.records)
 
 
+def test_what_a_page_asks_of_the_directory_is_told(tmp_path, caplog):
+    from cloudcore.listing import Cell, CellRouter, InstanceDirectory, InstanceStore, Query
+
+    observer = Recorder()
+    directory = InstanceDirectory(f"sqlite:///{tmp_path / 'directory.db'}")
+    cells = [Cell(f"c{n}", f"sqlite:///{tmp_path / f'{n}.db'}") for n in range(2)]
+    with CellRouter(cells, directory=directory, observer=observer) as router:
+        store = InstanceStore(router)
+        store.create_tables()
+        store.create("c0", project_id="secret-project", display_name="n")
+        with caplog.at_level(logging.DEBUG, "cloudcore.listing"):
+            page = router.page(Query(tenant="secret-project"))
+    assert {cell for cell, report in page.cells.items() if report.statements} == {"c0"}
+    told = [fields for name, fields in observer.events if name == "listing.directory_statement"]
+    assert any("directory_routes" in fields["db.query.text"] and fields["rows"] == 1 for fields in told)
+    assert {fields["db.system.name"] for fields in told} == {"sqlite"}
+    assert "secret-project" not in str(told)
+    assert any("listing.directory_statement" in record.getMessage() for record in caplog.records)
+
+
 def test_a_failure_is_told_with_its_class(manager):
     with pytest.raises(VolumeNotFound):
         manager.attach(str(uuid.uuid4()), str(uuid.uuid4()))

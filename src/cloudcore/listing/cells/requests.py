@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cloudcore.database.statement_events import told_statement
 from cloudcore.errors import Cancelled, CloudcoreError, DatabaseUnavailable
 from cloudcore.listing.query.dialects import dialect_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     import sqlalchemy as sa
     from sqlalchemy.engine import Dialect
@@ -87,9 +87,10 @@ class Attempt:
     def run(self, pooled: PooledConnection, text: str, parameters: Any) -> list[tuple[Any, ...]]:
         """One statement, counted and told."""
         self.statements += 1
-        if self.request.tell is None:
+        tell = self.request.tell
+        if tell is None:
             return pooled.run(text, parameters, self.limit)
-        with self._told(pooled, text) as told:
+        with self._told(tell, pooled, text) as told:
             rows = pooled.run(text, parameters, self.limit)
             told["rows"] = len(rows)
         return rows
@@ -99,33 +100,19 @@ class Attempt:
     ) -> tuple[list[tuple[Any, ...]], bool]:
         """One statement, counted, as far as *take* reads its rows; and whether it left off early."""
         self.statements += 1
-        if self.request.tell is None:
+        tell = self.request.tell
+        if tell is None:
             return pooled.run_until(take, text, parameters, self.limit)
-        with self._told(pooled, text) as told:
+        with self._told(tell, pooled, text) as told:
             rows, cut = pooled.run_until(take, text, parameters, self.limit)
             told["rows"] = len(rows)
         return rows, cut
 
-    @contextlib.contextmanager
-    def _told(self, pooled: PooledConnection, text: str) -> Iterator[dict[str, Any]]:
-        """Tell of a statement once it is over. Its parameters are not told: they may hold what is secret."""
-        began, told = self._clock(), dict[str, Any]()
-        try:
-            yield told
-        except Exception as error:
-            told["error"] = type(error).__name__
-            raise
-        finally:
-            if self.request.tell is not None:
-                seconds = round(self._clock() - began, 6)
-                self.request.tell(
-                    "listing.statement",
-                    logging.DEBUG,
-                    cell=self.request.cell,
-                    seconds=seconds,
-                    **{"db.system.name": dialect_name(pooled.dialect), "db.query.text": text},
-                    **told,
-                )
+    def _told(
+        self, tell: Callable[..., None], pooled: PooledConnection, text: str
+    ) -> AbstractContextManager[dict[str, Any]]:
+        dialect, cell = dialect_name(pooled.dialect), self.request.cell
+        return told_statement(tell, "listing.statement", dialect, text, clock=self._clock, cell=cell)
 
     def fetch(
         self, table: sa.Table, make: Callable[[Dialect, TableLayout | None], tuple[str, Any]]

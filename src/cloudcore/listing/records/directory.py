@@ -8,6 +8,7 @@ routed query would miss.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Self
@@ -16,18 +17,23 @@ import attrs
 import sqlalchemy as sa
 
 from cloudcore.database import Database, hold, insert_ignoring_duplicates
+from cloudcore.database.statement_events import told_statement
 from cloudcore.errors import AlreadyExists, Conflict, DatabaseUnavailable, InstanceNotFound
 from cloudcore.listing.cells.directory import Entries
 from cloudcore.listing.cells.pool import ConnectionPool, in_memory
 from cloudcore.listing.query.compiled import FixedStatement
+from cloudcore.listing.query.dialects import dialect_name
 from cloudcore.listing.query.sources import RecordSource
 from cloudcore.listing.tables import create_directory_tables, directory_instances, directory_routes
+from cloudcore.observability import teller
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
     from sqlalchemy.engine import URL, Connection, Engine
+
+    from cloudcore.listing.cells.connections import PooledConnection
 
 __all__ = ["Entry", "InstanceDirectory"]
 
@@ -106,7 +112,7 @@ class InstanceDirectory:
         while True:
             kept = pooled.used
             try:
-                rows = pooled.run(*statement.text(pooled.dialect, values), limit)
+                rows = self._run(pooled, *statement.text(pooled.dialect, values), limit)
             except Exception as error:
                 blamed = self._pool.blame(pooled, error)
                 if not kept or not isinstance(blamed, DatabaseUnavailable):
@@ -115,6 +121,15 @@ class InstanceDirectory:
                 continue
             self._pool.release(pooled)
             return rows
+
+    def _run(self, pooled: PooledConnection, text: str, parameters: Any, limit: float) -> list[tuple[Any, ...]]:
+        tell = teller("listing", logging.DEBUG)
+        if tell is None:
+            return pooled.run(text, parameters, limit)
+        with told_statement(tell, "listing.directory_statement", dialect_name(pooled.dialect), text) as told:
+            rows = pooled.run(text, parameters, limit)
+            told["rows"] = len(rows)
+        return rows
 
     def cells_of(self, uuids: Iterable[str]) -> dict[str, str]:
         """The cell that owns each of these; unknown ones are left out."""
