@@ -24,6 +24,7 @@ from bench.harness import REPOSITORY, Bench
 from bench.listing_cells import SlowConnection
 from cloudcore.listing import NOVA_INSTANCES, Cell, CellRouter, InstanceDirectory, NovaDirectory, Query
 from cloudcore.listing.records.directory import Entry
+from cloudcore.testing.worlds import instance_rows
 
 SLOW = {"connect_args": {"factory": SlowConnection}}
 COLUMNS = (
@@ -68,7 +69,7 @@ class World:
         files = data.copies(template, self.folder, [f"nova-{name}.db" for name in names])
         content = {}
         for number, (name, path) in enumerate(zip(names, files, strict=True)):
-            content[name] = (f"sqlite:///{path}", data.rows(number, rows))
+            content[name] = (f"sqlite:///{path}", instance_rows(number, rows))
             data.nova_cell(*content[name])
         data.nova_api(f"sqlite:///{api}", content)
         return f"sqlite:///{api}", {name: url for name, (url, _) in content.items()}
@@ -85,7 +86,7 @@ class World:
         content = {}
         for number in range(cells):
             url = data.copy_on_server(server, template, f"bench_cell{number:02}")
-            content[f"cell{number:02}"] = (url, data.rows(number, rows))
+            content[f"cell{number:02}"] = (url, instance_rows(number, rows))
             data.nova_cell(*content[f"cell{number:02}"])
         data.nova_api(api, content)
         return api, {name: url for name, (url, _) in content.items()}, plain
@@ -97,7 +98,7 @@ class World:
             name = f"cell{number:02}"
             urls[name] = f"sqlite:///{self.folder / f'own-{name}.db'}"
             if not Path(urls[name].removeprefix("sqlite:///")).exists():
-                data.own_cell(urls[name], data.rows(number, rows))
+                data.own_cell(urls[name], instance_rows(number, rows))
         return urls
 
 
@@ -363,9 +364,9 @@ def tenant(world: World) -> None:
     with InstanceDirectory(f"sqlite:///{world.folder / 'directory.db'}") as directory:
         for number in range(3):
             name = f"cell{number:02}"
-            few = data.rows(1000 + number, 30, project="rare")
+            few = instance_rows(1000 + number, 30, project="rare")
             data.own_cell(urls[name], few)
-            times = {row["uuid"]: row["created_at"].replace(tzinfo=data.UTC) for row in few}
+            times = {row["uuid"]: row["created_at"] for row in few}
             directory.add(
                 Entry(uuid=uuid, cell=name, project_id="rare", host=None, created_at=at) for uuid, at in times.items()
             )

@@ -16,6 +16,7 @@ from bench import listing_cells as data
 from bench.harness import Bench
 from cloudcore.errors import CloudcoreError
 from cloudcore.listing import Cell, CellRouter, Query
+from cloudcore.testing.worlds import instance_rows
 
 KINDS = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "mariadb": "MariaDB"}
 
@@ -68,7 +69,7 @@ def urls_of(kind: str, folder: Path, cells: int) -> list[str]:
         server = {"postgresql": services.postgresql, "mariadb": services.mariadb}[kind]()
         urls = [server.create_database("load") for _ in range(cells)]
     for number, url in enumerate(urls):
-        data.own_cell(url, data.rows(number, 1000))
+        data.own_cell(url, instance_rows(number, 1000))
     return urls
 
 

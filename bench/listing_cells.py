@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
-import random
 import sqlite3
 import time
 import uuid
@@ -13,9 +11,6 @@ import sqlalchemy as sa
 
 from cloudcore.listing.records import nova_tables
 from cloudcore.listing.tables import create_cell_tables, instances
-
-UTC = dt.UTC
-START = dt.datetime(2026, 1, 1)  # noqa: DTZ001 - naive UTC, as Nova stores it
 
 
 class SlowConnection(sqlite3.Connection):
@@ -34,30 +29,11 @@ class SlowCursor(sqlite3.Cursor):
         return super().execute(*arguments)
 
 
-def rows(cell: int, number: int, *, project=None) -> list[dict]:
-    """Instances of one cell: times spread over 180 days at whole seconds, 50 projects."""
-    rng = random.Random(cell)
-    return [
-        {
-            "uuid": str(uuid.UUID(int=rng.getrandbits(128), version=4)),
-            "created_at": START + dt.timedelta(seconds=rng.randrange(180 * 86400)),
-            "project_id": project or f"project-{rng.randrange(50)}",
-            "user_id": f"user-{rng.randrange(200)}",
-            "display_name": f"vm-{cell}-{n}",
-            "hostname": f"vm-{cell}-{n}",
-            "host": f"host-{cell}-{rng.randrange(40)}",
-            "node": f"host-{cell}-{rng.randrange(40)}",
-            "availability_zone": f"az-{cell % 3}",
-            "vm_state": rng.choice(["active"] * 8 + ["stopped", "error"]),
-            "task_state": rng.choice([None] * 9 + ["rebooting"]),
-            "power_state": 1,
-            "image_ref": str(uuid.UUID(int=rng.getrandbits(64), version=4)),
-            "vcpus": rng.choice([1, 2, 4, 8]),
-            "memory_mb": rng.choice([1024, 2048, 8192]),
-            "root_gb": 20,
-        }
-        for n in range(number)
-    ]
+def _as_nova(row: dict) -> dict:
+    """A row of ours as Nova's table names it; its times are naive, in UTC."""
+    at = row["created_at"].replace(tzinfo=None)
+    kept = {name: value for name, value in row.items() if name not in {"flavor", "disk_gb"}}
+    return {**kept, "root_gb": row["disk_gb"], "created_at": at, "updated_at": at, "launched_at": at, "deleted": 0}
 
 
 def _analyse(engine: sa.Engine) -> None:
@@ -71,22 +47,8 @@ def own_cell(url: str, content: list[dict]) -> None:
     """A cell with cloudcore's own table."""
     engine = sa.create_engine(url)
     create_cell_tables(engine)
-    records = [
-        {
-            **{name: row[name] for name in row if name != "root_gb"},
-            "disk_gb": row["root_gb"],
-            "flavor": "m1.small",
-            "locked": False,
-            "hidden": False,
-            "deleted": False,
-            "created_at": row["created_at"].replace(tzinfo=UTC),
-            "updated_at": row["created_at"].replace(tzinfo=UTC),
-            "launched_at": row["created_at"].replace(tzinfo=UTC),
-        }
-        for row in content
-    ]
     with engine.begin() as connection:
-        connection.execute(instances.insert(), records)
+        connection.execute(instances.insert(), content)
     _analyse(engine)
     engine.dispose()
 
@@ -116,12 +78,7 @@ def nova_cell(url: str, content: list[dict]) -> None:
     records = [
         {
             **row,
-            "updated_at": row["created_at"],
-            "launched_at": row["created_at"],
-            "deleted": 0,
             "cleaned": 0,
-            "hidden": False,
-            "locked": False,
             "ephemeral_gb": 0,
             "launch_index": 0,
             "progress": 0,
@@ -129,7 +86,7 @@ def nova_cell(url: str, content: list[dict]) -> None:
             "root_device_name": "/dev/vda",
             "access_ip_v4": None,
         }
-        for row in content
+        for row in map(_as_nova, content)
     ]
     with engine.begin() as connection:
         _insert(connection, nova_tables.instances, records)
@@ -143,7 +100,7 @@ def nova_cell(url: str, content: list[dict]) -> None:
                 tables[name],
                 [
                     {"instance_uuid": row["uuid"], "created_at": row["created_at"], "deleted": 0, **extra}
-                    for row in content
+                    for row in records
                 ],
             )
     _analyse(engine)
@@ -175,7 +132,7 @@ def nova_api(url: str, cells: dict[str, tuple[str, list[dict]]]) -> None:
                         "project_id": row["project_id"],
                         "user_id": row["user_id"],
                         "queued_for_delete": False,
-                        "created_at": row["created_at"],
+                        "created_at": row["created_at"].replace(tzinfo=None),
                     }
                     for row in content
                 ],
