@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import uuid
 from collections.abc import Iterator
 
@@ -12,6 +13,7 @@ from cloudcore.attach.manager import AttachmentManager
 from cloudcore.attach.volumes.cinder import CinderVolumes
 from cloudcore.attach.volumes.embedded import EmbeddedVolumes
 from cloudcore.attach.volumes.interface import VolumeService
+from cloudcore.database import Database
 from cloudcore.schema import create_schema
 from tests import services
 from tests.attach.cinder_pool import VolumePool, pool
@@ -90,13 +92,19 @@ def embedded(journal_database) -> Iterator[EmbeddedVolumes]:
 
 
 @pytest.fixture
-def new_manager(journal_database):
+def places(journal_database) -> Iterator[Database]:
+    """The database, or one node of it after the other, that each manager works at."""
+    return itertools.repeat(journal_database)
+
+
+@pytest.fixture
+def new_manager(places):
     """Opens managers over the test's journal; each is checked and closed at the end."""
     opened: list[AttachmentManager] = []
 
     def make(volumes=None, hypervisor=None, **options) -> AttachmentManager:
         options = {"patience": 240.0, **options}  # a loaded machine is no reason to fail
-        opened.append(AttachmentManager(journal_database, volumes, hypervisor, **options))
+        opened.append(AttachmentManager(next(places), volumes, hypervisor, **options))
         return opened[-1]
 
     yield make

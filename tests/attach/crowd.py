@@ -1,7 +1,7 @@
 """Sixteen processes that attach and detach the same volumes at random; some are killed in the middle.
 
-``python -m tests.attach.crowd FOLDER URL SEED ROUNDS`` forks them and prints, as JSON, what each believes it has in the
-end. URL is of an empty database; the hosts live in FOLDER.
+``python -m tests.attach.crowd FOLDER URLS SEED ROUNDS`` forks them and prints, as JSON, what each believes it has in
+the end. URLS lead to one empty database, each at another node, and are taken in turn; the hosts live in FOLDER.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def dying(steps: int):
     return step
 
 
-def main(folder: Path, url: str, seed: int, rounds: int) -> None:
-    database = Database(url, durable=False)
+def main(folder: Path, urls: list[str], seed: int, rounds: int) -> None:
+    database = Database(urls[0], durable=False)
     create_schema(database, areas=["attach"])
     embedded = EmbeddedVolumes(database)
     volumes = [embedded.create_volume(multiattach=number % 2 == 0).id for number in range(6)]
@@ -87,6 +87,7 @@ def main(folder: Path, url: str, seed: int, rounds: int) -> None:
             os.close(reader)
             signal.alarm(280)
             try:
+                url = urls[number % len(urls)]
                 found = wander(folder, url, seed * 100 + number, rounds, volumes, doomed=number % 4 == 3)
                 os.write(writer, json.dumps(found).encode())
             except BaseException as error:
@@ -104,4 +105,4 @@ def main(folder: Path, url: str, seed: int, rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    main(Path(sys.argv[1]), sys.argv[2].split(), int(sys.argv[3]), int(sys.argv[4]))

@@ -26,17 +26,17 @@ def memory():
 
 @pytest.fixture
 def url(memory, request):
-    """SQLite, on which all writers queue, and the servers, on which they do not."""
+    """SQLite, on which all writers queue; the servers, on which they do not; three nodes, each with a third of them."""
     if request.param == "sqlite":
         yield f"sqlite:///{memory / 'cloud.db'}"
         return
-    server = services.postgresql() if request.param == "postgresql" else services.mariadb()
+    server = services.database_server(request.param)
     made = server.create_database()
-    yield made
+    yield " ".join(server.at(node, made) for node in range(3)) if request.param == "galera" else made
     server.drop_database(made)
 
 
-@pytest.mark.parametrize("url", ["sqlite", "postgresql", "mariadb"], indirect=True)
+@pytest.mark.parametrize("url", ["sqlite", "postgresql", "mariadb", "galera"], indirect=True)
 def test_sixteen_processes(memory, url, request):
     """Twelve live and four are killed somewhere; what the living were told they have is what is there."""
     rounds = 60 if request.config.getoption("--long") else 6
@@ -50,7 +50,7 @@ def test_sixteen_processes(memory, url, request):
     living = [result for result in found["results"] if not result["doomed"]]
     assert sum(result["attached"] for result in living) > 0
 
-    manager = open_manager(memory, url)
+    manager = open_manager(memory, url.split()[0])
     world = next(iter(manager.hosts.values())).guests._world
     assert manager.recover().complete
     assert world.breaches() == []

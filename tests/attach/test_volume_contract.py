@@ -21,7 +21,7 @@ class TestEveryService(VolumeServiceContract):
         return volume_service.create_volume
 
 
-@pytest.mark.parametrize("dialect", ["postgresql", "mariadb"], indirect=True)
+@pytest.mark.parametrize("dialect", ["postgresql", "mariadb", "pgbouncer", "galera"], indirect=True)
 def test_embedded_on_every_database(database, tmp_path):
     """The same rules hold whatever the database: every promise in turn, on one."""
     create_schema(database, areas=["attach"])

@@ -31,9 +31,12 @@ things = sa.Table(
 
 THINGS = RecordSource(things, key="id", wide=("kind",))
 
+ELSEWHERE = ["pgbouncer", "galera"]
+"""Cells behind a pooler, and on a node of a cluster. A test that goes there takes a second more."""
+
 
 class Databases:
-    """Makes empty databases of any kind and drops them at the end."""
+    """Makes empty databases of any kind that `services.database_server` knows, and drops them at the end."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -44,10 +47,10 @@ class Databases:
         self._count += 1
         if kind == "sqlite":
             return f"sqlite:///{self._folder / f'cell-{self._count}.db'}"
-        server = services.postgresql() if kind == "postgresql" else services.mariadb()
+        server = services.database_server(kind)
         url = server.create_database("cell")
         self._made.append((server, url))
-        return url
+        return services.address(kind, url)
 
     def close(self) -> None:
         for server, url in self._made:

@@ -7,9 +7,10 @@ import pytest
 from cloudcore.database import open_engine
 from cloudcore.errors import InvalidCursor
 from cloudcore.listing import Cell, Query, Sort
-from tests.listing.conftest import THINGS, things
+from tests.listing.conftest import ELSEWHERE, THINGS, things
 
 KINDS = [["sqlite"], ["postgresql"], ["mariadb"], ["sqlite", "postgresql", "mariadb"]]
+KINDS += [pytest.param(ELSEWHERE, marks=pytest.mark.slow)]
 SORTS = [
     [Sort("size")],
     [Sort("size", descending=True, nulls_first=True), Sort("name")],
@@ -36,7 +37,7 @@ def router(databases, routers, kinds):
     return routers(cells, source=THINGS)
 
 
-@pytest.mark.parametrize("kinds", KINDS, ids=["sqlite", "postgresql", "mariadb", "mixed"])
+@pytest.mark.parametrize("kinds", KINDS, ids=["sqlite", "postgresql", "mariadb", "mixed", "elsewhere"])
 @pytest.mark.parametrize("sort", SORTS, ids=["one", "nulls", "several", "key"])
 @pytest.mark.parametrize("fetching", ["rows", "keys"])
 def test_there_and_back(router, kinds, sort, fetching):

@@ -12,9 +12,10 @@ from cloudcore.database import open_engine
 from cloudcore.errors import InvalidQuery, StatementRefused
 from cloudcore.listing import CLOUDCORE_INSTANCES, BreakerState, Cell, CellState, Query, RecordSource
 from cloudcore.listing.cells import regex
-from tests.listing.conftest import THINGS, things
+from tests.listing.conftest import ELSEWHERE, THINGS, things
 
-KINDS = pytest.mark.parametrize("kind", ["sqlite", "postgresql", "mariadb"])
+PLAIN = ["sqlite", "postgresql", "mariadb"]
+KINDS = pytest.mark.parametrize("kind", [*PLAIN, *(pytest.param(kind, marks=pytest.mark.slow) for kind in ELSEWHERE)])
 table = CLOUDCORE_INSTANCES.table.c
 
 REFUSED = {
@@ -69,7 +70,7 @@ def test_what_only_one_kind_of_database_refuses_is_said_in_its_words(cloud):
         cloud.router.page(Query(where=(sa.literal(1) / sa.func.abs(sa.literal(0))) > 0))
 
 
-@KINDS
+@pytest.mark.parametrize("kind", PLAIN + ELSEWHERE)
 def test_a_column_that_one_cell_lacks_is_that_cells_affair(databases, routers, kind):
     """Who can do without it sees the cell's rows; else the report names the column, and no breaker opens."""
     urls = [databases.url(kind) for _ in range(2)]

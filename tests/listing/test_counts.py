@@ -12,9 +12,9 @@ import sqlalchemy as sa
 from cloudcore.database import open_engine
 from cloudcore.errors import InvalidQuery
 from cloudcore.listing import Cell, CellState, Query, RecordSource, Require, Sort
-from tests.listing.conftest import NOW
+from tests.listing.conftest import ELSEWHERE, NOW
 
-KINDS = [["sqlite"], ["postgresql"], ["mariadb"], ["sqlite", "postgresql", "mariadb"]]
+KINDS = [["sqlite"], ["postgresql"], ["mariadb"], ["sqlite", "postgresql", "mariadb"], ELSEWHERE]
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def cloud(clouds, kinds):
     return made
 
 
-@pytest.mark.parametrize("kinds", KINDS, ids=["sqlite", "postgresql", "mariadb", "mixed"])
+@pytest.mark.parametrize("kinds", KINDS, ids=["sqlite", "postgresql", "mariadb", "mixed", "elsewhere"])
 def test_what_a_tenant_uses_over_all_cells(cloud, kinds):
     cells = len(kinds)
     used = cloud.router.count(Query(tenant="p1"), sums=["vcpus", "memory_mb"])

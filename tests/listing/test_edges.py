@@ -10,12 +10,12 @@ import sqlalchemy as sa
 from cloudcore.database import open_engine
 from cloudcore.errors import InvalidArgument
 from cloudcore.listing import CLOUDCORE_INSTANCES, Cell, CellState, Query, RecordSource, Sort
-from tests.listing.conftest import NOW, THINGS, things, walk
+from tests.listing.conftest import ELSEWHERE, NOW, THINGS, things, walk
 
 KINDS = pytest.mark.parametrize("kind", ["sqlite", "postgresql", "mariadb"])
 
 
-@KINDS
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql", "mariadb", *ELSEWHERE])
 def test_a_poller_hears_of_new_instances(clouds, kind):
     """Also of those that nobody has changed since; and not of what it has heard of."""
     cloud = clouds(kind)

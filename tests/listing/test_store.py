@@ -11,7 +11,7 @@ from cloudcore._failpoints import arm, disarm
 from cloudcore.errors import AlreadyExists, CellNotFound, InstanceNotFound, InvalidArgument
 from cloudcore.listing import Cell, CellState, Discrepancy, Query, Sort
 from cloudcore.listing.tables import directory_routes, instances
-from tests.listing.conftest import NOW, walk
+from tests.listing.conftest import ELSEWHERE, NOW, walk
 
 OTHER = "99999999-0000-4000-8000-000000000000"
 UUID = "11111111-2222-4333-8444-555555555555"
@@ -93,7 +93,7 @@ def test_killed_between_two_steps(cloud, point, operation, then):
     assert len(uuids) == len(set(uuids))
 
 
-@pytest.mark.parametrize("kinds", [("sqlite", "sqlite"), ("postgresql", "mariadb")], ids="-".join)
+@pytest.mark.parametrize("kinds", [("sqlite", "sqlite"), ("postgresql", "mariadb"), ELSEWHERE], ids="-".join)
 def test_an_instance_keeps_everything_when_it_moves(clouds, kinds):
     """Row, tags and metadata; also between databases of different kinds."""
     cloud = clouds(*kinds)

@@ -13,13 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from cloudcore.database import open_engine
 from cloudcore.listing import Cell, CellRouter, Query, Sort
 from tests.listing import oracle
-from tests.listing.conftest import NOW, THINGS, things, walk
+from tests.listing.conftest import ELSEWHERE, NOW, THINGS, things, walk
 
 MIXTURES = {
     "sqlite": ("sqlite",) * 3,
     "postgresql": ("postgresql",) * 2,
     "mariadb": ("mariadb",) * 2,
     "mixed": ("sqlite", "postgresql", "mariadb"),
+    "elsewhere": ELSEWHERE,
 }
 
 NAMES = [
