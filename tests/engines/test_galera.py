@@ -34,65 +34,10 @@ from cloudcore.placement.ledger.writes import Target
 from cloudcore.placement.rules.claims import Owner
 from cloudcore.placement.tables import host_groups as groups_table
 from tests import services
+from tests.engines.together import at_once, new
 
 pytestmark = pytest.mark.xdist_group("galera")
 OWNER = {"project_id": "p", "user_id": "u"}
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    return services.galera()
-
-
-@pytest.fixture(scope="module")
-def urls(cluster):
-    """The same database at each of three nodes, with every table."""
-    url = cluster.create_database()
-    create_schema(url)
-    yield [cluster.at(node, url) for node in range(3)]
-    cluster.drop_database(url)
-
-
-@pytest.fixture
-def nodes(urls):
-    """A `Database` at each node."""
-    opened = [Database(url) for url in urls]
-    yield opened
-    for database in opened:
-        assert database.engine.pool.checkedout() == 0
-        database.close()
-
-
-@pytest.fixture
-def trees(nodes):
-    with PlacementTree.open(nodes[0]) as one, PlacementTree.open(nodes[1]) as two:
-        yield one, two
-
-
-def at_once(*acts) -> list:
-    """What each of *acts*, begun at the same moment in threads, returns or raises."""
-    barrier = threading.Barrier(len(acts))
-    outcomes: list = [None] * len(acts)
-
-    def run(number: int) -> None:
-        barrier.wait(30)
-        try:
-            outcomes[number] = acts[number]()
-        except CloudcoreError as error:
-            outcomes[number] = error
-
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(acts))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
-        assert not thread.is_alive()
-    return outcomes
-
-
-def new(*names: str) -> list[str]:
-    tail = uuid.uuid4().hex[:12]
-    return [f"{name}-{tail}" for name in names]
 
 
 def sound(*trees) -> None:
