@@ -12,6 +12,7 @@ from cloudcore import AllocationLedger, PlacementTree, create_schema
 from cloudcore.database import Database, RetryPolicy, open_engine
 from cloudcore.errors import DatabaseUnavailable, InvalidArgument, OutcomeUnknown
 from tests import services
+from tests.waiting import until
 
 pytestmark = pytest.mark.xdist_group("standby")
 OWNER = {"project_id": "p", "user_id": "u"}
@@ -24,10 +25,12 @@ def test_promotion_in_a_storm():
     create_schema(url)
     both = url.replace(f"127.0.0.1:{pair.port}", f"127.0.0.1:{pair.port},127.0.0.1:{pair.standby_port}")
     standby = url.replace(f":{pair.port}/", f":{pair.standby_port}/")
+    pair.catch_up()
     with Database(standby, retry=RetryPolicy(attempts=1)) as reading, pytest.raises(DatabaseUnavailable):
         reading.run(lambda connection: connection.exec_driver_sql("DELETE FROM operations"))
     with Database(both) as database, PlacementTree.open(database) as follower:
-        hosts = [follower.add(name, inventory={"VCPU": 1000}).uuid for name in "abc"]
+        hosts = [follower.add(name, inventory={"VCPU": 100_000}).uuid for name in "abc"]
+        pair.catch_up()
         with PlacementTree.open(standby) as replica:  # reading where a little staleness does no harm
             assert len(replica) == 3
         ledger = AllocationLedger(database)
@@ -50,17 +53,15 @@ def test_promotion_in_a_storm():
         threads = [threading.Thread(target=work, args=(worker,)) for worker in range(4)]
         for thread in threads:
             thread.start()
-        threading.Event().wait(1)
+        until(lambda: len(acknowledged) >= 50 or not any(thread.is_alive() for thread in threads))
         follower.refresh()
         before = len(acknowledged)
         pair.kill()
         pair.promote()
-        while len(acknowledged) < before + 50:
-            assert any(thread.is_alive() for thread in threads)
-            threading.Event().wait(0.05)
+        until(lambda: len(acknowledged) >= before + 50 or not any(thread.is_alive() for thread in threads))
         over.set()
         for thread in threads:
-            thread.join(60)
+            thread.join(120)
             assert not thread.is_alive()
         with database.read() as connection:
             held = dict(

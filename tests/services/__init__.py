@@ -15,7 +15,7 @@ Databases
     url = server.create_database()   # fresh and empty; server.drop_database(url) when done
     server.port; server.admin_url    # for proxies (tests.faults.Proxy); an existing maintenance database
     server.kill(); server.start()    # kill -9 and crash recovery. SHARED: use a variant of your own, below
-    cluster = galera()               # three MariaDB nodes: .nodes .at(1, url); cluster.call("kill" or "pause", node)
+    cluster = galera()               # three MariaDB nodes: .nodes .at(1, url); .call("kill" or "pause", node) .settle()
     pair = postgresql_pair(variant="word")   # primary and standby: .port .standby_port .kill() .promote()
     server = database_server("galera"); url = address("galera", server.create_database())    # any kind by its name
     pooler = pgbouncer()             # PgBouncer in transaction pooling before postgresql(): .direct(url)

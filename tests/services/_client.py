@@ -20,6 +20,7 @@ import pytest
 
 from tests.services import _catalogue
 from tests.services._host import REPOSITORY, ServiceError
+from tests.waiting import until
 
 RUN = "CLOUDCORE_TEST_RUN"
 OWNER = "CLOUDCORE_TEST_OWNER"
@@ -294,6 +295,10 @@ class GaleraCluster(MariaDBServer):
         """`kill`, `stop`, `restart`, `pause` or `resume` one node; in a cluster of your own only."""
         call(self.name, method, node=node)
 
+    def settle(self) -> None:
+        """Return when the nodes that run, and no others, are the cluster; those that went away are put out by then."""
+        call(self.name, "settle")
+
 
 class PostgreSQLPair(PostgreSQLServer):
     """A primary with a standby; `port` and `kill` are the primary's."""
@@ -302,6 +307,11 @@ class PostgreSQLPair(PostgreSQLServer):
     def standby_port(self) -> int:
         """Of the standby."""
         return int(self.info["ports"][1])
+
+    def catch_up(self) -> None:
+        """Return when the standby shows what the primary has acknowledged: synchronous means that it keeps it."""
+        ((here,),) = self.execute("SELECT pg_current_wal_lsn()")
+        until(lambda: self.execute(f"SELECT 1 FROM pg_stat_replication WHERE replay_lsn >= '{here}'"))
 
     def promote(self) -> None:
         """Make the standby the primary; returns when it takes writes."""

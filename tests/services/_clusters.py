@@ -26,7 +26,8 @@ def galera_provider() -> Path | None:
 
 _PROVIDERS = ("/usr/lib/galera/libgalera_smm.so", "/usr/lib/x86_64-linux-gnu/libgalera_smm.so")
 NODES = 3
-_JOINED = b"wsrep_ready ON wsrep_local_state_comment Synced".split()
+_STATUS = ("wsrep_ready", "wsrep_local_state_comment", "wsrep_cluster_size", "wsrep_cluster_conf_id")
+_PATIENCE = 150.0
 
 
 class Galera:
@@ -39,6 +40,7 @@ class Galera:
         self._group = [block[8 + 4 * node] for node in range(NODES)]  # each: the group, then incremental, then full
         self._password = secrets.token_hex(8)
         self._daemons: list[Daemon] = []
+        self._paused: set[int] = set()
 
     def start(self) -> None:
         """Start the nodes that do not run; the very first time node 0 makes the cluster."""
@@ -50,28 +52,43 @@ class Galera:
             self._daemons[0].command[-2:] = []  # started again it joins the others
             for node in range(1, NODES):
                 self._begin(node)
+            self.settle()
         else:
             for node in range(NODES):
                 self.restart(node)
 
     def restart(self, node: int) -> None:
-        """Start a node that was killed or stopped; it catches up with the others before it is ready."""
+        """Start a node that was killed or stopped; returns when it is one of the cluster, and has caught up."""
         if not self._daemons[node].running():
             self._begin(node)
+            self.settle()
+
+    def settle(self) -> None:
+        """Return when the nodes that run and are not paused agree that they, and no others, are the cluster.
+
+        One that was paused believes for a moment that it still belongs to it.
+        """
+        members = [node for node in range(NODES) if self._daemons[node].running() and node not in self._paused]
+        self._daemons[members[0]].wait(lambda: self._agreed(members), _PATIENCE)
+
+    def _agreed(self, members: list[int]) -> bool:
+        states = [self._state(node) for node in members]
+        ready = all(_has_joined(state) and state["wsrep_cluster_size"] == str(len(members)) for state in states)
+        return ready and len({state["wsrep_cluster_conf_id"] for state in states}) == 1
 
     def _begin(self, node: int) -> None:
-        self._daemons[node].start(lambda: self._ready(node))
+        self._daemons[node].start(lambda: _has_joined(self._state(node)), _PATIENCE)
 
-    def _ready(self, node: int) -> bool:
-        """It has joined and caught up: the port alone is open before."""
+    def _state(self, node: int) -> dict[str, str]:
+        """What a node says of itself and its cluster; nothing while it does not answer."""
         if not accepts(self._sql[node]):
-            return False
+            return {}
         login = ["-h127.0.0.1", f"-P{self._sql[node]}", f"-u{USER}", f"-p{self._password}"]
-        question = "SHOW STATUS WHERE variable_name IN ('wsrep_ready', 'wsrep_local_state_comment')"
+        question = f"SHOW STATUS WHERE variable_name IN {_STATUS}"
         asked = ["mariadb", "--no-defaults", *login, "--connect-timeout=2", "-NBe", question]
         with contextlib.suppress(ServiceError):
-            return sorted(run(asked, seconds=5).split()) == sorted(_JOINED)
-        return False
+            return dict(line.split("\t", 1) for line in run(asked, seconds=5).decode().splitlines())
+        return {}
 
     def _install(self) -> None:
         """An empty server for node 0; the others get everything from it, the accounts too."""
@@ -156,17 +173,24 @@ class Galera:
     def pause(self, node: int) -> None:
         """SIGSTOP: it holds its connections and answers nobody; the others put it out after some seconds."""
         self._daemons[node].send(signal.SIGSTOP)
+        self._paused.add(node)
 
     def resume(self, node: int) -> None:
-        """SIGCONT; returns when it has caught up with the others."""
+        """SIGCONT; returns when it is one of the cluster again, and has caught up."""
         self._daemons[node].send(signal.SIGCONT)
-        self._daemons[node].wait(lambda: self._ready(node), 60)
+        self._paused.discard(node)
+        self.settle()
 
     def info(self) -> dict[str, object]:
         return {"ports": self._sql, "user": USER, "password": self._password, "pid": self._pids()[0]}
 
     def _pids(self) -> list[int | None]:
         return [daemon.pid for daemon in self._daemons] or [None]
+
+
+def _has_joined(state: dict[str, str]) -> bool:
+    """It has joined and caught up: the port alone is open before."""
+    return state.get("wsrep_ready") == "ON" and state.get("wsrep_local_state_comment") == "Synced"
 
 
 class Pair:
@@ -192,10 +216,11 @@ class Pair:
         if self._synchronous:
             primary.execute("ALTER SYSTEM SET synchronous_standby_names = 'standby'")
             primary.execute("SELECT pg_reload_conf()")
-        deadline = time.monotonic() + 30
-        while "streaming" not in primary.execute("SELECT state, sync_state FROM pg_stat_replication"):
+        wanted = "streaming|sync" if self._synchronous else "streaming|async"  # the setting counts when it is heeded
+        deadline = time.monotonic() + _PATIENCE
+        while wanted not in primary.execute("SELECT state, sync_state FROM pg_stat_replication"):
             if time.monotonic() > deadline:
-                raise ServiceError("the standby does not stream")
+                raise ServiceError(f"the standby is not {wanted}")
             time.sleep(0.05)
 
     def promote(self) -> None:

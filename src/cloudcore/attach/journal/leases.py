@@ -30,6 +30,7 @@ from cloudcore.errors import (
     DatabaseBusy,
     DatabaseUnavailable,
     OutcomeUnknown,
+    Overloaded,
     Transient,
     VolumeBusy,
 )
@@ -344,8 +345,12 @@ class Leases:
     def _start_renewing(self) -> None:
         with self._mutex:
             if self._renewer is None and not self._closing.is_set():
-                self._renewer = threading.Thread(target=self._renew_for_ever, name="cloudcore-leases", daemon=True)
-                self._renewer.start()
+                renewer = threading.Thread(target=self._renew_for_ever, name="cloudcore-leases", daemon=True)
+                try:
+                    renewer.start()
+                except RuntimeError as error:  # the system has no thread left
+                    raise Overloaded(f"leases cannot be kept alive: {error}", seconds=0.0) from error
+                self._renewer = renewer
 
     def _renew_for_ever(self) -> None:
         while not self._closing.wait(self._seconds / 3):
@@ -378,8 +383,10 @@ class Leases:
     def close(self) -> None:
         """Stop renewing. May be called twice."""
         self._closing.set()
-        if self._renewer is not None and self._renewer is not threading.current_thread():
-            self._renewer.join()
+        with self._mutex:  # one that another thread is just starting cannot be waited for yet
+            renewer = self._renewer
+        if renewer is not None and renewer is not threading.current_thread():
+            renewer.join()
 
 
 def _new_owner() -> str:

@@ -193,10 +193,10 @@ class Connection:
                 raise HypervisorUnavailable(f"{self.uri}: closed", uri=self.uri)
             if self._idle:
                 return self._idle.pop()
-        if self._loop is not None:
-            self._loop.start()
         opening = _Opening()
         try:
+            if self._loop is not None:
+                self._loop.start()
             connection = self._runner.run(
                 f"connect to {self.uri}", partial(self._open, opening), min(self._timeouts.connect, time_left())
             )
@@ -300,7 +300,8 @@ class Connection:
     def _discard(self, connection: Any) -> None:
         """Close it in a thread of its own: closing a broken connection may take its time.
 
-        libvirt keeps a connection open while one of its callbacks is registered.
+        libvirt keeps a connection open while one of its callbacks is registered. :meth:`close` waits for these threads,
+        in another thread perhaps, and may see none of them before it runs.
         """
         if connection is None:
             return
@@ -321,9 +322,12 @@ class Connection:
                 self._closing.discard(threading.current_thread())
 
         thread = threading.Thread(target=close, name="cloudcore libvirt close", daemon=True)
-        with self._lock:
-            self._closing.add(thread)
-        thread.start()
+        try:
+            with self._lock:
+                thread.start()
+                self._closing.add(thread)
+        except RuntimeError:  # the system has no thread left
+            close()
 
 
 class _Opening:

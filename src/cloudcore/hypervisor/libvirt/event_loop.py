@@ -13,6 +13,7 @@ from typing import Any
 
 from cloudcore._extras import require_extra
 from cloudcore._forks import when_forked
+from cloudcore.errors import HypervisorUnavailable
 
 __all__ = ["EventLoop"]
 
@@ -32,13 +33,17 @@ class EventLoop:
     _forked = False  # a child of a process that had one: half of it lives on there, so it is left alone
 
     def __init__(self) -> None:
-        self._started = False
+        self._started = self._ended = False
 
     def start(self) -> None:
-        """Have the loop run. Repeated calls do nothing."""
+        """Have the loop run. Repeated calls do nothing, nor do those after the end.
+
+        Raises:
+            HypervisorUnavailable: The system has no thread left for it.
+        """
         libvirt = require_extra("libvirt", "libvirt")
         with EventLoop._guard:
-            if self._started or EventLoop._forked:
+            if self._started or self._ended or EventLoop._forked:
                 return
             if not EventLoop._registered:
                 when_forked(EventLoop, _without_loop)
@@ -47,16 +52,21 @@ class EventLoop:
                 EventLoop._registered = True
             if EventLoop._thread is None:
                 EventLoop._stopping = threading.Event()
-                EventLoop._thread = threading.Thread(
+                thread = threading.Thread(
                     target=_run, args=(libvirt, EventLoop._stopping), name="cloudcore libvirt events", daemon=True
                 )
-                EventLoop._thread.start()
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    raise HypervisorUnavailable(f"no thread for libvirt's event loop: {error}") from error
+                EventLoop._thread = thread
             EventLoop._users += 1
             self._started = True
 
     def stop(self) -> None:
         """Give the share back; the thread ends with the last one. Repeated calls do nothing."""
         with EventLoop._guard:
+            self._ended = True  # for a thread too that was about to start it
             if not self._started:
                 return
             self._started = False

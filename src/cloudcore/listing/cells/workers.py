@@ -9,7 +9,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from cloudcore._forks import when_forked
-from cloudcore.errors import InvalidArgument
+from cloudcore.errors import InvalidArgument, Overloaded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,6 +53,7 @@ class Workers:
 
         Raises:
             InvalidArgument: :meth:`close` was called.
+            Overloaded: The system gives no thread, and none is there that could do it later.
         """
         try:
             self._idle.pop()
@@ -69,8 +70,14 @@ class Workers:
                 self._waiting += 1
                 return
             thread = threading.Thread(target=self._work, name="cloudcore-listing", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # the system has no thread left
+                if not self._threads:
+                    raise Overloaded(f"no cell can be asked: {error}", seconds=0.0) from error
+                self._waiting += 1
+                return
             self._threads.add(thread)
-            thread.start()
 
     def _work(self) -> None:
         jobs, idle = self._jobs, self._idle
