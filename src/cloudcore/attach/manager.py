@@ -504,7 +504,12 @@ class AttachmentManager:
 
     @observed("attach.heal", "apply", level=logging.INFO)
     def heal(
-        self, findings: AuditReport | Iterable[Finding] | None = None, *, apply: bool = False, limit: int = 10
+        self,
+        findings: AuditReport | Iterable[Finding] | None = None,
+        *,
+        apply: bool = False,
+        limit: int = 10,
+        on_progress: Callable[[int, int], object] | None = None,
     ) -> HealReport:
         """Say what would mend the findings; with *apply*, mend them.
 
@@ -515,11 +520,12 @@ class AttachmentManager:
             findings: Of :meth:`audit`, all or some; by default those of a fresh one.
             apply: Do it.
             limit: How many at most in one call.
+            on_progress: Called after each with its number from 1, and how many are tried.
         """
         chosen = self.audit() if findings is None else findings
         if isinstance(chosen, AuditReport):
             chosen = chosen.findings
-        return self._auditor.heal(chosen, apply=apply, limit=limit)
+        return self._auditor.heal(chosen, apply=apply, limit=limit, on_progress=on_progress)
 
     # --- looking ------------------------------------------------------------------------------------------------------
 

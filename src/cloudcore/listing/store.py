@@ -185,13 +185,16 @@ class InstanceStore:
         self._leave_behind(identifier, target)
         self._directory.finish_move(identifier)
 
-    def audit(self, *, grace: timedelta = timedelta(minutes=10)) -> list[Finding]:
+    def audit(
+        self, *, grace: timedelta = timedelta(minutes=10), on_progress: Callable[[int], object] | None = None
+    ) -> list[Finding]:
         """Compare the directory with every cell. Reads everything once, in batches; changes nothing.
 
         Args:
             grace: Entries younger than this may lack their record: somebody may be between two steps of a create.
+            on_progress: Called with the number of records and entries read so far, batch by batch.
         """
-        return list(self._auditor(grace).findings())
+        return list(self._auditor(grace).findings(on_progress))
 
     def heal(self, findings: Iterable[Finding]) -> list[Finding]:
         """Put findings right, a move by finishing it; returns those that a person must look at."""

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import attrs
 
-from cloudcore._extras import require_extra
 from cloudcore._values import FrozenDict, require_utc
 from cloudcore.errors import CloudcoreError, InvalidQuery, UnreadableValue
+from cloudcore.notebook import Table, html_of, table, words
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -375,7 +375,32 @@ class Page:
         Raises:
             MissingExtra: pandas is not installed.
         """
-        return require_extra("pandas", "pandas").DataFrame(self.to_records())
+        return self.to_table().to_pandas()
+
+    def to_arrow(self) -> Any:
+        """The records as a ``pyarrow.Table``.
+
+        Raises:
+            MissingExtra: pyarrow is not installed.
+            InvalidArgument: A column holds values of several kinds.
+        """
+        return self.to_table().to_arrow()
+
+    def to_table(self) -> Table:
+        """The records under the names of their columns."""
+        records = self.to_records()
+        return Table(
+            headings=tuple(records[0]) if records else (), rows=tuple(tuple(each.values()) for each in records)
+        )
+
+    def _repr_html_(self) -> str:
+        more = "more follow" if self.next_cursor else "no more follow"
+        complete = "every cell answered" if self.complete else "not every cell answered"
+        return html_of(
+            f"{len(self.records)} records, {more}; {complete}",
+            table(self.records, title="Records"),
+            _told_cells(self.cells),
+        )
 
 
 @attrs.frozen(kw_only=True)
@@ -400,6 +425,20 @@ class Counts:
     def complete(self) -> bool:
         """Whether every cell that could contribute did."""
         return all(report.state in {CellState.ANSWERED, CellState.SKIPPED} for report in self.cells.values())
+
+    def _repr_html_(self) -> str:
+        groups = tuple((key, number, *self.sums_by.get(key, {}).values()) for key, number in self.by.items())
+        sums = "".join(f"; {name}: {words(value)}" for name, value in self.sums.items())
+        return html_of(
+            f"{self.total} records{sums}",
+            Table(title="Of each", headings=("value", "records", *self.sums), rows=groups),
+            _told_cells(self.cells),
+        )
+
+
+def _told_cells(cells: Mapping[str, CellReport]) -> Table:
+    """What became of each cell."""
+    return table(cells.values(), ("name", "state", "rows", "seconds", "error"), title="Cells")
 
 
 @attrs.frozen(kw_only=True)

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import URL, Engine
 
     from cloudcore.database import Database
+    from cloudcore.notebook import Table
     from cloudcore.observability import Observer
     from cloudcore.placement.search.ordering import OrderBy
     from cloudcore.placement.storage.generations import Generations
@@ -609,6 +610,14 @@ class PlacementTree(TreeEdits):
             rows = rows_of(shown, self._state.forest.usage)
         title = f"{len(shown)} providers" if provider is None else f"{shown[0].name}: {len(shown)} providers"
         return rows, max(0, len(shown) - ROWS), title
+
+    def to_table(self) -> Table:
+        """What is there and what is in use, as they are now: one row for each provider and resource class."""
+        from cloudcore.placement.views import usage_table
+
+        with self._state.lock:
+            providers, usage = list(self), self._state.forest.usage
+            return usage_table(providers, {root.uuid: root.name for root in self.roots()}, usage)
 
     def _repr_html_(self) -> str:
         from cloudcore.placement.views import render_html

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from cloudcore._extras import require_extra
+from cloudcore.notebook import Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from cloudcore.placement.forest.values import Provider
 
-__all__ = ["Row", "render_html", "render_rich", "render_svg", "rows_of"]
+__all__ = ["Row", "render_html", "render_rich", "render_svg", "rows_of", "usage_table"]
 
 ROWS = 200
 """Providers shown at most; the rest is counted in the last line."""
@@ -91,6 +92,31 @@ def _numbers(used: int, capacity: int, reserved: int) -> str:
 def _share(used: int, capacity: int) -> float:
     return min(1.0, used / capacity) if capacity > 0 else 1.0
 
+
+def usage_table(
+    providers: Iterable[Provider], roots: Mapping[str, str], usage: Mapping[str, Mapping[str, int]]
+) -> Table:
+    """One row for each provider and class; *roots* gives the names of hosts by uuid."""
+    rows = []
+    for provider in providers:
+        for name, stock in provider.inventories.items():
+            used = usage.get(provider.uuid, {}).get(name, 0)
+            limits = (stock.total, stock.reserved, stock.allocation_ratio, stock.capacity)
+            rows.append((roots[provider.root], provider.name, name, *limits, used, stock.capacity - used))
+    return Table(headings=_USAGE, rows=tuple(rows))
+
+
+_USAGE = (
+    "host",
+    "provider",
+    "resource_class",
+    "total",
+    "reserved",
+    "allocation_ratio",
+    "capacity",
+    "used",
+    "free",
+)
 
 # --- SVG -------------------------------------------------------------------------------------------------------------
 

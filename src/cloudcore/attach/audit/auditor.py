@@ -15,9 +15,10 @@ from cloudcore.attach.lifecycle.states import Event, State
 from cloudcore.attach.tables import attachment_legs
 from cloudcore.disks import OrphanFinder
 from cloudcore.errors import CloudcoreError, VolumeNotFound
+from cloudcore.notebook import Table, html_of, table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from cloudcore.attach.hosts.connectors import Host
     from cloudcore.attach.journal.journal import Journal
@@ -51,6 +52,15 @@ class HealReport:
     operator: tuple[Finding, ...]
     done: tuple[Finding, ...] = ()
     failed: tuple[tuple[Finding, str], ...] = ()
+
+    def _repr_html_(self) -> str:
+        return html_of(
+            f"{len(self.plan)} findings with a remedy, {len(self.done)} mended, {len(self.operator)} for an operator",
+            table(self.plan, title="With a remedy"),
+            table(self.done, title="Mended"),
+            table(self.operator, title="For an operator"),
+            Table(title="Failed", headings=("finding", "why"), rows=self.failed),
+        )
 
 
 class Auditor:
@@ -178,7 +188,14 @@ class Auditor:
 
     # --- mending ------------------------------------------------------------------------------------------------------
 
-    def heal(self, findings: Iterable[Finding], *, apply: bool, limit: int) -> HealReport:
+    def heal(
+        self,
+        findings: Iterable[Finding],
+        *,
+        apply: bool,
+        limit: int,
+        on_progress: Callable[[int, int], object] | None = None,
+    ) -> HealReport:
         """See :meth:`AttachmentManager.heal`."""
         chosen = list(findings)
         planned = tuple(finding for finding in chosen if finding.remedy is not None)
@@ -198,6 +215,8 @@ class Auditor:
                 done.append(finding)
             else:
                 failed.append((finding, trouble))
+            if on_progress is not None:
+                on_progress(number + 1, min(limit, len(planned)))
         return HealReport(plan=planned, operator=operator, done=tuple(done), failed=tuple(failed))
 
     def _mend(self, finding: Finding) -> str | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from cloudcore.attach.lifecycle.states import USES_HOST, State
+from cloudcore.notebook import Table, html_of, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -107,6 +108,13 @@ class AuditReport:
     findings: tuple[Finding, ...]
     skipped: tuple[str, ...] = ()
     blind: tuple[tuple[str, str], ...] = ()
+
+    def _repr_html_(self) -> str:
+        return html_of(
+            f"{len(self.findings)} findings, {len(self.skipped)} volumes skipped, {len(self.blind)} stores not asked",
+            table(self.findings, title="Findings"),
+            Table(title="Not asked", headings=("store", "why"), rows=self.blind),
+        )
 
     @property
     def clean(self) -> bool:

@@ -10,6 +10,7 @@ from cloudcore._values import FrozenDict
 from cloudcore.attach.lifecycle.states import AT_REST, WAITING, State
 from cloudcore.attach.volumes.sources import DiskOptions
 from cloudcore.disks import BlockSource, Disk, DiskBus, DiskSource, FileSource, LuksEncryption
+from cloudcore.notebook import Table, html_of, table, words
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -178,6 +179,10 @@ class Attachment:
     created_at: datetime
     updated_at: datetime
 
+    def _table_row_(self) -> dict[str, Any]:
+        names = ("id", "volume_id", "instance_id", "host", "state", "mode", "note")
+        return {name: getattr(self, name) for name in names}
+
     @property
     def interrupted(self) -> bool:
         """Work on it was begun and not finished: somebody is at it, or died over it."""
@@ -263,6 +268,13 @@ class Move:
     disks: tuple[Disk, ...] = ()
     note: str | None = None
 
+    def _repr_html_(self) -> str:
+        places = f"{self.source} to {words(self.destination)}"
+        return html_of(
+            f"{self.kind} move of instance {self.instance_id}, {places}: {self.phase}",
+            table(self.legs, title="Second legs" if self.kind == "live" else "Held"),
+        )
+
     @property
     def shelved(self) -> bool:
         """The instance is on no host, and its volumes wait for it."""
@@ -282,6 +294,14 @@ class RecoveryReport:
     settled: tuple[Attachment, ...]
     waiting: tuple[Attachment, ...]
     left: tuple[tuple[str, str], ...]
+
+    def _repr_html_(self) -> str:
+        return html_of(
+            f"{len(self.settled)} settled, {len(self.waiting)} waiting for their guest, {len(self.left)} left",
+            table(self.settled, title="Settled"),
+            table(self.waiting, title="Waiting"),
+            Table(title="Left", headings=("what", "why"), rows=self.left),
+        )
 
     @property
     def complete(self) -> bool:

@@ -26,6 +26,7 @@ from cloudcore.errors import (
     UnsupportedFeature,
     VolumeBusy,
 )
+from cloudcore.notebook import Table, html_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -186,6 +187,15 @@ class AttachPlan:
     locks: tuple[str, ...]
     steps: tuple[str, ...]
     compensations: tuple[str, ...]
+
+    def _repr_html_(self) -> str:
+        can = "It can be done" if self.possible else "It cannot be done"
+        steps = tuple(zip(self.steps, self.compensations, strict=True))
+        return html_of(
+            f"{can}: volume {self.volume.id} to instance {self.request.instance_id}",
+            Table(title="Rules that it breaks", headings=("rule",), rows=tuple((v.message,) for v in self.violations)),
+            Table(title="Steps", headings=("step", "what would undo it"), rows=steps),
+        )
 
     @property
     def possible(self) -> bool:

@@ -92,34 +92,43 @@ class Auditor:
         self._cells = list(cells)
         self._old = clock() - grace
 
-    def findings(self) -> Iterator[Finding]:
-        """Everything that disagrees, found batch by batch."""
+    def findings(self, on_progress: Callable[[int], object] | None = None) -> Iterator[Finding]:
+        """Everything that disagrees, found batch by batch; *on_progress* is told how many rows were read."""
+        read = 0
+
+        def tell(rows: list[Any]) -> None:
+            nonlocal read
+            read += len(rows)
+            if on_progress is not None:
+                on_progress(read)
+
         readable = []
         for cell in self._cells:
             try:
-                yield from self._records(cell)
+                yield from self._records(cell, tell)
                 readable.append(cell)
             except CloudcoreError as error:
                 yield Finding(what=Discrepancy.CELL_UNREADABLE, identifier=cell, cell=cell, detail=str(error))
         for cell in readable:
-            yield from self._entries(cell)
+            yield from self._entries(cell, tell)
         yield from self._moves()
         yield from self._routes()
 
-    def _records(self, cell: str) -> Iterator[Finding]:
+    def _records(self, cell: str, tell: Callable[[list[Any]], None]) -> Iterator[Finding]:
         """Every record of a cell has an entry that says the same."""
         columns = (_i.uuid, _i.project_id, _i.host, _i.deleted, _i.created_at)
         for rows in _batches(self._database_of(cell), sa.select(*columns), _i.uuid):
             entries = self._known([row.uuid for row in rows])
             for row in rows:
                 yield from _compare(cell, row, entries.get(row.uuid))
+            tell(rows)
 
     def _known(self, uuids: list[str]) -> dict[str, Any]:
         with self._directory.database.read() as connection:
             found = connection.execute(sa.select(directory_instances).where(_d.uuid.in_(uuids)))
             return {row.uuid: row for row in found}
 
-    def _entries(self, cell: str) -> Iterator[Finding]:
+    def _entries(self, cell: str, tell: Callable[[list[Any]], None]) -> Iterator[Finding]:
         """Every entry that is not new has its record."""
         select = sa.select(_d.uuid).where(_d.cell == cell, _d.created_at < self._old)
         for rows in _batches(self._directory.database, select, _d.uuid):
@@ -130,6 +139,7 @@ class Auditor:
                 if uuid not in there:
                     detail = f"the directory says {cell}, which has no such record"
                     yield Finding(what=Discrepancy.ENTRY_WITHOUT_RECORD, identifier=uuid, cell=cell, detail=detail)
+            tell(rows)
 
     def _moves(self) -> Iterator[Finding]:
         select = sa.select(_d.uuid, _d.cell, _d.moving_to).where(_d.moving_to.is_not(None))

@@ -21,6 +21,7 @@ import numpy as np
 
 from cloudcore._values import require_integer
 from cloudcore.errors import InvalidRequest
+from cloudcore.notebook import Table, html_of
 from cloudcore.placement.requests.requests import ResourceRequest
 
 if TYPE_CHECKING:
@@ -78,6 +79,19 @@ class Headroom:
 
     flavors: Mapping[str, FlavorHeadroom]
     bundles: FlavorHeadroom | None
+
+    def to_table(self) -> Table:
+        """One row for each flavor (and ``bundle``): how many fit at least and at most in all, and at least by cell."""
+        counted = {**self.flavors, **({} if self.bundles is None else {"bundle": self.bundles})}
+        cells = sorted({cell for found in counted.values() for cell in found.cells}, key=str)
+        rows = []
+        for name, found in counted.items():
+            by_cell = [found.cells[cell].at_least if cell in found.cells else 0 for cell in cells]
+            rows.append((name, found.total.at_least, found.total.at_most, *by_cell))
+        return Table(headings=("flavor", "at_least", "at_most", *map(str, cells)), rows=tuple(rows))
+
+    def _repr_html_(self) -> str:
+        return html_of("How many more fit", self.to_table())
 
 
 def headroom(

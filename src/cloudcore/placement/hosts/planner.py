@@ -15,6 +15,7 @@ from cloudcore.errors import (
     ProviderNotFound,
     UnitViolation,
 )
+from cloudcore.notebook import Table, html_of
 from cloudcore.placement.hosts.alternates import choose_alternates
 from cloudcore.placement.hosts.assignment import Assignment, assign_best
 from cloudcore.placement.hosts.host_pool import HostPool, PoolOptions, Segment
@@ -69,6 +70,13 @@ class SelectionReport:
             "placed": self.placed,
             "freed": list(self.freed),
         }
+
+    def _repr_html_(self) -> str:
+        return html_of(
+            self.summary(),
+            Table(title="Refused by filters", headings=("host", "reason"), rows=tuple(sorted(self.filtered.items()))),
+            Table(title="Lost claims", headings=("why",), rows=tuple((why,) for why in self.lost)),
+        ) + str(self.search._repr_html_())
 
     def summary(self) -> str:
         """One line for people."""

@@ -17,6 +17,7 @@ import attrs
 
 from cloudcore._values import normalise_uuid, require_integer, require_text
 from cloudcore.errors import InvalidSelection
+from cloudcore.notebook import html_of, table
 from cloudcore.placement.forest.values import FrozenDict
 
 __all__ = ["SELECTION_VERSION", "HostChoice", "Selection"]
@@ -128,6 +129,23 @@ class Selection:
                     field="alternates",
                     value=alternate.cell,
                 )
+
+    def _table_row_(self) -> dict[str, Any]:
+        return {
+            "instance": self.instance,
+            "cell": self.cell,
+            "primary (claimed)": self.primary.name,
+            "alternates (not claimed)": [choice.name for choice in self.alternates],
+            "allocations": self.primary.allocations,
+        }
+
+    def _repr_html_(self) -> str:
+        columns = ("name", "cell", "weight", "rank", "allocations")
+        return html_of(
+            f"Instance {self.instance}, claimed for project {self.project_id}",
+            table([self.primary], columns, title="Primary, claimed"),
+            table(self.alternates, columns, title="Alternates, not claimed"),
+        )
 
     @property
     def choices(self) -> tuple[HostChoice, ...]:

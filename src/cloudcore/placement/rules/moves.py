@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Literal
 import attrs
 
 from cloudcore.errors import FencingRequired, InvalidAllocation, InvalidArgument, InvalidTransition
+from cloudcore.notebook import Table, html_of
 from cloudcore.placement.rules.claims import Allocations, total_by_class
 
 if TYPE_CHECKING:
@@ -171,6 +172,16 @@ TRANSITIONS: Mapping[MoveKind, Mapping[tuple[MoveState | None, MoveEvent], Step]
 """For each kind: (state, event) → step. What is not listed is refused. The state None stands for no record."""
 
 
+_HOLDERS = {
+    MoveState.HELD: ("the migration", "the instance"),
+    MoveState.AWAITING_PROOF: ("the migration", "nobody"),
+    MoveState.CONFIRMED: ("nobody", "the instance"),
+    MoveState.REVERTED: ("the instance", "nobody"),
+    MoveState.EXPIRED: ("the instance", "nobody"),
+}
+"""State → who holds the source and who the destination; nobody holds either after the other states."""
+
+
 @attrs.frozen(kw_only=True)
 class Move:
     """A move as recorded.
@@ -202,6 +213,15 @@ class Move:
     expires_at: datetime | None = None
     story: tuple[str, ...] = ()
     repeated: bool = False
+
+    def _repr_html_(self) -> str:
+        of_source, of_destination = _HOLDERS.get(self.state, ("nobody", "nobody"))
+        rows = (("the source", self.source, of_source), ("the destination", self.destination, of_destination))
+        return html_of(
+            f"{self.kind} move of instance {self.instance} by migration {self.migration}: {self.state}",
+            Table(title="After the last step", headings=("", "allocations", "held by"), rows=rows),
+            Table(title="Story", headings=("step",), rows=tuple((step,) for step in self.story)),
+        )
 
 
 def decide(move: Move, event: MoveEvent, *, proof: str | None = None) -> Step:

@@ -30,6 +30,7 @@ from cloudcore.errors import (
     ProviderNotFound,
     UnitViolation,
 )
+from cloudcore.notebook import html_of, table
 from cloudcore.placement.forest.names import SHARES_VIA_AGGREGATE
 from cloudcore.placement.ledger import host_groups
 from cloudcore.placement.ledger import moves as ledger_moves
@@ -133,6 +134,13 @@ class DrainPlan:
     kind: MoveKind = attrs.field(converter=MoveKind)
     moves: tuple[DrainMove, ...]
     stuck: tuple[Stuck, ...]
+
+    def _repr_html_(self) -> str:
+        return html_of(
+            f"{len(self.moves)} {self.kind} moves, {len(self.stuck)} stuck",
+            table(self.moves, ("consumer", "source", "destination", "allocations"), title="Moves, in order"),
+            table(self.stuck, title="Stuck"),
+        )
 
     def to_json(self) -> str:
         """The plan as text, to be applied by another process, or after a crash."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from cloudcore.notebook import html_of, table
 from cloudcore.placement.search.ordering import Host, host_of
 
 if TYPE_CHECKING:
@@ -106,6 +107,17 @@ class Candidate:
     def as_host(self) -> Host:
         """The host as weighers see it."""
         return host_of(self._tree.block, self._tree.tree)
+
+    def _table_row_(self) -> dict[str, Any]:
+        names = {provider.uuid: provider.name for provider in self.providers}
+        return {
+            "host": self.host.name,
+            "allocations": {names[uuid]: amounts for uuid, amounts in self.allocations.items()},
+            "mappings": {suffix: [names[uuid] for uuid in uuids] for suffix, uuids in self.mappings.items() if suffix},
+        }
+
+    def _repr_html_(self) -> str:
+        return html_of(table([self], title="Candidate"))
 
     def _identity(self) -> tuple[frozenset[tuple[str, str, int]], frozenset[tuple[str, frozenset[str]]]]:
         allocations = frozenset((u, c, a) for u, amounts in self.allocations.items() for c, a in amounts.items())

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from cloudcore.errors import ProviderNotFound
+from cloudcore.placement.search.rejections import refusals_html
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -79,3 +80,6 @@ class RecordedReport:
 
     def __str__(self) -> str:
         return self.text
+
+    def _repr_html_(self) -> str:
+        return refusals_html(self.line, self.counts, self.nearest(5))

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from cloudcore.notebook import Table, html_of, table
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from cloudcore.placement.search.elimination import Reason
 
-__all__ = ["Rejection"]
+__all__ = ["Rejection", "refusals_html"]
 
 
 @attrs.frozen(kw_only=True)
@@ -103,3 +105,26 @@ _SENTENCES: Mapping[str, Callable[[Rejection], str]] = {
     "group_policy": lambda r: "has too few providers to keep the groups apart",
     "undecided": lambda _: "was not decided within the bound on work",
 }
+
+_COLUMNS = (
+    "host",
+    "reason",
+    "suffix",
+    "provider_name",
+    "resource_class",
+    "asked",
+    "used",
+    "capacity",
+    "bound",
+    "names",
+)
+
+
+def refusals_html(summary: str, counts: Mapping[str, int], nearest: Iterable[Rejection]) -> str:
+    """A report as a notebook shows it: the line, how many hosts each reason refused, and who came nearest."""
+    reasons = sorted(counts.items(), key=lambda one: -one[1])
+    return html_of(
+        summary,
+        Table(title="Refused", headings=("reason", "hosts"), rows=tuple(reasons)),
+        table(({name: getattr(each, name) for name in _COLUMNS} for each in nearest), title="Nearest"),
+    )

@@ -20,7 +20,7 @@ from cloudcore.placement.search.conditions import CONDITIONS, Room
 from cloudcore.placement.search.elimination import Reason, Stage, stages
 from cloudcore.placement.search.one_tree import OneTree
 from cloudcore.placement.search.recorded_report import RecordedReport
-from cloudcore.placement.search.rejections import Rejection
+from cloudcore.placement.search.rejections import Rejection, refusals_html
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -398,6 +398,9 @@ class SearchReport:
         near = self.nearest()
         lines += ["nearest:"] * bool(near) + [f"  {rejection}" for rejection in near]
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return refusals_html(self.summary(), self.counts, self.nearest(5))
 
     def __repr__(self) -> str:
         return f"<SearchReport: {self.summary()}>"

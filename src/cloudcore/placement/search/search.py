@@ -13,6 +13,7 @@ import attrs
 import numpy as np
 
 from cloudcore.errors import NoValidHost
+from cloudcore.notebook import html_of, table
 from cloudcore.placement.search.candidates import Candidate
 from cloudcore.placement.search.combining import combinations
 from cloudcore.placement.search.compiled import compile_request
@@ -36,6 +37,7 @@ __all__ = ["HostMatch", "Search", "SearchOptions"]
 
 _FIRST_BATCH = 16
 _FIRST_WINDOW = 48
+_SHOWN = 10  # candidates that a notebook shows; the search is made anew each time
 
 
 @attrs.frozen(kw_only=True)
@@ -216,6 +218,10 @@ class Search:
 
     def __repr__(self) -> str:
         return f"<Search for {self.request.to_query()!r} in {self._columns.size} providers>"
+
+    def _repr_html_(self) -> str:
+        found = table(self, title=repr(self).strip("<>"), most=_SHOWN)
+        return html_of(found) if found.rows else self.report()._repr_html_()
 
     # --- how ---------------------------------------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from cloudcore.placement.forest.values import Provider
     from cloudcore.placement.hosts.selection import Selection
+    from cloudcore.placement.ledger.queries import ConsumerState
 
 __all__ = ["World", "small_world"]
 
@@ -79,9 +80,9 @@ class World:
         """The cell of a host, as :class:`~cloudcore.HostSelector` and ``headroom`` want it."""
         return cell_of(root)
 
-    def request_of(self, instance: str) -> ResourceRequest | None:
+    def request_of(self, instance: str | ConsumerState) -> ResourceRequest | None:
         """What an instance needs, as ``plan_drain`` wants it; None for one that is not in this world."""
-        guest = self.guests.get(instance)
+        guest = self.guests.get(instance if isinstance(instance, str) else instance.consumer)
         return None if guest is None else ResourceRequest.from_query(self.flavors[guest.flavor])
 
     def on_host(self, host: str) -> list[Guest]:

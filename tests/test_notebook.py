@@ -1,0 +1,203 @@
+"""What notebooks are shown: whole, bounded, escaped; data frames of the same values; bars that move."""
+
+import io
+import sys
+from datetime import UTC, datetime
+from enum import StrEnum
+from html.parser import HTMLParser
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tqdm import tqdm
+
+from cloudcore import Cell, CellRouter, Inventory, PlacementTree, Query
+from cloudcore.errors import InvalidArgument, MissingExtra, NoValidHost
+from cloudcore.notebook import ROWS, Table, html_of, progress, table, words
+from cloudcore.placement import headroom, plan_drain
+from cloudcore.testing.worlds import small_world
+
+HOSTILE = "<script>alert('x')</script>&\"<b>"
+MIGRATION = "0b7e9b4c-3b0e-4c57-8d2b-9c7d8a1f2e03"
+
+
+class Reader(HTMLParser):
+    """Reads HTML strictly enough: every tag closed in order; collects tags and text."""
+
+    def __init__(self):
+        super().__init__(convert_charrefs=True)
+        self.open, self.tags, self.texts = [], set(), []
+
+    def handle_starttag(self, tag, attrs):
+        self.open.append(tag)
+        self.tags.add(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def read(html: str) -> Reader:
+    reader = Reader()
+    reader.feed(html)
+    reader.close()
+    assert reader.open == []
+    return reader
+
+
+@pytest.fixture(scope="module")
+def world():
+    with small_world(2, cells=2, racks=1, hosts=3, instances=8, history=6, volumes=3) as made:
+        yield made
+
+
+def test_every_answer_shows_itself(world):
+    tree, guest = world.tree, next(iter(world.guests))
+    with pytest.raises(NoValidHost) as refused:
+        world.selector.select("resources=VCPU:4000", project_id="blue", user_id="ada")
+    answers = [
+        world.router.page(Query(limit=3)),
+        world.router.count(by="vm_state"),
+        tree.candidates(world.flavors["small"]),
+        tree.candidates(world.flavors["small"]).first(),
+        tree.candidates("resources=VCPU:4000"),
+        tree.candidates("resources=VCPU:4000").report(),
+        tree.candidates("resources=VCPU:4000").report().record(),
+        refused.value.report,
+        headroom(tree, world.flavors, cell_of=world.cell_of),
+        plan_drain(tree, [world.guests[guest].host], request_of=world.request_of),
+        world.attachments.audit(),
+        world.attachments.heal(),
+        world.attachments.recover(),
+        world.attachments.plan_attach(world.volumes.create_volume().id, guest),
+        world.attachments.begin_move(guest, None, kind="shelve"),
+        world.selector.select_destination(guest, MIGRATION, world.request_of(guest)),
+        world.ledger.move(MIGRATION),
+        world.ledger.confirm_move(MIGRATION),
+        table(world.ledger.usages_by_type()),
+        table(world.attachments.attachments()),
+        tree.to_table(),
+    ]
+    world.attachments.revert_move(guest)
+    for answer in answers:
+        reader = read(answer._repr_html_())
+        assert "".join(reader.texts).strip(), type(answer)
+
+
+def test_names_from_outside_are_escaped(tmp_path):
+    """Of providers, records, cells, errors: none of them becomes a tag."""
+    tree = PlacementTree()
+    tree.add(HOSTILE, inventory={"VCPU": Inventory(4)})
+    missing = CellRouter([Cell(f"<i>{HOSTILE[:8]}", f"sqlite:///{tmp_path}/<u>/x.db")])
+    shown = [
+        tree.candidates("resources=VCPU:1"),
+        tree.candidates("resources=VCPU:1").first(),
+        tree.candidates("resources=VCPU:9").report(),
+        tree.to_table(),
+        missing.page(),
+        table([{"name": HOSTILE, HOSTILE: 1}], title=HOSTILE),
+    ]
+    for answer in shown:
+        reader = read(answer._repr_html_())
+        assert reader.tags <= {"div", "table", "caption", "thead", "tbody", "tr", "th", "td", "p"}, answer
+    assert HOSTILE in "".join(read(shown[0]._repr_html_()).texts)
+    missing.close()
+
+
+@given(
+    st.lists(st.dictionaries(st.sampled_from("abcd"), st.none() | st.text() | st.integers(), min_size=1), max_size=5)
+)
+def test_a_table_has_what_was_given(rows):
+    made = table(rows)
+    assert len(made.rows) == len(rows)
+    for row, record in zip(rows, made.to_records(), strict=True):
+        assert {name: value for name, value in row.items() if words(value) != "–"}.items() <= record.items()
+    assert read(made._repr_html_()).tags <= {"table", "thead", "tbody", "tr", "th", "td", "p"}
+    assert str(made) is not None
+
+
+def test_what_is_shown_is_bounded_and_says_so():
+    made = table(({"number": number} for number in range(10_000)), most=200)
+    assert len(made) == 200
+    assert made._repr_html_().count("<tr>") == ROWS + 1
+    assert "and perhaps more" in made._repr_html_()
+    assert f"and {200 - ROWS} more" in table([{"n": n} for n in range(200)])._repr_html_()
+    assert len(read(table([{"text": "x" * 10_000}])._repr_html_()).texts[1]) <= 300
+
+
+def test_columns_can_be_chosen_and_must_exist(world):
+    made = table(world.history, ["what", "destination"])
+    assert made.headings == ("what", "destination")
+    with pytest.raises(InvalidArgument, match="no 'whither'"):
+        table(world.history, ["whither"])
+    assert table([], ["what"]).rows == ()
+
+
+class Colour(StrEnum):
+    RED = "red"
+
+
+def test_frames_hold_the_same_values():
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    rows = [{"n": 1, "at": at, "colour": Colour.RED, "amounts": {"VCPU": 4}}, {"n": None, "at": at}]
+    made = table(rows)
+    frame, arrow = made.to_pandas(), made.to_arrow()
+    assert list(frame.columns) == arrow.schema.names == ["n", "at", "colour", "amounts"]
+    assert arrow.to_pylist()[0] == {"n": 1, "at": at, "colour": "red", "amounts": "VCPU: 4"}
+    assert arrow.schema.field("n").type == pa.int64()
+    assert isinstance(frame, pd.DataFrame)
+    assert made.to_records()[1]["n"] is None
+    for odd in ([1, "one"], [2**70]):
+        with pytest.raises(InvalidArgument, match="column odd"):
+            table([{"odd": value} for value in odd]).to_arrow()
+
+
+def test_pages_as_frames(world):
+    page = world.router.page()
+    assert page.to_arrow().to_pylist() == page.to_records()
+    assert page.to_pandas()["uuid"].tolist() == [record.uuid for record in page.records]
+    empty = world.router.page(Query(where={"display_name": "nobody"}))
+    assert empty.to_arrow().num_rows == len(empty.to_pandas()) == 0
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "call"), [("pandas", "pandas", "to_pandas"), ("pyarrow", "arrow", "to_arrow")]
+)
+def test_a_missing_extra_is_named(monkeypatch, module, extra, call):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingExtra, match=rf'pip install "cloudcore\[{extra}\]"'):
+        getattr(table([{"a": 1}]), call)()
+
+
+def test_bars_move_to_what_was_told(world):
+    with tqdm(file=io.StringIO()) as bar:
+        assert len(list(world.router.stream(on_progress=progress(bar)))) == bar.n == len(world.guests)
+    told = []
+    world.store.audit(on_progress=told.append)
+    assert told == sorted(told)
+    assert told[-1] >= len(world.guests)
+    with tqdm(file=io.StringIO()) as bar:
+        tell = progress(bar)
+        tell(object(), 1, 4)
+        tell(object(), 3, 4)
+        assert (bar.n, bar.total) == (3, 4)
+
+
+def test_healing_tells_how_far_it_is(world):
+    guest = next(iter(world.guests))
+    volume = world.volumes.create_volume()
+    attachment = world.attachments.attach(volume.id, guest)
+    world.volumes.delete(attachment.service_id)
+    found = world.attachments.audit()
+    assert found.findings
+    told = []
+    world.attachments.heal(found, apply=True, on_progress=lambda *numbers: told.append(numbers))
+    assert told == [(number, len(found.findings)) for number in range(1, len(found.findings) + 1)]
+
+
+def test_sentences_and_empty_tables():
+    assert read(html_of("a < b", Table(headings=("x",), rows=()))).texts == ["a < b"]
