@@ -37,7 +37,7 @@ from cloudcore.placement.ledger.writes import Target
 from cloudcore.placement.rules.claims import Owner
 from cloudcore.placement.tables import host_groups as groups_table
 from tests import services
-from tests.engines.together import at_once, new
+from tests.engines.together import at_once, crossing, new
 from tests.waiting import until
 
 pytestmark = pytest.mark.xdist_group("galera")
@@ -79,7 +79,7 @@ def test_child_under_a_parent_that_moves(trees):
         x2 = one.add(names[1], parent=x).uuid
         y = one.add(names[2]).uuid
         two.refresh()
-        outcomes = at_once(lambda: one.move(x, y), lambda: two.add(names[3], parent=x2))  # noqa: B023
+        outcomes = crossing(lambda: one.move(x, y), lambda: two.add(names[3], parent=x2))  # noqa: B023
         assert all(isinstance(o, GenerationConflict) for o in outcomes if isinstance(o, CloudcoreError)), outcomes
         sound(one, two)
 
@@ -176,15 +176,17 @@ def test_one_move_begins_and_ends_once(nodes, trees):
 
 
 def test_exclusive_volume_is_mapped_once(nodes):
-    """Two reservations of one volume, both mapped at the same moment by two nodes."""
+    """Two reservations of one volume, both mapped at the same moment by two nodes, whatever its status says."""
     first, second = (EmbeddedVolumes(database) for database in nodes[:2])
     connectors = [Connector(host=name, initiator=f"iqn.2026-01.org.example:{name}") for name in ("a", "b")]
-    for _ in range(ROUNDS):
+    for turn in range(ROUNDS):
         volume = first.create_volume(1 << 20).id
         instance = str(uuid.uuid4())
         reserved = [first.reserve(volume, instance).id for _ in range(2)]
+        if turn % 2:
+            first.set_status(volume, "attaching")  # so that mapping it writes nothing new to the row
         second.volume(volume)
-        outcomes = at_once(
+        outcomes = crossing(
             lambda: first.update(reserved[0], connectors[0]),  # noqa: B023
             lambda: second.update(reserved[1], connectors[1]),  # noqa: B023
         )

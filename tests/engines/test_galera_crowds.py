@@ -20,7 +20,7 @@ from cloudcore.placement.ledger import host_groups
 from cloudcore.placement.ledger import moves as ledger_moves
 from cloudcore.placement.ledger.writes import Target
 from cloudcore.placement.rules.claims import Owner
-from tests.engines.together import at_once, new
+from tests.engines.together import at_once, crossing, new
 
 pytestmark = pytest.mark.xdist_group("galera")
 ROUNDS = 6
@@ -60,7 +60,7 @@ def test_reschedules_keep_the_policy_of_their_group(nodes, trees):
             for home, half, other in zip((a, b), halves, spare, strict=True)
         ]
         nodes[1].ping()
-        outcomes = at_once(*(lambda n=n: reschedule(ledgers[n], chosen[n], failed="x") for n in (0, 1)))  # noqa: B023
+        outcomes = crossing(*(lambda n=n: reschedule(ledgers[n], chosen[n], failed="x") for n in (0, 1)))  # noqa: B023
         assert not [outcome for outcome in outcomes if isinstance(outcome, CloudcoreError)], outcomes
         assert sum(outcome.choice.root == wanted for outcome in outcomes) == 1, outcomes
     ledgers[2].check()
@@ -119,18 +119,18 @@ def test_failures_told_one_beside_the_other_hold_one_host(nodes, trees):
 
 
 def test_limit_of_an_instance_holds_on_every_node(nodes):
-    """Nine volumes at once by three nodes, of which the instance may have four."""
-    volumes = EmbeddedVolumes(nodes[0])
-    made, who = [volumes.create_volume().id for _ in range(9)], str(uuid.uuid4())
+    """Three volumes at once by three nodes, of which the instance may have one."""
     managers = [
-        AttachmentManager(database, EmbeddedVolumes(database), limits=Limits(per_instance=4)) for database in nodes
+        AttachmentManager(database, EmbeddedVolumes(database), limits=Limits(per_instance=1)) for database in nodes
     ]
-    for manager in managers:
-        manager.attachments()
-    outcomes = at_once(*(lambda n=n: managers[n % 3].attach(made[n], who) for n in range(9)))
-    refused = [type(outcome) for outcome in outcomes if isinstance(outcome, CloudcoreError)]
-    assert refused == [LimitExceeded] * 5, outcomes
-    assert len(managers[1].attachments(instance_id=who)) == 4
+    for _ in range(3):
+        made, who = [managers[0].volumes.create_volume().id for _ in managers], str(uuid.uuid4())
+        for manager in managers:
+            manager.attachments()
+        outcomes = crossing(*(lambda m=m, v=v: m.attach(v, who) for m, v in zip(managers, made, strict=True)))  # noqa: B023
+        refused = [type(outcome) for outcome in outcomes if isinstance(outcome, CloudcoreError)]
+        assert refused == [LimitExceeded] * 2, outcomes
+        assert len(managers[1].attachments(instance_id=who)) == 1
     for manager in managers:
         manager.check()
         manager.close()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import uuid
 from collections.abc import Callable
 
+from cloudcore._failpoints import arm, disarm
 from cloudcore.errors import CloudcoreError
 
 
@@ -28,6 +30,24 @@ def at_once(*acts: Callable[[], object]) -> list:
         thread.join(120)
         assert not thread.is_alive()
     return outcomes
+
+
+def crossing(*acts: Callable[[], object]) -> list:
+    """As `at_once`, each at a node of its own: all first transactions have read and written before one may commit."""
+    barrier = threading.Barrier(len(acts))
+    ready = threading.local()
+
+    def wait(_: str) -> None:
+        if not getattr(ready, "met", False):
+            ready.met = True
+            with contextlib.suppress(threading.BrokenBarrierError):
+                barrier.wait(20)
+
+    arm("database.commit.before", wait)
+    try:
+        return at_once(*acts)
+    finally:
+        disarm("database.commit.before")
 
 
 def new(*names: str) -> list[str]:
