@@ -49,11 +49,12 @@ bench:
 	@bash scripts/setup apt-test venv-test placement nova
 	$(PYTHON) -m bench.run $(AREA)
 
-## make docs           run the code blocks of README and docs, check their links
+## make docs           the site, in build/site; its code blocks are run by: make test ARGS=tests/test_docs.py
 .PHONY: docs
 docs:
 	@bash scripts/setup apt-demo venv-test
-	$(PYTHON) -m pytest -q tests/test_docs.py
+	$(PYTHON) -m sphinx -q -W --keep-going -j auto docs build/site
+	echo "open build/site/index.html"
 
 ## make placement-api  serve OpenStack's Placement API; DATABASE=url, PORT=8778
 .PHONY: placement-api

@@ -148,7 +148,7 @@ class AllocationLedger(LedgerMoves):
         Raises:
             GenerationConflict: A consumer is at another generation, or does not hold what was expected.
             InUse: A consumer is a migration; its allocations belong to its move.
-            See :meth:`claim` for the others.
+            CloudcoreError: As :meth:`claim` does for everything else.
         """
         owner = None
         if project_id is not None or user_id is not None:
@@ -188,7 +188,7 @@ class AllocationLedger(LedgerMoves):
         Raises:
             ConsumerNotFound: The consumer holds nothing: it was deleted meanwhile, and stays so.
             GenerationConflict: It holds something else than *expected*.
-            See :meth:`claim` for the others.
+            CloudcoreError: As :meth:`claim` does for everything else.
         """
         consumer = consumer_uuid(consumer)
         target = Target(allocations=normalise_allocations(wanted), expected=normalise_allocations(expected))
@@ -259,7 +259,7 @@ class AllocationLedger(LedgerMoves):
         Raises:
             InUse: A class that goes is held by a consumer that is not named.
             InvalidInventory: An inventory is malformed.
-            See :meth:`replace` for the others.
+            CloudcoreError: As :meth:`replace` does for everything else.
         """
         given = {
             normalise_uuid(p, "provider", InvalidAllocation): {

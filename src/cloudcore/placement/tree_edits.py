@@ -154,7 +154,7 @@ class TreeEdits:
 
         Raises:
             AlreadyExists, InventoryNotFound: It has one, or none, against *new*.
-            See :meth:`update` for the others.
+            CloudcoreError: As :meth:`update` does for everything else.
         """
         given = read_inventories({require_resource_class(resource_class, "resource_class"): inventory})
         key = {"provider": key_of(provider), "generation": generation, "new": new}
@@ -173,7 +173,7 @@ class TreeEdits:
         Raises:
             InventoryNotFound: It has none of this class.
             InUse: Units of it are in use.
-            See :meth:`update` for the others.
+            CloudcoreError: As :meth:`update` does for everything else.
         """
         name = require_resource_class(resource_class, "resource_class")
         key = {"provider": key_of(provider), "generation": generation, "resource_class": name}

@@ -28,8 +28,7 @@ class VolumeService(Protocol):
     ===============================  ==============================================================================
     VolumeNotFound                   no such volume (for this user)
     AttachmentNotFound               no such attachment
-    InvalidArgument, InvalidConnector, UnsupportedFeature
-                                     malformed, or the service cannot do it; found before anything is sent if possible
+    InvalidArgument, or a leaf       malformed, or the service cannot do it; found before anything is sent if possible
     VolumeBusy (transient)           reserved, attaching or detaching for somebody else; multi-attach volumes too
     Conflict                         the state of volume or attachment forbids it and will go on doing so (``error``
                                      status, exclusive and in use, duplicate connectors)

@@ -78,7 +78,7 @@ class LedgerMoves(LedgerTransactions):
             AlreadyExists: The migration is known with other arguments, or holds something.
             InvalidTransition: The migration is over.
             GroupViolation: The instance belongs to a group, and its policy allows no member on a host of *destination*.
-            See :meth:`claim` for the others.
+            CloudcoreError: As :meth:`claim` does for everything else.
         """
         wanted = normalise_allocations(destination)
         asked = ledger_moves.MoveRequest(

@@ -178,7 +178,7 @@ class ResourceRequest:
         ``pci_passthrough:alias``                                 a group for each device (``rules.aliases``)
         ``hw:pci_numa_affinity_policy``                           ``socket``: a trait; ``required``: ``same_subtree``
         ``accel:device_profile``                                  the profile's groups (``rules.device_profiles``)
-        ``hw:tpm_*``, ``os:secure_boot``, ``hw:maxphysaddr_mode`` ``COMPUTE_SECURITY_*``, ``COMPUTE_ADDRESS_SPACE_*``
+        ``hw:tpm_*``, ``os:secure_boot``, ``hw:maxphysaddr_*``    ``COMPUTE_SECURITY_*``, ``COMPUTE_ADDRESS_SPACE_*``
         image: ``trait:NAME``, ``hw_*_bus``, ``hw_*_model``, …    required traits, of the root where hosts carry them
         ports: ``resource_request``, ``device_profile``           their groups and ``same_subtree``
         ========================================================  =====================================================

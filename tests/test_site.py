@@ -1,0 +1,87 @@
+"""The site as `make docs` makes it: without a warning, with every public name, and nothing fetched from elsewhere."""
+
+import importlib
+import re
+import shutil
+import subprocess
+import sys
+import urllib.parse
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+AREAS = ["placement", "placement.hosts", "listing", "attach", "hypervisor", "disks", "aio", "errors"]
+REFERENCE = re.compile(r'(?:href|src)="([^"]+)"')
+NAMED = re.compile(r'\bid="([^"]+)"')
+LOADED = re.compile(r'<(?:script|img|iframe)[^>]* src="([^"]+)"|<link [^>]*href="([^"]+)"|@import[^;]*|url\(([^)]+)\)')
+
+pytestmark = pytest.mark.xdist_group("site")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder of the site; a warning fails."""
+    pytest.importorskip("sphinx", reason="no Sphinx: pip install --group docs")
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-j", "2", "-d", str(folder / "doctrees")]
+    made = subprocess.run(
+        [*command, "docs", str(folder / "html")], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert made.returncode == 0, made.stderr
+    return folder / "html"
+
+
+@pytest.fixture(scope="module")
+def pages(site):
+    """Each page's path → its text."""
+    return {page: page.read_text() for page in site.rglob("*.html")}
+
+
+def test_every_link_inside_leads_somewhere(site, pages):
+    """To a page or file of the site, and to an anchor that the page has."""
+    anchors = {page: {*NAMED.findall(text), ""} for page, text in pages.items()}
+    broken = []
+    for page, text in pages.items():
+        for reference in set(REFERENCE.findall(text)):
+            target, _, anchor = reference.partition("#")
+            if ":" in target:
+                continue
+            path = (page.parent / urllib.parse.unquote(target.partition("?")[0])).resolve() if target else page
+            if not path.exists() or urllib.parse.unquote(anchor) not in anchors.get(path, {"", anchor}):
+                broken.append((str(page.relative_to(site)), reference))
+    assert broken == []
+
+
+def test_nothing_is_fetched_from_elsewhere(site, pages):
+    """Scripts, styles, fonts and pictures are the site's own: it works on a machine without a network."""
+    texts = [*pages.values(), *(sheet.read_text() for sheet in site.rglob("*.css"))]
+    fetched = {next((group for group in found if group), "") for text in texts for found in LOADED.findall(text)}
+    assert {reference for reference in fetched if re.match(r"""["']?(https?:)?//""", reference)} == set()
+
+
+@pytest.mark.parametrize("area", AREAS)
+def test_every_public_name_is_described(site, area):
+    """In the API, under the name that it is imported by."""
+    names = importlib.import_module(f"cloudcore.{area}").__all__
+    text = "\n".join(page.read_text() for page in (site / "reference" / "api").glob("*.html"))
+    described = {anchor.rpartition(".")[2] for anchor in NAMED.findall(text) if anchor.startswith("cloudcore.")}
+    assert sorted(set(names) - described) == []
+
+
+def test_diagrams_are_drawn(pages):
+    """Once for light and once for dark, in the page itself."""
+    (page,) = (text for path, text in pages.items() if path.name == "architecture.html")
+    assert page.count('<div class="diagram only-light"><svg') == page.count('<div class="diagram only-dark"><svg') == 1
+
+
+def test_spelling():
+    """Of prose and docstrings, by codespell's list of common slips."""
+    codespell = shutil.which("codespell", path=str(Path(sys.executable).parent))
+    if codespell is None:
+        pytest.skip("no codespell: pip install --group docs")
+    texts = [str(path) for path in REPOSITORY.glob("*.md")]
+    done = subprocess.run(
+        [codespell, *texts, "docs", "src", "examples"], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == ""
