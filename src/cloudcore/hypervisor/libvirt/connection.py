@@ -300,34 +300,42 @@ class Connection:
     def _discard(self, connection: Any) -> None:
         """Close it in a thread of its own: closing a broken connection may take its time.
 
-        libvirt keeps a connection open while one of its callbacks is registered. :meth:`close` waits for these threads,
-        in another thread perhaps, and may see none of them before it runs.
+        :meth:`close` waits for these threads, in another thread perhaps, and may see none of them before it runs.
         """
         if connection is None:
             return
-        libvirt = require_extra("libvirt", "libvirt")
-
-        def close() -> None:
-            with self._lock:
-                registered = self._registered.pop(id(connection), None)
-            if registered is not None:
-                for callback in registered:
-                    with contextlib.suppress(libvirt.libvirtError):
-                        connection.domainEventDeregisterAny(callback)
-                with contextlib.suppress(libvirt.libvirtError):
-                    connection.unregisterCloseCallback()
-            with contextlib.suppress(libvirt.libvirtError):
-                connection.close()
-            with self._lock:
-                self._closing.discard(threading.current_thread())
-
-        thread = threading.Thread(target=close, name="cloudcore libvirt close", daemon=True)
+        thread = threading.Thread(target=self._close, args=(connection,), name="cloudcore libvirt close", daemon=True)
         try:
             with self._lock:
                 thread.start()
                 self._closing.add(thread)
         except RuntimeError:  # the system has no thread left
-            close()
+            self._close(connection)
+
+    def _close(self, connection: Any) -> None:
+        """Close it, in a share of the event loop that lets its socket go: the adapter's may have ended long ago.
+
+        libvirt keeps a connection open while one of its callbacks is registered.
+        """
+        libvirt = require_extra("libvirt", "libvirt")
+        loop = None if self._loop is None else EventLoop()
+        if loop is not None:
+            with contextlib.suppress(HypervisorUnavailable):
+                loop.start()
+        with self._lock:
+            registered = self._registered.pop(id(connection), None)
+        if registered is not None:
+            for callback in registered:
+                with contextlib.suppress(libvirt.libvirtError):
+                    connection.domainEventDeregisterAny(callback)
+            with contextlib.suppress(libvirt.libvirtError):
+                connection.unregisterCloseCallback()
+        with contextlib.suppress(libvirt.libvirtError):
+            connection.close()
+        if loop is not None:
+            loop.stop()
+        with self._lock:
+            self._closing.discard(threading.current_thread())
 
 
 class _Opening:
