@@ -11,6 +11,7 @@ from sqlalchemy.pool import QueuePool
 from cloudcore._extras import require_extra
 from cloudcore.database.addresses import InTurn, hosts_of, parse_url
 from cloudcore.database.forking import part_when_forked
+from cloudcore.database.mysql_rows import conversions
 from cloudcore.database.sessions import bound_each_transaction, leave_lost_sessions, reset_quietly, takes_writes
 from cloudcore.errors import InvalidArgument
 
@@ -135,6 +136,8 @@ def _arguments(url: URL, busy_timeout: float, pooler: PoolerMode | None) -> dict
     arguments = {"connect_timeout": 10, "init_command": session}
     if url.get_driver_name() != "mariadbconnector":  # which speaks nothing else
         arguments["charset"] = "utf8mb4"
+    if url.get_driver_name() == "mysqldb":
+        arguments["conv"] = conversions()
     return arguments
 
 

@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cloudcore._forks import when_forked
+from cloudcore.database.mysql_rows import row_reader
 from cloudcore.errors import UnreadableValue
 from cloudcore.listing.cells.faults import unreadable
 from cloudcore.listing.cells.regex import RegexFunction
@@ -59,6 +60,7 @@ class PooledConnection:
         "limit",
         "local",
         "mine",
+        "reader",
         "regex",
         "used",
     )
@@ -77,6 +79,7 @@ class PooledConnection:
         self._autocommit: Any = None
         self.cursor: Any = None
         self.regex: RegexFunction | None = None
+        self.reader = row_reader(self.connection)
 
     def prepare(self, deadline: float) -> None:
         """Make reading cost one round trip a statement, and on connections of ours bound each statement's time."""
@@ -115,6 +118,9 @@ class PooledConnection:
     def run(self, text: str, parameters: Any, limit: float) -> list[tuple[Any, ...]]:
         """All rows of one statement, as the driver gives them; *limit* is the monotonic instant to give up at."""
         self.limit = limit
+        if self.reader is not None:
+            reader, filled = self.reader, self.cursor.mogrify(text, parameters or None)
+            return self._fetched(lambda: reader.read(filled))
         self._execute(text, parameters)
         rows: list[tuple[Any, ...]] = self._fetched(self.cursor.fetchall)
         return rows if rows.__class__ is list else list(rows)

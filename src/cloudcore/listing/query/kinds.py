@@ -147,6 +147,9 @@ def _time(value: Any) -> time:
 
 def dashed(value: Any) -> str:
     """A UUID in dashed form, from any form that a database gives it in."""
+    if value.__class__ is str and len(value) == 36:  # as most are
+        usual: str = value.lower()
+        return usual
     text = str(value)
     if len(text) == 32:
         text = f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
