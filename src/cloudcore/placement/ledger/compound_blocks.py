@@ -103,7 +103,7 @@ def _in_order(
         with database.read() as connection:
             session = Session(connection)
             with session.errors():
-                known.update(session.provider_ids(allocations))
+                known.update(session.provider_ids_around(allocations))
     if any(provider not in known for provider in allocations):
         return None
     return sorted(((known[p], name), amount) for p, classes in allocations.items() for name, amount in classes.items())
@@ -208,11 +208,11 @@ OR EXISTS (SELECT 1 FROM moves WHERE migration IN (?, ?))
 OR EXISTS (SELECT 1 FROM host_group_members WHERE instance = ?) THEN LEAVE work; END IF;
 """
 _READ_SOURCE = """
-SELECT JSON_OBJECTAGG(uuid, JSON_COMPACT(amounts)) INTO v_source FROM (
-    SELECT p.uuid, JSON_OBJECTAGG(a.resource_class, a.amount) AS amounts
-    FROM allocations a JOIN resource_providers p ON p.id = a.provider_id
-    WHERE a.consumer_id = v_instance GROUP BY p.uuid
-) AS held;
+SELECT JSON_OBJECTAGG(p.uuid, JSON_COMPACT((
+    SELECT JSON_OBJECTAGG(a.resource_class, a.amount) FROM allocations a
+    WHERE a.consumer_id = v_instance AND a.provider_id = p.id
+))) INTO v_source FROM resource_providers p
+WHERE p.id IN (SELECT provider_id FROM allocations WHERE consumer_id = v_instance);
 IF v_source IS NULL THEN LEAVE work; END IF;
 SET v_expires = {later};
 """

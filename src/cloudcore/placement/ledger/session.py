@@ -77,6 +77,11 @@ _HOLDINGS = """
 SELECT a.consumer_id, a.provider_id, a.resource_class, a.amount, p.uuid FROM allocations a
 JOIN resource_providers p ON p.id = a.provider_id WHERE a.consumer_id IN {marks}
 """
+_PROVIDERS_AROUND = """
+SELECT uuid, id FROM resource_providers WHERE uuid IN {marks}
+UNION (SELECT uuid, id FROM resource_providers
+       WHERE id > (SELECT MIN(id) FROM resource_providers WHERE uuid IN {marks}) ORDER BY id LIMIT 250)
+"""
 _TAKE = """
 UPDATE inventories SET used = used + ? WHERE provider_id = ? AND resource_class = ?
 AND (? <= 0 OR used + ? <= capacity) AND min_unit <= ? AND max_unit >= ? AND ? % step_size = 0
@@ -265,6 +270,12 @@ class Session:
         for uuid, number in self.in_parts(sql, sorted(uuid for uuid in uuids if uuid not in self._ids)):
             self._know(uuid, number)
         return {uuid: self._ids[uuid] for uuid in uuids if uuid in self._ids}
+
+    def provider_ids_around(self, uuids: Collection[str]) -> dict[str, int]:
+        """Uuid → id of those that exist, and of some more: the next hosts were mostly made next."""
+        for uuid, number in self.all(_PROVIDERS_AROUND.replace("{marks}", marks(len(uuids))), [*uuids, *uuids]):
+            self._know(uuid, number)
+        return dict(self._ids)
 
     def provider_uuids(self, ids: Collection[int]) -> dict[int, str]:
         """Id → uuid of those that exist."""
