@@ -29,7 +29,7 @@ test:
 	$(MAKE) --no-print-directory check
 	$(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup --durations=15 $(ARGS)
 
-## make lint           ruff, mypy --strict, import-linter
+## make lint           ruff, mypy --strict, pyright, import-linter
 .PHONY: lint
 lint:
 	@bash scripts/setup apt-demo venv-test
@@ -41,6 +41,8 @@ check:
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	PATH=$(CURDIR)/.venv/bin:$$PATH .venv/bin/pyright --verifytypes cloudcore --ignoreexternal
+	PATH=$(CURDIR)/.venv/bin:$$PATH .venv/bin/pyright
 	.venv/bin/lint-imports --no-cache
 
 ## make bench          the benchmarks beside their peers; AREA=listing runs one

@@ -27,6 +27,7 @@ from cloudcore import (
     Cell,
     CellRouter,
     CloudcoreError,
+    EmbeddedVolumes,
     HostSelector,
     InstanceDirectory,
     InstanceStore,
@@ -70,10 +71,11 @@ class Cloud:
         self.ledger = AllocationLedger(database)
         self.cell_of: dict[str, str] = {}
         self.selector = HostSelector(self.tree, self.ledger, cell_of=self.cell_of, weighers=[(1.0, spread())])
-        self.attachments = AttachmentManager(database)
+        self.volumes = EmbeddedVolumes(database)
+        self.attachments = AttachmentManager(database, self.volumes)
 
     def close(self) -> None:
-        for part in (self.attachments, self.ledger, self.tree, self.router):
+        for part in (self.attachments, self.volumes, self.ledger, self.tree, self.router):
             part.close()
 
     def names(self, allocations: dict[str, dict[str, int]]) -> str:
@@ -184,7 +186,7 @@ def migrate(cloud: Cloud, selection: Selection, *, confirm: bool) -> None:
 
 def attach_volumes(cloud: Cloud, selections: Sequence[Selection]) -> None:
     """A multi-attach volume on two instances; an exclusive one is not given out twice."""
-    volumes = cloud.attachments.volumes
+    volumes = cloud.volumes
     first, second = (chosen.instance for chosen in selections[:2])
     shared = volumes.create_volume(10 * 2**30, name="shared", multiattach=True)
     exclusive = volumes.create_volume(10 * 2**30, name="exclusive")

@@ -260,7 +260,7 @@ def add_servers(app: FastAPI) -> None:
     def create_server(body: CreateServer, request: Request, cloud: Cloud, caller: Who, operation: Key) -> ServerAnswer:
         """Boot a server. Metadata ``fail_on`` names hosts, separated by commas, on which its guest is to fail."""
         server = body.server
-        wanted = {"name": server.name, "flavor": server.flavorRef, "image": server.imageRef or None}
+        wanted: dict[str, Any] = {"name": server.name, "flavor": server.flavorRef, "image": server.imageRef or None}
         wanted |= {"metadata": server.metadata, "tags": server.tags}
         return ServerAnswer(server=shown(cloud.boot(caller, operation, wanted), request))
 

@@ -31,7 +31,7 @@ class Metrics:
         return self
 
     @contextmanager
-    def span(self, name: str, _: Mapping[str, Any]) -> Iterator[Callable[..., None]]:
+    def span(self, name: str, fields: Mapping[str, Any]) -> Iterator[Callable[..., None]]:
         begun, outcome = time.perf_counter(), "ok"
         try:
             yield lambda **_: None
@@ -43,7 +43,7 @@ class Metrics:
                 self._calls[name, outcome] += 1
                 self._seconds[name] += time.perf_counter() - begun  # type: ignore[assignment]  # a sum of floats
 
-    def event(self, name: str, _: Mapping[str, Any]) -> None:
+    def event(self, name: str, fields: Mapping[str, Any]) -> None:
         with self._lock:
             self._events[name] += 1
 

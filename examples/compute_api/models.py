@@ -162,4 +162,4 @@ class VersionsAnswer(BaseModel):
 class Health(BaseModel):
     ready: bool
     providers: int
-    lag: int
+    lag: int | None

@@ -189,12 +189,11 @@ class Allocations:
 
 def _refused(error: CloudcoreError, cloud: Cloud, wishes: Mapping[str, Wish], unable: str) -> Problem:
     """What the ledger refused, in Placement's words: clients look for some of them."""
-    if isinstance(error, GenerationConflict | AlreadyExists) and error.identifier in wishes:
-        state = cloud.ledger.consumer(error.identifier)
+    consumer = error.identifier if isinstance(error, GenerationConflict | AlreadyExists) else None
+    if consumer is not None and consumer in wishes:
+        state = cloud.ledger.consumer(consumer)
         expected = "null" if state is None else state.generation
-        detail = (
-            f"consumer generation conflict - expected {expected} but got {wishes[error.identifier].generation or None}"
-        )
+        detail = f"consumer generation conflict - expected {expected} but got {wishes[consumer].generation or None}"
         return Problem(409, detail, CONCURRENT_UPDATE)
     if isinstance(error, CapacityExceeded | UnitViolation):
         rule = "exceed the capacity" if isinstance(error, CapacityExceeded) else "violate inventory constraints"

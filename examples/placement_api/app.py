@@ -14,9 +14,8 @@ import logging
 import os
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
 
 from placement_api.access import Rules, caller_of
 from placement_api.allocations import Allocations
@@ -227,7 +226,7 @@ def create_app(
         return problem_response(Problem(404, "The resource could not be found."), version, f"req-{uuid.uuid4()}")
 
     @asynccontextmanager
-    async def lifespan(_: Starlette) -> Any:
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
         yield
         cloud.close()
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import attrs
 import jsonschema
+from jsonschema.exceptions import best_match
 
 Version = tuple[int, int]
 
@@ -112,7 +113,7 @@ class Call:
 
 def check(data: Any, validator: jsonschema.Draft7Validator) -> None:
     """Refuse what does not fit a schema, in its words."""
-    error = jsonschema.exceptions.best_match(validator.iter_errors(data))
+    error = best_match(validator.iter_errors(data))
     if error is not None:
         raise Problem(400, f"JSON does not validate: {error}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from placement_api import schemas
@@ -329,7 +329,7 @@ class Providers:
         saved = self._write(found, aggregates=wanted, generation=generation)
         return self._aggregates(saved, call, wanted)
 
-    def _aggregates(self, provider: Provider, call: Call, given: list[str] | None = None) -> Answer:
+    def _aggregates(self, provider: Provider, call: Call, given: Sequence[str] | None = None) -> Answer:
         body: dict[str, Any] = {"aggregates": sorted(provider.aggregates) if given is None else given}
         if call.version >= (1, 19):
             body["resource_provider_generation"] = self._cloud.generation(provider)

@@ -7,11 +7,13 @@ this package loads none of them; each loads when its name is first used.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cloudcore._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cloudcore.attach.manager import AttachmentManager
     from cloudcore.attach.volumes.cinder import CinderVolumes
     from cloudcore.attach.volumes.embedded import EmbeddedVolumes
@@ -94,4 +96,6 @@ __all__ = [
     "upkeep",
 ]
 
+__getattr__: Callable[[str], Any]
+__dir__: Callable[[], list[str]]
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

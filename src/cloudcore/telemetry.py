@@ -27,7 +27,10 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 
 
 class _Watched(Protocol):
-    def status(self) -> Any: ...
+    """What has a status."""
+
+    def status(self) -> Any:
+        """Its numbers, as a value."""
 
 
 class OpenTelemetry:

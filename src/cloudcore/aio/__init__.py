@@ -6,11 +6,13 @@ arguments, its answers and its errors, offloaded by anyio. Needs the extra ``asy
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cloudcore._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cloudcore.aio.attach import AsyncAttachmentManager
     from cloudcore.aio.listing import AsyncCellRouter, AsyncStream
     from cloudcore.aio.placement import AsyncAllocationLedger, AsyncHostSelector, AsyncPlacementTree
@@ -33,4 +35,6 @@ __all__ = [
     "AsyncStream",
 ]
 
+__getattr__: Callable[[str], Any]
+__dir__: Callable[[], list[str]]
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

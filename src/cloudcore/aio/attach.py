@@ -11,22 +11,59 @@ __all__ = ["AsyncAttachmentManager"]
 class AsyncAttachmentManager(ClosingFacade[AttachmentManager]):
     """An :class:`~cloudcore.AttachmentManager` whose calls are awaited, each to its end even when cancelled."""
 
-    attach = offloaded(AttachmentManager.attach)
-    reserve = offloaded(AttachmentManager.reserve)
-    plan_attach = offloaded(AttachmentManager.plan_attach)
-    detach = offloaded(AttachmentManager.detach)
-    terminate = offloaded(AttachmentManager.terminate)
-    set_delete_on_termination = offloaded(AttachmentManager.set_delete_on_termination)
-    swap = offloaded(AttachmentManager.swap)
-    extend = offloaded(AttachmentManager.extend)
-    begin_move = offloaded(AttachmentManager.begin_move)
-    confirm_move = offloaded(AttachmentManager.confirm_move)
-    revert_move = offloaded(AttachmentManager.revert_move)
-    refresh = offloaded(AttachmentManager.refresh)
-    move = offloaded(AttachmentManager.move)
-    recover = offloaded(AttachmentManager.recover)
-    audit = offloaded(AttachmentManager.audit)
-    heal = offloaded(AttachmentManager.heal)
-    attachment = offloaded(AttachmentManager.attachment)
-    attachments = offloaded(AttachmentManager.attachments)
-    story = offloaded(AttachmentManager.story)
+    @offloaded(AttachmentManager.attach)
+    def attach(self) -> None: ...
+
+    @offloaded(AttachmentManager.reserve)
+    def reserve(self) -> None: ...
+
+    @offloaded(AttachmentManager.plan_attach)
+    def plan_attach(self) -> None: ...
+
+    @offloaded(AttachmentManager.detach)
+    def detach(self) -> None: ...
+
+    @offloaded(AttachmentManager.terminate)
+    def terminate(self) -> None: ...
+
+    @offloaded(AttachmentManager.set_delete_on_termination)
+    def set_delete_on_termination(self) -> None: ...
+
+    @offloaded(AttachmentManager.swap)
+    def swap(self) -> None: ...
+
+    @offloaded(AttachmentManager.extend)
+    def extend(self) -> None: ...
+
+    @offloaded(AttachmentManager.begin_move)
+    def begin_move(self) -> None: ...
+
+    @offloaded(AttachmentManager.confirm_move)
+    def confirm_move(self) -> None: ...
+
+    @offloaded(AttachmentManager.revert_move)
+    def revert_move(self) -> None: ...
+
+    @offloaded(AttachmentManager.refresh)
+    def refresh(self) -> None: ...
+
+    @offloaded(AttachmentManager.move)
+    def move(self) -> None: ...
+
+    @offloaded(AttachmentManager.recover)
+    def recover(self) -> None: ...
+
+    @offloaded(AttachmentManager.audit)
+    def audit(self) -> None: ...
+
+    @offloaded(AttachmentManager.heal)
+    def heal(self) -> None: ...
+
+    @offloaded(AttachmentManager.attachment)
+    def attachment(self) -> None: ...
+
+    @offloaded(AttachmentManager.attachments)
+    def attachments(self) -> None: ...
+
+    @offloaded(AttachmentManager.story)
+    def story(self) -> None: ...

@@ -129,24 +129,34 @@ class ClosingFacade(Facade[C]):
         await self.close()
 
 
-def offloaded(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]:
-    """The *method* of the object that does the work, awaited to its end even when cancelled."""
+def offloaded(
+    method: Callable[Concatenate[Any, P], R],
+) -> Callable[[Callable[[Any], None]], Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]]:
+    """Make what is decorated *method* of the object that does the work, awaited to its end even when cancelled."""
 
-    @functools.wraps(method)
-    async def call(self: Facade[Any], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        return await self.run(_own(method, self.sync), *args, **kwargs)
+    def make(_: Callable[[Any], None]) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]:
+        @functools.wraps(method)
+        async def call(self: Facade[Any], /, *args: P.args, **kwargs: P.kwargs) -> R:
+            return await self.run(_own(method, self.sync), *args, **kwargs)
 
-    return call
+        return call
+
+    return make
 
 
-def offloaded_read(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]:
-    """The *method*, which changes nothing and heeds a cancellation."""
+def offloaded_read(
+    method: Callable[Concatenate[Any, P], R],
+) -> Callable[[Callable[[Any], None]], Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]]:
+    """Make what is decorated *method*, which changes nothing and heeds a cancellation."""
 
-    @functools.wraps(method)
-    async def call(self: Facade[Any], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        return await self.read(_own(method, self.sync), *args, **kwargs)
+    def make(_: Callable[[Any], None]) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]:
+        @functools.wraps(method)
+        async def call(self: Facade[Any], /, *args: P.args, **kwargs: P.kwargs) -> R:
+            return await self.read(_own(method, self.sync), *args, **kwargs)
 
-    return call
+        return call
+
+    return make
 
 
 def _own(method: Callable[Concatenate[Any, P], R], sync: Any) -> Callable[P, R]:

@@ -25,11 +25,20 @@ _BLOCK = 256
 class AsyncCellRouter(ClosingFacade[CellRouter]):
     """A :class:`~cloudcore.CellRouter` whose calls are awaited; a cancelled call stops its statements in the cells."""
 
-    page = offloaded_read(CellRouter.page)
-    get = offloaded_read(CellRouter.get)
-    locate = offloaded_read(CellRouter.locate)
-    count = offloaded_read(CellRouter.count)
-    scatter = offloaded(CellRouter.scatter)
+    @offloaded_read(CellRouter.page)
+    def page(self) -> None: ...
+
+    @offloaded_read(CellRouter.get)
+    def get(self) -> None: ...
+
+    @offloaded_read(CellRouter.locate)
+    def locate(self) -> None: ...
+
+    @offloaded_read(CellRouter.count)
+    def count(self) -> None: ...
+
+    @offloaded(CellRouter.scatter)
+    def scatter(self) -> None: ...
 
     def stream(
         self,

@@ -34,56 +34,139 @@ class AsyncPlacementTree(ClosingFacade[PlacementTree]):
         """All candidates of a search, as many as the request's ``limit``; see :meth:`PlacementTree.candidates`."""
         return await self.run(lambda: tuple(self.sync.candidates(request, **options)))
 
-    refresh = offloaded(PlacementTree.refresh)
-    add = offloaded(PlacementTree.add)
-    update = offloaded(PlacementTree.update)
-    put_inventory = offloaded(PlacementTree.put_inventory)
-    remove_inventory = offloaded(PlacementTree.remove_inventory)
-    set_inventory = offloaded(PlacementTree.set_inventory)
-    set_traits = offloaded(PlacementTree.set_traits)
-    set_aggregates = offloaded(PlacementTree.set_aggregates)
-    rename = offloaded(PlacementTree.rename)
-    move = offloaded(PlacementTree.move)
-    remove = offloaded(PlacementTree.remove)
-    load = offloaded(PlacementTree.load)
-    status = offloaded(PlacementTree.status)
-    check = offloaded(PlacementTree.check)
+    @offloaded(PlacementTree.refresh)
+    def refresh(self) -> None: ...
+
+    @offloaded(PlacementTree.add)
+    def add(self) -> None: ...
+
+    @offloaded(PlacementTree.update)
+    def update(self) -> None: ...
+
+    @offloaded(PlacementTree.put_inventory)
+    def put_inventory(self) -> None: ...
+
+    @offloaded(PlacementTree.remove_inventory)
+    def remove_inventory(self) -> None: ...
+
+    @offloaded(PlacementTree.set_inventory)
+    def set_inventory(self) -> None: ...
+
+    @offloaded(PlacementTree.set_traits)
+    def set_traits(self) -> None: ...
+
+    @offloaded(PlacementTree.set_aggregates)
+    def set_aggregates(self) -> None: ...
+
+    @offloaded(PlacementTree.rename)
+    def rename(self) -> None: ...
+
+    @offloaded(PlacementTree.move)
+    def move(self) -> None: ...
+
+    @offloaded(PlacementTree.remove)
+    def remove(self) -> None: ...
+
+    @offloaded(PlacementTree.load)
+    def load(self) -> None: ...
+
+    @offloaded(PlacementTree.status)
+    def status(self) -> None: ...
+
+    @offloaded(PlacementTree.check)
+    def check(self) -> None: ...
 
 
 class AsyncAllocationLedger(ClosingFacade[AllocationLedger]):
     """An :class:`~cloudcore.AllocationLedger` whose calls are awaited, each to its end even when cancelled."""
 
-    claim = offloaded(AllocationLedger.claim)
-    replace = offloaded(AllocationLedger.replace)
-    swap = offloaded(AllocationLedger.swap)
-    settle = offloaded(AllocationLedger.settle)
-    release = offloaded(AllocationLedger.release)
-    begin_move = offloaded(AllocationLedger.begin_move)
-    confirm_move = offloaded(AllocationLedger.confirm_move)
-    revert_move = offloaded(AllocationLedger.revert_move)
-    abandon_move = offloaded(AllocationLedger.abandon_move)
-    expire = offloaded(AllocationLedger.expire)
-    reshape = offloaded(AllocationLedger.reshape)
-    heal = offloaded(AllocationLedger.heal)
-    allocations = offloaded(AllocationLedger.allocations)
-    consumer = offloaded(AllocationLedger.consumer)
-    consumers = offloaded(AllocationLedger.consumers)
-    holders = offloaded(AllocationLedger.holders)
-    usages = offloaded(AllocationLedger.usages)
-    usages_by_type = offloaded(AllocationLedger.usages_by_type)
-    history_of = offloaded(AllocationLedger.history_of)
-    held_at = offloaded(AllocationLedger.held_at)
-    holders_at = offloaded(AllocationLedger.holders_at)
-    prune_history = offloaded(AllocationLedger.prune_history)
-    move = offloaded(AllocationLedger.move)
-    moves = offloaded(AllocationLedger.moves)
-    audit = offloaded(AllocationLedger.audit)
-    status = offloaded(AllocationLedger.status)
-    check = offloaded(AllocationLedger.check)
+    @offloaded(AllocationLedger.claim)
+    def claim(self) -> None: ...
+
+    @offloaded(AllocationLedger.replace)
+    def replace(self) -> None: ...
+
+    @offloaded(AllocationLedger.swap)
+    def swap(self) -> None: ...
+
+    @offloaded(AllocationLedger.settle)
+    def settle(self) -> None: ...
+
+    @offloaded(AllocationLedger.release)
+    def release(self) -> None: ...
+
+    @offloaded(AllocationLedger.begin_move)
+    def begin_move(self) -> None: ...
+
+    @offloaded(AllocationLedger.confirm_move)
+    def confirm_move(self) -> None: ...
+
+    @offloaded(AllocationLedger.revert_move)
+    def revert_move(self) -> None: ...
+
+    @offloaded(AllocationLedger.abandon_move)
+    def abandon_move(self) -> None: ...
+
+    @offloaded(AllocationLedger.expire)
+    def expire(self) -> None: ...
+
+    @offloaded(AllocationLedger.reshape)
+    def reshape(self) -> None: ...
+
+    @offloaded(AllocationLedger.heal)
+    def heal(self) -> None: ...
+
+    @offloaded(AllocationLedger.allocations)
+    def allocations(self) -> None: ...
+
+    @offloaded(AllocationLedger.consumer)
+    def consumer(self) -> None: ...
+
+    @offloaded(AllocationLedger.consumers)
+    def consumers(self) -> None: ...
+
+    @offloaded(AllocationLedger.holders)
+    def holders(self) -> None: ...
+
+    @offloaded(AllocationLedger.usages)
+    def usages(self) -> None: ...
+
+    @offloaded(AllocationLedger.usages_by_type)
+    def usages_by_type(self) -> None: ...
+
+    @offloaded(AllocationLedger.history_of)
+    def history_of(self) -> None: ...
+
+    @offloaded(AllocationLedger.held_at)
+    def held_at(self) -> None: ...
+
+    @offloaded(AllocationLedger.holders_at)
+    def holders_at(self) -> None: ...
+
+    @offloaded(AllocationLedger.prune_history)
+    def prune_history(self) -> None: ...
+
+    @offloaded(AllocationLedger.move)
+    def move(self) -> None: ...
+
+    @offloaded(AllocationLedger.moves)
+    def moves(self) -> None: ...
+
+    @offloaded(AllocationLedger.audit)
+    def audit(self) -> None: ...
+
+    @offloaded(AllocationLedger.status)
+    def status(self) -> None: ...
+
+    @offloaded(AllocationLedger.check)
+    def check(self) -> None: ...
 
 
 class AsyncHostSelector(Facade[HostSelector]):
     """A :class:`~cloudcore.HostSelector` whose calls are awaited, each to its end even when cancelled."""
 
-    select = offloaded(HostSelector.select)
-    select_destination = offloaded(HostSelector.select_destination)
+    @offloaded(HostSelector.select)
+    def select(self) -> None: ...
+
+    @offloaded(HostSelector.select_destination)
+    def select_destination(self) -> None: ...

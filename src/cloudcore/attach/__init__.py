@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cloudcore._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cloudcore.attach.audit.auditor import HealReport
     from cloudcore.attach.audit.findings import AuditReport, Finding
     from cloudcore.attach.hosts.brick import BrickConnector
@@ -110,4 +112,6 @@ __all__ = [
     "VolumeService",
 ]
 
+__getattr__: Callable[[str], Any]
+__dir__: Callable[[], list[str]]
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

@@ -25,7 +25,7 @@ __all__ = [
     "embedded_volumes",
 ]
 
-attachment_legs = sa.Table(
+attachment_legs: sa.Table = sa.Table(
     "attachment_legs",
     metadata,
     sa.Column("id", Uuid(), primary_key=True),
@@ -49,7 +49,7 @@ attachment_legs = sa.Table(
     sa.Column("updated_at", Instant(), nullable=False),
 )
 
-attachment_events = sa.Table(
+attachment_events: sa.Table = sa.Table(
     "attachment_events",
     metadata,
     sa.Column("attachment_id", Uuid(), sa.ForeignKey("attachment_legs.id"), primary_key=True),
@@ -60,7 +60,7 @@ attachment_events = sa.Table(
     sa.Column("at", Instant(), nullable=False),
 )
 
-attachment_locks = sa.Table(
+attachment_locks: sa.Table = sa.Table(
     "attachment_locks",
     metadata,
     sa.Column("name", Text(255), primary_key=True),
@@ -68,7 +68,7 @@ attachment_locks = sa.Table(
     sa.Column("expires", sa.Double(), nullable=False),  # seconds since 1970, by the database's clock
 )
 
-attachment_moves = sa.Table(
+attachment_moves: sa.Table = sa.Table(
     "attachment_moves",
     metadata,
     sa.Column("instance_id", Uuid(), primary_key=True),
@@ -80,7 +80,7 @@ attachment_moves = sa.Table(
     sa.Column("created_at", Instant(), nullable=False),
 )
 
-embedded_volumes = sa.Table(
+embedded_volumes: sa.Table = sa.Table(
     "embedded_volumes",
     metadata,
     sa.Column("id", Uuid(), primary_key=True),
@@ -92,7 +92,7 @@ embedded_volumes = sa.Table(
     sa.Column("created_at", Instant(), nullable=False),
 )
 
-embedded_attachments = sa.Table(
+embedded_attachments: sa.Table = sa.Table(
     "embedded_attachments",
     metadata,
     sa.Column("id", Uuid(), primary_key=True),

@@ -55,7 +55,7 @@ class Settings:
         return cls(**values)
 
 
-pass_settings = click.make_pass_decorator(Settings)
+pass_settings: Callable[[Callable[..., Any]], Callable[..., Any]] = click.make_pass_decorator(Settings)
 
 
 def database_option(function: Callable[..., Any]) -> Callable[..., Any]:

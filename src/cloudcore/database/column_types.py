@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Instant", "Json", "Text", "Uuid", "metadata", "utc_now"]
 
-metadata = sa.MetaData(
+metadata: sa.MetaData = sa.MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
         "uq": "uq_%(table_name)s_%(column_0_N_name)s",
@@ -55,8 +55,8 @@ def Text(length: int = 255) -> sa.types.TypeEngine[str]:  # noqa: N802 - it is u
 class Instant(sa.types.TypeDecorator[datetime]):
     """A point in time with microseconds: timezone-aware UTC in Python, sortable in every database."""
 
-    impl = sa.DateTime(timezone=True)
-    cache_ok = True
+    impl: sa.types.TypeEngine[Any] | type[sa.types.TypeEngine[Any]] = sa.DateTime(timezone=True)
+    cache_ok: bool | None = True
 
     def load_dialect_impl(self, dialect: Dialect) -> sa.types.TypeEngine[Any]:
         """Microseconds on MariaDB/MySQL too, which would drop them."""
@@ -88,20 +88,20 @@ def Json() -> sa.types.TypeEngine[Any]:  # noqa: N802 - it is used as a type
 class utc_now(FunctionElement[datetime]):  # noqa: N801 - it is written as a function of SQL
     """The database's clock, in the form that :class:`Instant` stores; also as the default of a column."""
 
-    inherit_cache = True
-    type = Instant()
+    inherit_cache: bool | None = True
+    type: sa.types.TypeEngine[datetime] = Instant()
 
 
 @compiles(utc_now)
-def _(element: utc_now, compiler: SQLCompiler, **_: Any) -> str:
+def _on_postgresql(element: utc_now, compiler: SQLCompiler, **_: Any) -> str:
     return "statement_timestamp()"
 
 
 @compiles(utc_now, "sqlite")
-def _(element: utc_now, compiler: SQLCompiler, **_: Any) -> str:
+def _on_sqlite(element: utc_now, compiler: SQLCompiler, **_: Any) -> str:
     return "(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000')"
 
 
 @compiles(utc_now, "mysql", "mariadb")
-def _(element: utc_now, compiler: SQLCompiler, **_: Any) -> str:
+def _on_mariadb(element: utc_now, compiler: SQLCompiler, **_: Any) -> str:
     return "(UTC_TIMESTAMP(6))"

@@ -26,7 +26,7 @@ __all__ = ["FIND", "FINISH", "Operation", "Outcome", "operations"]
 
 T = TypeVar("T")
 
-operations = sa.Table(
+operations: sa.Table = sa.Table(
     "operations",
     metadata,
     sa.Column("id", Text(64), primary_key=True),

@@ -60,6 +60,8 @@ class Database:
             is asynchronous.
     """
 
+    retry: RetryPolicy
+
     def __init__(
         self,
         source: str | URL | Engine,

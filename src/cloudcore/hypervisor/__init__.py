@@ -7,11 +7,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cloudcore._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cloudcore.hypervisor.disks.memory_driver import Fault, Unplug
     from cloudcore.hypervisor.facts.host import HostFacts
     from cloudcore.hypervisor.interface import Hypervisor
@@ -65,6 +67,8 @@ _EXPORTS = {
     "sync": "cloudcore.hypervisor.tree.applying",
 }
 
+__getattr__: Callable[[str], Any]
+__dir__: Callable[[], list[str]]
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
 
 __all__ = [

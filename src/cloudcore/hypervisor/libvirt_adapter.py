@@ -42,6 +42,8 @@ class LibvirtHypervisor:
     threads, not with a forked child: there every call is refused at once, and a new adapter has to be made.
     """
 
+    uri: str
+
     def __init__(
         self,
         uri: str,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cloudcore._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cloudcore.listing.cells.breakers import BreakerPolicy, BreakerState, BreakerView
     from cloudcore.listing.cells.cell import Cell
     from cloudcore.listing.cells.directory import Directory
@@ -106,4 +108,6 @@ __all__ = [
     "create_directory_tables",
 ]
 
+__getattr__: Callable[[str], Any]
+__dir__: Callable[[], list[str]]
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

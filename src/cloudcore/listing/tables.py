@@ -50,7 +50,7 @@ def ExactText(length: int = 255) -> sa.types.TypeEngine[str]:  # noqa: N802 - it
     )
 
 
-instances = sa.Table(
+instances: sa.Table = sa.Table(
     "instances",
     metadata,
     sa.Column("uuid", Uuid(), primary_key=True),
@@ -88,7 +88,7 @@ sa.Index("ix_instances_host", _i.host, _i.deleted, _i.created_at.desc(), _i.uuid
 sa.Index("ix_instances_updated", _i.updated_at, _i.uuid)
 sa.Index("ix_instances_name", _i.deleted, _i.display_name, _i.uuid)
 
-instance_metadata = sa.Table(
+instance_metadata: sa.Table = sa.Table(
     "instance_metadata",
     metadata,
     sa.Column("instance_uuid", Uuid(), sa.ForeignKey("instances.uuid", ondelete="CASCADE"), primary_key=True),
@@ -98,7 +98,7 @@ instance_metadata = sa.Table(
 )
 """Pairs that users attach to an instance."""
 
-instance_tags = sa.Table(
+instance_tags: sa.Table = sa.Table(
     "instance_tags",
     metadata,
     sa.Column("instance_uuid", Uuid(), sa.ForeignKey("instances.uuid", ondelete="CASCADE"), primary_key=True),
@@ -107,7 +107,7 @@ instance_tags = sa.Table(
 )
 """Words that users attach to an instance."""
 
-directory_instances = sa.Table(
+directory_instances: sa.Table = sa.Table(
     "directory_instances",
     metadata,
     sa.Column("uuid", Uuid(), primary_key=True),
@@ -123,7 +123,7 @@ directory_instances = sa.Table(
 )
 """Which cell owns an instance. *moving_to* is set from before a copy is made elsewhere until the original is gone."""
 
-directory_routes = sa.Table(
+directory_routes: sa.Table = sa.Table(
     "directory_routes",
     metadata,
     sa.Column("kind", Text(16), primary_key=True),

@@ -268,6 +268,11 @@ class Layout:
 
     __slots__ = ("index", "key", "names", "readers")
 
+    index: dict[str, int]
+    key: int | None
+    names: tuple[str, ...]
+    readers: tuple[Callable[[Any], Any] | None, ...]
+
     def __init__(
         self, names: tuple[str, ...], readers: tuple[Callable[[Any], Any] | None, ...], key: int | None = None
     ) -> None:
@@ -288,6 +293,9 @@ class Record(Mapping[str, Any]):
     """
 
     __slots__ = ("_layout", "_row", "cell", "unknown")
+
+    cell: str
+    unknown: bool
 
     def __init__(self, layout: Layout, row: tuple[Any, ...], cell: str, unknown: bool = False) -> None:
         self._layout = layout

@@ -6,11 +6,13 @@ Names load on first use. The forest: :class:`PlacementTree` with its values, req
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cloudcore._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cloudcore.placement.allocation_ledger import AllocationLedger, Expired
     from cloudcore.placement.forest.values import Inventory, Provider
     from cloudcore.placement.hosts.headroom import Count, FlavorHeadroom, Headroom, headroom
@@ -163,4 +165,6 @@ __all__ = [
     "reschedule",
 ]
 
+__getattr__: Callable[[str], Any]
+__dir__: Callable[[], list[str]]
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

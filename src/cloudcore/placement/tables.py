@@ -41,7 +41,7 @@ def _index_of_the_few(column: str) -> sa.Index:
     return sa.Index(None, column, sqlite_where=chosen, postgresql_where=chosen)
 
 
-resource_providers = sa.Table(
+resource_providers: sa.Table = sa.Table(
     "resource_providers",
     metadata,
     sa.Column("id", _BigId, primary_key=True, autoincrement=True),
@@ -58,7 +58,7 @@ resource_providers = sa.Table(
 """``version`` is counted up by whoever builds on a row that stays as it is: a new child of it, a subtree that moves in
 its tree. A lock would keep others away on one server; only a write does so on every node of a cluster."""
 
-inventories = sa.Table(
+inventories: sa.Table = sa.Table(
     "inventories",
     metadata,
     sa.Column("provider_id", _BigId, sa.ForeignKey("resource_providers.id"), primary_key=True),
@@ -75,7 +75,7 @@ inventories = sa.Table(
     sqlite_with_rowid=False,
 )
 
-provider_generations = sa.Table(
+provider_generations: sa.Table = sa.Table(
     "provider_generations",
     metadata,
     sa.Column(
@@ -89,21 +89,21 @@ provider_generations = sa.Table(
 )
 """How Placement would count, where that is asked for: see ``storage/generations.py``."""
 
-provider_traits = sa.Table(
+provider_traits: sa.Table = sa.Table(
     "provider_traits",
     metadata,
     sa.Column("provider_id", _BigId, sa.ForeignKey("resource_providers.id"), primary_key=True),
     sa.Column("trait", Text(255), primary_key=True),
 )
 
-provider_aggregates = sa.Table(
+provider_aggregates: sa.Table = sa.Table(
     "provider_aggregates",
     metadata,
     sa.Column("provider_id", _BigId, sa.ForeignKey("resource_providers.id"), primary_key=True),
     sa.Column("aggregate", Uuid(), primary_key=True),
 )
 
-custom_resource_classes = sa.Table(
+custom_resource_classes: sa.Table = sa.Table(
     "custom_resource_classes",
     metadata,
     sa.Column("name", Text(255), primary_key=True),
@@ -112,7 +112,7 @@ custom_resource_classes = sa.Table(
 )
 """The register of custom classes; see ``name_register.py``."""
 
-custom_traits = sa.Table(
+custom_traits: sa.Table = sa.Table(
     "custom_traits",
     metadata,
     sa.Column("name", Text(255), primary_key=True),
@@ -121,7 +121,7 @@ custom_traits = sa.Table(
 )
 """The register of custom traits."""
 
-consumers = sa.Table(
+consumers: sa.Table = sa.Table(
     "consumers",
     metadata,
     sa.Column("id", _BigId, primary_key=True, autoincrement=True),
@@ -139,7 +139,7 @@ consumers = sa.Table(
 """Who holds something, or (``retired_at`` set) who was released for ever: the unique uuid is what keeps a late claim or
 a late rollback from bringing the dead back. ``expires_at`` is set while a claim is pending."""
 
-allocations = sa.Table(
+allocations: sa.Table = sa.Table(
     "allocations",
     metadata,
     sa.Column("consumer_id", _BigId, sa.ForeignKey("consumers.id"), primary_key=True),
@@ -156,7 +156,7 @@ allocations = sa.Table(
 """Who holds how much. The provider is reached through the inventory: a foreign key of its own would make every claim
 lock the provider's row after its inventories, the other way round from an edit of the provider."""
 
-moves = sa.Table(
+moves: sa.Table = sa.Table(
     "moves",
     metadata,
     sa.Column("migration", Uuid(), primary_key=True),
@@ -173,7 +173,7 @@ moves = sa.Table(
 )
 """One row for each migration, kept after its end: the final state is what refuses a late confirm or revert."""
 
-provider_changes = sa.Table(
+provider_changes: sa.Table = sa.Table(
     "provider_changes",
     metadata,
     sa.Column("slot", sa.Integer(), primary_key=True, autoincrement=False),
@@ -186,7 +186,7 @@ provider_changes = sa.Table(
 """Which providers changed, in an order that is safe to follow, and on SQLite what was in use then; see
 ``changes.py``."""
 
-provider_change_slots = sa.Table(
+provider_change_slots: sa.Table = sa.Table(
     "provider_change_slots",
     metadata,
     sa.Column("slot", sa.Integer(), primary_key=True, autoincrement=False),
@@ -194,7 +194,7 @@ provider_change_slots = sa.Table(
     sa.Column("pruned", sa.BigInteger(), nullable=False),
 )
 
-allocation_history = sa.Table(
+allocation_history: sa.Table = sa.Table(
     "allocation_history",
     metadata,
     sa.Column("id", _BigId, primary_key=True, autoincrement=True),
@@ -208,7 +208,7 @@ allocation_history = sa.Table(
 )
 """What each consumer held after each change; append-only, old rows may be pruned."""
 
-host_groups = sa.Table(
+host_groups: sa.Table = sa.Table(
     "host_groups",
     metadata,
     sa.Column("uuid", Uuid(), primary_key=True),
@@ -219,7 +219,7 @@ host_groups = sa.Table(
 )
 """One row for each group of instances; who places a member counts its version up first, which holds it on all nodes."""
 
-host_group_members = sa.Table(
+host_group_members: sa.Table = sa.Table(
     "host_group_members",
     metadata,
     sa.Column("instance", Uuid(), primary_key=True),
@@ -228,7 +228,7 @@ host_group_members = sa.Table(
 )
 """Which group an instance belongs to. Where it is, its allocations say."""
 
-host_attempts = sa.Table(
+host_attempts: sa.Table = sa.Table(
     "host_attempts",
     metadata,
     sa.Column("id", _BigId, primary_key=True, autoincrement=True),

@@ -40,6 +40,8 @@ class TreeEdits:
         names: The register of resource classes and traits.
     """
 
+    names: NameRegister
+
     def __init__(self, uuid_factory: Callable[[], str], observer: Observer | None, *, strict: bool) -> None:
         self.observer = observer
         self._state = TreeState()

@@ -41,6 +41,10 @@ class TreeState:
         columns: How the search sees them; behind the forest until :meth:`snapshot`.
     """
 
+    lock: threading.RLock
+    forest: Forest
+    columns: Columns
+
     def __init__(self, forest: Forest | None = None, columns: Columns | None = None) -> None:
         self.lock = threading.RLock()
         self.forest = forest or Forest()

@@ -79,6 +79,8 @@ _held_here: set[str] = set()
 class Lease:
     """One operation's hold on one or more names. Made by :meth:`Leases.hold`."""
 
+    fresh_until: float
+
     def __init__(self, leases: Leases, owner: str) -> None:
         self.owner = owner
         self.names: list[str] = []

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CinderVolumes"]
 
-log = logging.getLogger("cloudcore.attach.cinder")
+log: logging.Logger = logging.getLogger("cloudcore.attach.cinder")
 
 Answer = TypeVar("Answer")
 

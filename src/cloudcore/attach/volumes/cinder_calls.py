@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Calls"]
 
-log = logging.getLogger("cloudcore.attach.cinder")
+log: logging.Logger = logging.getLogger("cloudcore.attach.cinder")
 
 Answer = TypeVar("Answer")
 

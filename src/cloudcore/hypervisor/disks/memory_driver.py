@@ -96,6 +96,10 @@ class MemoryGuest:
 class MemoryDriver:
     """The primitives of :mod:`.guests` over a dictionary."""
 
+    faults: MemoryFaults
+    waiters: Waiters
+    lock: threading.RLock
+
     def __init__(self, host: str) -> None:
         self.host = host
         self.guests: dict[str, MemoryGuest] = {}

@@ -37,6 +37,10 @@ class Turn:
 
     __slots__ = ("_admission", "bell", "cells", "working")
 
+    bell: threading.Lock
+    cells: int
+    working: bool
+
     def __init__(self, admission: Admission, cells: int) -> None:
         self._admission = admission
         self.cells = cells

@@ -92,6 +92,11 @@ class SharedBreakers:
 class Backend:
     """One cell as the router holds it. Thread-safe."""
 
+    deadline: float
+    pools: list[ConnectionPool]
+    promptness: Promptness
+    distance: Distance
+
     def __init__(
         self,
         cell: Cell,

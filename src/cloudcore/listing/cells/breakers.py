@@ -68,6 +68,8 @@ class Breakers:
     Every call takes the present instant on a monotonic clock, in seconds. O(log n) in the number of open breakers.
     """
 
+    policy: BreakerPolicy
+
     def __init__(self, policy: BreakerPolicy | None = None) -> None:
         self.policy = policy or BreakerPolicy()
         self._views: dict[str, BreakerView] = {}

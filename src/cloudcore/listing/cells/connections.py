@@ -65,6 +65,13 @@ class PooledConnection:
         "used",
     )
 
+    dialect: Dialect
+    form: str
+    limit: float
+    local: bool
+    mine: bool
+    used: bool
+
     def __init__(self, proxied: PoolProxiedConnection, dialect: Dialect, *, mine: bool) -> None:
         self._proxied = proxied
         self.dialect = dialect

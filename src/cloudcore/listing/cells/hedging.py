@@ -36,6 +36,8 @@ class HedgePolicy:
 class Hedger:
     """The latencies of one cell and its budget. Not thread-safe: the owner locks."""
 
+    policy: HedgePolicy
+
     WINDOW = 100
     ENOUGH = 10
 

@@ -77,6 +77,8 @@ class RequestsInFlight:
         turn: The call's, lent to others while it waits long.
     """
 
+    outcomes: dict[str, CellOutcome]
+
     def __init__(
         self,
         backends: Mapping[str, Backend],

@@ -44,6 +44,10 @@ class ConnectionPool:
     Connections of a URL are kept open between statements; those of a caller's engine go back after each.
     """
 
+    mine: bool
+    local: bool
+    layouts: TableLayouts
+
     def __init__(
         self,
         source: str | URL | Engine,

@@ -17,6 +17,8 @@ class Promptness:
         able: Whether its database is of the kind that may answer at once.
     """
 
+    proven: bool
+
     SHORTEST, LONGEST, GROWTH = 1.0, 256.0, 4.0
     """Seconds for which a cell is taken for slow: at first, at most, and how they grow with each disappointment."""
 

@@ -42,6 +42,15 @@ class Attempt:
         "seconds", "statements", "warm",
     )  # fmt: skip
 
+    answers: Receiver[Attempt]
+    began: float
+    dropped: bool
+    pool: ConnectionPool
+    request: Request
+    seconds: float
+    statements: int
+    warm: bool
+
     def __init__(
         self,
         request: Request,
@@ -174,6 +183,15 @@ class Request:
     """What is under way to one cell: one attempt, or two when a replica was asked as well (a hedged request)."""
 
     __slots__ = ("attempts", "backend", "began", "cell", "hedge_at", "pools", "seconds", "started", "tell", "work")
+
+    backend: Backend
+    began: float
+    cell: str
+    hedge_at: float | None
+    pools: list[ConnectionPool]
+    seconds: float
+    tell: Callable[..., None] | None
+    work: Callable[[Attempt], Any]
 
     def __init__(
         self,

@@ -31,6 +31,10 @@ class SerialExecutor:
 
     __slots__ = ("_answers", "doubted", "finished", "own", "running", "started", "waiting")
 
+    doubted: bool
+    own: bool
+    started: bool
+
     def __init__(self, answers: Receiver[SerialExecutor]) -> None:
         self._answers = answers
         self.waiting: deque[Attempt] = deque()

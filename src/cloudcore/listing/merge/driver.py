@@ -34,6 +34,8 @@ class MergeDriver:
         patient: Each fetch has the cell's whole deadline (streams); else all fetches of the merge share it (pages).
     """
 
+    merge: Merge
+
     def __init__(
         self,
         prepared: PreparedQuery,

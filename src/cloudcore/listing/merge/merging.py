@@ -78,6 +78,17 @@ class Run:
         "keys", "origin", "problem", "rows", "start", "tail", "waiting",
     )  # fmt: skip
 
+    cell: str
+    count: int
+    edge: tuple[Any, ...] | None
+    emitted: int
+    exhausted: bool
+    failed: bool
+    fetched: int
+    origin: Position | None
+    start: int
+    waiting: bool
+
     def __init__(self, cell: str, origin: Position | None, edge: tuple[Any, ...] | None) -> None:
         self.cell = cell
         self.origin = origin
@@ -125,6 +136,8 @@ class Merge:
         alone: With a single cell, number its rows instead of working out sort keys; the keys of entries then mean
             nothing beyond this merge.
     """
+
+    runs: dict[str, Run]
 
     def __init__(
         self,

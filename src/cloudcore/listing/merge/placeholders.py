@@ -44,6 +44,10 @@ class Placeholders:
         more: Whether there are further ones after those given.
     """
 
+    more: bool
+    possible: bool
+    in_place: bool
+
     def __init__(self, services: RouterServices, prepared: PreparedQuery, away: Sequence[str]) -> None:
         self._prepared = prepared
         entries = None if services.directory is None else services.directory.entries(away)

@@ -59,6 +59,9 @@ class TableLayout:
 
     __slots__ = ("_word", "indexes", "names")
 
+    indexes: tuple[Index, ...]
+    names: frozenset[str]
+
     def __init__(self, names: Iterable[str], indexes: Iterable[Index]) -> None:
         self.names = frozenset(names)
         self.indexes = tuple(sorted(indexes, key=lambda index: index.name))

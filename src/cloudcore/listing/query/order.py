@@ -40,6 +40,10 @@ class Unfit(ValueError):
         value: What is there.
     """
 
+    row: int
+    column: str
+    value: Any
+
     def __init__(self, row: int, column: str, value: Any, reason: str) -> None:
         super().__init__(reason)
         self.row, self.column, self.value = row, column, value

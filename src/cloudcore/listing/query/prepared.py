@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from cloudcore.listing.query.caches import GenerationCache
     from cloudcore.listing.query.compiled import Statement
     from cloudcore.listing.query.conditions import Condition
-    from cloudcore.listing.query.order import Position
+    from cloudcore.listing.query.order import Order, Position
     from cloudcore.listing.query.sources import RecordSource
-    from cloudcore.listing.values import Query
+    from cloudcore.listing.values import Layout, Query, Sort
 
 __all__ = ["PreparedQuery"]
 
@@ -45,6 +45,17 @@ class PreparedQuery:
         wide: Whether large values are shown.
         digest: Of everything that a cursor must agree with.
     """
+
+    source: RecordSource
+    query: Query
+    sort: tuple[Sort, ...]
+    conditions: tuple[Condition, ...]
+    impossible: bool
+    order: Order
+    plan: Plan
+    layout: Layout
+    wide: bool
+    digest: str
 
     def __init__(self, source: RecordSource, query: Query, statements: GenerationCache[Any, Statement]) -> None:
         self.source, self.query = source, query

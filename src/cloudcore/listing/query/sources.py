@@ -47,6 +47,13 @@ class RecordSource:
         tags: Table of tags with its columns for record key and tag.
     """
 
+    name: str
+    tenant: str | None
+    host: str | None
+    updated: str | None
+    deleted: str | None
+    hidden: str | None
+
     def __init__(
         self,
         table: sa.Table,

@@ -84,6 +84,14 @@ class Plan:
         cache: Statements by shape and dialect, shared by all plans of a router.
     """
 
+    source: RecordSource
+    query: Query
+    order: Order
+    conditions: tuple[Condition, ...]
+    columns: tuple[str, ...]
+    indexes: tuple[int, ...]
+    words: dict[str, tuple[str, ...]]
+
     def __init__(
         self,
         source: RecordSource,

@@ -77,6 +77,8 @@ class InstanceDirectory:
         source: A URL, an engine or a Database. The tables are created where they are missing.
     """
 
+    database: Database
+
     def __init__(self, source: Database | str | URL | Engine) -> None:
         self.database = Database.of(source)
         self._owned = self.database is not source

@@ -52,6 +52,8 @@ class NovaDirectory:
             ``cell_mappings`` that are templates.
     """
 
+    database: Database
+
     def __init__(self, source: Database | str | URL | Engine, *, main_database: str | None = None) -> None:
         self.database = Database.of(source)
         self._owned = self.database is not source

@@ -40,7 +40,7 @@ def _table(name: str, /, **columns: sa.types.TypeEngine[Any]) -> sa.Table:
 _TEXT, _INTEGER, _TIME, _YES = sa.String(255), sa.Integer(), sa.DateTime(), sa.Boolean()
 _ADDRESS = sa.String(39).with_variant(postgresql.INET(), "postgresql")
 
-instances = _table(
+instances: sa.Table = _table(
     "instances",
     id=_INTEGER,
     uuid=sa.String(36),
@@ -96,19 +96,19 @@ instances = _table(
     disable_terminate=_YES,
     cell_name=_TEXT,
 )
-instance_metadata = _table(
+instance_metadata: sa.Table = _table(
     "instance_metadata", id=_INTEGER, instance_uuid=sa.String(36), key=_TEXT, value=_TEXT, deleted=_INTEGER
 )
-instance_info_caches = _table(
+instance_info_caches: sa.Table = _table(
     "instance_info_caches", id=_INTEGER, instance_uuid=sa.String(36), network_info=sa.Text(), deleted=_INTEGER
 )
-tags = sa.Table(
+tags: sa.Table = sa.Table(
     "tags",
     _metadata,
     sa.Column("resource_id", sa.String(36), primary_key=True),
     sa.Column("tag", sa.String(80), primary_key=True),
 )
-migrations = _table(
+migrations: sa.Table = _table(
     "migrations",
     id=_INTEGER,
     uuid=sa.String(36),
@@ -138,10 +138,10 @@ migrations = _table(
     project_id=_TEXT,
 )
 
-cell_mappings = _table(
+cell_mappings: sa.Table = _table(
     "cell_mappings", id=_INTEGER, uuid=sa.String(36), name=_TEXT, database_connection=sa.Text(), disabled=_YES
 )
-instance_mappings = _table(
+instance_mappings: sa.Table = _table(
     "instance_mappings",
     id=_INTEGER,
     created_at=_TIME,
@@ -151,4 +151,4 @@ instance_mappings = _table(
     user_id=_TEXT,
     queued_for_delete=_YES,
 )
-host_mappings = _table("host_mappings", id=_INTEGER, cell_id=_INTEGER, host=_TEXT)
+host_mappings: sa.Table = _table("host_mappings", id=_INTEGER, cell_id=_INTEGER, host=_TEXT)

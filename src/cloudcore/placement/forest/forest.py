@@ -121,6 +121,9 @@ class Forest:
         sharing_changed: Whether any of them, or where it stands, changed since.
     """
 
+    sharing_changed: bool
+    next_number: int
+
     def __init__(self) -> None:
         self.providers: dict[str, Provider] = {}
         self.by_name: dict[str, str] = {}

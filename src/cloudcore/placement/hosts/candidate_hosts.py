@@ -35,6 +35,11 @@ class CandidateHost:
 
     __slots__ = ("_again", "_known", "_more", "first", "number", "view", "weight")
 
+    first: Option | None
+    number: int
+    view: HostView
+    weight: float
+
     def __init__(
         self,
         view: HostView,

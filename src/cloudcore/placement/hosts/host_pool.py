@@ -88,6 +88,9 @@ class HostPool:
         known: What was worked out for an equal request, of each block; brought up to date.
     """
 
+    size: int
+    weights: NDArray[np.float64]
+
     def __init__(
         self,
         search: Search,

@@ -166,6 +166,8 @@ class LedgerReader(LedgerQueries):
         source: A database, an engine, or a URL (then :meth:`close` closes it).
     """
 
+    database: Database
+
     history = True
     """Whether what each consumer holds after each change is noted."""
 

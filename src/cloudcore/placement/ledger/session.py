@@ -25,7 +25,7 @@ from cloudcore.placement.rules.claims import InventoryRow, Key, Owner, Rewrite, 
 from cloudcore.placement.storage.changes import record_changes_raw
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from sqlalchemy.engine import Connection
 
@@ -115,7 +115,7 @@ def _adapt(sql: str, dialect: str) -> str:
     return sql.replace("%", "MOD" if dialect == "mysql" else "%%").replace("?", "%s")
 
 
-to_json = json.JSONEncoder(separators=(",", ":")).encode
+to_json: Callable[[Any], str] = json.JSONEncoder(separators=(",", ":")).encode
 """Compact JSON, by an encoder made once."""
 
 
@@ -157,6 +157,9 @@ class Session:
         counting: Whether claims count in the generations of providers: see ``storage/generations.py``.
         within: Whether the statements belong to a transaction; False for one that is a transaction by itself.
     """
+
+    dialect: str
+    cursor: Any
 
     def __init__(self, connection: Connection, *, counting: bool = False, within: bool = True) -> None:
         self.connection = connection

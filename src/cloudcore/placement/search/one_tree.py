@@ -30,6 +30,8 @@ class OneTree:
         apart: Whether it is known that no provider could give one class to two slots.
     """
 
+    options: Sequence[Sequence[int]]
+
     def __init__(
         self,
         block: Block,

@@ -79,6 +79,9 @@ class HostMatch:
 
     __slots__ = ("_candidates", "root", "scores")
 
+    root: Provider
+    scores: tuple[float, ...]
+
     def __init__(
         self, root: Provider, scores: tuple[float, ...], candidates: Callable[[], Iterator[Candidate]]
     ) -> None:
