@@ -45,7 +45,9 @@ class World:
         return self.new_manager(self.faulty, served, patience=10.0, fencer=fencer)
 
     def attach(self, manager=None):
-        return (manager or self.manager).attach(self.volume, self.who, host=HERE, delete_on_termination=True)
+        return (manager or self.manager).attach(
+            self.volume, self.who, host=HERE, delete_on_termination=True, boot_order=1
+        )
 
     def killed_at(self, point, call):
         def die(_):
@@ -78,7 +80,7 @@ def killed_attaching(point):
 def killed_detaching(point):
     def prepare(world):
         made = world.attach()
-        world.killed_at(point, lambda: world.manager.detach(made.id))
+        world.killed_at(point, lambda: world.manager.detach(made.id, boot_volume=True))
 
     return prepare
 
@@ -101,8 +103,21 @@ def uncertain(method):
 def pending(world):
     made = world.attach()
     world.hosts[HERE].detach_disk = lambda *_: DetachOutcome.PENDING
-    world.manager.detach(made.id)
+    world.manager.detach(made.id, boot_volume=True)
     del world.hosts[HERE].detach_disk
+
+
+def off(world):
+    world.attach()
+    world.hosts[HERE].stop(world.who)
+
+
+def killed_rebuilding(point):
+    def prepare(world):
+        off(world)
+        world.killed_at(point, lambda: world.manager.rebuild(world.who, instance()))
+
+    return prepare
 
 
 def reserved(world):
@@ -129,6 +144,9 @@ STATES = {
     "unmapping": killed_detaching("attach.unmap.before"),
     "unmapped-unwritten": killed_detaching("attach.unmap.after"),
     "pending": pending,
+    "attached-off": off,
+    "set-aside": killed_rebuilding("attach.aside.reserved"),
+    "reimaged-unwritten": killed_rebuilding("attach.reimaged"),
 }
 
 VERBS = {
@@ -145,6 +163,8 @@ VERBS = {
     "cold": lambda m, w: m.begin_move(w.who, THERE, kind="cold"),
     "shelve": lambda m, w: m.begin_move(w.who, None, kind="shelve"),
     "evacuate": lambda m, w: m.begin_move(w.who, THERE, kind="evacuation"),
+    "refresh": lambda m, w: m.refresh(w.who),
+    "rebuild": lambda m, w: m.rebuild(w.who, instance()),
     "confirm": lambda m, w: m.confirm_move(w.who),
     "revert": lambda m, w: m.revert_move(w.who),
     "recover": lambda m, w: m.recover(),

@@ -37,6 +37,7 @@ class Cinder:
 
     def __init__(self, folder: Path, ports: Ports, backend: str, ceph: Callable[[], dict[str, object]]) -> None:
         self._folder, self._port, self._backend, self._ceph = folder, ports.one(), backend, ceph
+        self._images_port = ports.one()
         self._daemon: Daemon | None = None
         self._settings: dict[str, object] = {}
 
@@ -56,7 +57,7 @@ class Cinder:
     def _prepare(self) -> Daemon:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._folder.chmod(0o711)
-        for name in ("state", "lock", "coordination"):
+        for name in ("state", "lock", "coordination", "images"):
             (self._folder / name).mkdir()
         give(self._folder / "volumes").chmod(0o755)
         here = Path(__file__).resolve().parent
@@ -66,6 +67,7 @@ class Cinder:
             "PYTHONPATH": str(here / "cinder_drivers"),
             "PYTHONWARNINGS": "ignore",
             "CLOUDCORE_VOLUMES": str(self._folder / "volumes"),
+            "CLOUDCORE_IMAGES": f"{self._images_port}:{self._folder / 'images'}",
         }
         command += ["--config-file", str(self._folder / "cinder.conf")]
         return Daemon("cinder", command, log=self._folder / "out", env=env, cwd=self._folder)
@@ -106,6 +108,7 @@ class Cinder:
             "resource_query_filters_file": etc / "resource_filters.json",
             "rootwrap_config": etc / "rootwrap.conf",
             "auth_strategy": "noauth",
+            "glance_api_servers": f"http://127.0.0.1:{self._images_port}",
             "transport_url": "fake://",
             "osapi_volume_listen": "127.0.0.1",
             "osapi_volume_listen_port": self._port,
@@ -127,6 +130,8 @@ class Cinder:
             "database": {"connection": f"sqlite:///{self._folder / 'cinder.sqlite'}"},
             "oslo_concurrency": {"lock_path": self._folder / "lock"},
             "coordination": {"backend_url": f"file://{self._folder / 'coordination'}"},
+            # Where Nova would be told of a written image; without any address Cinder calls that an error.
+            "nova": {"token_auth_url": "http://127.0.0.1:1"},
             self._backend: backend,
         }
         for name, value in self._settings.items():

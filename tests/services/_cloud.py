@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import time
+import uuid
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from tests.services._client import Handle, call, require
@@ -96,6 +98,12 @@ class CinderService(Pausable):
     def secret_uuid(self) -> str:
         """Of the libvirt secret that RBD volumes name; the hosts do not have it until someone defines it there."""
         return str(self.info["secret"])
+
+    def add_image(self, content: bytes) -> str:
+        """Give its image service a raw image of these bytes; its id."""
+        image_id = str(uuid.uuid4())
+        (Path(str(self.info["folder"])) / "images" / image_id).write_bytes(content)
+        return image_id
 
     def session(self, *, service: bool = True, port: int | None = None) -> Any:
         """A keystoneauth session as an administrator of `PROJECT`; `service` adds the role of a service token.

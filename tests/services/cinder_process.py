@@ -37,6 +37,7 @@ import os_brick
 from cinder import coordination, exception, objects, rpc, service, utils, version
 from cinder.common import config, constants
 from cinder.db import migration
+from eventlet import wsgi
 from eventlet.green import socket
 from oslo_config import cfg
 from oslo_log import log
@@ -102,6 +103,48 @@ class Faults:
         """Forget the orders and let go of what waits."""
         self.orders.clear()
         self.healed += 1
+
+
+class Images:
+    """An image service: what Cinder asks of Glance about files of a folder, whose names are the images' ids."""
+
+    PROPERTIES = (
+        "id", "name", "status", "size", "disk_format", "min_disk", "container_format", "min_ram", "visibility", "owner",
+        "tags", "checksum", "created_at", "updated_at",
+    )  # fmt: skip
+
+    def __init__(self, port, folder):
+        self.port, self.folder = port, folder
+
+    def serve(self):
+        """For as long as the process lives."""
+        wsgi.server(eventlet.listen(("127.0.0.1", self.port)), self, log_output=False)
+
+    def __call__(self, environ, answer):
+        """``GET /v2/images/ID`` and ``/v2/images/ID/file``; and ``/v2/schemas/image``, which the client asks first."""
+        if environ["PATH_INFO"].endswith("/versions"):
+            return self._json(answer, {"versions": []})
+        if environ["PATH_INFO"].startswith("/v2/schemas/"):
+            return self._json(answer, {"name": "image", "properties": {name: {} for name in self.PROPERTIES}})
+        name, _, rest = environ["PATH_INFO"].removeprefix("/v2/images/").partition("/")
+        path = os.path.join(self.folder, name)
+        if not os.path.isfile(path):
+            answer("404 Not Found", [("Content-Type", "text/plain")])
+            return [b"no such image"]
+        if rest == "file":
+            answer("200 OK", [("Content-Type", "application/octet-stream")])
+            with open(path, "rb") as file:
+                return [file.read()]
+        size = os.path.getsize(path)
+        image = {"id": name, "name": name, "status": "active", "size": size, "disk_format": "raw", "min_disk": 0}
+        image |= {"container_format": "bare", "min_ram": 0, "visibility": "public", "owner": None, "tags": []}
+        image |= {"checksum": None, "created_at": "2026-01-01T00:00:00Z", "updated_at": "2026-01-01T00:00:00Z"}
+        return self._json(answer, image)
+
+    @staticmethod
+    def _json(answer, body):
+        answer("200 OK", [("Content-Type", "application/json")])
+        return [json.dumps(body).encode()]
 
 
 class Process:
@@ -219,6 +262,8 @@ def main():
     prepare(arguments)
     process = Process()
     process.start()
+    port, _, folder = os.environ["CLOUDCORE_IMAGES"].partition(":")
+    eventlet.spawn(Images(int(port), folder).serve)
     eventlet.spawn(obey, process, control)
     while not stop:
         time.sleep(0.1)

@@ -126,6 +126,7 @@ class AttachmentManager:
             self._driver,
             self._leases,
             self._recovery,
+            self.volumes,
             fencer=fencer,
             id_factory=id_factory,
         )
@@ -467,6 +468,32 @@ class AttachmentManager:
             CloudcoreError: What failed; repeat it.
         """
         return self._moves.refresh(normalise_uuid(instance_id, "instance_id"))
+
+    @observed("attach.rebuild", "instance_id", "image_id", level=logging.INFO)
+    def rebuild(self, instance_id: str, image_id: str) -> tuple[Attachment, ...]:
+        """Let the volume service write an image over the volume that the instance boots from (Nova's 2.93).
+
+        The guest has to be off. The volume is reserved for the instance, taken off the host, written and given back, so
+        nobody else can get it meanwhile; other volumes stay where they are. What died in the middle goes on when this
+        is called again with the same image, or by :meth:`recover`; while the image is not written, another one can be
+        named. :meth:`revert_move` gives the volume back with whatever is in it.
+
+        Args:
+            instance_id: UUID.
+            image_id: UUID of the image, at the volume service's image service.
+
+        Returns:
+            The instance's attachments.
+
+        Raises:
+            Conflict: The instance boots from no volume (``boot_order=1``), others use that too, the guest runs, an
+                attachment is not at rest, it is in another move, or the image could not be written: name another.
+            UnsupportedFeature: The service cannot (Cinder: 3.68).
+            WrongHost: Its host is not served here. Nothing was touched.
+            OutcomeUnknown: The image is still being written, or nobody answered; repeat it.
+            CloudcoreError: What failed; repeat it.
+        """
+        return self._moves.rebuild(normalise_uuid(instance_id, "instance_id"), normalise_uuid(image_id, "image_id"))
 
     def move(self, instance_id: str) -> Move | None:
         """The move that the instance is in, None if it is in none."""

@@ -49,6 +49,11 @@ class FileDriver(driver.VolumeDriver):
         """Remove the file."""
         self._path(volume).unlink(missing_ok=True)
 
+    def copy_image_to_volume(self, context, volume, image_service, image_id, disable_sparse=False):
+        """Write the image over the file's beginning."""
+        with self._path(volume).open("r+b") as file:
+            image_service.download(context, image_id, file)
+
     def create_export(self, context, volume, connector):
         """Files need no export."""
 

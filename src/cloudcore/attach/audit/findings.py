@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from cloudcore.attach.lifecycle.states import USES_HOST, State
+from cloudcore.attach.lifecycle.states import HOLDS, USES_HOST, State
 from cloudcore.notebook import Table, html_of, table
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def _of_legs(snapshot: Snapshot, disks: _Disks) -> Iterator[Finding]:
             yield from _at_rest(snapshot, disks, leg, said)
             if leg.role == "next" and leg.instance_id not in snapshot.moves:
                 alone = (leg.volume_id, leg.instance_id) not in mains
-                remedy = Remedy.RECOVER if alone and leg.state is State.HELD else Remedy.DROP
+                remedy = Remedy.RECOVER if alone and leg.state in HOLDS else Remedy.DROP
                 yield _finding(leg, Kind.STRAY_LEG, [*said, ("moves", "the instance is in none")], remedy)
 
 
@@ -197,7 +197,7 @@ def _at_rest(snapshot: Snapshot, disks: _Disks, leg: Attachment, said: list[tupl
         if record is None:
             yield _forgotten(leg, [*said, ("service", "knows no such attachment"), *guest], state, known=known)
             return
-        if record.status != "attached":
+        if record.status != "attached" and leg.state is not State.RESERVED:
             told = [*said, ("service", record.status), *guest]
             sure = leg.state is not State.ATTACHED or state is not None
             yield _finding(leg, Kind.INCOMPLETE, told, Remedy.COMPLETE if sure else None)
@@ -222,7 +222,7 @@ def _guest_says(state: DiskState | None) -> list[tuple[str, str]]:
 
 def _forgotten(leg: Attachment, said: list[tuple[str, str]], state: DiskState | None, *, known: bool) -> Finding:
     """Somebody deleted it behind our back: the backend may give the same device to another volume (CVE-2023-2088)."""
-    if leg.state is State.HELD:
+    if leg.state in HOLDS:
         return _finding(leg, Kind.GONE, said, Remedy.DETACH)
     if leg.state is not State.ATTACHED:
         return _finding(leg, Kind.VANISHED, said, None)

@@ -77,9 +77,9 @@ class MoveStore:
         failpoint("attach.move.begun")
 
     def set_phase(self, move: Move, phase: str) -> None:
-        """Write down which verb is under way, and where *move* goes."""
+        """Write down which verb is under way, where *move* goes, and its note."""
         changed = sa.update(_M).where(_M.c.instance_id == move.instance_id)
-        values = {"phase": phase, "destination": move.destination}
+        values = {"phase": phase, "destination": move.destination, "note": move.note}
         self._run(move, lambda connection: connection.execute(changed.values(**values)))
         failpoint("attach.move.phase")
 

@@ -38,8 +38,8 @@ Role = Literal["main", "next", "past"]
 WhenGone = Literal["keep", "delete"]
 """What becomes of a volume whose attachment is on its way out: a user's detach keeps it, termination may delete it."""
 
-MoveKind = Literal["live", "cold", "shelve", "evacuation", "refresh"]
-"""How an instance leaves its host; a refresh leaves it and comes back."""
+MoveKind = Literal["live", "cold", "shelve", "evacuation", "refresh", "rebuild"]
+"""How an instance leaves its host; a refresh and a rebuild leave it and come back."""
 
 
 @attrs.frozen(kw_only=True)
@@ -251,12 +251,13 @@ class Move:
     Attributes:
         instance_id: UUID.
         kind: See :data:`MoveKind`.
-        phase: ``"beginning"``, ``"begun"``, ``"confirming"``, ``"reverting"``, or ``"ending"`` with its instance.
+        phase: ``"beginning"``, ``"begun"`` (of a rebuild ``"reimaging"``), ``"confirming"``, ``"reverting"``, or
+            ``"ending"`` with its instance.
         source: Host that the instance leaves.
         destination: Host that it goes to; None for a shelved instance.
         legs: The second legs (live), or the held ones.
         disks: For a live move: the disks as the destination's definition must have them, in the order of *legs*.
-        note: Evidence under which the source counts as dead, if it does.
+        note: Evidence under which the source counts as dead, if it does; of a rebuild, the image.
     """
 
     instance_id: str

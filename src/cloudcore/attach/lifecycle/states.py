@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AT_REST",
     "GROUPS",
+    "HOLDS",
     "TABLE",
     "UNDO_UNASKED",
     "USES_HOST",
@@ -69,6 +70,10 @@ class State(StrEnum):
     PARKING = "parking"
     PARK_UNCERTAIN = "park-uncertain"
     HELD = "held"
+    # the same by a reservation alone, while what the volume holds is replaced
+    CLAIMING = "claiming"
+    CLAIM_UNCERTAIN = "claim-uncertain"
+    RESERVED = "reserved"
     # detach, and undoing any of the above
     UNPLUGGING = "unplugging"
     UNPLUG_UNCERTAIN = "unplug-uncertain"
@@ -225,6 +230,17 @@ TABLE: dict[tuple[State, Event], Transition] = {
     (S.HELD, E.DETACH): _to(S.UNMAPPING, I.UNMAP),
     (S.HELD, E.UNDO): _to(S.UNMAPPING, I.UNMAP),
     (S.HELD, E.VANISHED): _to(S.ABSENT),
+    # held by a reservation alone
+    (S.CLAIMING, E.DONE): _to(S.RESERVED),
+    (S.CLAIMING, E.REFUSED): _to(S.ABSENT),
+    (S.CLAIMING, E.LOST): _to(S.CLAIM_UNCERTAIN, I.FIND_RESERVATION),
+    (S.CLAIM_UNCERTAIN, E.FOUND): _to(S.RESERVED),
+    (S.CLAIM_UNCERTAIN, E.MISSING): _to(S.CLAIMING, I.RESERVE),
+    (S.CLAIM_UNCERTAIN, E.UNDO): _to(S.UNMAPPING, I.UNMAP),
+    (S.RESERVED, E.PLACE): _to(S.MAPPING, I.MAP),
+    (S.RESERVED, E.DETACH): _to(S.UNMAPPING, I.UNMAP),
+    (S.RESERVED, E.UNDO): _to(S.UNMAPPING, I.UNMAP),
+    (S.RESERVED, E.VANISHED): _to(S.ABSENT),
     # detach, and undoing
     (S.UNPLUGGING, E.DONE): _to(S.DISCONNECTING, I.DISCONNECT),
     (S.UNPLUGGING, E.PENDING): _to(S.PENDING),
@@ -247,7 +263,7 @@ TABLE: dict[tuple[State, Event], Transition] = {
 }
 """Every legal pair."""
 
-AT_REST = frozenset({S.ATTACHED, S.STAGED, S.HELD, S.ABSENT})
+AT_REST = frozenset({S.ATTACHED, S.STAGED, S.HELD, S.RESERVED, S.ABSENT})
 """States in which nothing is under way and nothing is awaited."""
 
 WAITING = frozenset({S.PENDING, S.QUARANTINED})
@@ -265,10 +281,13 @@ USES_HOST = frozenset(
 UNDO_UNASKED = frozenset(
     {
         S.RESERVE_UNCERTAIN, S.MAP_UNCERTAIN, S.CONNECTING, S.CREATE_UNCERTAIN, S.JOINING, S.SETTLE_UNCERTAIN,
-        S.HOLD_UNCERTAIN, S.PARK_UNCERTAIN,
+        S.HOLD_UNCERTAIN, S.PARK_UNCERTAIN, S.CLAIM_UNCERTAIN,
     }
 )  # fmt: skip
 """States that recovery undoes without a probe: no guest can have the disk yet, and undoing absent things succeeds."""
+
+HOLDS = frozenset({S.HELD, S.RESERVED})
+"""States at rest in which the volume is its instance's, on no host."""
 
 _GUEST_MAY_HAVE_IT = USES_HOST - {S.CONNECTING, S.JOINING, S.SETTLING, S.SETTLE_UNCERTAIN, S.STAGED, S.DISCONNECTING}
 
@@ -286,7 +305,7 @@ GROUPS: dict[str, tuple[State, ...]] = {
         S.CREATING, S.CREATE_UNCERTAIN, S.JOINING, S.SETTLING, S.SETTLE_UNCERTAIN, S.STAGED,
     ),
     "Held for an instance that is on no host": (
-        S.HOLDING, S.HOLD_UNCERTAIN, S.PARKING, S.PARK_UNCERTAIN, S.HELD,
+        S.HOLDING, S.HOLD_UNCERTAIN, S.PARKING, S.PARK_UNCERTAIN, S.HELD, S.CLAIMING, S.CLAIM_UNCERTAIN, S.RESERVED,
     ),
 }  # fmt: skip
 """The states in groups that fit into one diagram each; every state that anything leads out of is in one."""
@@ -320,7 +339,8 @@ def resume(state: State) -> Instruction | None:
 
 
 def _resume_table() -> dict[State, Instruction]:
-    found: dict[State, Instruction] = {S.RESERVING: I.RESERVE, S.CREATING: I.CREATE, S.HOLDING: I.RESERVE}
+    found: dict[State, Instruction] = dict.fromkeys((S.RESERVING, S.HOLDING, S.CLAIMING), I.RESERVE)
+    found[S.CREATING] = I.CREATE
     for target in TABLE.values():
         if target.instruction is not None:
             previous = found.setdefault(target.state, target.instruction)

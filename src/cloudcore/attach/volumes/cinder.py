@@ -55,7 +55,7 @@ log: logging.Logger = logging.getLogger("cloudcore.attach.cinder")
 Answer = TypeVar("Answer")
 
 RESTARTS = 5
-"""How often a listing may lose the row that marks its place before it gives up."""
+"""How often a listing may lose the row that marks its place, and an order its answer, before it gives up."""
 
 
 class CinderVolumes:
@@ -270,6 +270,43 @@ class CinderVolumes:
             log.warning("volume %s: the answer to extend was lost; looking", volume.id)
             return False
         log.info("volume %s extends to %d GiB", volume.id, gib)
+        return True
+
+    def reimage(self, volume_id: str, image_id: str) -> None:
+        """As :meth:`VolumeService.reimage <cloudcore.attach.VolumeService.reimage>`."""
+        volume_id, image_id = normalise_uuid(volume_id, "volume_id"), normalise_uuid(image_id, "image_id")
+        if not self.features().reimage:
+            version = self.features().microversion
+            raise UnsupportedFeature(f"volume {volume_id}: reimage needs 3.68", needed="3.68", available=version)
+        asked, lost = False, 0
+
+        def step() -> bool | None:
+            nonlocal asked, lost
+            volume = self.volume(volume_id)
+            if asked and volume.status.startswith("error"):
+                raise Conflict(f"image {image_id} could not be written to volume {volume_id}", identifier=volume_id)
+            if asked and volume.status != "downloading":
+                return True
+            asked = volume.status == "downloading" or self._ask_to_reimage(volume, image_id)
+            lost += not asked
+            if lost > RESTARTS:
+                raise OutcomeUnknown(f"image {image_id} onto volume {volume_id}: {lost} answers were lost")
+            return None
+
+        if not self._calls.watch(step):
+            raise OutcomeUnknown(f"image {image_id} onto volume {volume_id}: not done after {self._deadline:g} s")
+
+    def _ask_to_reimage(self, volume: Volume, image_id: str) -> bool:
+        """Ask once; False if the answer was lost."""
+        call = Call("reimage", Effect.ONCE, volume_id=volume.id, image_id=image_id)
+        try:
+            self._calls.make(
+                call, lambda client: client.volumes.reimage(volume.id, image_id, reimage_reserved=True), _nothing
+            )
+        except OutcomeUnknown:
+            log.warning("volume %s: the answer to reimage was lost; looking", volume.id)
+            return False
+        log.info("volume %s gets image %s", volume.id, image_id)
         return True
 
     def delete_volume(self, volume_id: str) -> None:

@@ -113,6 +113,7 @@ def features_of(microversion: str) -> VolumeFeatures:
         multiattach=version >= (3, 50),
         mode=version >= (3, 54),
         encryption=True,
+        reimage=version >= (3, 68),
     )
 
 
@@ -209,7 +210,7 @@ def _instant(text: str | None) -> datetime | None:
     return datetime.fromisoformat(text).replace(tzinfo=UTC) if text else None
 
 
-_EMPTY = {"complete": (202, 204), "extend": (202,), "delete volume": (202, 204)}
+_EMPTY = {"complete": (202, 204), "extend": (202,), "reimage": (202,), "delete volume": (202, 204)}
 """Calls that Cinder answers without a body, and with which status."""
 
 
@@ -274,12 +275,14 @@ class Call:
         effect: See :class:`Effect`.
         volume_id: The volume that it names, None if it names none.
         attachment_id: The attachment that it names, None if it names none.
+        image_id: The image that it names, None if it names none.
     """
 
     name: str
     effect: Effect
     volume_id: str | None = attrs.field(default=None, kw_only=True)
     attachment_id: str | None = attrs.field(default=None, kw_only=True)
+    image_id: str | None = attrs.field(default=None, kw_only=True)
 
     @property
     def subject(self) -> str:
@@ -340,6 +343,8 @@ def _missing(call: Call, message: str, where: str) -> CloudcoreError:
         return AttachmentNotFound(f"no attachment {call.attachment_id}", identifier=call.attachment_id)
     if call.volume_id and call.volume_id in message:
         return VolumeNotFound(f"no volume {call.volume_id}", identifier=call.volume_id)
+    if call.image_id and call.image_id in message:
+        return InvalidArgument(f"{call.name} of {call.subject}: there is no image {call.image_id}", field="image_id")
     return VolumeServiceUnavailable(
         f"{call.name} of {call.subject}: {where}, which names neither: is the endpoint right, with its project?"
     )

@@ -9,6 +9,7 @@ the rows that the verbs have locked.
 
 from __future__ import annotations
 
+import shutil
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,7 +43,7 @@ from cloudcore.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from sqlalchemy.engine import URL, Connection, Engine, Row
 
@@ -67,6 +68,7 @@ class EmbeddedVolumes:
             names an RBD pool ``embedded`` that does not exist; good for rehearsals with an in-memory hypervisor.
         service_uuid: The backend's name for shared-target locks.
         shared_targets: What volumes say of that.
+        images: The file of each image, by its id. Without a *directory* any image will do.
         clock, id_factory: For records.
     """
 
@@ -77,6 +79,7 @@ class EmbeddedVolumes:
         directory: str | Path | None = None,
         service_uuid: str | None = None,
         shared_targets: bool | None = False,
+        images: Mapping[str, str | Path] | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         id_factory: Callable[[], str] = lambda: str(uuid.uuid4()),
     ) -> None:
@@ -84,6 +87,7 @@ class EmbeddedVolumes:
         self._database = Database.of(source)
         self._directory = None if directory is None else Path(directory)
         self._backend = {"service_uuid": service_uuid, "shared_targets": shared_targets}
+        self._images = images or {}
         self._clock = clock
         self._new_id = id_factory
 
@@ -176,6 +180,30 @@ class EmbeddedVolumes:
             with self._path(identifier).open("ab") as file:
                 file.truncate(size)
         return self.volume(identifier)
+
+    def reimage(self, volume_id: str, image_id: str) -> None:
+        """See :meth:`VolumeService.reimage`."""
+        identifier, image = normalise_uuid(volume_id, "volume_id"), normalise_uuid(image_id, "image_id")
+        with self._database.read() as connection:
+            found = _require_volume(connection, identifier)
+            records = _records(connection, identifier)
+        if found.status in _IN_FLIGHT - {"reserved"}:
+            raise _busy(found, "get an image")
+        if found.status not in {"available", "error", "reserved"} or len(records) > 1:
+            raise Conflict(
+                f"volume {identifier} is {found.status}, with {len(records)} attachments: it cannot get an image",
+                identifier=identifier,
+            )
+        if self._directory is not None:
+            self._write_image(identifier, image, found.size)
+
+    def _write_image(self, volume_id: str, image_id: str, size: int) -> None:
+        source = self._images.get(image_id)
+        if source is None or Path(source).stat().st_size > size:
+            why = "there is no such image" if source is None else f"it does not fit into {size} bytes"
+            raise InvalidArgument(f"image_id: {image_id}: {why}", field="image_id", value=image_id)
+        with Path(source).open("rb") as image, self._path(volume_id).open("r+b") as volume:
+            shutil.copyfileobj(image, volume)
 
     def delete_volume(self, volume_id: str) -> None:
         """See :meth:`VolumeService.delete_volume`."""

@@ -164,6 +164,24 @@ class VolumeService(Protocol):
             OutcomeUnknown: Asked for, but not seen within the time allowed.
         """
 
+    def reimage(self, volume_id: str, image_id: str) -> None:
+        """Write the image over what is in the volume; it is done on return. Twice is as once.
+
+        The volume is ``available``, ``error``, or ``reserved``: its only attachment is a reservation, which stays.
+
+        Args:
+            volume_id: UUID.
+            image_id: UUID of the image.
+
+        Raises:
+            UnsupportedFeature: The service cannot.
+            VolumeNotFound, VolumeBusy: See the class.
+            InvalidArgument: There is no such image, or it does not fit into the volume.
+            Conflict: The volume is used, or the image could not be written: the volume is in ``error`` then, and an
+                image can be tried again.
+            OutcomeUnknown: It may be written, or still be being written; repeat.
+        """
+
     def delete_volume(self, volume_id: str) -> None:
         """Delete the volume; an absent one is success. May return before the bytes are gone.
 

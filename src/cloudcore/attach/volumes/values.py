@@ -283,6 +283,7 @@ class VolumeFeatures:
         multiattach: It knows multi-attach volumes (3.50).
         mode: It keeps the mode of an attachment (3.54). A reservation keeps it in any case where this is True.
         encryption: It says what opens an encrypted volume.
+        reimage: It writes an image over a volume that is reserved (3.68).
     """
 
     microversion: str | None = None
@@ -292,3 +293,4 @@ class VolumeFeatures:
     multiattach: bool = True
     mode: bool = True
     encryption: bool = False
+    reimage: bool = True

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from cloudcore._failpoints import failpoint
-from cloudcore.attach.lifecycle.states import AT_REST, TABLE, UNDO_UNASKED, Event, Instruction, State, resume
+from cloudcore.attach.lifecycle.states import AT_REST, HOLDS, TABLE, UNDO_UNASKED, Event, Instruction, State, resume
 from cloudcore.attach.workflow.instructions import PROBES, Instructions, Work
 from cloudcore.errors import AttachmentNotFound, CloudcoreError, Conflict, GenerationConflict, UnsupportedFeature
 
@@ -42,7 +42,7 @@ _GUARDED = frozenset(
         Instruction.UNPLUG, Instruction.DISCONNECT, Instruction.UNMAP,
     }
 )  # fmt: skip
-_TAKES_OVER = frozenset({State.HELD, State.ATTACHED, State.PENDING})
+_TAKES_OVER = HOLDS | {State.ATTACHED, State.PENDING}
 """States in which a second leg takes the place of one that is gone; used by a guest only where termination failed."""
 
 _SURPLUS = {
@@ -257,8 +257,10 @@ class Driver:
 
     # --- holding ------------------------------------------------------------------------------------------------------
 
-    def hold(self, lease: Lease, leg: Attachment) -> Attachment:
+    def hold(self, lease: Lease, leg: Attachment, *, bare: bool = False) -> Attachment:
         """Make sure that a second leg, on no host, holds the volume for the instance of *leg*; return it.
+
+        With *bare* by a reservation alone, which lets the service replace what is in the volume.
 
         Raises:
             CloudcoreError: It could not be had; what was begun for it was undone, or is left to recovery.
@@ -267,26 +269,26 @@ class Driver:
             legs = self._journal.of_volume(connection, leg.volume_id)
         found = [o for o in legs if o.role == "next" and o.instance_id == leg.instance_id]
         if not found:
-            result = self._new_hold(lease, leg)
+            result = self._new_hold(lease, leg, State.CLAIMING if bare else State.HOLDING)
         elif found[0].interrupted:
             result = self._resume_hold(lease, found[0])
         else:
             result = Result(found[0])
-        if result.leg.state is State.HELD:
+        if result.leg.state in HOLDS:
             return result.leg
         raise result.error or Conflict(
             f"volume {leg.volume_id}: its second attachment {result.leg.id} is {result.leg.state}, not held",
             identifier=result.leg.id,
         )
 
-    def _new_hold(self, lease: Lease, leg: Attachment) -> Result:
+    def _new_hold(self, lease: Lease, leg: Attachment, state: State) -> Result:
         now = self._journal.now()
         held = attrs.evolve(
             leg,
             id=self._new_id(),
             role="next",
             host=None,
-            state=State.HOLDING,
+            state=state,
             service_id=None,
             operation_id=None,
             fingerprint=None,

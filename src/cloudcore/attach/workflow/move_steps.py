@@ -8,7 +8,7 @@ import attrs
 
 from cloudcore._failpoints import failpoint
 from cloudcore.attach.lifecycle.failures import failure
-from cloudcore.attach.lifecycle.states import USES_HOST, Event, Instruction, State
+from cloudcore.attach.lifecycle.states import HOLDS, USES_HOST, Event, Instruction, State
 from cloudcore.errors import CloudcoreError, Conflict, DeadlineExceeded
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class MoveSteps:
         leg = self._journal.get(leg.id)
         if leg.interrupted and leg.state not in USES_HOST:
             leg = self._recovery.salvage(lease, leg).leg
-        if leg.state is State.HELD or leg.state is State.ABSENT:
+        if leg.state in HOLDS or leg.state is State.ABSENT:
             self._driver.promote(lease, leg.volume_id)
             return self._main_leg(leg)
         self._driver.hold(lease, leg)
@@ -109,6 +109,19 @@ class MoveSteps:
                 self._drop_second_leg(lease, leg)
             raise self.failure(result)
         return result.leg
+
+    def set_aside(self, lease: Lease, move: Move, leg: Attachment) -> Attachment:
+        """Take the volume off its host, and hold it by a reservation alone, so that its bytes can be replaced."""
+        leg = self.leave(lease, move, leg)
+        if leg.state is not State.RESERVED:
+            self._driver.hold(lease, leg, bare=True)
+            failpoint("attach.aside.reserved")
+            result = self._recovery.lead_away(lease, leg, Event.DETACH, note=move.note)
+            if result.leg.state is not State.ABSENT:
+                raise self.failure(result)
+            self._driver.promote(lease, leg.volume_id)
+            leg = self._main_leg(leg)
+        return leg
 
     # --- arriving ---------------------------------------------------------------------------------------------------
 
@@ -140,7 +153,7 @@ class MoveSteps:
                 leg = self._main_leg(leg)
         if leg.state is State.ATTACHED and leg.host == host:
             return
-        if leg.state is not State.HELD:
+        if leg.state not in HOLDS:
             leg = self.leave(lease, move, leg)
         settings = attrs.evolve(leg.settings, held_before=True)
         failpoint("attach.place.before")
@@ -167,7 +180,9 @@ class MoveSteps:
         if leg.state is State.ATTACHED and leg.host == move.source:
             self._drop_second_leg(lease, leg)
             return
-        if leg.state is not State.HELD and not leg.settings.held_before:  # it was leaving when somebody died
+        if leg.state in HOLDS:
+            self._drop_second_leg(lease, leg)  # that was to replace a hold by a reservation alone
+        elif not leg.settings.held_before:  # it was leaving when somebody died
             result = self._recovery.salvage(lease, leg) if leg.interrupted else None
             if result is not None and result.leg.state is State.ABSENT:
                 self._driver.promote(lease, leg.volume_id)

@@ -6,6 +6,8 @@ away, so that it is never free for somebody else; then it is placed on the desti
 between. An *evacuation* skips what only the source could do, on evidence that the source is dead.
 
 The row in ``attachment_moves`` says what was asked for; each volume's legs say how far it came.
+
+One module, because every verb ends in the same two: a *refresh* and a *rebuild* are moves that come back.
 """
 
 from __future__ import annotations
@@ -14,11 +16,12 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from cloudcore._failpoints import failpoint
 from cloudcore.attach.journal.lock_names import instance_lock, volume_lock
 from cloudcore.attach.lifecycle.failures import failure
 from cloudcore.attach.lifecycle.fencing import require_evidence
 from cloudcore.attach.lifecycle.records import Attachment, Move, MoveKind
-from cloudcore.attach.lifecycle.states import State
+from cloudcore.attach.lifecycle.states import HOLDS, State
 from cloudcore.attach.workflow.move_steps import MoveSteps
 from cloudcore.errors import (
     CloudcoreError,
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from cloudcore.attach.journal.leases import Leases
     from cloudcore.attach.journal.moves import MoveStore
     from cloudcore.attach.lifecycle.fencing import Fencer
+    from cloudcore.attach.volumes.interface import VolumeService
     from cloudcore.attach.workflow.driver import Driver, Result
     from cloudcore.attach.workflow.recovery import Recovery
     from cloudcore.disks import Disk
@@ -52,6 +56,7 @@ class Moves:
         driver: Driver,
         leases: Leases,
         recovery: Recovery,
+        volumes: VolumeService,
         *,
         fencer: Fencer | None,
         id_factory: Callable[[], str],
@@ -61,6 +66,7 @@ class Moves:
         self._driver = driver
         self._leases = leases
         self._recovery = recovery
+        self._volumes = volumes
         self._fencer = fencer
         self._steps = MoveSteps(journal, driver, recovery, id_factory=id_factory)
 
@@ -98,6 +104,56 @@ class Moves:
             self._rows.set_phase(move, "confirming")
             return self._confirm(move)
 
+    def rebuild(self, instance_id: str, image_id: str) -> tuple[Attachment, ...]:
+        """See :meth:`AttachmentManager.rebuild`."""
+        with self._leases.hold([instance_lock(instance_id)]):
+            move = self._rows.find(instance_id)
+            if move is None:
+                self._require_alone(instance_id)
+                move = self._start(instance_id, "rebuild", None, note=image_id)
+            another = move.note != image_id and move.phase not in {"beginning", "reimaging"}
+            if move.kind != "rebuild" or another or move.phase not in {"beginning", "reimaging", "confirming"}:
+                raise Conflict(
+                    f"instance {instance_id} is in a {move.kind} move ({move.phase}, {move.note}); finish or revert "
+                    f"that first",
+                    identifier=instance_id,
+                )
+            self._settle(instance_id)
+            if move.note != image_id:
+                move = attrs.evolve(move, note=image_id)
+                self._rows.set_phase(move, move.phase)
+            return self._rebuild(move)
+
+    def _rebuild(self, move: Move) -> tuple[Attachment, ...]:
+        """Go on from the phase that was reached. Twice the same image is as once."""
+        if move.phase == "beginning":
+            move = self._begin(move)
+        if move.phase == "reimaging":
+            for leg in self._steps.main_legs(move.instance_id):
+                if leg.state is State.RESERVED:
+                    with self._leases.hold([volume_lock(leg.volume_id)]):
+                        self._volumes.reimage(leg.volume_id, str(move.note))
+            failpoint("attach.reimaged")
+            self._rows.set_phase(move, "confirming")
+        return self._confirm(move)
+
+    def _require_alone(self, instance_id: str) -> None:
+        """Check that the instance boots from a volume, and that this is nobody else's too.
+
+        Raises:
+            Conflict: It does not, or it is.
+        """
+        boots = [leg for leg in self._steps.main_legs(instance_id) if _boots(leg)]
+        if not boots:
+            raise Conflict(f"instance {instance_id} boots from no volume (boot_order=1)", identifier=instance_id)
+        for leg in boots:
+            users = sorted({one.instance_id for one in self._journal.select(volume_id=leg.volume_id)} - {instance_id})
+            if users:
+                raise Conflict(
+                    f"volume {leg.volume_id} cannot get another image: {', '.join(users)} use it too",
+                    identifier=leg.volume_id,
+                )
+
     def _require_off(self, legs: tuple[Attachment, ...]) -> None:
         """Check that no running guest has any of the disks: it would lose them for a while.
 
@@ -125,7 +181,7 @@ class Moves:
             try:
                 return self._confirm(move)
             except CloudcoreError:
-                if all(leg.state is State.HELD for leg in self._steps.main_legs(instance_id)):
+                if all(leg.state in HOLDS for leg in self._steps.main_legs(instance_id)):
                     self._rows.set_phase(begun, "begun")  # nothing was placed: as before the call
                 raise
 
@@ -188,8 +244,10 @@ class Moves:
             if move.phase == "beginning" and move.kind == "live":
                 self._rows.set_phase(move, "reverting")
                 self._revert(move)
-            elif move.phase == "beginning":
+            elif move.phase == "beginning" and move.kind != "rebuild":
                 self._begin(move)
+            elif move.kind == "rebuild" and move.phase != "reverting":
+                self._rebuild(move)
             elif move.phase == "confirming":
                 self._confirm(move)
             else:
@@ -198,7 +256,7 @@ class Moves:
 
     # --- beginning ----------------------------------------------------------------------------------------------------
 
-    def _start(self, instance_id: str, kind: MoveKind, destination: str | None) -> Move:
+    def _start(self, instance_id: str, kind: MoveKind, destination: str | None, *, note: str | None = None) -> Move:
         """Check that it can be begun at all, then write it down."""
         legs = self._steps.main_legs(instance_id)
         hosts = {leg.host for leg in legs}
@@ -207,13 +265,14 @@ class Moves:
             what = f"attachment {unsettled[0].id} is {unsettled[0].state}" if unsettled else f"it is on {hosts}"
             raise Conflict(f"instance {instance_id} cannot move: {what}", identifier=instance_id)
         source = next(iter(hosts), None) or ""
-        if kind == "refresh":
+        if kind in {"refresh", "rebuild"}:
             destination = source
             self._require_off(legs)
         elif destination is not None and destination == source:
             raise InvalidArgument(f"destination: instance {instance_id} is on {source}", field="destination")
-        note = str(require_evidence(self._fencer, source)) if kind == "evacuation" else None
-        if kind in {"cold", "shelve", "refresh"} and legs:
+        if kind == "evacuation":
+            note = str(require_evidence(self._fencer, source))
+        if kind in {"cold", "shelve", "refresh", "rebuild"} and legs:
             self._require_served(source)
         move = Move(
             instance_id=instance_id, kind=kind, phase="beginning", source=source, destination=destination, note=note
@@ -230,13 +289,16 @@ class Moves:
                     if move.kind == "live":
                         legs.append(self._steps.stage(lease, move, leg))
                         disks.append(self._driver.disk(lease, legs[-1]))
+                    elif move.kind == "rebuild":
+                        legs += [self._steps.set_aside(lease, move, leg)] if _boots(leg) else []
                     else:
                         legs.append(self._steps.leave(lease, move, leg))
         except CloudcoreError as error:
             self._give_up(move, error)
             raise
-        self._rows.set_phase(move, "begun")
-        return attrs.evolve(move, phase="begun", legs=tuple(legs), disks=tuple(disks))
+        phase = "reimaging" if move.kind == "rebuild" else "begun"
+        self._rows.set_phase(move, phase)
+        return attrs.evolve(move, phase=phase, legs=tuple(legs), disks=tuple(disks))
 
     def _give_up(self, move: Move, error: CloudcoreError) -> None:
         """A begin failed: undo a live one; leave others where they are if a volume has left its host already."""
@@ -326,7 +388,7 @@ class Moves:
         legs = self._steps.legs(instance_id)
         replaced = {leg.volume_id for leg in legs if leg.role == "main"}
         for leg in legs:
-            if leg.interrupted or (leg.state is State.HELD and leg.volume_id not in replaced):
+            if leg.interrupted or (leg.state in HOLDS and leg.volume_id not in replaced):
                 self._recovery.settle(leg.volume_id)
 
     def _failure(self, result: Result) -> CloudcoreError:
@@ -342,3 +404,7 @@ class Moves:
             raise InvalidArgument("destination: say which host", field="destination")
         if not self._driver.serves(host):
             raise WrongHost(f"this process does not act on {host}; nothing was touched", expected=host)
+
+
+def _boots(leg: Attachment) -> bool:
+    return leg.settings.boot_order == 1
