@@ -5,7 +5,6 @@ import re
 
 import mmdr
 from docutils import nodes
-from docutils.parsers.rst import directives
 from sphinx.util.docutils import SphinxDirective
 
 FONT = '"themeVariables": {"fontFamily": "arial, sans-serif", "fontSize": "13px"}'
@@ -16,14 +15,15 @@ def draw(source: str, theme: str) -> str:
     """The diagram as an SVG element whose ids are its own, so that a page may hold several."""
     drawn = mmdr.render(f'%%{{init: {{"theme": "{theme}", {FONT}}}}}%%\n{source}').svg()
     own = "diagram-" + hashlib.sha256((theme + source).encode()).hexdigest()[:12]
-    return re.sub(r"\bmerman\b", own, drawn)
+    width = re.search(r'viewBox="\S+ \S+ (\S+)', drawn)
+    readable = f' style="min-width:{0.6 * float(width[1]):.0f}px;' if width else ' style="'
+    return re.sub(r"\bmerman\b", own, drawn).replace(' style="', readable, 1)
 
 
 class Mermaid(SphinxDirective):
-    """A fence of mermaid. Its text stays beside the picture, for readers that see none."""
+    """A fence of mermaid."""
 
     has_content = True
-    option_spec = {"caption": directives.unchanged}  # noqa: RUF012 - docutils' way
 
     def run(self) -> list[nodes.Node]:
         source = "\n".join(self.content)

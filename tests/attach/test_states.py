@@ -22,7 +22,7 @@ from cloudcore.attach.lifecycle.states import (
     transition,
 )
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "reference" / "attachments.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "explanation" / "attachment-states.md"
 
 
 def test_the_table_keeps_its_rules():
