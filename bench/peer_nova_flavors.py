@@ -20,7 +20,7 @@ logging.disable(logging.CRITICAL)
 from nova import config, objects  # noqa: E402
 from nova.accelerator import cyborg  # noqa: E402
 from nova.pci import request as pci_request  # noqa: E402
-from nova.scheduler import request_filter, utils  # noqa: E402
+from nova.scheduler import filters, request_filter, utils, weights  # noqa: E402
 from nova.scheduler.filters import extra_specs_ops  # noqa: E402
 from nova.virt import hardware  # noqa: E402
 
@@ -132,5 +132,11 @@ def _matches(value, requirement):
         return None
 
 
+def names():
+    """The filters, request filters and weighers that Nova brings along."""
+    found = [*filters.all_filters(), *weights.all_weighers(), *request_filter.ALL_REQUEST_FILTERS]
+    return [each.__name__ for each in found]
+
+
 if __name__ == "__main__":
-    peer.serve(configure=configure, query=query, queries=queries, matches=matches)
+    peer.serve(configure=configure, query=query, queries=queries, matches=matches, names=names)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench.harness import HERE, Peer, peer_env
+from bench.harness import HERE, REPOSITORY, Peer, peer_env
 from cloudcore.errors import InvalidRequest, UnhonouredRequest
 from cloudcore.placement import FlavorRules, PciAlias, PlacementTree, ResourceRequest, Unhonoured
 
@@ -46,6 +46,13 @@ def flavor(vcpus: int = 4, ram: int = 4096, disk: int = 20, **extra_specs: str) 
         "swap": "",
         "extra_specs": {key.replace("__", ":"): value for key, value in extra_specs.items()},
     }
+
+
+def test_the_table_of_filters_and_weighers_names_all_of_novas(nova) -> None:
+    tables = (REPOSITORY / "docs/alternates.md").read_text()
+    names = nova.run("names")
+    assert len(names) > 40
+    assert [name for name in names if name not in tables] == []
 
 
 # Each word with what a deployment may write there; the last ones are wrong.
