@@ -68,7 +68,7 @@ def store(database: Database, providers: Iterable[dict[str, Any]]) -> int:
         for table, values in rows.items():
             if values:  # the columns that come first; those that follow have defaults
                 names = [column.name for column in table.c][: len(values[0])]
-                marks = ",".join("?" * len(names))
+                marks = ",".join(["?" if database.dialect == "sqlite" else "%s"] * len(names))
                 connection.exec_driver_sql(f"INSERT INTO {table.name} ({','.join(names)}) VALUES ({marks})", values)
     return len(ids)
 

@@ -21,6 +21,7 @@ from nova import conf as nova_conf
 from nova import objects as nova_objects
 from nova.scheduler import filters, host_manager, weights
 from nova.scheduler.filters.num_instances_filter import NumInstancesFilter
+from nova.scheduler.weights.cpu import CPUWeigher
 from nova.scheduler.weights.disk import DiskWeigher
 from nova.scheduler.weights.ram import RAMWeigher
 
@@ -74,6 +75,35 @@ def select(query):
     return [host.host for host in best[:3]]
 
 
+def pack(hosts, flavors, events, every):
+    """Let the story of `packing` happen with Nova's weighers set to stack; hosts in use at each look."""
+    nova_conf.CONF.set_override("ram_weight_multiplier", -1.0, group="filter_scheduler")
+    nova_conf.CONF.set_override("cpu_weight_multiplier", -1.0, group="filter_scheduler")
+    spec = nova_objects.RequestSpec(ignore_hosts=None, force_hosts=None, force_nodes=None)
+    states = []
+    for number, (cores, memory) in enumerate(hosts):
+        host = host_manager.HostState(f"cn{number}", f"cn{number}", None)
+        host.vcpus_total, host.vcpus_used, host.free_ram_mb, host.aggregates = cores, 0, memory, []
+        host.cpu_allocation_ratio = 1.0
+        states.append(host)
+    weighers, alive, used = [RAMWeigher(), CPUWeigher()], [], []
+    for number, (flavor, leaving) in enumerate(events, 1):
+        if flavor < 0:
+            host, (cores, memory) = alive.pop(leaving)
+            host.vcpus_used -= cores
+            host.free_ram_mb += memory
+        else:
+            cores, memory = flavors[flavor]
+            room = [h for h in states if h.vcpus_total - h.vcpus_used >= cores and h.free_ram_mb >= memory]
+            host = WEIGHERS.get_weighed_objects(weighers, room, spec)[0].obj
+            host.vcpus_used += cores
+            host.free_ram_mb -= memory
+            alive.append((host, (cores, memory)))
+        if number % every == 0 or number == len(events):
+            used.append(len({host.host for host, _ in alive}))
+    return used
+
+
 def claim(held):
     """Write the allocations of a new consumer, as the handler of PUT does."""
     from placement import context, db_api
@@ -104,4 +134,4 @@ def claim(held):
     write(ctx)
 
 
-peer.serve(load=load, select=select)
+peer.serve(load=load, select=select, pack=pack)
