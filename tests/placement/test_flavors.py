@@ -49,7 +49,7 @@ def flavor(vcpus: int = 4, ram: int = 4096, disk: int = 20, **extra_specs: str) 
 
 
 def test_the_table_of_filters_and_weighers_names_all_of_novas(nova) -> None:
-    tables = (REPOSITORY / "docs/alternates.md").read_text()
+    tables = (REPOSITORY / "docs/reference/alternates.md").read_text()
     names = nova.run("names")
     assert len(names) > 40
     assert [name for name in names if name not in tables] == []

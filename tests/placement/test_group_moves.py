@@ -78,6 +78,51 @@ def test_a_member_that_moves_keeps_its_source_from_the_others(cloud: Cloud, pair
     cloud.ledger.begin_move(other.instance, fresh(), place_like(cloud, one))
 
 
+def test_what_replaces_and_swaps_keep_to_the_policy_as_well(cloud: Cloud, pair):
+    one, other = pair
+    before = [cloud.ledger.consumer(each.instance) for each in pair]
+    there, ledger = place_like(cloud, other), cloud.ledger
+    held = cloud.ledger.allocations(one.instance)
+    generation = before[0].generation
+    for write in (
+        lambda: ledger.replace({one.instance: there}),
+        lambda: ledger.replace({one.instance: there, fresh(): held}, project_id="p", user_id="u"),
+        lambda: ledger.swap(one.instance, held, there),
+        lambda: ledger.claim(one.instance, there, generation=generation, project_id="p", user_id="u"),
+    ):
+        with pytest.raises(GroupViolation, match="anti-affinity") as refused:
+            write()
+        assert refused.value.root == other.primary.root
+        assert [cloud.ledger.consumer(each.instance) for each in pair] == before
+
+
+def test_two_members_may_change_places_in_one_call_and_stay_where_they_are(cloud: Cloud, pair):
+    one, other = pair
+    cloud.ledger.replace({one.instance: place_like(cloud, other), other.instance: place_like(cloud, one)})
+    assert [cloud.host_of(each.instance) for each in pair] == [other.primary.name, one.primary.name]
+    smaller = {other.primary.root: {"DISK_GB": 5}}
+    cloud.ledger.replace({one.instance: smaller})
+    assert cloud.ledger.allocations(one.instance) == smaller
+
+
+def test_a_host_that_breaks_the_policy_already_may_be_kept_but_not_taken(cloud: Cloud, pair):
+    """An operator mends one after the other: what others do wrong does not keep an instance from shrinking."""
+    one, other = pair
+    with cloud.ledger.database.write() as connection:
+        connection.exec_driver_sql("DELETE FROM host_group_members")
+    cloud.ledger.replace({one.instance: place_like(cloud, other)})
+    with cloud.ledger.database.write() as connection:
+        for each in pair:
+            connection.exec_driver_sql(
+                f"INSERT INTO host_group_members (instance, group_uuid) VALUES ('{each.instance}', '{ANTI.uuid}')"
+            )
+    cloud.ledger.replace({one.instance: {other.primary.root: {"DISK_GB": 5}}})
+    (third,) = [root for root in cloud.tree.roots() if root.uuid not in {one.primary.root, other.primary.root}]
+    cloud.ledger.replace({one.instance: {third.uuid: {"DISK_GB": 5}}})
+    with pytest.raises(GroupViolation):
+        cloud.ledger.replace({one.instance: {other.primary.root: {"DISK_GB": 5}}})
+
+
 def test_an_instance_of_no_group_moves_as_before(cloud: Cloud, pair):
     _, other = pair
     (loner,) = cloud.select(alternates=0)

@@ -80,6 +80,8 @@ class AllocationLedger(LedgerMoves):
     ) -> Held:
         """Take *wanted* for *consumer*: all of it or nothing.
 
+        Who holds nothing yet is no member of a group by this: :meth:`HostSelector.select` lets an instance join one.
+
         Args:
             consumer: Uuid of who shall hold it.
             wanted: A candidate of a search, or ``{provider uuid: {class: amount}}``.
@@ -107,13 +109,13 @@ class AllocationLedger(LedgerMoves):
         allocations = normalise_allocations(wanted)
         owner = Owner.of(project_id, user_id, consumer_type)
         seconds = read_seconds(expires_in, "expires_in")
-        if generation != NEW or self._counting:
-            if seconds is not None and generation != NEW:
+        if generation != NEW:
+            if seconds is not None:
                 raise InvalidAllocation("expires_in is for a consumer that holds nothing yet", field="expires_in")
-            target = Target(allocations=allocations, owner=owner, generation=generation, expires_in=seconds)
+            target = Target(allocations=allocations, owner=owner, generation=generation)
             return self._write("claim", {consumer: target}, operation_id)[consumer]
         claim = NewClaim.of(consumer, allocations, owner, seconds, operation_id, self._id_factory)
-        outcome = self._claim(claim) if self._group is None else self._claim_in_group(self._group, claim)
+        outcome = self.claim_new(claim)
         return as_held(consumer, outcome.result[consumer], repeated=outcome.repeated)
 
     @observed("placement.replace", "operation_id", level=logging.INFO)
@@ -148,6 +150,8 @@ class AllocationLedger(LedgerMoves):
         Raises:
             GenerationConflict: A consumer is at another generation, or does not hold what was expected.
             InUse: A consumer is a migration; its allocations belong to its move.
+            GroupViolation: A consumer belongs to a group of instances, and its hard policy allows no member on a host
+                that is new to the consumer, as all of them stand after the call.
             CloudcoreError: As :meth:`claim` does for everything else.
         """
         owner = None
@@ -188,6 +192,7 @@ class AllocationLedger(LedgerMoves):
         Raises:
             ConsumerNotFound: The consumer holds nothing: it was deleted meanwhile, and stays so.
             GenerationConflict: It holds something else than *expected*.
+            GroupViolation: See :meth:`replace`.
             CloudcoreError: As :meth:`claim` does for everything else.
         """
         consumer = consumer_uuid(consumer)

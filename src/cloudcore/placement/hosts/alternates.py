@@ -69,11 +69,14 @@ def _spares(
     wanted = {cell: _for_each_domain(most) for cell, most in enough.items()}
     short = len(enough) if alternates else 0
     untouched = remaining.untouched
-    for host, weight, rank in assignment.ranking:
+    ranking = iter(assignment.ranking)
+    while short or assignment.in_domains:  # else every cell has enough, and there are no other domains to look for
+        found = next(ranking, None)
+        if found is None:
+            break
+        host, weight, rank = found
         view = host.view
         domain = view.domain
-        if not short and not assignment.in_domains:
-            break  # every cell has enough, and there are no other domains to look for
         of_domain = wanted.get(view.cell)
         if of_domain is None or view.root in picked or not of_domain[domain]:
             continue

@@ -7,12 +7,14 @@ Nothing is claimed here: a :class:`Assignment` is a plan made on a snapshot. Wha
 from __future__ import annotations
 
 from collections import Counter
+from math import inf
 from typing import TYPE_CHECKING
 
 import attrs
 from sortedcontainers import SortedList
 
-from cloudcore.placement.hosts.callables import ask_weigher
+from cloudcore.errors import InvalidCallable
+from cloudcore.placement.hosts.callables import ask_weigher, raise_it
 from cloudcore.placement.hosts.candidate_hosts import Pick, Ranked, first_that_fits
 from cloudcore.placement.rules.groups import AffinityPolicy
 
@@ -69,12 +71,20 @@ class _Order:
     Hosts are drawn from *best_first* when they are needed: those that nobody asks for are never opened.
     """
 
-    def __init__(self, best_first: Iterable[CandidateHost], scales: Sequence[Scale], group: HostGroup | None) -> None:
+    def __init__(
+        self,
+        best_first: Iterable[CandidateHost],
+        scales: Sequence[Scale],
+        group: HostGroup | None,
+        bad_weigher: Callable[[InvalidCallable], None],
+    ) -> None:
         self._group = group
         self._members = Counter(group.members if group else {})
         self._scales = scales
+        self._bad_weigher = bad_weigher
         self._to_come = iter(best_first)
-        self._next = next(self._to_come, None)
+        self._drawn = (-inf, -1, -1)
+        self._next: CandidateHost | None = None
         self.hosts: list[CandidateHost] = []
         self.views: list[HostView] = []
         self.weights: list[float] = []
@@ -86,8 +96,8 @@ class _Order:
         """(rank, place in :attr:`hosts`) of the hosts that are not closed, best first."""
         at = 0
         while True:
-            while self._next is not None and (at == len(self._ranking) or self._key(self._next) < self._ranking[at]):
-                self._draw(self._next)
+            while self._comes_before(at):
+                self._draw()
             if at == len(self._ranking):
                 return
             key = self._ranking[at]
@@ -108,19 +118,33 @@ class _Order:
         self._closed.add(key)
         self.refused[self.views[place].name] = reason
 
-    @staticmethod
-    def _key(host: CandidateHost) -> tuple[float, int, int]:
-        return -host.weight, host.number, -1
+    def _comes_before(self, at: int) -> bool:
+        """Whether there is another host to draw, and it is better than the one ranked *at*."""
+        if at < len(self._ranking) and self._ranking[at] <= self._drawn:
+            return False  # that one came before all that are to come
+        if self._next is None:
+            self._next = next(self._to_come, None)
+        if self._next is None:
+            return False
+        return at == len(self._ranking) or (-self._next.weight, self._next.number, -1) < self._ranking[at]
 
-    def _draw(self, host: CandidateHost) -> None:
-        self._ranking.add((-host.weight, host.number, len(self.hosts)))
+    def _draw(self) -> None:
+        host, self._next = self._next, None
+        assert host is not None
+        self._drawn = (-host.weight, host.number, len(self.hosts))
+        self._ranking.add(self._drawn)
         self.hosts.append(host)
         self.views.append(host.view)
         self.weights.append(host.weight)
-        self._next = next(self._to_come, None)
 
-    def _weight(self, view: HostView) -> float:
-        weight = sum(scale.multiplier * (scale.of(view) - scale.low) / scale.span for scale in self._scales)
+    def _weight(self, place: int) -> float:
+        """The weight after a pick; what it was before where a weigher fails by now, and that is let pass."""
+        view = self.views[place]
+        try:
+            weight = sum(scale.multiplier * (scale.of(view) - scale.low) / scale.span for scale in self._scales)
+        except InvalidCallable as error:
+            self._bad_weigher(error)
+            return self.weights[place]
         return weight + (self._group.preference(view.root, self._members) if self._group else 0.0)
 
     def refuses(self, view: HostView) -> str | None:
@@ -132,7 +156,7 @@ class _Order:
         self.views[place] = _with_one_more(self.views[place], option)
         number = self.hosts[place].number
         self._ranking.remove((-self.weights[place], number, place))
-        self.weights[place] = self._weight(self.views[place])
+        self.weights[place] = self._weight(place)
         self._ranking.add((-self.weights[place], number, place))
 
 
@@ -188,9 +212,13 @@ def assign_best(
     group: HostGroup | None = None,
     choose: Callable[[int], int] = lambda _: 0,
     subset: int = 1,
+    bad_weigher: Callable[[InvalidCallable], None] = raise_it,
 ) -> Assignment:
-    """The same for hosts that are weighed already: they come best first, and are drawn when they are needed."""
-    order = _Order(best_first, scales, group)
+    """The same for hosts that are weighed already: they come best first, and are drawn when they are needed.
+
+    *bad_weigher* is told of a weigher that fails for a host after a pick.
+    """
+    order = _Order(best_first, scales, group, bad_weigher)
     if group is not None and group.policy is AffinityPolicy.AFFINITY and not any(group.members.values()):
         picks, refused = _together(count, order, remaining)
     else:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from numbers import Real
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+
+import numpy as np
 
 from cloudcore.errors import CloudcoreError, InvalidCallable
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from cloudcore.placement.forest.values import Provider
     from cloudcore.placement.hosts.host_view import Filter, HostView, Weigher
 
-__all__ = ["ask_about", "ask_filter", "ask_metadata", "ask_weigher", "name_of"]
+__all__ = ["ask_about", "ask_filter", "ask_metadata", "ask_over", "ask_weigher", "name_of", "raise_it"]
 
 
 def name_of(function: object) -> str:
@@ -45,6 +49,11 @@ def _refuse(what: str, function: object, host: HostView | Provider, expected: st
     )
 
 
+def raise_it(error: InvalidCallable) -> NoReturn:
+    """What to do about a callable that went wrong where nothing else is wanted."""
+    raise error
+
+
 def ask_filter(refuse: Filter, host: HostView) -> str | None:
     """Why the host is refused, None if it passes.
 
@@ -69,6 +78,42 @@ def ask_weigher(weigher: Weigher, host: HostView) -> float:
         if math.isfinite(weight):
             return weight
     _refuse("weigher", weigher, host, "a finite number", answer)
+
+
+class _Hosts(Protocol):
+    """Hosts side by side."""
+
+    @property
+    def size(self) -> int: ...
+
+    def root(self, host: int) -> Provider: ...
+
+
+def ask_over(weigher: Weigher, over: Callable[[Any], NDArray[Any]], hosts: _Hosts) -> NDArray[np.float64]:
+    """The weights of many hosts.
+
+    Raises:
+        InvalidCallable: It raised, or gave no finite number for each.
+    """
+    try:
+        weights = np.asarray(over(hosts), dtype=np.float64)
+    except CloudcoreError:
+        raise
+    except Exception as error:
+        name = name_of(weigher)
+        raise InvalidCallable(
+            f"weigher {name} raised {type(error).__name__} over {hosts.size} hosts, the first of them "
+            f"{hosts.root(0).name}: {error}",
+            field="weigher",
+            function=name,
+            host=hosts.root(0).name,
+        ) from error
+    if weights.shape != (hosts.size,):
+        _refuse("weigher", weigher, hosts.root(0), f"{hosts.size} numbers", weights)
+    wrong = np.flatnonzero(~np.isfinite(weights))
+    if len(wrong):
+        _refuse("weigher", weigher, hosts.root(int(wrong[0])), "a finite number", float(weights[wrong[0]]))
+    return weights
 
 
 def ask_about(what: str, function: Callable[[Provider], str | None], root: Provider) -> str | None:

@@ -2,7 +2,8 @@
 
 A :class:`HostColumns` shows the hosts of one block, a host for each tree. What it works out is kept with it. When only
 the use of a block changed, the next one takes over the rest, and gives every host that changed a new *stamp*: whatever
-was remembered of a host counts as long as its stamp is the same. Pure.
+was remembered of a host counts as long as its stamp is the same. :class:`JoinedHosts` puts those of all blocks that
+match a request one after the other, and works out again what belongs to blocks that changed. Pure.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from cloudcore.placement.search.matching import any_member
 from cloudcore.placement.search.ordering import host_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
-    from numpy.typing import NDArray
+    from numpy.typing import DTypeLike, NDArray
 
     from cloudcore.placement.columns.blocks import Block, Columns, Mask
     from cloudcore.placement.forest.values import Provider
+    from cloudcore.placement.search.matching import BlockMatch
 
-__all__ = ["HostColumns", "HostTable", "Vectorised", "over_of"]
+__all__ = ["NOWHERE", "HostColumns", "HostTable", "JoinedHosts", "Vectorised", "over_of"]
 
 _VIEWS = 512
 """Views that are kept of one block's hosts."""
@@ -42,8 +44,7 @@ class HostColumns:
         stamps: For each host a number that is new whenever the host changed.
         cells: For each host the number of its cell, -1 without one.
         domains: For each host the number of its failure domain, -1 without one.
-        weights: Weigher → (weights, stamps that they belong to), for those that are asked host by host.
-        answers: Filter → host → (stamp, answer).
+        in_domains: Whether any host has one.
     """
 
     def __init__(
@@ -53,8 +54,9 @@ class HostColumns:
         self.stamps = stamps
         self.cells = cells
         self.domains = domains
-        self.weights: dict[Any, tuple[NDArray[np.float64], NDArray[np.int64]]] = {}
-        self.answers: dict[Any, dict[int, tuple[int, Any]]] = {}
+        self.in_domains = bool((domains != NOWHERE).any())
+        self._answers: dict[object, NDArray[np.float64]] = {}
+        self._reasons: dict[object, dict[int, str]] = {}
         self._sums: dict[str, tuple[Any, NDArray[np.float64]]] = {}
         self._views: dict[int, tuple[int, HostView]] = {}
         self._by_name: dict[str, int] = {}
@@ -144,20 +146,43 @@ class HostColumns:
         self._views[host] = (stamp, view)
         return view
 
+    def known(self, function: object) -> NDArray[np.float64]:
+        """What a filter or weigher that is asked host by host answered for each host, NaN where it was not asked."""
+        answers = self._answers.get(function)
+        return np.full(self.size, np.nan) if answers is None else answers
+
+    def remember(self, function: object, host: int, answer: float, reason: str | None = None) -> None:
+        """Keep an answer until the host changes, of a filter with its reason."""
+        if reason is not None:
+            self._reasons.setdefault(function, {})[host] = reason
+        self._answers.setdefault(function, np.full(self.size, np.nan))[host] = answer
+
+    def reason(self, function: object, host: int) -> str | None:
+        """Why a filter has refused a host, if that is known."""
+        return self._reasons.get(function, {}).get(host)
+
     # --- as time goes on ---------------------------------------------------------------------------------------------
 
     def with_use_of(self, block: Block, stamps: Iterator[int]) -> HostColumns:
         """The same hosts after their use changed."""
         after = HostColumns(block, self.stamps.copy(), self.cells, self.domains)
-        after.weights, after.answers = self.weights, self.answers  # they say which stamp they belong to
         after._by_name, after._views = self._by_name, self._views
         after._sums = dict(self._sums)
         for name, column in block.classes.items():
             before = self.block.classes[name]
             if before is not column:
-                changed = column.rows[column.used != before.used]
-                after.stamps[block.tree_of[changed]] = next(stamps)
+                after.stamps[block.tree_of[column.rows[column.used != before.used]]] = next(stamps)
+        after._forget(self, np.flatnonzero(after.stamps != self.stamps))
         return after
+
+    def _forget(self, before: HostColumns, changed: NDArray[np.intp]) -> None:
+        """Take over what is remembered of hosts that have not changed: threads may still ask about those before."""
+        gone = set(changed.tolist())
+        for function, reasons in list(before._reasons.items()):
+            self._reasons[function] = {host: reason for host, reason in list(reasons.items()) if host not in gone}
+        for function, answers in list(before._answers.items()):
+            kept = self._answers[function] = answers.copy()
+            kept[changed] = np.nan
 
 
 class HostTable:
@@ -184,8 +209,12 @@ class HostTable:
         blocks, known = self._known  # one read: another thread may replace both
         if blocks is columns.blocks and not self._asked_each_time:
             return known
-        by_providers = {id(hosts.block.providers): hosts for hosts in known}
-        found = [self._of_block(block, by_providers.get(id(block.providers))) for block in columns.blocks]
+        if len(blocks) == len(columns.blocks):
+            aligned: Sequence[HostColumns | None] = known
+        else:
+            by_providers = {id(hosts.block.providers): hosts for hosts in known}
+            aligned = [by_providers.get(id(block.providers)) for block in columns.blocks]
+        found = [self._of_block(block, before) for block, before in zip(columns.blocks, aligned, strict=True)]
         self._known = (columns.blocks, found)
         if len(self._of_root) > 1000 + 2 * sum(hosts.size for hosts in found):
             self._of_root = {}  # mostly roots that are gone
@@ -193,7 +222,10 @@ class HostTable:
 
     def _of_block(self, block: Block, before: HostColumns | None) -> HostColumns:
         if before is not None and not self._asked_each_time:
-            return before if before.block is block else before.with_use_of(block, self._stamps)
+            if before.block is block:
+                return before
+            if before.block.providers is block.providers:
+                return before.with_use_of(block, self._stamps)
         roots = [block.providers[position] for position in block.starts[:-1].tolist()]
         places = [self._places(root) for root in roots]
         cells = np.fromiter((cell for cell, _ in places), dtype=np.int32, count=len(roots))
@@ -224,6 +256,76 @@ class HostTable:
     def name(self, number: int) -> str | None:
         """The cell or domain of this number."""
         return self._names[number]
+
+
+class JoinedHosts:
+    """The hosts of all blocks that match a request, and what was worked out for them: an array for each key.
+
+    Args:
+        blocks: The hosts of each block, and which of them match.
+        before: The same for an equal request before: what it has of blocks that are still the same is taken over.
+    """
+
+    def __init__(self, blocks: Sequence[tuple[HostColumns, BlockMatch]], before: JoinedHosts | None) -> None:
+        self.blocks = blocks
+        self.firsts = np.cumsum([0, *(len(match.trees) for _, match in blocks)])
+        self.size = int(self.firsts[-1])
+        self._arrays: dict[Any, NDArray[Any]] = {}
+        self._before = before if before is not None and len(before.blocks) == len(blocks) else None
+        self._changed = [] if self._before is None else _differences(blocks, self._before.blocks)
+
+    def array(self, key: Any, of: Callable[[HostColumns], NDArray[Any]], kind: DTypeLike) -> NDArray[Any]:
+        """One array over all from one over each block. With the key None it is not kept."""
+        array = self._arrays.get(key)
+        if array is None:
+            array = self._brought_up_to_date(key, of)
+        if array is None:
+            parts = [of(hosts)[match.trees] for hosts, match in self.blocks]
+            array = np.concatenate(parts) if parts else np.empty(0, dtype=kind)
+        if key is not None:
+            self._arrays[key] = array
+        return array
+
+    def _brought_up_to_date(self, key: Any, of: Callable[[HostColumns], NDArray[Any]]) -> NDArray[Any] | None:
+        before = self._before
+        old = None if before is None else before._arrays.get(key)  # noqa: SLF001 - of its own class
+        if before is None or old is None or not self._changed:
+            return old
+        parts, done = [], 0
+        for at in self._changed:
+            hosts, match = self.blocks[at]
+            parts += [old[done : before.firsts[at]], of(hosts)[match.trees]]
+            done = before.firsts[at + 1]
+        return np.concatenate([*parts, old[done:]])
+
+    def let_go(self) -> None:
+        """Take nothing over from before any more."""
+        self._before = None
+
+    def where(self, number: int) -> tuple[HostColumns, BlockMatch, int]:
+        """The block that the host of this number lies in, what matches there, and its place there."""
+        at = int(self.firsts.searchsorted(number, side="right")) - 1
+        hosts, match = self.blocks[at]
+        return hosts, match, int(match.trees[number - self.firsts[at]])
+
+    def numbers_of(self, root: str) -> Iterator[int]:
+        """The number of the host with this root provider, if it matches."""
+        for (hosts, match), first in zip(self.blocks, self.firsts.tolist(), strict=False):
+            for place in hosts.places([root]):
+                found = int(match.trees.searchsorted(place))
+                if found < len(match.trees) and match.trees[found] == place:
+                    yield first + found
+
+
+def _differences(
+    blocks: Sequence[tuple[HostColumns, BlockMatch]], before: Sequence[tuple[HostColumns, BlockMatch]]
+) -> list[int]:
+    """Where the two are not the same."""
+    return [
+        at
+        for at, ((hosts, match), (old_hosts, old_match)) in enumerate(zip(blocks, before, strict=True))
+        if hosts is not old_hosts or match is not old_match
+    ]
 
 
 class Vectorised(Protocol):

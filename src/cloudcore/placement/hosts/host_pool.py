@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import partial
-from heapq import heapify, heappop, heappush
-from itertools import chain, pairwise
+from heapq import merge
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -20,9 +20,10 @@ import numpy as np
 
 from cloudcore.errors import InvalidCallable
 from cloudcore.placement.hosts.assignment import Scale
-from cloudcore.placement.hosts.callables import ask_filter, ask_weigher
+from cloudcore.placement.hosts.best_first import BestFirst
+from cloudcore.placement.hosts.callables import ask_filter, ask_over, ask_weigher
 from cloudcore.placement.hosts.candidate_hosts import CandidateHost, Option, Ranked
-from cloudcore.placement.hosts.host_columns import over_of
+from cloudcore.placement.hosts.host_columns import NOWHERE, JoinedHosts, over_of
 from cloudcore.placement.hosts.host_view import is_uncached
 from cloudcore.placement.rules.groups import AffinityPolicy
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from cloudcore.placement.columns.blocks import Mask, Positions
+    from cloudcore.placement.columns.blocks import Mask
     from cloudcore.placement.forest.values import Provider
     from cloudcore.placement.hosts.host_columns import HostColumns, HostTable
     from cloudcore.placement.hosts.host_view import Filter, HostView, Weigher
@@ -39,19 +40,10 @@ if TYPE_CHECKING:
     from cloudcore.placement.search.matching import BlockMatch
     from cloudcore.placement.search.search import Search
 
-__all__ = ["HostPool", "PoolOptions", "Segment"]
+__all__ = ["HostPool", "PoolOptions"]
 
-_FIRST_BEST = 32
-"""Hosts that are put in order first; eight times as many follow each time that more are needed."""
-
-
-@attrs.frozen(eq=False)
-class Segment:
-    """What was worked out for the matching hosts of one block: it holds as long as hosts and match are the same."""
-
-    hosts: HostColumns
-    match: BlockMatch
-    values: NDArray[Any]
+_REFUSED, _PASSES = 0.0, 1.0
+"""What is remembered of a filter that was asked about a host."""
 
 
 @attrs.frozen(kw_only=True)
@@ -63,16 +55,14 @@ class PoolOptions:
         weighers: (multiplier, weigher) pairs.
         metadata_of: Root provider → what filters want to know of it.
         max_hosts: How many hosts callables are asked about for one request, beside those whose answer is known.
-        leave_out: Whether a weigher that fails for a host is left out, and *warn* told, instead of raising.
-        warn: Is told of a weigher that was left out.
+        bad_weigher: Is told of a weigher that failed for a host: raises, or lets it be left out.
     """
 
     table: HostTable
     weighers: Sequence[tuple[float, Weigher]]
     metadata_of: Callable[[Provider], Mapping[str, Any]]
     max_hosts: int
-    leave_out: bool
-    warn: Callable[[InvalidCallable], None]
+    bad_weigher: Callable[[InvalidCallable], None]
 
 
 class HostPool:
@@ -85,7 +75,7 @@ class HostPool:
         filters: Of the cloud, whose answers are remembered, and of the request, whose answers are not.
         group: The group of the instances, with its members.
         start: Given n, a number below n: on equal weights the hosts from there on come first.
-        known: What was worked out for an equal request, of each block; brought up to date.
+        before: What was worked out for an equal request before.
     """
 
     size: int
@@ -100,10 +90,9 @@ class HostPool:
         filters: tuple[Sequence[Filter], Sequence[Filter]],
         group: HostGroup | None,
         start: Callable[[int], int],
-        known: dict[Any, list[Segment]],
+        before: JoinedHosts | None,
     ) -> None:
         self._search = search
-        self._known = known
         self._options = options
         self._group = group
         self._members = Counter(group.members) if group is not None else Counter[str]()
@@ -111,38 +100,18 @@ class HostPool:
         self._asked = 0
         self._opened: dict[int, CandidateHost | None] = {}
         self.refused: dict[str, str] = {}
-        self._of_block = list(matches)
-        self._trees = [match.trees for _, match in matches]
-        self._firsts = np.concatenate(([0], np.cumsum([len(trees) for trees in self._trees]))).astype(np.intp)
-        self.size = int(self._firsts[-1])
-        self._passing = self._all(
-            "passing", self._mask, np.dtype(np.bool_), keep=all(map(_is_kept, self._kept_filters))
-        )
-        self._narrow()
-        self._cells = self._all("cells", lambda hosts: hosts.cells, np.dtype(np.int32))
-        self._domains = self._all("domains", lambda hosts: hosts.domains, np.dtype(np.int32))
+        self.joined = JoinedHosts(matches, before)
+        self.size = self.joined.size
+        self.in_domains = any(hosts.in_domains for hosts, _ in matches)
+        self._passing = self._pass()
         self._beyond = 0
         self.scales: tuple[Scale, ...] = ()
         self.weights = self._weigh()
+        self._cells = self.joined.array("cells", lambda hosts: hosts.cells, np.int32)
+        self._worth_opening = self._without_refused(self._passing)
+        self.joined.let_go()
         self._start = start(self.size) if self.size else 0
-
-    def _all(
-        self, key: Any, of: Callable[[HostColumns], NDArray[Any]], kind: np.dtype[Any], *, keep: bool = True
-    ) -> NDArray[Any]:
-        """One array over all matching hosts from one over each block, worked out where a block changed."""
-        if not self._of_block:
-            return np.empty(0, dtype=kind)
-        before = self._known.get(key, ()) if keep else ()
-        known = {id(segment.match): segment for segment in before}
-        segments = []
-        for hosts, match in self._of_block:
-            segment = known.get(id(match))
-            if segment is None or segment.hosts is not hosts or segment.match is not match:
-                segment = Segment(hosts, match, of(hosts)[match.trees])
-            segments.append(segment)
-        if keep:
-            self._known[key] = segments
-        return np.concatenate([segment.values for segment in segments])
+        self._best = BestFirst(self.weights, self._passing, self._start)
 
     # --- all at once -------------------------------------------------------------------------------------------------
 
@@ -155,15 +124,37 @@ class HostPool:
                 passing = passing & over(hosts)
         return passing
 
-    def _narrow(self) -> None:
-        """What the request says beside: its own filters, and its group."""
+    def _pass(self) -> Mask:
+        """Which hosts are not refused, as far as columns tell."""
+        vectorised = (
+            "passing" if all(_is_kept(refuse) or over_of(refuse) is None for refuse in self._kept_filters) else None
+        )
+        passing = self.joined.array(vectorised, self._mask, np.bool_).copy()
         for refuse in self._own_filters:
             over = over_of(refuse)
             if over is not None:
-                self._passing &= self._all(refuse, over, np.dtype(np.bool_), keep=False)
+                passing &= self.joined.array(None, over, np.bool_)
         hard = self._group if self._group is not None and self._group.hard else None
         if hard is not None and any(self._members.values()):
-            self._passing &= self._all("group", partial(self._allowed, hard), np.dtype(np.bool_), keep=False)
+            passing &= self.joined.array(None, partial(self._allowed, hard), np.bool_)
+        return passing
+
+    def _without_refused(self, passing: Mask) -> Mask:
+        """Those of *passing* that no filter is remembered to have refused."""
+        for refuse in self._kept_filters:
+            if over_of(refuse) is None and _is_kept(refuse):
+                refused = self._known(refuse) == _REFUSED
+                refused[self._with_members()] = False
+                passing = passing & ~refused
+        return passing
+
+    def _known(self, function: object) -> NDArray[np.float64]:
+        """What a callable has answered for each host, NaN where it was not asked. What it answers is added."""
+        return self.joined.array(function, lambda hosts: hosts.known(function), np.float64)
+
+    def _with_members(self) -> list[int]:
+        """The hosts that hold members of the group: what callables say of them is not remembered."""
+        return [number for root in self._members for number in self.joined.numbers_of(root)]
 
     def _allowed(self, group: HostGroup, hosts: HostColumns) -> Mask:
         """Where a hard policy allows one more member."""
@@ -179,72 +170,50 @@ class HostPool:
             try:
                 values = self._values(weigher, weights)
             except InvalidCallable as error:
-                if not self._options.leave_out:
-                    raise
-                self._options.warn(error)
+                self._options.bad_weigher(error)
                 continue
-            passing = values[self._passing]
+            passing = values if self._passing.all() else values[self._passing]
             low, high = (float(passing.min()), float(passing.max())) if len(passing) else (0.0, 0.0)
             scale = Scale.of_range(multiplier, weigher, low, high)
             self.scales += (scale,)
-            weights = weights + multiplier * (values - low) / scale.span
+            scaled = values - low
+            scaled *= multiplier
+            scaled /= scale.span
+            weights += scaled
         if self._group is not None and not self._group.hard:
             for root in self._members:
-                for host in self._numbers_of(root):
+                for host in self.joined.numbers_of(root):
                     weights[host] += self._group.preference(root, self._members)
         return weights
 
-    def _numbers_of(self, root: str) -> Iterator[int]:
-        for at, (hosts, match) in enumerate(self._of_block):
-            for place in hosts.places([root]):
-                found = int(match.trees.searchsorted(place))
-                if found < len(match.trees) and match.trees[found] == place:
-                    yield int(self._firsts[at]) + found
-
     def _values(self, weigher: Weigher, so_far: NDArray[np.float64]) -> NDArray[np.float64]:
         over = over_of(weigher)
+        kept = _is_kept(weigher)
         if over is not None:
-            return self._all(weigher, over, np.dtype(np.float64), keep=_is_kept(weigher))
-        values = np.full(self.size, np.nan)
-        if _is_kept(weigher):
-            for at, (hosts, match) in enumerate(self._of_block):
-                known = hosts.weights.get(weigher)
-                if known is not None:
-                    right = known[1][match.trees] == hosts.stamps[match.trees]
-                    part = values[self._firsts[at] : self._firsts[at + 1]]
-                    part[right] = known[0][match.trees][right]
-            for root in self._members:
-                values[list(self._numbers_of(root))] = np.nan
+            return self.joined.array(weigher if kept else None, partial(ask_over, weigher, over), np.float64)
+        values = self._known(weigher).copy() if kept else np.full(self.size, np.nan)
+        values[self._with_members()] = np.nan
         unknown = np.flatnonzero(np.isnan(values) & self._passing)
         if len(unknown) > self._options.max_hosts:
             unknown = unknown[np.argsort(-so_far[unknown], kind="stable")]
-            beyond = unknown[self._options.max_hosts :]
-            self._passing[beyond] = False
-            self._beyond += len(beyond)
-            unknown = unknown[: self._options.max_hosts]
-        for number in unknown.tolist():
-            hosts, host = self._where(number)
-            values[number] = self._ask_weigher(weigher, hosts, host)
+        for number in unknown[: self._options.max_hosts].tolist():
+            values[number] = self._ask_weigher(weigher, number, kept=kept)
+        beyond = unknown[self._options.max_hosts :]
+        self._passing[beyond] = False
+        self._beyond += len(beyond)
         values[np.isnan(values)] = 0.0  # of hosts that do not pass
         return values
 
-    def _ask_weigher(self, weigher: Weigher, hosts: HostColumns, host: int) -> float:
+    def _ask_weigher(self, weigher: Weigher, number: int, *, kept: bool) -> float:
+        hosts, _, host = self.joined.where(number)
         view = self._view(hosts, host)
         weight = ask_weigher(weigher, view)
-        if not view.members and _is_kept(weigher):
-            known = hosts.weights.get(weigher)
-            if known is None:
-                known = hosts.weights[weigher] = (np.zeros(hosts.size), np.zeros(hosts.size, dtype=np.int64))
-            known[0][host] = weight  # before the stamp that makes it count
-            known[1][host] = hosts.stamps[host]
+        if kept and not view.members:
+            hosts.remember(weigher, host, weight)
+            self._known(weigher)[number] = weight
         return weight
 
     # --- one by one --------------------------------------------------------------------------------------------------
-
-    def _where(self, number: int) -> tuple[HostColumns, int]:
-        at = int(self._firsts.searchsorted(number, side="right")) - 1
-        hosts, match = self._of_block[at]
-        return hosts, int(match.trees[number - int(self._firsts[at])])
 
     def _view(self, hosts: HostColumns, host: int) -> HostView:
         table = self._options.table
@@ -260,13 +229,12 @@ class HostPool:
         return self._opened[number]
 
     def _open(self, number: int) -> CandidateHost | None:
-        hosts, host = self._where(number)
-        at = int(self._firsts.searchsorted(number, side="right")) - 1
-        opened = self._search.host(self._of_block[at][1], host)
+        hosts, match, host = self.joined.where(number)
+        opened = self._search.host(match, host)
         if opened is None:
             return None
         view = self._view(hosts, host)
-        reason = self._reason(hosts, host, view)
+        reason = self._reason(number, hosts, host, view)
         if reason is not None:
             self.refused[view.name] = reason
             return None
@@ -278,131 +246,129 @@ class HostPool:
             number=(number - self._start) % self.size,
         )
 
-    def _reason(self, hosts: HostColumns, host: int, view: HostView) -> str | None:
+    def _reason(self, number: int, hosts: HostColumns, host: int, view: HostView) -> str | None:
         for refuse in self._kept_filters:
-            if over_of(refuse) is None:
-                reason = self._remembered(refuse, hosts, host, view)
-                if reason is not None:
-                    return reason
+            if over_of(refuse) is None and (reason := self._remembered(refuse, number, hosts, host, view)) is not None:
+                return reason
         for refuse in self._own_filters:
             if over_of(refuse) is None:
                 self._asked += 1
-                reason = ask_filter(refuse, view)
-                if reason is not None:
+                if (reason := ask_filter(refuse, view)) is not None:
                     return reason
         return None
 
-    def _remembered(self, refuse: Filter, hosts: HostColumns, host: int, view: HostView) -> str | None:
-        stamp = int(hosts.stamps[host])
+    def _remembered(self, refuse: Filter, number: int, hosts: HostColumns, host: int, view: HostView) -> str | None:
         kept = _is_kept(refuse) and not view.members
-        answers: dict[int, tuple[int, str | None]] = hosts.answers.setdefault(refuse, {}) if kept else {}
-        known = answers.get(host)
-        if kept and known is not None and known[0] == stamp:
-            return known[1]
+        if kept and self._known(refuse)[number] == _PASSES:
+            return None
         self._asked += 1
-        answer = ask_filter(refuse, view)
+        reason = ask_filter(refuse, view)
         if kept:
-            answers[host] = (stamp, answer)
-        return answer
+            answer = _PASSES if reason is None else _REFUSED
+            hosts.remember(refuse, host, answer, reason)
+            self._known(refuse)[number] = answer
+        return reason
 
     # --- in order ----------------------------------------------------------------------------------------------------
 
-    def _best(self, chosen: Mask) -> Iterator[int]:
-        """The *chosen* hosts, best first; on equal weights those from the start on come first."""
-        numbers: Positions = np.flatnonzero(chosen)
-        if self._start:
-            numbers = np.roll(numbers, -int(numbers.searchsorted(self._start)))
-        weights = self.weights[numbers]
-        count, done, width = len(numbers), 0, _FIRST_BEST
-        while done + width < count:
-            width += done
-            least = np.partition(weights, count - width)[count - width]
-            better = np.flatnonzero(weights > least)
-            first = np.sort(np.concatenate((better, np.flatnonzero(weights == least)[: width - len(better)])))
-            order = first[np.argsort(-weights[first], kind="stable")]
-            yield from numbers[order[done:]].tolist()
-            done, width = width, 8 * width
-        order = np.argsort(-weights, kind="stable")
-        yield from numbers[order[done:]].tolist()
-
     def best(self) -> Iterator[CandidateHost]:
         """Hosts that can hold the request by themselves, best first, opened one by one."""
-        return self._hosts(self._best(self._passing))
+        portions = (portion[self._worth_opening[portion]] for portion in self._best)
+        return self._hosts(chain.from_iterable(portion.tolist() for portion in portions))
 
     def _hosts(self, numbers: Iterable[int]) -> Iterator[CandidateHost]:
+        """Those that turn out to hold it; when no more callables may be asked, those about which none need be."""
         for number in numbers:
-            if self._asked >= self._options.max_hosts:
-                return
+            if self._asked >= self._options.max_hosts and self._must_ask(number):
+                continue
             host = self.open(number)
             if host is not None:
                 yield host
 
+    def _must_ask(self, number: int) -> bool:
+        """Whether a callable is to be asked about a host before it can be used."""
+        if number in self._opened:
+            return False
+        if any(over_of(refuse) is None for refuse in self._own_filters):
+            return True
+        asked = [refuse for refuse in self._kept_filters if over_of(refuse) is None]
+        return any(not _is_kept(refuse) or self._known(refuse)[number] != _PASSES for refuse in asked)
+
     def ranking(self, picked: Sequence[CandidateHost], alternates: int) -> Iterator[Ranked]:
-        """Hosts for alternates of the *picked* ones, in their cells, best first; as few as it takes."""
-        table = self._options.table
-        chosen = self._passing & np.isin(self._cells, [table.number(host.view.cell) for host in picked])
-        chosen[[(host.number + self._start) % self.size for host in picked]] = False
-        in_domains = self.in_domains
-        numbers = self._in_domains(chosen, len(picked), alternates) if in_domains else self._best(chosen)
-        for host in self._hosts(numbers):
-            yield Ranked(host, host.weight, int(np.count_nonzero(self.weights[self._passing] > host.weight)))
+        """Hosts for *alternates* in all of the *picked* ones, in their cells, best first; as few as it takes."""
+        taken = [self._number(host) for host in picked]
+        cells = sorted({int(self._cells[number]) for number in taken})
+        if self.in_domains:
+            most = alternates * len(picked)
+            queues = [
+                islice(queue, most) for cell in cells for queue in self._of_domains(cell, taken, most + alternates)
+            ]
+            hosts: Iterable[CandidateHost] = merge(*queues, key=lambda host: (-host.weight, host.number))
+        else:
+            spares = (
+                portion[self._worth_opening[portion] & np.isin(self._cells[portion], cells) & ~np.isin(portion, taken)]
+                for portion in self._best
+            )
+            hosts = self._hosts(chain.from_iterable(portion.tolist() for portion in spares))
+        for host in hosts:
+            yield Ranked(host, host.weight, self._best.rank(self._number(host)))
 
-    @property
-    def in_domains(self) -> bool:
-        """Whether the failure domain of any host is known."""
-        return bool((self._domains >= 0).any())
+    def _of_domains(self, cell: int, taken: Sequence[int], avoided: int) -> Iterator[Iterator[CandidateHost]]:
+        """For each failure domain of a cell that may be needed its hosts, best first.
 
-    def _in_domains(self, chosen: Mask, picks: int, alternates: int) -> Iterator[int]:
-        """Best first, as many of each domain of each cell as may be needed, of as many domains as may be needed.
-
-        However hosts are given out, no more than all alternates are gone when one is chosen, and it avoids no more
-        domains than an instance has hosts: among the best of so many domains there is always one that is right.
+        However hosts are given out, an instance avoids no more domains than *avoided*: among the best of one domain
+        more there is always one that is right.
         """
-        most = picks * alternates
-        queues: dict[tuple[int, int], list[int]] = {}
-        numbers = np.flatnonzero(chosen)
-        order = numbers[np.lexsort((numbers, -self.weights[numbers], self._domains[numbers], self._cells[numbers]))]
-        keys = self._cells[order].astype(np.int64) << 32 | (self._domains[order] + 1)
-        edges = [0, *(np.flatnonzero(np.diff(keys)) + 1).tolist(), len(order)] if len(order) else [0]
-        for first, last in pairwise(edges):
-            key = divmod(int(keys[first]), 1 << 32)
-            queues[key] = order[first:last].tolist()[::-1]
-        heads = [(-float(self.weights[queue[-1]]), queue[-1], key) for key, queue in queues.items()]
-        heapify(heads)
-        given: Counter[tuple[int, int]] = Counter()
-        begun: dict[int, set[int]] = {}
-        while heads:
-            _, number, key = heappop(heads)
-            domains = begun.setdefault(key[0], set())
-            if key[1] not in domains and len(domains) > most + alternates:
-                continue
-            domains.add(key[1])
-            queues[key].pop()
-            if self.open(number) is not None:
-                given[key] += 1
-                yield number
-            if queues[key] and given[key] < max(1, most):
-                head = queues[key][-1]
-                heappush(heads, (-float(self.weights[head]), head, key))
+        domains = self.joined.array("domains", lambda hosts: hosts.domains, np.int32)
+        chosen = self._worth_opening & (self._cells == cell)
+        chosen[taken] = False
+        there = int(np.count_nonzero(np.bincount(domains[chosen] - NOWHERE)))
+        for domain in _first_distinct(
+            (domains[portion] for portion in BestFirst(self.weights, chosen, self._start)), min(avoided + 1, there)
+        ):
+            best = BestFirst(self.weights, chosen & (domains == domain), self._start)
+            yield self._hosts(chain.from_iterable(portion.tolist() for portion in best))
+
+    def _number(self, host: CandidateHost) -> int:
+        return (host.number + self._start) % self.size
 
     # --- why not -----------------------------------------------------------------------------------------------------
 
     def reasons(self, most: int) -> dict[str, str]:
         """Why hosts that have something for the request are refused, of *most* hosts at most."""
         reasons = dict(self.refused)
-        for number in np.flatnonzero(~self._passing).tolist():
+        for number in np.flatnonzero(~self._worth_opening).tolist():
             if len(reasons) >= most:
                 break
-            hosts, host = self._where(number)
-            if hosts.cells[host] < 0:
-                continue
-            view = self._view(hosts, host)
-            every = (*self._kept_filters, *self._own_filters)
-            reason = next((r for f in every if over_of(f) is not None and (r := ask_filter(f, view))), None)
-            if reason is None and self._group is not None:
-                reason = self._group.refuses(view.root, self._members)
-            reasons[view.name] = reason or f"not asked about: callables are asked about {self._options.max_hosts} hosts"
+            hosts, _, host = self.joined.where(number)
+            if hosts.cells[host] != NOWHERE:
+                view = self._view(hosts, host)
+                reasons[view.name] = self._why(hosts, host, view) or self._not_decided
+        for number in self._left():
+            if len(reasons) >= most:
+                break
+            hosts, _, host = self.joined.where(number)
+            reasons[hosts.root(host).name] = self._not_decided
         return reasons
+
+    @property
+    def undecided(self) -> int:
+        """How many hosts were not decided about, since callables were asked about as many as they may be."""
+        return self._beyond + sum(1 for _ in self._left())
+
+    def _left(self) -> Iterator[int]:
+        return (number for number in np.flatnonzero(self._worth_opening).tolist() if number not in self._opened)
+
+    @property
+    def _not_decided(self) -> str:
+        return f"not decided within the bound: callables are asked about {self._options.max_hosts} hosts (max_hosts)"
+
+    def _why(self, hosts: HostColumns, host: int, view: HostView) -> str | None:
+        for refuse in (*self._kept_filters, *self._own_filters):
+            reason = hosts.reason(refuse, host) if over_of(refuse) is None else ask_filter(refuse, view)
+            if reason is not None:
+                return reason
+        return None if self._group is None else self._group.refuses(view.root, self._members)
 
 
 def _option_of(candidate: Any) -> Option | None:
@@ -416,3 +382,13 @@ def _is_kept(function: object) -> bool:
     except TypeError:
         return False
     return not is_uncached(function)
+
+
+def _first_distinct(portions: Iterable[NDArray[Any]], count: int) -> list[int]:
+    """The first *count* distinct values, in their order; so many there are."""
+    found: dict[int, None] = {}
+    for portion in portions:
+        found.update(dict.fromkeys(portion.tolist()))
+        if len(found) >= count:
+            break
+    return list(found)[:count]

@@ -18,7 +18,7 @@ from cloudcore.errors import (
 from cloudcore.notebook import Table, html_of
 from cloudcore.placement.hosts.alternates import choose_alternates
 from cloudcore.placement.hosts.assignment import Assignment, assign_best
-from cloudcore.placement.hosts.host_pool import HostPool, PoolOptions, Segment
+from cloudcore.placement.hosts.host_pool import HostPool, PoolOptions
 from cloudcore.placement.hosts.remaining_capacity import RemainingCapacity, Room
 from cloudcore.placement.search.matching import RememberedMatches
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from cloudcore.placement.forest.values import Provider
     from cloudcore.placement.hosts.candidate_hosts import Pick
+    from cloudcore.placement.hosts.host_columns import JoinedHosts
     from cloudcore.placement.hosts.host_view import Filter
     from cloudcore.placement.requests.requests import ResourceRequest
     from cloudcore.placement.rules.claims import Owner
@@ -51,6 +52,8 @@ class SelectionReport:
         lost: Claims that were not granted, oldest first.
         placed: Instances of the request that had a host when the rest had none.
         without_cell: Hosts that were not looked at, since ``cell_of`` gave None for them.
+        undecided: Hosts that have something for the request, and about which no callable was asked any more, since
+            ``max_hosts`` of them had been; *filtered* names some.
         freed: What the instance that moves holds of shared pools, in words: the numbers of *search* count it as free.
     """
 
@@ -59,6 +62,7 @@ class SelectionReport:
     lost: tuple[str, ...] = ()
     placed: int = 0
     without_cell: int = 0
+    undecided: int = 0
     freed: tuple[str, ...] = ()
 
     def as_fields(self) -> dict[str, Any]:
@@ -68,6 +72,7 @@ class SelectionReport:
             "filtered": dict(sorted(self.filtered.items())[:100]),
             "lost": list(self.lost[-10:]),
             "placed": self.placed,
+            "undecided": self.undecided,
             "freed": list(self.freed),
         }
 
@@ -88,6 +93,8 @@ class SelectionReport:
         parts += [f"{name}: {reason}" for name, reason in sorted(self.filtered.items())[:5]]
         if len(self.filtered) > 5:
             parts.append(f"and {len(self.filtered) - 5} more hosts")
+        if self.undecided:
+            parts.append(f"{self.undecided} hosts are not decided within the bound: raise max_hosts")
         parts += self.lost[-3:]
         if self.freed:
             parts.append(f"counted as free: {', '.join(self.freed)}, which the instance itself holds")
@@ -129,12 +136,12 @@ class Plan:
     hands: Sequence[Sequence[Pick]]
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class _Remembered:
     """What was worked out for a request, in case that an equal one follows."""
 
     matches: RememberedMatches
-    segments: dict[Any, list[Segment]] = attrs.field(factory=dict)
+    joined: JoinedHosts | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -190,6 +197,7 @@ class Planner:
             len(asked.instances),
             remaining,
             scales=pool.scales,
+            bad_weigher=self.options.bad_weigher,
             group=asked.group,
             choose=self.choose,
             subset=self.subset,
@@ -207,15 +215,17 @@ class Planner:
         table = self.options.table.of(search.columns)
         remembered = self._remembered(search.compiled)
         matches = zip(table, search.matches(remembered.matches), strict=True)
-        return HostPool(
+        pool = HostPool(
             search,
             [(hosts, match) for hosts, match in matches if match is not None],
             self.options,
             filters=(self.filters, asked.filters),
             group=asked.group,
             start=self.seed,
-            known=remembered.segments,
+            before=remembered.joined,
         )
+        remembered.joined = pool.joined
+        return pool
 
     def _remembered(self, compiled: CompiledRequest) -> _Remembered:
         """What is remembered of an equal request, of the last few."""
@@ -241,6 +251,7 @@ class Planner:
             lost=tuple(self.named(refusal) for refusal in lost),
             placed=len(assignment.picks),
             without_cell=sum(int((hosts.cells < 0).sum()) for hosts in table),
+            undecided=pool.undecided,
             freed=tuple(
                 f"{amount} {name} of {self._name(provider)}"
                 for provider, amounts in sorted(asked.freed.items())

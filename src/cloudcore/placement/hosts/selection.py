@@ -173,7 +173,8 @@ class Selection:
             "primary": self.primary.as_json(),
             "alternates": [alternate.as_json() for alternate in self.alternates],
         }
-        return json.dumps({**body, "seal": _seal(body, key)}, separators=(",", ":"))
+        text = _to_json(body)
+        return f'{text[:-1]},"seal":"{_seal(text, key)}"}}'
 
     @classmethod
     def from_json(cls, text: str | bytes, *, key: bytes | None = None) -> Selection:
@@ -207,11 +208,13 @@ def _choice(value: Mapping[str, Any]) -> HostChoice:
     return HostChoice(**known, extra={name: value[name] for name in value if name not in _CHOICE_FIELDS})
 
 
-def _seal(body: Mapping[str, Any], key: bytes | None) -> str:
-    text = json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+_to_json = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+
+
+def _seal(text: str, key: bytes | None) -> str:
     if key is None:
-        return f"sha256:{hashlib.sha256(text).hexdigest()}"
-    return f"hmac-sha256:{hmac.new(key, text, hashlib.sha256).hexdigest()}"
+        return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+    return f"hmac-sha256:{hmac.new(key, text.encode(), hashlib.sha256).hexdigest()}"
 
 
 def _opened(text: str | bytes, key: bytes | None) -> dict[str, Any]:
@@ -222,7 +225,9 @@ def _opened(text: str | bytes, key: bytes | None) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise InvalidSelection("selection: expected a JSON object", field="selection")
     seal = body.pop("seal", None)
-    if not isinstance(seal, str) or not hmac.compare_digest(seal.encode(errors="replace"), _seal(body, key).encode()):
+    if not isinstance(seal, str) or not hmac.compare_digest(
+        seal.encode(errors="replace"), _seal(_to_json(body), key).encode()
+    ):
         raise InvalidSelection(
             "selection: the seal does not fit; it was altered on its way, or sealed with another key", field="seal"
         )

@@ -23,7 +23,7 @@ from cloudcore.errors import (
     OutcomeUnknown,
     ProviderNotFound,
 )
-from cloudcore.placement.ledger.session import Session
+from cloudcore.placement.ledger.session import Session, to_json
 from cloudcore.placement.rules.claims import InventoryRow, Key, Owner, Take, refusal
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class NewClaim:
         stored_holdings: What history keeps: the allocations as JSON.
         owner: Who answers for the consumer.
         expires_in: Seconds until it lapses; None for a lasting claim.
+        answer: What the operation answers, JSON, where that is more than what the consumer holds.
     """
 
     operation: Operation
@@ -56,6 +57,7 @@ class NewClaim:
     stored_holdings: str
     owner: Owner
     expires_in: float | None
+    answer: Any = None
 
     @classmethod
     def of(
@@ -83,15 +85,45 @@ class NewClaim:
             expires_in=expires_in,
         )
 
+    @classmethod
+    def under(
+        cls,
+        operation: Operation,
+        consumer: str,
+        allocations: Allocations,
+        owner: Owner,
+        expires_in: float | None,
+        answer: Any,
+    ) -> NewClaim:
+        """The claim of checked arguments that a greater *operation* makes, which answers something of its own."""
+        return cls(
+            operation=operation,
+            consumer=consumer,
+            allocations=allocations,
+            stored_holdings=_as_json(allocations),
+            owner=owner,
+            expires_in=expires_in,
+            answer=answer,
+        )
+
     @property
-    def result(self) -> dict[str, Any]:
+    def event(self) -> str:
+        """What history calls it."""
+        return self.operation.name.rpartition(".")[2]
+
+    @property
+    def result(self) -> Any:
         """What the operation answers, known beforehand."""
+        if self.answer is not None:
+            return self.answer
         plain = {provider: dict(classes) for provider, classes in self.allocations.items()}
         return {self.consumer: {"generation": 1, "allocations": plain}}
 
     @property
     def stored_result(self) -> str:
         """The result as the table of operations keeps it: :attr:`result` as JSON."""
+        if self.answer is not None:
+            return to_json(self.answer)
         return f'{{"{self.consumer}":{{"generation":1,"allocations":{self.stored_holdings}}}}}'
 
     def amounts(self) -> Iterator[tuple[str, str, int]]:
@@ -126,7 +158,7 @@ AND used + ? <= capacity AND min_unit <= ? AND max_unit >= ? AND ? % step_size =
 """
 _HOLD = "INSERT INTO allocations (consumer_id, provider_id, resource_class, amount) VALUES (?, ?, ?, ?)"
 _NOTE = """
-INSERT INTO allocation_history (consumer, recorded_at, event, operation_id, holdings) VALUES (?, {now}, 'claim', ?, ?)
+INSERT INTO allocation_history (consumer, recorded_at, event, operation_id, holdings) VALUES (?, {now}, ?, ?, ?)
 """
 
 
@@ -158,7 +190,7 @@ def claim_by_statements(
     session.many(_HOLD, [(consumer_id, *key, amount) for key, amount in rows])
     if history:
         failpoint("ledger.claim.note")
-        session.run(_NOTE, (claim.consumer, claim.operation.id, claim.stored_holdings))
+        session.run(_NOTE, (claim.consumer, claim.event, claim.operation.id, claim.stored_holdings))
     return Outcome(result=claim.result, repeated=False), frozenset(key[0] for key, _ in rows)
 
 
@@ -253,7 +285,7 @@ WITH wanted AS MATERIALIZED (
     SELECT consumer.id, l.provider_id, l.resource_class, l.amount FROM locked l, consumer
 ), noted AS (
     INSERT INTO allocation_history (consumer, recorded_at, event, operation_id, holdings)
-    SELECT %(consumer)s, clock_timestamp(), 'claim', operation.id, %(holdings)s::jsonb
+    SELECT %(consumer)s, clock_timestamp(), %(event)s, operation.id, %(holdings)s::jsonb
     FROM operation WHERE %(history)s
 ), told AS (
     INSERT INTO provider_changes (slot, position, provider_id)
@@ -333,6 +365,7 @@ def _send(
                 "name": claim.operation.name,
                 "fingerprint": claim.operation.fingerprint,
                 "result": claim.stored_result,
+                "event": claim.event,
                 "consumer": claim.consumer,
                 "project_id": claim.owner.project_id,
                 "user_id": claim.owner.user_id,

@@ -153,7 +153,7 @@ SET v_consumer = LAST_INSERT_ID();
 """
 _NOTE = """
 INSERT INTO allocation_history (consumer, recorded_at, event, operation_id, holdings)
-VALUES (?, {now}, 'claim', ?, ?);
+VALUES (?, {now}, ?, ?, ?);
 """
 
 
@@ -184,7 +184,7 @@ def claim_in_one_block(
         *(claim.consumer, owner.project_id, owner.user_id, owner.consumer_type, claim.expires_in),
         *granted,
         *(value for key, amount in rows for value in (*key, amount)),
-        *((claim.consumer, operation.id, claim.stored_holdings) if history else ()),
+        *((claim.consumer, claim.event, operation.id, claim.stored_holdings) if history else ()),
         *changed,
     ]
     (done,) = _send(database, operation, _block("DECLARE v_consumer BIGINT;", steps), values)

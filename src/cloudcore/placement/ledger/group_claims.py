@@ -207,7 +207,7 @@ def _write(session: Session, rows: Sequence[_Row], *, history: bool) -> bool:
         return False
     if history:
         failpoint("ledger.bulk.note")
-        _run(session, _NOTE, [(c.consumer, now, "claim", c.operation.id, c.stored_holdings) for c in claims])
+        _run(session, _NOTE, [(c.consumer, now, c.event, c.operation.id, c.stored_holdings) for c in claims])
     return True
 
 

@@ -22,13 +22,13 @@ from cloudcore.placement.ledger.session import Session
 from cloudcore.placement.rules.groups import HostGroup
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from sqlalchemy.engine import Connection
 
     from cloudcore.database import Database
 
-__all__ = ["count_members", "forget_groups", "group_of", "hosts_of", "join", "keeping_policy", "lock_group"]
+__all__ = ["count_members", "forget_groups", "group_of", "hosts_of", "join", "keeping_policies", "lock_group"]
 
 _HOLDERS = """
 SELECT DISTINCT held.member, COALESCE(provider.root_id, provider.id) FROM (
@@ -46,9 +46,13 @@ JOIN resource_providers provider ON provider.id = allocations.provider_id
 
 _GROUP = "SELECT policy, max_per_host FROM host_groups WHERE uuid = ?"
 _HOLD = "UPDATE host_groups SET version = version + 1 WHERE uuid = ?"
-_GROUP_OF = """
-SELECT host_groups.uuid, policy, max_per_host FROM host_groups
-JOIN host_group_members ON group_uuid = host_groups.uuid WHERE instance = ?
+_GROUPS_OF = """
+SELECT instance, host_groups.uuid, policy, max_per_host FROM host_groups
+JOIN host_group_members ON group_uuid = host_groups.uuid WHERE instance IN {marks}
+"""
+_HELD_BY = """
+SELECT DISTINCT provider.uuid FROM consumers JOIN allocations ON consumer_id = consumers.id
+JOIN resource_providers provider ON provider.id = provider_id WHERE consumers.uuid = ?
 """
 _GONE = """
 FROM host_group_members member
@@ -99,10 +103,7 @@ def _hold(session: Session, group: str) -> list[Any]:
 
 def group_of(session: Session, instance: str) -> HostGroup | None:
     """The group that *instance* belongs to, None if to none."""
-    rows = session.all(_GROUP_OF, (instance,))
-    if not rows:
-        return None
-    return HostGroup(uuid=rows[0][0], policy=rows[0][1], max_per_host=rows[0][2])
+    return _groups_of(session, [instance]).get(instance)
 
 
 def count_members(session: Session, group: HostGroup, *, without: Iterable[str] = ()) -> Counter[str]:
@@ -130,28 +131,39 @@ def hosts_of(session: Session, providers: Iterable[str]) -> set[str]:
 
 
 @contextmanager
-def keeping_policy(session: Session, instance: str, destination: Iterable[str]) -> Iterator[None]:
-    """While the block gives *instance* what it holds of the providers of *destination*, its group keeps its policy.
+def keeping_policies(session: Session, wanted: Mapping[str, Iterable[str]]) -> Iterator[None]:
+    """While the block gives each instance of *wanted* what it holds of these providers, groups keep their policies.
 
-    The group is held before any consumer is locked, and what the other members hold is looked at after the block.
+    Groups are held before any consumer is locked, in the order of their uuids. What all members hold is looked at after
+    the block; a host that an instance has before it is no new one, and not asked about.
 
     Raises:
-        GroupViolation: The policy is a hard one, and a host of *destination* breaks it.
-        DatabaseBusy: The instance changed its group just then.
+        GroupViolation: A policy is a hard one, and a host that an instance is new on breaks it.
+        DatabaseBusy: An instance changed its group just then.
     """
-    group = group_of(session, instance)
-    if group is None:
-        yield
-        return
-    lock_group(session, group)
-    if group_of(session, instance) != group:
-        raise DatabaseBusy(f"instance {instance} changed its group just then; repeat the call")
+    groups = _groups_of(session, wanted)
+    for group in sorted({group.uuid: group for group in groups.values()}.values(), key=lambda group: str(group.uuid)):
+        lock_group(session, group)
+    if groups and _groups_of(session, wanted) != groups:
+        raise DatabaseBusy(f"one of {', '.join(sorted(groups))} changed its group just then; repeat the call")
+    hard = {instance: group for instance, group in groups.items() if group.hard}
+    before = {instance: hosts_of(session, _held_by(session, instance)) for instance in hard}
     yield
-    if group.hard:
+    for instance, group in hard.items():
         members = count_members(session, group, without=[instance])
-        for root in hosts_of(session, destination):
+        for root in sorted(hosts_of(session, wanted[instance]) - before[instance]):
             if (reason := group.refuses(root, members)) is not None:
                 raise GroupViolation(f"instance {instance}, host {root}: {reason}", root=root, rule=str(group.policy))
+
+
+def _groups_of(session: Session, instances: Iterable[str]) -> dict[str, HostGroup]:
+    """Instance → its group, of those that belong to one."""
+    rows = session.in_parts(_GROUPS_OF, sorted(instances))
+    return {row[0]: HostGroup(uuid=row[1], policy=row[2], max_per_host=row[3]) for row in rows}
+
+
+def _held_by(session: Session, instance: str) -> list[str]:
+    return [provider for (provider,) in session.all(_HELD_BY, (instance,))]
 
 
 def join(session: Session, group: HostGroup, instance: str, root: str, members: Counter[str]) -> None:

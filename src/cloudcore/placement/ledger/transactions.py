@@ -22,6 +22,7 @@ from cloudcore.placement.ledger.group_commit import GroupCommit
 from cloudcore.placement.ledger.move_statement import begin_in_one_statement, is_usual
 from cloudcore.placement.ledger.reader import LedgerReader
 from cloudcore.placement.ledger.session import Session
+from cloudcore.placement.ledger.writes import NEW, Target
 from cloudcore.placement.rules.claims import Held
 from cloudcore.placement.storage.generations import require_policy
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
     from cloudcore.observability import Observer
     from cloudcore.placement.ledger.group_commit import Ticket
-    from cloudcore.placement.ledger.writes import Target
     from cloudcore.placement.storage.generations import Generations
 
 __all__ = ["LedgerTransactions", "as_held", "read_seconds"]
@@ -85,6 +85,21 @@ class LedgerTransactions(LedgerReader):
 
         return self.database.operate(operation, inside)
 
+    def claim_new(self, claim: NewClaim) -> Outcome[Any]:
+        """Do *claim* in as few statements as can be, alone or with those of other threads.
+
+        Raises:
+            CloudcoreError: As :meth:`cloudcore.placement.AllocationLedger.claim` does.
+        """
+        if self._counting:  # which the short ways do not
+            return self.transact(claim.operation, lambda session: self._write_new(session, claim))
+        return self._claim(claim) if self._group is None else self._claim_in_group(self._group, claim)
+
+    def _write_new(self, session: Session, claim: NewClaim) -> Any:
+        target = Target(allocations=claim.allocations, owner=claim.owner, generation=NEW, expires_in=claim.expires_in)
+        ledger_moves.write(session, claim.operation.id, claim.event, {claim.consumer: target}, history=self.history)
+        return claim.result
+
     def _claim(self, claim: NewClaim) -> Outcome[Any]:
         database = self.database
         if database.dialect == "postgresql":
@@ -132,8 +147,13 @@ class LedgerTransactions(LedgerReader):
     def _write(
         self, name: str, targets: Mapping[str, Target], operation_id: str | None, *, must_exist: bool = False
     ) -> dict[str, Held]:
+        wanted = {consumer: target.allocations for consumer, target in targets.items() if target.allocations}
+
         def work(session: Session, operation: str) -> Any:
-            return ledger_moves.write(session, operation, name, targets, history=self.history, must_exist=must_exist)
+            with host_groups.keeping_policies(session, wanted):
+                return ledger_moves.write(
+                    session, operation, name, targets, history=self.history, must_exist=must_exist
+                )
 
         arguments = {consumer: attrs.asdict(target) for consumer, target in targets.items()}
         result, repeated = self._operate(name, arguments, work, operation_id)
@@ -148,7 +168,7 @@ class LedgerTransactions(LedgerReader):
                 return outcome
 
         def work(session: Session) -> dict[str, Any]:
-            with host_groups.keeping_policy(session, asked.instance, asked.destination):
+            with host_groups.keeping_policies(session, {asked.instance: asked.destination}):
                 return ledger_moves.begin(session, operation.id, asked, history=self.history)
 
         return self.transact(operation, work)

@@ -33,12 +33,14 @@ from cloudcore.errors import (
 )
 from cloudcore.observability import event, observed
 from cloudcore.placement.forest.names import SHARES_VIA_AGGREGATE
+from cloudcore.placement.hosts.callables import raise_it
 from cloudcore.placement.hosts.host_columns import HostTable
 from cloudcore.placement.hosts.host_pool import PoolOptions
 from cloudcore.placement.hosts.planner import HostRequest, Planner, SelectionReport
 from cloudcore.placement.hosts.selection import HostChoice, Selection
 from cloudcore.placement.ledger import host_groups
 from cloudcore.placement.ledger import moves as ledger_moves
+from cloudcore.placement.ledger.claim_statements import NewClaim
 from cloudcore.placement.ledger.session import Session
 from cloudcore.placement.ledger.writes import NEW, Target, missing
 from cloudcore.placement.requests.requests import ResourceRequest
@@ -135,8 +137,7 @@ class HostSelector:
                 weighers=tuple(weighers),
                 metadata_of=metadata_of,
                 max_hosts=require_integer(max_hosts, "max_hosts", minimum=1),
-                leave_out=on_bad_weigher == "leave_out",
-                warn=_warn,
+                bad_weigher=_warn if on_bad_weigher == "leave_out" else raise_it,
             ),
             subset=require_integer(subset, "subset", minimum=1),
             choose=(rng or random.Random()).randrange,
@@ -406,23 +407,30 @@ class HostSelector:
     def _claim(self, operation: Operation, asked: HostRequest, plan: Plan) -> tuple[Selection, ...]:
         """Claim every primary in one transaction, and keep the selections as its result."""
         selections = self._selections(asked, plan)
+        answer = [chosen.to_json() for chosen in selections]
+        wanted = {chosen.instance: normalise_allocations(chosen.primary) for chosen in selections}
 
         def work(session: Session) -> list[str]:
             self._join(session, asked, selections)
             targets = {
-                chosen.instance: Target(
-                    allocations=normalise_allocations(chosen.primary),
-                    owner=asked.owner,
-                    generation=NEW,
-                    expires_in=asked.expires_in,
+                instance: Target(
+                    allocations=allocations, owner=asked.owner, generation=NEW, expires_in=asked.expires_in
                 )
-                for chosen in selections
+                for instance, allocations in wanted.items()
             }
             failpoint("ledger.select.claim")
             ledger_moves.write(session, operation.id, "select", targets, history=self.ledger.history)
-            return [chosen.to_json() for chosen in selections]
+            return answer
 
-        return _read(self.ledger.transact(operation, work).result)
+        if len(wanted) > 1 or asked.group is not None:
+            outcome = self.ledger.transact(operation, work)
+        else:
+            ((instance, allocations),) = wanted.items()
+            failpoint("ledger.select.claim_one")
+            outcome = self.ledger.claim_new(
+                NewClaim.under(operation, instance, allocations, asked.owner, asked.expires_in, answer)
+            )
+        return _read(outcome.result) if outcome.repeated else selections
 
     def _begin(
         self,
@@ -453,7 +461,8 @@ class HostSelector:
             ledger_moves.begin(session, operation.id, beginning, history=self.ledger.history)
             return [chosen.to_json() for chosen in selections]
 
-        return _read(self.ledger.transact(operation, work).result)
+        outcome = self.ledger.transact(operation, work)
+        return _read(outcome.result) if outcome.repeated else selections
 
     def _join(self, session: Session, asked: HostRequest, selections: Sequence[Selection]) -> None:
         if asked.group is None:
