@@ -24,6 +24,7 @@ from cloudcore.errors import (
 from cloudcore.listing.cells.admission import Admission
 from cloudcore.listing.cells.backends import Backend, SharedBreakers
 from cloudcore.listing.cells.breakers import BreakerPolicy, Breakers, BreakerView
+from cloudcore.listing.cells.connections import OpenConnections, affordable
 from cloudcore.listing.cells.in_flight import ask_all
 from cloudcore.listing.cells.workers import Workers
 from cloudcore.listing.merge.counting import check_columns, count
@@ -61,6 +62,8 @@ _UNTOLD = CellReport(name="", state=CellState.SKIPPED)
 """Keeps the place of a cell that is being asked."""
 _TURNS = 1
 """Calls that work at once. Two fight over the interpreter's lock with all their threads, and finish no sooner."""
+_MOST_LOOKED_UP = 100
+"""Records, tenants or hosts of one query that the directory is asked about: asking the cells is cheaper then."""
 _SHORTEST_KEY = 16
 _STATEMENTS, _QUERIES = 8_000_000, 4_000_000
 """Characters of SQL and bytes of queries that are kept for the next page."""
@@ -102,6 +105,9 @@ class CellRouter:
         hedging: How replicas are used.
         threads: Cells asked at once, at most, by all calls together. A call for which there is no room waits its turn,
             for *deadline* seconds at most.
+        max_connections: Connections kept open, over all cells; beyond that, one is opened for a statement and closed
+            after it. By default as many as half of the descriptors that the process may open allow, 1,024 at most.
+        idle_timeout: Seconds after which a connection that nobody uses is closed.
         cursor_keys: Secrets that cursors are signed with (HMAC-SHA256): a server that hands cursors to strangers gives
             one, and reads only its own back. The first signs, all are accepted, so that a key can be replaced while
             walks go on. At least 16 bytes each.
@@ -119,6 +125,8 @@ class CellRouter:
         breaker: BreakerPolicy | None = None,
         hedging: HedgePolicy | None = None,
         threads: int = 128,
+        max_connections: int | None = None,
+        idle_timeout: float = 60.0,
         cursor_keys: Iterable[bytes] = (),
         clock: Callable[[], float] = time.monotonic,
         observer: Observer | None = None,
@@ -129,7 +137,14 @@ class CellRouter:
         self._deadline, self._hedging = deadline, hedging
         self._clock = clock
         self._breakers = SharedBreakers(Breakers(breaker), clock)
-        self._workers = Workers(threads)
+        if not idle_timeout > 0 or (max_connections is not None and max_connections < 1):
+            raise InvalidArgument(
+                f"idle_timeout={idle_timeout!r}, max_connections={max_connections!r}: positive numbers",
+                field="idle_timeout" if not idle_timeout > 0 else "max_connections",
+            )
+        most = affordable() if max_connections is None else max_connections
+        self._opened = OpenConnections(most, idle_timeout, clock)
+        self._workers = Workers(threads, idle_timeout, self._opened)
         self._services = RouterServices(
             start=self._workers.run,
             clock=clock,
@@ -140,6 +155,8 @@ class CellRouter:
         )
         self._statements = statement_cache(_STATEMENTS)
         self._prepared: GenerationCache[Query, PreparedQuery] = GenerationCache(_QUERIES, lambda each: each.weight)
+        self._last: PreparedQuery | None = None
+        """The newest, which may be too large for the others' place: the next page of a walk finds it here."""
         self._skips: dict[str, tuple[dict[str, Backend], dict[str, CellReport]]] = {}
         self._unlock()
         when_forked(self, CellRouter._unlock)
@@ -168,7 +185,9 @@ class CellRouter:
         with self._lock:
             if cell.name in self._backends:
                 raise AlreadyExists(f"there is a cell {cell.name} already", identifier=cell.name)
-            backend = Backend(cell, self._deadline, self._breakers, hedging=self._hedging, clock=self._clock)
+            backend = Backend(
+                cell, self._deadline, self._breakers, opened=self._opened, hedging=self._hedging, clock=self._clock
+            )
             self._backends = {**self._backends, cell.name: backend}
 
     @observed("listing.remove_cell", "name", level=logging.INFO)
@@ -409,7 +428,10 @@ class CellRouter:
         query = query or _EVERYTHING
         prepared = self._prepared.get(query)
         if prepared is None:
-            prepared = self._prepared[query] = PreparedQuery(self.source, query, self._statements)
+            last = self._last
+            if last is not None and last.query is query:
+                return last
+            prepared = self._last = self._prepared[query] = PreparedQuery(self.source, query, self._statements)
         return prepared
 
     def _choose(self, prepared: PreparedQuery) -> tuple[dict[str, Backend], dict[str, CellReport]]:
@@ -454,21 +476,34 @@ class CellRouter:
         """The cells that can contribute, None for all; and why the others cannot."""
         routed: frozenset[str] | None = None
         reasons: list[str] = []
-        if self.directory is None or prepared.impossible or prepared.query.deleted is not False:
+        if self.directory is None or prepared.impossible:
+            return None, ""
+        if (owners := self._owners(prepared.equal_to(self.source.key))) is not None:
+            return owners, "the directory has these records elsewhere"
+        if prepared.query.deleted is not False:  # tenants and hosts are known of live records only
             return None, ""
         for what, column, question in (
             ("tenant", self.source.tenant, self.directory.cells_of_tenant),
             ("host", self.source.host, self.directory.cells_of_host),
         ):
             values = prepared.equal_to(column)
-            answers = [question(value) for value in values or ()]
+            if values is None or len(values) > _MOST_LOOKED_UP:
+                continue
+            answers = [question(value) for value in values]
             cells = [answer for answer in answers if answer is not None]
-            if values is None or len(cells) < len(answers):
+            if len(cells) < len(answers):
                 continue
             union: frozenset[str] = frozenset().union(*cells)
             routed = union if routed is None else routed & union
             reasons.append(what)
         return routed, f"the directory has nothing of this {' and '.join(reasons)} there"
+
+    def _owners(self, keys: tuple[str, ...] | None) -> frozenset[str] | None:
+        """The cells that own the records of these keys; None when one is unknown, or they are many."""
+        if self.directory is None or keys is None or len(keys) > _MOST_LOOKED_UP:
+            return None
+        known = self.directory.cells_of(keys)
+        return frozenset(known.values()) if len(known) == len(keys) else None
 
     def close(self) -> None:
         """End the threads and close the connections that the router opened. May be called twice."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from cloudcore.listing.cells.breakers import Breakers, BreakerView
     from cloudcore.listing.cells.cell import Cell
+    from cloudcore.listing.cells.connections import OpenConnections
 
 __all__ = ["Backend", "SharedBreakers"]
 
@@ -103,6 +104,7 @@ class Backend:
         deadline: float,
         breakers: SharedBreakers,
         *,
+        opened: OpenConnections,
         hedging: HedgePolicy | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -110,7 +112,14 @@ class Backend:
         self.deadline = cell.deadline or deadline
         options = {**cell.options, **({"pooler": cell.pooler} if cell.pooler else {})}
         self.pools = [
-            ConnectionPool(database, connections=cell.connections, deadline=self.deadline, options=options, clock=clock)
+            ConnectionPool(
+                database,
+                connections=cell.connections,
+                deadline=self.deadline,
+                options=options,
+                clock=clock,
+                opened=opened,
+            )
             for database in (cell.database, *cell.replicas)
         ]
         self.promptness = Promptness(self.pool.local)

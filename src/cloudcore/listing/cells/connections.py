@@ -1,4 +1,7 @@
-"""One open connection to a cell: prepared for reading, bounded in time, and broken from outside when nobody waits."""
+"""One open connection to a cell: prepared for reading, bounded in time, and broken from outside when nobody waits.
+
+And the bound on how many of them a router keeps open over all its cells.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ import os
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING, Any, TypeVar
+import weakref
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from cloudcore._forks import when_forked
 from cloudcore.database.mysql_rows import row_reader
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
     Take = Callable[[Iterator[tuple[Any, ...]]], tuple[list[tuple[Any, ...]], bool]]
     """Reads rows as far as they are wanted, and says whether it left off before their end."""
 
-__all__ = ["PooledConnection", "Take"]
+__all__ = ["OpenConnections", "PooledConnection", "Take", "affordable"]
 
 T = TypeVar("T")
 
@@ -57,6 +61,7 @@ class PooledConnection:
         "cursor",
         "dialect",
         "form",
+        "idle_since",
         "limit",
         "local",
         "mine",
@@ -83,6 +88,8 @@ class PooledConnection:
         self.limit = math.inf
         self.used = False
         """Whether it was kept since an earlier statement."""
+        self.idle_since = 0.0
+        """The monotonic instant of its last statement's end."""
         self._autocommit: Any = None
         self.cursor: Any = None
         self.regex: RegexFunction | None = None
@@ -218,3 +225,119 @@ class PooledConnection:
         """Close the connection for good."""
         with contextlib.suppress(Exception):
             self._proxied.invalidate()
+
+
+_RECENT = 5.0
+"""Seconds for which an idle connection is left alone though others want to be opened: when pages go round more cells
+than connections are kept, closing one that the next page needs for one that this page needs would gain nothing."""
+_SHARE = 8
+"""Of the connections kept, the part that is closed in one go to make room."""
+
+
+class Keeper(Protocol):
+    """Keeps connections that are idle."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether any is open."""
+
+    def idle(self) -> list[float]:
+        """Since when each of those that are counted and idle is."""
+
+    def close_idle(self, since: float) -> None:
+        """Close those that have been idle since that instant or an earlier one."""
+
+
+class OpenConnections:
+    """How many connections a router has open to all its cells. Thread-safe. A forked child has none.
+
+    What has not been used for a while is closed. More than *most* are open only while they are in use: then each is
+    closed after its statement, unless others have been idle for longer.
+
+    Args:
+        most: Connections that are kept.
+        idle_timeout: Seconds after which one that nobody uses is closed.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, most: int, idle_timeout: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most, self._idle_timeout, self._clock = most, idle_timeout, clock
+        self._keepers: weakref.WeakSet[Keeper] = weakref.WeakSet()
+        self.attend: Callable[[], None] = lambda: None
+        """Called when one is opened: sees to it that :meth:`close_unused` is called some time later."""
+        self._start_empty()
+        when_forked(self, OpenConnections._start_empty)
+
+    def _start_empty(self) -> None:
+        self._lock = threading.Lock()
+        self.number = 0
+        """Open now."""
+        self._look_at = self._swept = -math.inf
+
+    def watch(self, keeper: Keeper) -> None:
+        """Close what *keeper* has kept for too long."""
+        self._keepers.add(keeper)
+
+    @property
+    def any(self) -> bool:
+        """Whether one is open, counted or not."""
+        return self.number > 0 or any(keeper.holds for keeper in list(self._keepers))
+
+    @property
+    def crowded(self) -> bool:
+        """Whether one that was just used is to be closed."""
+        return self.number > self._most
+
+    def enter(self) -> None:
+        """One is about to be opened."""
+        with self._lock:
+            self.number += 1
+            now = self._clock()
+            full = self.number > self._most and self._look_at <= now
+            if full:
+                self._look_at = now + _RECENT  # nobody else need look meanwhile
+        if full and self._close_oldest(now):
+            self._look_at = now
+        self.attend()
+
+    def leave(self) -> None:
+        """One was closed, or could not be opened."""
+        with self._lock:
+            self.number -= 1
+
+    def _close_oldest(self, now: float) -> bool:
+        """Whether there were some to close."""
+        idle = sorted(since for keeper in list(self._keepers) for since in keeper.idle() if since <= now - _RECENT)
+        closed = idle[: max(1, self._most // _SHARE)]
+        self._close(closed[-1] if closed else -math.inf)
+        return bool(closed)
+
+    def close_unused(self) -> None:
+        """Close those that have been idle for too long, unless another thread has just done so."""
+        now = self._clock()
+        with self._lock:
+            if now < self._swept + self._idle_timeout / 4:
+                return
+            self._swept = now
+        self._close(now - self._idle_timeout)
+
+    def _close(self, since: float) -> None:
+        for keeper in list(self._keepers):
+            keeper.close_idle(since)
+
+
+def affordable() -> int:
+    """Connections that a router keeps unless told otherwise, by the descriptors that this process may open.
+
+    A SQLite connection takes three (the file, its log and the log's index), and half of all are left to others.
+    """
+    # Windows has no such module, and no such limit.
+    try:
+        import resource
+    except ImportError:
+        return _MOST_KEPT
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return _MOST_KEPT if descriptors == resource.RLIM_INFINITY else max(16, min(_MOST_KEPT, descriptors // 6))
+
+
+_MOST_KEPT = 1024

@@ -1,7 +1,6 @@
 """Requests in flight: at most one to a cell, each with its deadline, its replicas and its one answer.
 
-Cells that answer at once share a serial executor; the others, and those that it keeps waiting, get threads of their
-own.
+Cells that answer at once share a serial executor; the others get threads of their own.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from cloudcore.listing.cells.admission import FAR, LENDING
 from cloudcore.listing.cells.faults import held_against
 from cloudcore.listing.cells.promptness import STALL
 from cloudcore.listing.cells.requests import Attempt, Request
-from cloudcore.listing.cells.serial import FEWEST, SerialExecutor
+from cloudcore.listing.cells.serial import FEWEST, SHARES, SerialExecutor
 from cloudcore.listing.cells.workers import CompletionQueue
 from cloudcore.listing.values import CellReport, CellState
 from cloudcore.observability import teller
@@ -94,7 +93,9 @@ class RequestsInFlight:
         self._start, self._clock, self._serial = start, clock, serial
         self._answers = CompletionQueue[Attempt | SerialExecutor]()
         self._requests: dict[str, Request] = {}
-        self._executor: SerialExecutor | None = None
+        self._gathering: SerialExecutor | None = None
+        """Takes what is sent until :meth:`go`."""
+        self._executors: list[SerialExecutor] = []
         self._tell = teller("listing", logging.DEBUG)
         self._attentive = math.inf
         """Since when the caller waits. While it works itself, it may be what keeps an executor from the interpreter."""
@@ -117,20 +118,19 @@ class RequestsInFlight:
             tell=self._tell,
         )
         self._requests[cell] = request
-        started = self._executor is not None and self._executor.started
-        if self._serial and patience is None and backend.promptness.quick(now) and not started:
-            if self._executor is None:
-                self._executor = SerialExecutor(self._answers)
-            self._executor.waiting.append(self._attempt(request, self._executor))
+        if self._serial and patience is None and backend.promptness.quick(now):
+            if self._gathering is None:
+                self._gathering = SerialExecutor(self._answers)
+            self._gathering.waiting.append(self._attempt(request, self._gathering))
         else:
             self._ask(request)
 
     def go(self) -> None:
         """Start what was sent to the executor."""
-        executor = self._executor
-        if executor is None or executor.started:
+        executor, self._gathering = self._gathering, None
+        if executor is None:
             return
-        executor.started = True
+        self._executors.append(executor)
         if len(self._requests) == 1 and executor.waiting[0].request.backend.direct:
             executor.own = True
             with self._cancellable():
@@ -202,7 +202,7 @@ class RequestsInFlight:
         while self._requests and not done:
             pause = max(0.0, self._wake - self._clock())
             enough = max(1, min(least, len(self._requests)))
-            if self._executor is not None:
+            if self._executors:
                 pause = min(pause, STALL)
             lending = self._lending()
             taken = self._answers.take(enough, min(pause, lending))
@@ -214,8 +214,8 @@ class RequestsInFlight:
             for answer in taken:
                 self._take(answer, done)
             if not taken:
-                if self._executor is not None:
-                    self._look_after(self._executor, done)
+                for executor in list(self._executors):
+                    self._look_after(executor, done)
                 if not done and self._wake <= (now := self._clock()):
                     done += self._overdue(now)
         return done
@@ -231,8 +231,8 @@ class RequestsInFlight:
     def _take(self, answer: Attempt | SerialExecutor, done: list[tuple[str, Any, CloudcoreError | None]]) -> None:
         if isinstance(answer, SerialExecutor):
             self._empty(answer, done)
-            if answer is self._executor:
-                self._executor = None
+            if answer in self._executors:
+                self._executors.remove(answer)
         else:
             if answer.warm and answer.error is None:
                 answer.request.backend.promptness.answered_apart(answer.seconds)
@@ -251,30 +251,35 @@ class RequestsInFlight:
 
     def _look_after(self, executor: SerialExecutor, done: list[tuple[str, Any, CloudcoreError | None]]) -> None:
         """Take what an executor has finished; when that is little once more, go on without it."""
-        slow = len(executor.finished) < FEWEST
+        opening = executor.running is not None and not executor.running.warm
+        slow = len(executor.finished) < (1 if opening else FEWEST)
         if slow and executor.doubted:
             self._hand_out(executor)
         executor.doubted = slow
         self._empty(executor, done)
 
     def _hand_out(self, executor: SerialExecutor) -> None:
-        """Give what waits in an executor to threads of its own."""
-        self._executor = None
-        now = self._clock()
+        """Go on without the cell that an executor waits for: others share what waits behind it, and may do the same.
+
+        So a single slow cell costs a thread and a few milliseconds; of many, all are soon asked at once.
+        """
+        self._executors.remove(executor)
         stuck = executor.running
-        if stuck is not None and not stuck.warm:
-            stuck = None  # opening a connection takes its time; that says nothing of the answers
-        if stuck is not None:
-            stuck.request.backend.promptness.stalled(now)
+        if stuck is not None and stuck.warm:  # opening a connection takes its time; that says nothing of the answers
+            stuck.request.backend.promptness.stalled(self._clock())
+        waiting: list[Attempt] = []
         while executor.waiting:
             try:
-                attempt = executor.waiting.popleft()
+                waiting.append(executor.waiting.popleft())
             except IndexError:  # the executor's own thread was faster
                 break
-            if stuck is not None:
-                attempt.request.backend.promptness.stalled(now)
-            attempt.answers = self._answers
-            self._start(attempt)
+        for part in filter(None, (waiting[first::SHARES] for first in range(SHARES))):
+            other = SerialExecutor(self._answers)
+            for attempt in part:
+                attempt.answers = other
+            other.waiting.extend(part)
+            self._executors.append(other)
+            self._start(other)
 
     def _overdue(self, now: float) -> list[tuple[str, Any, CloudcoreError | None]]:
         late: list[tuple[str, Any, CloudcoreError | None]] = []

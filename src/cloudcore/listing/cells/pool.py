@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import NullPool, QueuePool
 
 from cloudcore._forks import when_forked
 from cloudcore.database import Database, open_engine, translate
@@ -23,12 +23,12 @@ from cloudcore.errors import (
     StatementRefused,
     UnreadableValue,
 )
-from cloudcore.listing.cells.connections import PooledConnection
+from cloudcore.listing.cells.connections import OpenConnections, PooledConnection
 from cloudcore.listing.cells.faults import refusal
 from cloudcore.listing.cells.table_layouts import TableLayouts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from sqlalchemy.engine import URL, Engine
 
@@ -42,6 +42,14 @@ class ConnectionPool:
     """The connections to one database of one cell. Thread-safe. A forked child starts with none of its parent's.
 
     Connections of a URL are kept open between statements; those of a caller's engine go back after each.
+
+    Args:
+        source: The database.
+        connections: At most so many at once.
+        deadline: Seconds for each statement.
+        options: For :func:`sqlalchemy.create_engine`, when *source* is a URL.
+        clock: Monotonic seconds.
+        opened: Bounds what this and other pools keep open together.
     """
 
     mine: bool
@@ -56,6 +64,7 @@ class ConnectionPool:
         deadline: float,
         options: Mapping[str, Any],
         clock: Callable[[], float] = time.monotonic,
+        opened: OpenConnections | None = None,
     ) -> None:
         self._memory = False
         if not isinstance(source, sa.Engine) and in_memory(sa.make_url(source)):
@@ -70,6 +79,9 @@ class ConnectionPool:
         self._options = options
         self._clock = clock
         self._connections = connections
+        self._opened = OpenConnections(connections, math.inf) if opened is None else opened
+        self._touched = 0.0
+        """When somebody last asked for the engine or the database."""
         self._start_empty()
         self._closed = False
         self.layouts = TableLayouts(clock)
@@ -78,6 +90,8 @@ class ConnectionPool:
         if self._engine is not None:
             part_when_forked(self._engine)
         when_forked(self, ConnectionPool._part)
+        if self.mine:
+            self._opened.watch(self)
 
     def _start_empty(self) -> None:
         self._free = threading.Condition()
@@ -94,6 +108,7 @@ class ConnectionPool:
     @property
     def engine(self) -> Engine:
         """The engine, opened on first use."""
+        self._touched = self._clock()
         if self._engine is not None:
             return self._engine
         with self._free:
@@ -104,6 +119,8 @@ class ConnectionPool:
     @property
     def database(self) -> Database:
         """The same database for writing, opened on first use with the settings of cloudcore's own databases."""
+        self._touched = self._clock()
+        self._opened.attend()
         with self._free:
             if self._database is None:
                 if self.mine:
@@ -154,17 +171,21 @@ class ConnectionPool:
             pooled.release()
             self._leave()
             return
-        pooled.used = True
+        if self._opened.crowded:
+            self.scrap(pooled)
+            return
+        pooled.used, pooled.idle_since = True, self._clock()
         self._idle.append(pooled)
         if self._waiting:  # whoever waits said so before looking for an idle one once more
             with self._free:
                 self._free.notify()
         if self._closed:
-            self._close_idle()
+            self._forget_idle()
 
     def scrap(self, pooled: PooledConnection) -> None:
         """Take a connection back for good."""
         pooled.discard()
+        self._closed_one()
         self._leave()
 
     def blame(self, pooled: PooledConnection, error: Exception) -> CloudcoreError:
@@ -209,14 +230,24 @@ class ConnectionPool:
                     waits(False)
 
     def _open(self, engine: Engine) -> PooledConnection:
-        proxied = engine.raw_connection()
+        if self.mine:
+            self._opened.enter()
         try:
-            pooled = PooledConnection(proxied, engine.dialect, mine=self.mine)
-            pooled.prepare(self._deadline)
+            proxied = engine.raw_connection()
+            try:
+                pooled = PooledConnection(proxied, engine.dialect, mine=self.mine)
+                pooled.prepare(self._deadline)
+            except BaseException:
+                proxied.invalidate()
+                raise
         except BaseException:
-            proxied.invalidate()
+            self._closed_one()
             raise
         return pooled
+
+    def _closed_one(self) -> None:
+        if self.mine:
+            self._opened.leave()
 
     def _leave(self) -> None:
         """One connection fewer is open."""
@@ -224,15 +255,38 @@ class ConnectionPool:
             self._room += 1
             self._free.notify()
 
-    def _close_idle(self) -> None:
+    @property
+    def holds(self) -> bool:
+        """Whether a connection is open."""
+        return bool(self._idle) or any(True for _ in self._engines())
+
+    def _engines(self) -> Iterator[Engine]:
+        """Ours, where SQLAlchemy keeps connections: those of scattered calls, and those written by."""
+        for engine in (self._engine, None if self._database is None else self._database.engine):
+            if engine is not None and isinstance(engine.pool, QueuePool) and engine.pool.checkedin():
+                yield engine
+
+    def idle(self) -> list[float]:
+        """Since when each idle connection is."""
+        return [each.idle_since for each in list(self._idle)]
+
+    def close_idle(self, since: float) -> None:
+        """Close the connections that have been idle since that instant or an earlier one."""
         with contextlib.suppress(IndexError):
-            while True:
-                self._idle.pop().release()
+            while self._idle[0].idle_since <= since:
+                oldest = self._idle.pop(0)
+                if oldest.idle_since > since:  # another thread took the one that was looked at
+                    self._idle.append(oldest)
+                    break
+                self.scrap(oldest)
+        if self._touched <= since:
+            for engine in self._engines():
+                engine.dispose()
 
     def close(self) -> None:
         """Close what is idle now and what is in use as soon as it is free. May be called twice."""
         self._closed = True
-        self._close_idle()
+        self._forget_idle()
         if self._database is not None:
             self._database.close()
         if (self.mine or self._memory) and self._engine is not None:

@@ -2,9 +2,9 @@
 
 SQLite reads a file within a fraction of a millisecond, all of it under the interpreter's lock or nearly so. Eighty
 threads that do this together take several times the CPU of one, for they fight over that lock at every row. So cells of
-this kind share a *serial executor*. One that stands still is given up: what waits in it goes to threads of its own, and
-these cells are taken for slow for a while. A slow cell costs a page a few milliseconds that way, and never another
-cell's rows.
+this kind share a *serial executor*. One that stands still is given up: the cell that it waits for is taken for slow for
+a while, and what waits behind it is shared by a few new executors, which may be given up in turn. A slow cell costs a
+page a few milliseconds that way, and never another cell's rows.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from cloudcore.listing.cells.requests import Attempt
     from cloudcore.listing.cells.workers import Receiver
 
-__all__ = ["FEWEST", "SerialExecutor"]
+__all__ = ["FEWEST", "SHARES", "SerialExecutor"]
 
 FEWEST = 3
 """Answers between two looks without which an executor is doubted; doubted twice running, it is given up."""
+SHARES = 3
+"""Executors that share what waited in one that was given up."""
 
 
 class SerialExecutor:
@@ -29,7 +31,7 @@ class SerialExecutor:
         answers: Where to report once everything is done; the attempts themselves are in :attr:`finished` then.
     """
 
-    __slots__ = ("_answers", "doubted", "finished", "own", "running", "started", "waiting")
+    __slots__ = ("_answers", "doubted", "finished", "own", "running", "waiting")
 
     doubted: bool
     own: bool
@@ -38,7 +40,7 @@ class SerialExecutor:
     def __init__(self, answers: Receiver[SerialExecutor]) -> None:
         self._answers = answers
         self.waiting: deque[Attempt] = deque()
-        self.started = self.doubted = False
+        self.doubted = False
         self.own = False
         """Whether the caller's own thread runs it."""
         self.running: Attempt | None = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from cloudcore._forks import when_forked
@@ -14,37 +13,52 @@ from cloudcore.errors import InvalidArgument, Overloaded
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cloudcore.listing.cells.connections import OpenConnections
+
 __all__ = ["CompletionQueue", "Receiver", "Workers"]
 
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
-_IDLE = 60.0
-"""Seconds after which a thread without work ends."""
+
+
+class _Worker:
+    """A thread: where it waits, and the job that it was given meanwhile (None: to end)."""
+
+    __slots__ = ("bell", "job")
+
+    def __init__(self) -> None:
+        self.job: Callable[[], None] | None = None
+        self.bell = threading.Lock()
+        self.bell.acquire()
 
 
 class Workers:
     """Threads that run jobs. Thread-safe. A job must not raise. A forked child starts threads of its own.
 
     Cheaper than :class:`concurrent.futures.ThreadPoolExecutor`: no future, no lock per job, and the answers go where
-    the job puts them.
+    the job puts them. A job is handed to the thread that became idle last, so that the others can end. (A queue with a
+    time-out would not do: CPython's may wait for ever once that has passed.)
 
     Args:
         maximum: Threads at most.
+        idle_timeout: Seconds after which a thread without work ends.
+        connections: Those that the jobs use: a thread without work closes what is unused, and the last one stays while
+            any is open.
     """
 
-    def __init__(self, maximum: int) -> None:
-        self._maximum = maximum
+    def __init__(self, maximum: int, idle_timeout: float, connections: OpenConnections) -> None:
+        self._maximum, self._idle_timeout, self._connections = maximum, idle_timeout, connections
+        connections.attend = self.attend
         self._closed = False
         self._start_empty()
         when_forked(self, Workers._start_empty)
 
     def _start_empty(self) -> None:
         """Without threads: at first, and in a forked child, which has none of its parent's nor does their jobs."""
-        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._idle: deque[None] = deque()
-        """One token for each thread that waits and that no job was promised to; both ends are atomic."""
-        self._waiting = 0
-        """Jobs beyond the number of threads: who takes one of them becomes idle a job later."""
+        self._idle: deque[_Worker] = deque()
+        """Those that wait; who takes one out gives it a job. Both ends are atomic."""
+        self._jobs: deque[Callable[[], None]] = deque()
+        """Jobs for which there was no thread."""
         self._lock = threading.Lock()
         self._threads: set[threading.Thread] = set()
 
@@ -55,60 +69,90 @@ class Workers:
             InvalidArgument: :meth:`close` was called.
             Overloaded: The system gives no thread, and none is there that could do it later.
         """
-        try:
-            self._idle.pop()
-        except IndexError:
-            self._grow()
-        self._jobs.put(job)
-        if self._closed:  # asked afterwards: a job put before the end's marks is still run
+        if not self._hand(job):
+            self._grow(job)
+        if self._closed:  # asked afterwards: what was handed over before the end is still run
             raise InvalidArgument("the router is closed; make a new one", field="router")
 
-    def _grow(self) -> None:
-        """One thread more, if there may be."""
-        with self._lock:
-            if self._closed or len(self._threads) >= self._maximum:
-                self._waiting += 1
-                return
-            thread = threading.Thread(target=self._work, name="cloudcore-listing", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError as error:  # the system has no thread left
-                if not self._threads:
-                    raise Overloaded(f"no cell can be asked: {error}", seconds=0.0) from error
-                self._waiting += 1
-                return
-            self._threads.add(thread)
-
-    def _work(self) -> None:
-        jobs, idle = self._jobs, self._idle
-        while True:
-            try:
-                job = jobs.get(timeout=_IDLE)
-            except Empty:
-                if self._retire():
-                    return
-                continue
-            if job is None:
-                return
-            job()
-            if not (self._waiting and self._goes_on()):
-                idle.append(None)
-
-    def _goes_on(self) -> bool:
-        """Whether a job waits that no thread was promised to."""
-        with self._lock:
-            if not self._waiting:
-                return False
-            self._waiting -= 1
-            return True
-
-    def _retire(self) -> bool:
-        """End this thread, unless a job is promised to it."""
+    def _hand(self, job: Callable[[], None] | None) -> bool:
+        """Give *job* to a thread that waits, if one does."""
         try:
-            self._idle.pop()
+            worker = self._idle.pop()
         except IndexError:
             return False
+        worker.job = job
+        worker.bell.release()
+        return True
+
+    def attend(self) -> None:
+        """See to it that some thread closes connections when they are unused: with none, start one."""
         with self._lock:
+            present = bool(self._threads) or self._closed
+        if not present:
+            with contextlib.suppress(InvalidArgument, Overloaded):  # closed just now, or no thread is to be had
+                self.run(lambda: None)
+
+    def _grow(self, job: Callable[[], None]) -> None:
+        """One thread more, if there may be; else *job* waits for one."""
+        with self._lock:
+            if self._closed:
+                return
+            if len(self._threads) < self._maximum:
+                thread = threading.Thread(target=self._work, args=(job,), name="cloudcore-listing", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:  # the system has no thread left
+                    if not self._threads:
+                        raise Overloaded(f"no cell can be asked: {error}", seconds=0.0) from error
+                else:
+                    self._threads.add(thread)
+                    return
+            self._jobs.append(job)
+        self._hand_over()  # one may have become idle just before
+
+    def _hand_over(self) -> None:
+        """Give jobs that wait to threads that wait: whoever makes one of the two looks for the other afterwards."""
+        while self._jobs and self._idle:
+            try:
+                job = self._jobs.popleft()
+            except IndexError:
+                return
+            if not self._hand(job):
+                self._jobs.appendleft(job)
+
+    def _work(self, job: Callable[[], None] | None) -> None:
+        worker = _Worker()
+        while job is not None:
+            job()
+            job = self._next(worker)
+
+    def _next(self, worker: _Worker) -> Callable[[], None] | None:
+        """What to do next; None: end."""
+        if self._jobs:
+            with contextlib.suppress(IndexError):
+                return self._jobs.popleft()
+        worker.job = None
+        self._idle.append(worker)
+        if self._jobs:
+            self._hand_over()
+        if self._closed:
+            self._hand(None)
+        while not worker.bell.acquire(timeout=self._idle_timeout):
+            if self._retire(worker):
+                return None
+        return worker.job
+
+    def _retire(self, worker: _Worker) -> bool:
+        """End this thread, unless it was given a job just now, or it is the last and connections are open."""
+        self._connections.close_unused()
+        with self._lock:
+            last = len(self._threads) == 1 and not self._closed
+            if last and self._connections.any:
+                return False
+            try:
+                self._idle.remove(worker)
+            except ValueError:
+                return False
             self._threads.discard(threading.current_thread())
         return True
 
@@ -119,8 +163,8 @@ class Workers:
                 return
             self._closed = True
             threads = list(self._threads)
-        for _ in threads:
-            self._jobs.put(None)
+        while self._hand(None):
+            pass
         for thread in threads:
             thread.join(timeout)
 

@@ -46,12 +46,15 @@ class Statement:
     encoders: Mapping[str, Callable[[Any], Any]]
     fixed: Mapping[str, Any]
 
-    def sql(self, count: int | None) -> str:
-        """The text for so many rows."""
-        if count is None:
-            return self.text
-        before, _, after = self.text.rpartition(_LIMIT)
-        return f"{before}{count}{after}"
+    def sql(self, count: int | None, lists: Mapping[str, str] | None = None) -> str:
+        """The text for so many rows; *lists* take the places of their tokens."""
+        text = self.text
+        if count is not None:
+            before, _, after = text.rpartition(_LIMIT)
+            text = f"{before}{count}{after}"
+        for token, literals in (lists or {}).items():
+            text = text.replace(token, literals)
+        return text
 
     def parameters(self, values: Mapping[str, Any]) -> Any:
         """What the driver wants beside the text."""

@@ -15,6 +15,7 @@ import attrs
 from cloudcore._values import normalise_uuid, require_utc
 from cloudcore.errors import InvalidArgument, InvalidQuery
 from cloudcore.listing.query.kinds import Kind
+from cloudcore.listing.query.lists import LONG, PACKED
 from cloudcore.listing.query.order import Key, Order
 
 if TYPE_CHECKING:
@@ -87,11 +88,13 @@ class Condition:
         column: Its name.
         operator: One of :data:`OPERATORS`.
         values: Plain values; several for IN, none for ``null``.
+        packed: Whether they are sent as one value, for there are so many.
     """
 
     column: str
     operator: str
     values: tuple[Any, ...]
+    packed: bool = False
 
     @property
     def shape(self) -> tuple[str, str, int]:
@@ -160,7 +163,8 @@ def _condition(column: Column, operator: str, operand: Any) -> Condition:
         if not isinstance(operand, list | tuple | AbstractSet):
             raise InvalidQuery(f"{column.name}: {operator} wants a list", field=column.name, value=operand)
         values = {_value(column, item) for item in operand}
-        return Condition(column.name, operator, tuple(sorted(values)))
+        packed = len(values) > LONG and column.kind in PACKED
+        return Condition(column.name, operator, tuple(sorted(values)), packed)
     if operator in _TEXT_ONLY:
         return Condition(column.name, operator, (_pattern(column, operator, operand),))
     return Condition(column.name, operator, (_value(column, operand),))

@@ -12,11 +12,12 @@ import sqlalchemy as sa
 from cloudcore.errors import InvalidQuery, StatementRefused
 from cloudcore.listing.query.conditions import conditions_of, order_of, projection_of, require_storable
 from cloudcore.listing.query.cursors import Cursor, digest
+from cloudcore.listing.query.lists import MOST_LISTED, MOST_SENT, size_of
 from cloudcore.listing.query.readers import layout_of
 from cloudcore.listing.query.statements import Plan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from cloudcore.errors import CloudcoreError
     from cloudcore.listing.query.caches import GenerationCache
@@ -150,7 +151,7 @@ def _where(query: Query) -> tuple[Mapping[str, Any], Any]:
     )
 
 
-def _check_bounds(conditions: Iterable[Condition], query: Query) -> None:
+def _check_bounds(conditions: Sequence[Condition], query: Query) -> None:
     """Refuse what no database takes: words that are no text, too many values, too much of them.
 
     Raises:
@@ -161,12 +162,23 @@ def _check_bounds(conditions: Iterable[Condition], query: Query) -> None:
     ] + [("metadata", word) for pair in query.metadata.items() for word in pair]
     for field, word in words:
         require_storable(word, field)
-    values = [value for condition in conditions for value in condition.values]
-    number = len(values) + len(words)
-    if number > _MOST_VALUES:
+    for packed, most in ((False, _MOST_VALUES), (True, MOST_LISTED)):
+        number = sum(len(each.values) for each in conditions if each.packed is packed) + (0 if packed else len(words))
+        if number > most:
+            where = "in long lists of text, UUIDs and whole numbers" if packed else "by parameters"
+            raise InvalidQuery(
+                f"the query compares with {number} values {where}, at most {most} are sent: ask several times",
+                field="where",
+                value=number,
+            )
+    size = sum(size_of(each.values) for each in conditions if each.packed)
+    if size > MOST_SENT:
         raise InvalidQuery(
-            f"the query compares with {number} values, databases take {_MOST_VALUES}: ask several times", field="where"
+            f"the query's long lists are {size} characters of SQL, at most {MOST_SENT} are sent: ask several times",
+            field="where",
+            value=size,
         )
+    values = [value for condition in conditions if not condition.packed for value in condition.values]
     size = sum(len(value) for value in values if isinstance(value, str)) + sum(len(word) for _, word in words)
     if size > _MOST_TEXT:
         raise InvalidQuery(

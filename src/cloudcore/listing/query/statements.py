@@ -16,8 +16,10 @@ from cloudcore.errors import SchemaMismatch
 from cloudcore.listing.query.compiled import LIMIT, compiled, statement_cache
 from cloudcore.listing.query.conditions import Condition, prefix_end
 from cloudcore.listing.query.dialects import dialect_name
+from cloudcore.listing.query.encoding import encoder
 from cloudcore.listing.query.indexes import reaches, serve
 from cloudcore.listing.query.kinds import Kind
+from cloudcore.listing.query.lists import document, literals, rows_of, token
 from cloudcore.listing.query.segments import segments
 from cloudcore.listing.query.sources import is_single
 
@@ -111,14 +113,16 @@ class Plan:
         self._cache = cache if expression is None else statement_cache(_OWN_TEXT)
         self._values = self._constants()
         self._ways: dict[Any, _Way] = {}
+        self._packed: dict[Any, tuple[Mapping[str, Any], Mapping[str, str]]] = {}
         self._shape = (
             id(source), query.deleted, query.hidden, self.columns, order,
-            tuple((each.column, each.operator, len(_bound(each))) for each in self.conditions),
+            tuple((each.column, each.operator, len(_bound(each)), each.packed) for each in self.conditions),
             tuple((name, len(words)) for name, words in self.words.items()), len(query.metadata),
         )  # fmt: skip
 
     def _constants(self) -> dict[str, Any]:
-        values = {f"c{i}_{j}": value for i, each in enumerate(self.conditions) for j, value in enumerate(_bound(each))}
+        spread = [(i, each) for i, each in enumerate(self.conditions) if not each.packed]
+        values = {f"c{i}_{j}": value for i, each in spread for j, value in enumerate(_bound(each))}
         for name, words in self.words.items():
             values.update({f"{name}_{i}": word for i, word in enumerate(words)})
         for i, (key, value) in enumerate(self.query.metadata.items()):
@@ -141,13 +145,32 @@ class Plan:
         statement = self._cache.get(key)
         if statement is None:
             statement = self._cache[key] = self._compile(dialect, self._page(dialect, segment, nulls, alike, way))
-        values = self._values
+        values, lists = self._sent(dialect)
         if after is not None:
             values = {**values, **{f"k{i}": value for i, value in enumerate(after)}}
         elif within is not None:
             values = {**values, **{f"k{i}": value for i, value in enumerate(within[: segment.tied])}}
         # One row more shows where the last tie ends.
-        return Sent(statement.sql(count + bool(way.keys)), statement.parameters(values), way.keys)
+        return Sent(statement.sql(count + bool(way.keys), lists), statement.parameters(values), way.keys)
+
+    def _sent(self, dialect: Dialect) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+        """The values that are sent to such a database, and what takes the places of tokens in the text."""
+        if not any(each.packed for each in self.conditions):
+            return self._values, {}
+        name = dialect_name(dialect)
+        found = self._packed.get((name, dialect.driver))
+        if found is None:
+            values, lists = dict(self._values), dict[str, str]()
+            for number, condition in enumerate(self.conditions):
+                if condition.packed:
+                    column = self.source.columns[condition.column]
+                    encode = encoder(column.kind, dialect, False, self.source.table.c[condition.column].type)
+                    if name in _SORTS_ALL:
+                        lists[token(number)] = literals(condition.values, encode)
+                    else:
+                        values[f"c{number}_0"] = document(condition.values, encode)
+            found = self._packed[name, dialect.driver] = (values, lists)
+        return found
 
     def _page(
         self,
@@ -285,7 +308,8 @@ class Plan:
         statement: sa.Select[Any] = sa.select(*groups, *added, sa.func.count()).select_from(self.source.table)
         statement = statement.where(*tests).group_by(*groups)
         sent = self._compile(dialect, statement)
-        return sent.sql(None), sent.parameters(self._values)
+        values, lists = self._sent(dialect)
+        return sent.sql(None, lists), sent.parameters(values)
 
     def _grouped(self, by: str, dialect: str) -> Expression:
         """What is counted by: exact where a collation takes more for equal, and in the form that records show."""
@@ -336,6 +360,8 @@ class Plan:
         if operator == "not_null":
             return value.is_not(None)
         exact = self.source.sortable(condition.column, dialect)
+        if condition.packed:
+            return self._among_many(number, condition, value, exact, dialect)
         if dialect == "sqlite" and column.kind in _AS_TEXT:
             return self._test_of_text(operator, exact, bounds, nullable=column.nullable)
         if operator in {"eq", "in"}:
@@ -364,6 +390,24 @@ class Plan:
 
         # The column's own collation may take more for equal; its index narrows, the pinned test decides.
         return among(value) if value is exact else sa.and_(among(value), among(exact))
+
+    def _among_many(
+        self, number: int, condition: Condition, value: Expression, exact: Expression, dialect: str
+    ) -> Expression:
+        column = self.source.columns[condition.column]
+        positive = condition.operator == "in"
+
+        def test(expression: Expression) -> Expression:
+            if dialect in _SORTS_ALL:
+                listed: Expression = sa.literal_column(token(number))
+                return expression.op("IN" if positive else "NOT IN", is_comparison=True)(listed)
+            bound = sa.bindparam(f"c{number}_0", None, sa.Text())
+            rows = rows_of(bound, column.kind, self.source.table.c[condition.column].type, dialect)
+            return expression.in_(rows) if positive else expression.not_in(rows)
+
+        if positive:
+            return test(value) if value is exact else sa.and_(test(value), test(exact))
+        return sa.or_(test(exact), value.is_(None)) if column.nullable else test(exact)
 
     # ---- order and position
 
@@ -437,7 +481,7 @@ class Plan:
         """The parameters that change from call to call, with what they hold."""
         kinds: dict[str, Kind] = {}
         for number, condition in enumerate(self.conditions):
-            kind = self.source.columns[condition.column].kind
+            kind = Kind.TEXT if condition.packed else self.source.columns[condition.column].kind
             kinds.update({f"c{number}_{i}": kind for i in range(len(_bound(condition)))})
         for name in self._values:
             kinds.setdefault(name, Kind.TEXT)
@@ -460,6 +504,8 @@ def _words(query: Query) -> dict[str, tuple[str, ...]]:
 
 def _bound(condition: Condition) -> tuple[Any, ...]:
     """The values that a condition sends: a prefix becomes a range; lists have few lengths, so that texts are few."""
+    if condition.packed:
+        return ("",)  # the one value is made for each kind of database
     if condition.operator in {"in", "not_in"} and len(condition.values) > _SHORT_LIST:
         values = condition.values
         size = min(1 << (len(values) - 1).bit_length(), _LONGEST_LIST)
