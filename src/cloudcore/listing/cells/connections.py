@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Dialect
     from sqlalchemy.pool import PoolProxiedConnection
 
+    from cloudcore.database.mysql_rows import RowReader
+
     Take = Callable[[Iterator[tuple[Any, ...]]], tuple[list[tuple[Any, ...]], bool]]
     """Reads rows as far as they are wanted, and says whether it left off before their end."""
 
@@ -93,7 +95,7 @@ class PooledConnection:
         self._autocommit: Any = None
         self.cursor: Any = None
         self.regex: RegexFunction | None = None
-        self.reader = row_reader(self.connection)
+        self.reader: RowReader | None = row_reader(self.connection)
 
     def prepare(self, deadline: float) -> None:
         """Make reading cost one round trip a statement, and on connections of ours bound each statement's time."""

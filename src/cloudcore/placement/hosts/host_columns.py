@@ -54,7 +54,7 @@ class HostColumns:
         self.stamps = stamps
         self.cells = cells
         self.domains = domains
-        self.in_domains = bool((domains != NOWHERE).any())
+        self.in_domains: bool = bool((domains != NOWHERE).any())
         self._answers: dict[object, NDArray[np.float64]] = {}
         self._reasons: dict[object, dict[int, str]] = {}
         self._sums: dict[str, tuple[Any, NDArray[np.float64]]] = {}
@@ -268,8 +268,8 @@ class JoinedHosts:
 
     def __init__(self, blocks: Sequence[tuple[HostColumns, BlockMatch]], before: JoinedHosts | None) -> None:
         self.blocks = blocks
-        self.firsts = np.cumsum([0, *(len(match.trees) for _, match in blocks)])
-        self.size = int(self.firsts[-1])
+        self.firsts: NDArray[np.int64] = np.cumsum([0, *(len(match.trees) for _, match in blocks)])
+        self.size: int = int(self.firsts[-1])
         self._arrays: dict[Any, NDArray[Any]] = {}
         self._before = before if before is not None and len(before.blocks) == len(blocks) else None
         self._changed = [] if self._before is None else _differences(blocks, self._before.blocks)

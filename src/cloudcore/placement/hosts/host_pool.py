@@ -100,9 +100,9 @@ class HostPool:
         self._asked = 0
         self._opened: dict[int, CandidateHost | None] = {}
         self.refused: dict[str, str] = {}
-        self.joined = JoinedHosts(matches, before)
-        self.size = self.joined.size
-        self.in_domains = any(hosts.in_domains for hosts, _ in matches)
+        self.joined: JoinedHosts = JoinedHosts(matches, before)
+        self.size: int = self.joined.size
+        self.in_domains: bool = any(hosts.in_domains for hosts, _ in matches)
         self._passing = self._pass()
         self._beyond = 0
         self.scales: tuple[Scale, ...] = ()
