@@ -90,7 +90,7 @@ class PooledConnection:
         self.limit = math.inf
         self.used = False
         """Whether it was kept since an earlier statement."""
-        self.idle_since = 0.0
+        self.idle_since: float = 0.0
         """The monotonic instant of its last statement's end."""
         self._autocommit: Any = None
         self.cursor: Any = None
