@@ -272,7 +272,7 @@ class OpenConnections:
 
     def _start_empty(self) -> None:
         self._lock = threading.Lock()
-        self.number = 0
+        self.number: int = 0
         """Open now."""
         self._look_at = self._swept = -math.inf
 
