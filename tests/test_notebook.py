@@ -116,7 +116,7 @@ def test_a_table_has_what_was_given(rows):
     assert len(made.rows) == len(rows)
     for row, record in zip(rows, made.to_records(), strict=True):
         assert {name: value for name, value in row.items() if words(value) != "–"}.items() <= record.items()
-    assert read(made._repr_html_()).tags <= {"table", "thead", "tbody", "tr", "th", "td", "p"}
+    assert read(made._repr_html_()).tags <= {"div", "table", "thead", "tbody", "tr", "th", "td", "p"}
     assert str(made) is not None
 
 

@@ -122,7 +122,8 @@ class Table:
         )
         title = f"<caption {_TITLE}>{escape(self.title)}</caption>" if self.title else ""
         rest = f"<p>{self._rest()}</p>" if self._rest() else ""
-        return f"<table {_STYLE}>{title}<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>{rest}"
+        made = f"<table {_STYLE}>{title}<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>{rest}"
+        return f'<div style="overflow-x:auto">{made}</div>'
 
     def _rest(self) -> str:
         hidden = max(len(self.rows) - ROWS, 0)
