@@ -1,4 +1,4 @@
-"""A Galera cluster for the tests of this folder: the same database at each of three nodes."""
+"""A server of this folder's own, to be set and restarted; and one database at each of three nodes of a cluster."""
 
 from __future__ import annotations
 
@@ -7,6 +7,16 @@ import pytest
 from cloudcore import PlacementTree, create_schema
 from cloudcore.database import Database
 from tests import services
+
+
+@pytest.fixture
+def own(request):
+    """A server that this file may restart and set, and the URL of a database of it with tables of placement."""
+    server = getattr(services, request.param)(variant="set")
+    url = server.create_database()
+    create_schema(url)
+    yield server, url
+    server.drop_database(url)
 
 
 @pytest.fixture(scope="module")

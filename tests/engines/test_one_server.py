@@ -9,25 +9,14 @@ from datetime import UTC, datetime
 import pytest
 import sqlalchemy as sa
 
-from cloudcore import AllocationLedger, PlacementTree, create_schema
+from cloudcore import AllocationLedger, PlacementTree
 from cloudcore.database import Database
 from cloudcore.errors import CapacityExceeded, SchemaMismatch
 from cloudcore.placement.tables import consumers
-from tests import services
 
 pytestmark = pytest.mark.xdist_group("one-server")
 OWNER = {"project_id": "p", "user_id": "u"}
 KINDS = ["postgresql", "mariadb"]
-
-
-@pytest.fixture
-def own(request):
-    """A server that this file may restart and set, and the URL of a database of it with tables of placement."""
-    server = getattr(services, request.param)(variant="set")
-    url = server.create_database()
-    create_schema(url, areas=["placement"])
-    yield server, url
-    server.drop_database(url)
 
 
 OWN = pytest.mark.parametrize("own", KINDS, indirect=True)

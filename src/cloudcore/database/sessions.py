@@ -27,6 +27,7 @@ __all__ = [
     "leave_lost_sessions",
     "read_what_is_committed",
     "refuse_autocommit",
+    "refuse_dirty_reads",
     "reset_quietly",
     "takes_writes",
 ]
@@ -66,6 +67,28 @@ def adopt_engine(engine: object) -> Engine:
     return engine
 
 
+def refuse_dirty_reads(connection: Connection) -> None:
+    """See that a MariaDB or MySQL server has not made READ UNCOMMITTED of an engine that names no level of its own.
+
+    Raises:
+        InvalidArgument: It has.
+    """
+    if connection.dialect.name in {"mysql", "mariadb"} and _level(connection) == "READ UNCOMMITTED":
+        raise InvalidArgument(
+            "the server's own isolation is READ UNCOMMITTED, and the engine names none: what others may yet undo would "
+            'be taken for true. Open it with isolation_level="READ COMMITTED", or give its URL',
+            field="isolation_level",
+            value="READ UNCOMMITTED",
+        )
+
+
+def _level(connection: Connection) -> str | None:
+    """The isolation of *connection*: as the engine was opened with, else the server's when it first connected."""
+    level = connection.get_execution_options().get("isolation_level")
+    level = level or getattr(connection.dialect, "_on_connect_isolation_level", None)
+    return level or connection.default_isolation_level
+
+
 def refuse_autocommit(connection: Connection) -> None:
     """See that the driver itself does not commit each statement, as ``connect_args={"autocommit": True}`` asks it to.
 
@@ -88,9 +111,7 @@ def read_what_is_committed(connection: Connection) -> None:
     """
     if connection.dialect.name not in {"mysql", "mariadb"}:
         return
-    level = connection.get_execution_options().get("isolation_level")
-    level = level or getattr(connection.dialect, "_on_connect_isolation_level", None)
-    if (level or connection.default_isolation_level) == "REPEATABLE READ":
+    if _level(connection) == "REPEATABLE READ":
         connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
 
 

@@ -21,6 +21,7 @@ from cloudcore.database.sessions import (
     is_galera,
     read_what_is_committed,
     refuse_autocommit,
+    refuse_dirty_reads,
 )
 from cloudcore.errors import DatabaseBusy, DatabaseUnavailable, DeadlineExceeded, OutcomeUnknown
 from cloudcore.observability import span
@@ -117,6 +118,8 @@ class Database:
             if self.dialect == "sqlite":
                 connection.exec_driver_sql("BEGIN")
             else:
+                if not self._owned:
+                    refuse_dirty_reads(connection)
                 self.catch_up(connection)
             yield connection
 
@@ -147,6 +150,7 @@ class Database:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             elif not self._owned:
                 refuse_autocommit(connection)
+                refuse_dirty_reads(connection)
                 read_what_is_committed(connection)
             yield connection
             failpoint("database.commit.before")

@@ -213,7 +213,7 @@ class InstanceStore:
         self._directory.finish_move(uuid)
 
     def _auditor(self, grace: timedelta) -> Auditor:
-        return Auditor(self._directory, self._database, self._router.cells, clock=self._clock, grace=grace)
+        return Auditor(self._directory, self._database, self._router.cells, grace=grace)
 
     def _leave_behind(self, uuid: str, target: str) -> None:
         left = self._directory.copies(uuid) - {target}

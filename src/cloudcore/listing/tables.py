@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.ext.compiler import compiles
 
-from cloudcore.database import Instant, Text, Uuid, metadata
+from cloudcore.database import Instant, Text, Uuid, metadata, utc_now
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
@@ -116,6 +116,7 @@ directory_instances: sa.Table = sa.Table(
     sa.Column("project_id", ExactText(), nullable=False),
     sa.Column("host", ExactText()),
     sa.Column("created_at", Instant(), nullable=False),
+    sa.Column("entered_at", Instant(), nullable=False, server_default=utc_now()),  # how old it is, by one clock
     sa.Column("deleted", sa.Boolean(), nullable=False),
     sa.Column("version", sa.BigInteger(), nullable=False, server_default="0"),
     sa.Index(None, "cell", "created_at", "uuid"),

@@ -100,7 +100,7 @@ class PooledConnection:
     def prepare(self, deadline: float) -> None:
         """Make reading cost one round trip a statement, and on connections of ours bound each statement's time."""
         kind = self.dialect.name
-        if kind == "postgresql":
+        if self._says_autocommit:
             self._autocommit, self.connection.autocommit = self.connection.autocommit, True
         elif kind in {"mysql", "mariadb"}:
             self._autocommit = self.connection.get_autocommit()
@@ -113,6 +113,11 @@ class PooledConnection:
             if self.regex is None:
                 self.regex = self._proxied.info["cloudcore.regexp"] = RegexFunction()
                 self.connection.create_function("regexp", 2, self.regex, deterministic=True)
+
+    @property
+    def _says_autocommit(self) -> bool:
+        """Whether the driver's autocommit is an attribute; PyMySQL's and mysqlclient's is a method."""
+        return self.dialect.name == "postgresql" or self.dialect.driver == "mariadbconnector"
 
     def _bound(self, deadline: float) -> None:
         kind = dialect_name(self.dialect)
@@ -217,7 +222,7 @@ class PooledConnection:
         """Give the connection back to its pool as it was."""
         with contextlib.suppress(Exception):
             self.cursor.close()
-            if self.dialect.name == "postgresql":
+            if self._says_autocommit:
                 self.connection.autocommit = self._autocommit
             elif self.dialect.name in {"mysql", "mariadb"}:
                 self.connection.autocommit(self._autocommit)

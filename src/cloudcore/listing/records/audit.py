@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import sqlalchemy as sa
 
+from cloudcore.database import utc_now
 from cloudcore.errors import CloudcoreError
 from cloudcore.listing.records.directory import Entry
 from cloudcore.listing.tables import directory_instances, directory_routes, instances
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from datetime import datetime, timedelta
+    from datetime import timedelta
 
     from cloudcore.database import Database
     from cloudcore.listing.records.directory import InstanceDirectory
@@ -75,7 +76,6 @@ class Auditor:
         directory: The directory.
         database_of: The database of a cell.
         cells: Names of the cells.
-        clock: Gives the present instant.
         grace: Entries younger than this may lack their record.
     """
 
@@ -85,12 +85,11 @@ class Auditor:
         database_of: Callable[[str], Database],
         cells: Iterable[str],
         *,
-        clock: Callable[[], datetime],
         grace: timedelta,
     ) -> None:
         self._directory, self._database_of = directory, database_of
         self._cells = list(cells)
-        self._old = clock() - grace
+        self._grace = grace
 
     def findings(self, on_progress: Callable[[int], object] | None = None) -> Iterator[Finding]:
         """Everything that disagrees, found batch by batch; *on_progress* is told how many rows were read."""
@@ -129,8 +128,10 @@ class Auditor:
             return {row.uuid: row for row in found}
 
     def _entries(self, cell: str, tell: Callable[[list[Any]], None]) -> Iterator[Finding]:
-        """Every entry that is not new has its record."""
-        select = sa.select(_d.uuid).where(_d.cell == cell, _d.created_at < self._old)
+        """Every entry that is not new has its record. How old one is the directory's clock says, and nobody's else."""
+        with self._directory.database.read() as connection:
+            old = connection.execute(sa.select(utc_now())).scalar_one() - self._grace
+        select = sa.select(_d.uuid).where(_d.cell == cell, _d.entered_at < old)
         for rows in _batches(self._directory.database, select, _d.uuid):
             uuids = [row.uuid for row in rows]
             with self._database_of(cell).read() as connection:

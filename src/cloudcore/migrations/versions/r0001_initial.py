@@ -116,6 +116,7 @@ def upgrade() -> None:
         sa.Column("project_id", ExactText(255), nullable=False),
         sa.Column("host", ExactText(255), nullable=True),
         sa.Column("created_at", Instant(), nullable=False),
+        sa.Column("entered_at", Instant(), server_default=utc_now(), nullable=False),
         sa.Column("deleted", sa.Boolean(), nullable=False),
         sa.Column("version", sa.BigInteger(), nullable=False, server_default="0"),
         sa.PrimaryKeyConstraint("uuid", name=op.f("pk_directory_instances")),
