@@ -46,9 +46,10 @@ class Workers:
             any is open.
     """
 
-    def __init__(self, maximum: int, idle_timeout: float, connections: OpenConnections) -> None:
+    def __init__(self, maximum: int, idle_timeout: float = 60.0, connections: OpenConnections | None = None) -> None:
         self._maximum, self._idle_timeout, self._connections = maximum, idle_timeout, connections
-        connections.attend = self.attend
+        if connections is not None:
+            connections.attend = self.attend
         self._closed = False
         self._start_empty()
         when_forked(self, Workers._start_empty)
@@ -144,10 +145,12 @@ class Workers:
 
     def _retire(self, worker: _Worker) -> bool:
         """End this thread, unless it was given a job just now, or it is the last and connections are open."""
-        self._connections.close_unused()
+        connections = self._connections
+        if connections is not None:
+            connections.close_unused()
         with self._lock:
             last = len(self._threads) == 1 and not self._closed
-            if last and self._connections.any:
+            if last and connections is not None and connections.any:
                 return False
             try:
                 self._idle.remove(worker)
