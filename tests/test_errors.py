@@ -34,6 +34,14 @@ def test_facts_survive_pickling_and_default_to_none(leaf: type[errors.CloudcoreE
     assert all(getattr(leaf("x"), name) is None for name in facts)
 
 
+@pytest.mark.parametrize("leaf", LEAVES, ids=lambda leaf: leaf.__name__)
+def test_every_error_says_its_cause_and_what_to_do(leaf: type[errors.CloudcoreError]) -> None:
+    if leaf is not errors.CloudcoreError:
+        cause, *_, cure = inspect.getdoc(leaf).split("\n\n")
+        assert cause.rstrip(".")
+        assert re.fullmatch(r"What to do: .+\.", cure, re.DOTALL)
+
+
 def test_an_undeclared_fact_is_refused() -> None:
     with pytest.raises(TypeError, match="ProviderNotFound has no fact providr"):
         errors.ProviderNotFound("no such provider", providr="cn1")
