@@ -57,8 +57,9 @@ def _router(folder, cells: int = 3, each: int = 40) -> CellRouter:
     router = CellRouter(every, directory=directory, deadline=60.0)
     store = InstanceStore(router)
     store.create_tables()
-    for number in range(cells * each):
-        store.create(f"cell{number % cells}", display_name=f"web-{number:04}", project_id="blue")
+    for cell in range(cells):
+        rows = [{"display_name": f"web-{n:04}", "project_id": "blue"} for n in range(cell, cells * each, cells)]
+        store.create_many(f"cell{cell}", rows)
     return router
 
 
@@ -200,24 +201,36 @@ def test_asyncio_s_own_cancellation_waits_for_a_write_too(how):
     """A shield of anyio's does not hold against task.cancel() and asyncio.timeout()."""
     slow = _Slow()
     facade = Facade(slow)
+    letting_go: list[asyncio.Future] = []
 
     async def main() -> None:
         task = asyncio.ensure_future(facade.run(slow.work))
         while not slow.busy:
             await asyncio.sleep(0.005)
-        threading.Timer(0.3, slow.go.set).start()
         if how == "timeout":
             with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.05):
-                    await task
+                await too_late(task)
         else:
             task.cancel()
             if how == "twice":
                 await asyncio.sleep(0.05)
                 task.cancel()
+            letting_go.append(asyncio.ensure_future(let_go_when(lambda: True)))
             with pytest.raises(asyncio.CancelledError):
                 await task
         assert slow.ended == 1
+        await letting_go[0]
+
+    async def too_late(task) -> None:
+        async with asyncio.timeout(0) as limit:
+            letting_go.append(asyncio.ensure_future(let_go_when(limit.expired)))
+            await task
+
+    async def let_go_when(cancelled) -> None:
+        while not cancelled():
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.05)  # whoever does not wait has gone on by now
+        slow.go.set()
 
     asyncio.run(main())
 
@@ -264,9 +277,14 @@ async def test_a_cancelled_step_of_a_stream_loses_no_record(tmp_path, anyio_back
     plain.__class__ = Held
     async with AsyncCellRouter(plain) as router:
         stream = router.stream(Query(sort=[Sort("display_name")]))
-        with anyio.move_on_after(0.3):
+        async with anyio.create_task_group() as group:
+
+            async def cancel() -> None:
+                await anyio.to_thread.run_sync(entered.wait)
+                group.cancel_scope.cancel()
+
+            group.start_soon(cancel)
             await stream.__anext__()
-        assert entered.is_set()
         go.set()
         names = []
         with contextlib.suppress(Cancelled):  # the statements of the step were stopped: no more comes, and that is said

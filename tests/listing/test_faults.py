@@ -26,6 +26,7 @@ from cloudcore.listing import (
 from tests import services
 from tests.faults import Proxy
 from tests.listing.conftest import NOW, THINGS, things, walk
+from tests.waiting import until
 
 SERVERS = pytest.mark.parametrize("dialect", ["postgresql", "mariadb"], indirect=True)
 NEVER = BreakerPolicy(threshold=10_000)
@@ -141,7 +142,7 @@ def test_failing_in_the_middle_of_a_page_keeps_what_had_come(faulty, routers):
     """The second batch of a cell fails: its first rows stay on the page, and the cursor knows where it was."""
     proxy, cells = faulty
     patient = routers(cells, source=THINGS, deadline=30.0, breaker=NEVER)
-    router = routers([*cells[:2], Cell("far", cells[2].database, deadline=2.0)], source=THINGS, breaker=NEVER)
+    router = routers([*cells[:2], Cell("far", cells[2].database, deadline=5.0)], source=THINGS, breaker=NEVER)
     query = Query(sort=[Sort("size", descending=True)], limit=None)
     stream = router.stream(query)
     stream._merge._batch = 4
@@ -291,14 +292,16 @@ def test_a_slow_consumer_is_not_the_cells_fault(databases, routers):
     """The deadline measures cells: what the caller does between records is his own time."""
     url = databases.url("sqlite")
     fill(url, rows(0, 40))
-    router = routers([Cell("one", url)], source=THINGS, deadline=0.2)
+    paused = 0.0
+    router = routers([Cell("one", url)], source=THINGS, deadline=30.0, clock=lambda: time.monotonic() + paused)
     stream = router.stream(Query(sort=["size"]))
     stream._merge._batch = 10
-    found = []
+    under_way, found = stream._driver._requests, []
     for record in stream:
         found.append(record.id)
         if len(found) in {5, 25}:
-            time.sleep(0.5)  # the consumer's pause is what is tested
+            until(lambda: not under_way._requests or under_way._answers._completed)  # what was asked for ahead has come
+            paused += 60.0
     assert len(found) == 40
     assert stream.cells["one"].state is CellState.ANSWERED
 

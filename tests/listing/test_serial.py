@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
 import time
@@ -18,6 +19,7 @@ from cloudcore.listing.cells.promptness import PROMPT, STALL, Promptness
 from cloudcore.listing.cells.workers import CompletionQueue
 from tests.listing.conftest import THINGS, things
 from tests.listing.test_faults import NEVER, rows
+from tests.waiting import until
 
 QUERY = Query(sort=["size"], limit=50)
 
@@ -62,10 +64,16 @@ def urls(databases):
 
 def cells_of(urls, gated=()):
     gated_options = {"connect_args": {"factory": Gate}}
-    return [
-        Cell(f"c{n}", url, options=gated_options if n in gated else {}, deadline=0.3 if n in gated else None)
-        for n, url in enumerate(urls)
-    ]
+    return [Cell(f"c{n}", url, options=gated_options if n in gated else {}) for n, url in enumerate(urls)]
+
+
+@contextlib.contextmanager
+def impatient(router, cell):
+    """Meanwhile *cell* has a fifth of a second: before and after a busy machine is no fault of its."""
+    backend = router._backends[cell]
+    patient, backend.deadline = backend.deadline, 0.2
+    yield
+    backend.deadline = patient
 
 
 def threads():
@@ -88,7 +96,8 @@ def test_a_cell_that_hangs_in_the_lane_holds_up_no_other(urls, routers, gate, st
     router = routers(cells_of(urls, {stuck}), source=THINGS, breaker=NEVER)
     assert router.page(QUERY).complete
     gate.open.clear()
-    page = router.page(QUERY)
+    with impatient(router, f"c{stuck}"):
+        page = router.page(QUERY)
     assert {name for name, report in page.cells.items() if report.state is not CellState.ANSWERED} == {f"c{stuck}"}
     assert page.cells[f"c{stuck}"].state is CellState.SLOW
     assert len(page.records) == 25
@@ -103,7 +112,7 @@ def test_a_cell_that_hangs_in_the_lane_holds_up_no_other(urls, routers, gate, st
 def test_a_lone_file_is_read_by_the_caller_and_keeps_its_deadline(urls, routers):
     """Without a thread; SQLite itself gives up a statement that takes longer than the cell may."""
     before = threads()
-    router = routers([Cell("c0", urls[0], deadline=0.2)], source=THINGS, breaker=NEVER)
+    router = routers([Cell("c0", urls[0])], source=THINGS, breaker=NEVER)
     backend = router._backends["c0"]
     for _ in range(200):  # a busy machine may make it look slow
         router.page(QUERY)
@@ -121,7 +130,8 @@ def test_a_lone_file_is_read_by_the_caller_and_keeps_its_deadline(urls, routers)
             "SELECT '0' AS id, NULL AS name, i AS size, NULL AS at, NULL AS flag, 'x' AS kind FROM n"
         )
     engine.dispose()
-    page = router.page(QUERY)
+    with impatient(router, "c0"):
+        page = router.page(QUERY)
     assert page.cells["c0"].state is CellState.SLOW
     assert page.cells["c0"].seconds < 30, "it would have gone on for ever"
     assert not backend.direct, "it has to earn the caller's trust again"
@@ -132,15 +142,15 @@ def test_a_lone_file_that_is_locked_is_given_up_at_its_deadline(urls, routers):
     writer = sqlite3.connect(urls[0].removeprefix("sqlite:///"), isolation_level=None)
     assert writer.execute("PRAGMA journal_mode=DELETE").fetchone() == ("delete",)
     router = routers([Cell("c0", urls[0], deadline=0.2)], source=THINGS, breaker=NEVER)
-    for _ in range(3):
-        assert router.page(QUERY).complete
+    for _ in range(3):  # on a busy machine it may be late
+        until(lambda: router.page(QUERY).complete)
     writer.execute("BEGIN EXCLUSIVE")
     page = router.page(QUERY)
     assert page.cells["c0"].state is not CellState.ANSWERED
     assert page.cells["c0"].seconds < 30
     writer.execute("ROLLBACK")
     writer.close()
-    assert router.page(QUERY).complete
+    until(lambda: router.page(QUERY).complete)
 
 
 def test_trust_is_lost_for_longer_each_time_and_won_back_at_once():
