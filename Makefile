@@ -51,6 +51,11 @@ bench:
 	@bash scripts/setup apt-test venv-test placement nova
 	$(PYTHON) -m bench.run $(AREA)
 
+## make figures        the page of figures, of what make bench has measured
+.PHONY: figures
+figures:
+	$(PYTHON) -m bench.figures
+
 ## make docs           the site, in build/site; its code blocks are run by: make test ARGS=tests/test_docs.py
 .PHONY: docs
 docs:

@@ -16,6 +16,7 @@ A benchmark is a script `bench/bench_AREA.py`:
             )
             bench.measure("first page, cold", ours=..., at_most=0.005)                   # no peer: seconds
             bench.record("memory for 100,000 hosts, MB", ours=63, must=100, met=True)    # measured otherwise
+            bench.curve("a page", "cells", {n: bench.median(page_of(n)) for n in (1, 4, 16)})     # how it grows
 
     if __name__ == "__main__":
         main()
@@ -30,7 +31,8 @@ Fairness
       effect give `number=1` and undo it in `before_ours` / `before_peer`, which are not timed.
 
 The table goes to standard output, the rows to `bench/results/AREA.json`: {work, ours, peer, ratio, must, met}, in
-seconds unless the work says otherwise, with the spread and CPU time beside them. `ratio` is peer / ours.
+seconds unless the work says otherwise, with the spread and CPU time beside them. `ratio` is peer / ours. Machine and
+date stand there, too; `python -m bench.figures` makes the page of figures of all these files.
 Only one benchmark runs at a time on a machine: the harness waits for the others.
 
 Peers get environments of their own in the cache, of Debian's Python where there is one, pinned by
@@ -53,9 +55,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
+
+from bench import machine
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent
@@ -292,6 +296,7 @@ class Bench:
     def __init__(self, area: str, *, write: bool = True) -> None:
         self.area, self._write = area, write
         self.rows: list[dict[str, Any]] = []
+        self.curves: list[dict[str, Any]] = []
         self.versions: dict[str, str] = {"python": platform.python_version()}
         self._peers: list[Peer] = []
         self._lock = (Path(tempfile.gettempdir()) / f"cloudcore-bench-{os.getuid()}.lock").open("w")
@@ -383,12 +388,43 @@ class Bench:
         """Add a row that was measured otherwise (memory, operations a second, under contention)."""
         return self._add(work, {"ours": ours, "peer": peer, "ratio": ratio, "must": must, "met": met}, note)
 
+    @staticmethod
+    def median(function: Callable[[], Any], *, rounds: int = 5) -> float:
+        """The median of the seconds that *function* takes, warm."""
+        side = _Side(function, None, None)
+        side.calibrate()
+        for _ in range(rounds):
+            side.sample()
+        return side.row("ours")["ours"]
+
+    def curve(
+        self, work: str, size: str, points: Mapping[int, float], *, unit: str = "s", at_most: float | None = None
+    ) -> dict[str, Any]:
+        """Keep how *work* grows with *size*: a power of it, fitted to the points on logarithmic axes.
+
+        Args:
+            work: What is done.
+            size: What grows, such as ``"hosts"``.
+            points: Size → what was measured; at least two.
+            unit: Of what was measured: ``"s"``, or a rate such as ``"claims/s"``.
+            at_most: The power that is promised; None promises nothing.
+        """
+        slope = power(points)
+        met = None if at_most is None else slope <= at_most
+        curve = {"work": work, "size": size, "unit": unit, "points": list(points.items())}
+        self.curves.append({**curve, "slope": slope, "must": at_most, "met": met})
+        told = ", ".join(f"{n:,}: {figure_of(value, unit)}" for n, value in points.items())
+        print(f"  {work}, by {size}: {told}; grows as {size}^{slope:.2f} {_VERDICTS[met]}", flush=True)
+        return self.curves[-1]
+
     def _add(self, work: str, row: dict[str, Any], note: str) -> dict[str, Any]:
         row = {"work": work, **row, **({"note": note} if note else {})}
         self.rows.append(row)
-        verdict = {True: "met", False: "NOT MET", None: ""}[row["met"]]
         ratio = f"{row['ratio']:.1f} x" if row["ratio"] is not None else ""
-        print(f"  {work}: ours {_figure(row, 'ours')}, peer {_figure(row, 'peer')} {ratio} {verdict}", flush=True)
+        print(
+            f"  {work}: ours {_figure(row, 'ours')}, peer {_figure(row, 'peer')} {ratio} {_VERDICTS[row['met']]}",
+            flush=True,
+        )
         return row
 
     # ---- life
@@ -408,9 +444,15 @@ class Bench:
         print(table(self.rows))
         if self._write:
             RESULTS.mkdir(exist_ok=True)
-            content = {"area": self.area, "cores": os.cpu_count(), "versions": self.versions, "rows": self.rows}
+            content = {
+                "area": self.area,
+                "machine": machine.describe(),
+                "versions": self.versions,
+                "rows": self.rows,
+                "curves": self.curves,
+            }
             (RESULTS / f"{self.area}.json").write_text(json.dumps(content, indent=1) + "\n")
-        if any(row["met"] is False for row in self.rows):
+        if any(each["met"] is False for each in (*self.rows, *self.curves)):
             raise SystemExit(1)
 
     @staticmethod
@@ -421,18 +463,35 @@ class Bench:
             client.end_run()
 
 
+_VERDICTS = {True: "met", False: "NOT MET", None: ""}
+
+
+def power(points: Mapping[int, float]) -> float:
+    """The power of the size with which what was measured grows: the slope on logarithmic axes, by least squares."""
+    line = statistics.linear_regression(
+        [math.log(size) for size in points], [math.log(value) for value in points.values()]
+    )
+    return line.slope
+
+
 def _short(answer: Any) -> str:
     text = repr(answer)
     return text if len(text) < 1500 else f"{text[:1500]}… ({len(text)} characters)"
 
 
-def _seconds(value: float | None) -> str:
+def seconds(value: float | None) -> str:
+    """A duration in the unit that suits it."""
     if value is None:
         return "–"
     for unit, factor in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
         if value >= factor:
             return f"{value / factor:.3g} {unit}"
     return f"{value / 1e-9:.3g} ns"
+
+
+def figure_of(value: float, unit: str) -> str:
+    """What was measured, with its unit."""
+    return seconds(value) if unit == "s" else f"{value:,.0f} {unit}"
 
 
 def _figure(row: dict[str, Any], name: str) -> str:
@@ -442,8 +501,8 @@ def _figure(row: dict[str, Any], name: str) -> str:
         return "–"
     if f"{name}_min" not in row:
         return f"{value:.6g}"
-    low, high, cpu = (_seconds(row[f"{name}_{what}"]) for what in ("min", "max", "cpu"))
-    return f"{_seconds(value)} [{low}, {high}] cpu {cpu}"
+    low, high, cpu = (seconds(row[f"{name}_{what}"]) for what in ("min", "max", "cpu"))
+    return f"{seconds(value)} [{low}, {high}] cpu {cpu}"
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
