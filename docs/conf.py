@@ -11,7 +11,7 @@ sys.path.insert(0, str(HERE / "_extensions"))
 NOTEBOOKS = any(HERE.glob("notebooks/*.md"))
 
 project = "cloudcore"
-author = "The cloudcore maintainers"
+author = project_copyright = "The cloudcore maintainers"
 version = release = cloudcore.__version__
 language = "en_GB"
 extensions = [

@@ -17,7 +17,7 @@ def draw(source: str, theme: str) -> str:
     own = "diagram-" + hashlib.sha256((theme + source).encode()).hexdigest()[:12]
     width = re.search(r'viewBox="\S+ \S+ (\S+)', drawn)
     readable = f' style="min-width:{0.6 * float(width[1]):.0f}px;' if width else ' style="'
-    return re.sub(r"\bmerman\b", own, drawn).replace(' style="', readable, 1)
+    return re.sub(r"\bmerman(?=\b|_)", own, drawn).replace(' style="', readable, 1)
 
 
 class Mermaid(SphinxDirective):
