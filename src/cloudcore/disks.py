@@ -21,6 +21,7 @@ __all__ = [
     "DiskState",
     "FileSource",
     "GuestDisks",
+    "GuestFreezer",
     "IscsiSource",
     "LuksEncryption",
     "OrphanFinder",
@@ -266,4 +267,26 @@ class OrphanFinder(Protocol):
 
         Raises:
             DeadlineExceeded: A guest could not be asked.
+        """
+
+
+@runtime_checkable
+class GuestFreezer(Protocol):
+    """What a hypervisor may offer beside :class:`GuestDisks`: a guest whose file systems stand still for a while."""
+
+    def freeze(self, instance_id: str) -> None:
+        """Have the guest's agent write out what its file systems hold back, and let them wait until :meth:`thaw`.
+
+        Nothing to do for a guest that does not run. One that is frozen already is success.
+
+        Raises:
+            GuestAgentUnavailable: There is no agent, or it does not answer. They do not wait.
+            DeadlineExceeded: They may wait: thaw it.
+        """
+
+    def thaw(self, instance_id: str) -> None:
+        """Let them go on. Nothing to do for a guest that does not run, or is not frozen.
+
+        Raises:
+            GuestAgentUnavailable, DeadlineExceeded: They may still wait: repeat it, or restart the guest.
         """

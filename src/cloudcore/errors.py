@@ -42,6 +42,7 @@
     │   ├── GroupViolation                      affinity or anti-affinity of a group of instances
     │   ├── FencingRequired                     force without evidence that the host is dead
     │   ├── DetachFailed                        the guest refuses to let a device go
+    │   ├── GuestAgentUnavailable               nobody in the guest answers, who could make its file systems wait
     │   └── NoValidHost                         carries the report: for each host, why
     │       └── MaxRetriesExceeded              every alternate was tried; carries each attempt
     ├── Unavailable, Transient                try again later
@@ -100,6 +101,7 @@ __all__ = [
     "FencingRequired",
     "GenerationConflict",
     "GroupViolation",
+    "GuestAgentUnavailable",
     "GuestBusy",
     "GuestNotFound",
     "HypervisorError",
@@ -614,6 +616,16 @@ class DetachFailed(Refused):
     """The guest or the hypervisor refused for good to let a device go.
 
     What to do: look at the guest: it holds the device. Stop its use, or the guest, and detach again.
+    """
+
+    identifier: str | None
+
+
+class GuestAgentUnavailable(Refused):
+    """The guest has no agent, or its agent does not answer; its file systems go on writing.
+
+    What to do: install ``qemu-guest-agent`` in the guest, give it the channel ``org.qemu.guest_agent.0``, or ask for
+    what is had without it: ``crash_consistent=True``.
     """
 
     identifier: str | None

@@ -149,6 +149,12 @@ STATES = {
     "reimaged-unwritten": killed_rebuilding("attach.reimaged"),
 }
 
+
+def snapshot(manager, world):
+    for one in manager.snapshot(world.who, "s").snapshots:
+        world.service.service.delete_snapshot(one.id)
+
+
 VERBS = {
     "detach": lambda m, w: m.detach(w.leg().id, boot_volume=True),
     "detach-force": lambda m, w: m.detach(w.leg().id, force=True),
@@ -165,6 +171,7 @@ VERBS = {
     "evacuate": lambda m, w: m.begin_move(w.who, THERE, kind="evacuation"),
     "refresh": lambda m, w: m.refresh(w.who),
     "rebuild": lambda m, w: m.rebuild(w.who, instance()),
+    "snapshot": snapshot,
     "confirm": lambda m, w: m.confirm_move(w.who),
     "revert": lambda m, w: m.revert_move(w.who),
     "recover": lambda m, w: m.recover(),

@@ -12,9 +12,10 @@ from pathlib import Path
 import attrs
 import pytest
 
-from cloudcore.disks import DetachOutcome, Disk, RbdSource
+from cloudcore.disks import DetachOutcome, Disk, GuestFreezer, RbdSource
 from cloudcore.errors import (
     DeadlineExceeded,
+    GuestAgentUnavailable,
     HypervisorUnavailable,
     InvalidArgument,
     InvalidDisk,
@@ -107,6 +108,33 @@ def test_what_a_driver_cannot_do_is_said_so():
         assert not hypervisor.disk_state(instance_id, disk.volume_id).present
         with pytest.raises(UnsupportedFeature):
             hypervisor.define_secret(str(uuid.uuid4()), kind="ceph", name="x", value=b"")
+
+
+def test_file_systems_wait_and_go_on_if_there_is_an_agent():
+    """libvirt's test driver has one; of a guest that is not there, or is off, nobody writes."""
+    instance_id = "6695eb01-f6a4-8304-79aa-97f2502e193f"
+    with LibvirtHypervisor("test:///default") as hypervisor:
+        assert isinstance(hypervisor, GuestFreezer)
+        for verb in (hypervisor.freeze, hypervisor.thaw, hypervisor.thaw):
+            verb(instance_id)
+            verb(str(uuid.uuid4()))
+
+
+def test_a_guest_without_an_agent_says_so(guests):
+    """One that has no channel for it, and one that has it with nobody behind it."""
+    path = f"{guests.host.folder}/run/{uuid.uuid4().hex[:8]}.agent"
+    channel = (
+        f"<channel type='unix'><source mode='bind' path='{path}'/>"
+        f"<target type='virtio' name='org.qemu.guest_agent.0'/></channel>"
+    )
+    with LibvirtHypervisor(guests.host.uri) as hypervisor:
+        for more in ("", channel):
+            instance_id = guests.define(more=more)
+            hypervisor.freeze(instance_id)  # it is off
+            guests.domain(instance_id).create()
+            with pytest.raises(GuestAgentUnavailable) as caught:
+                hypervisor.freeze(instance_id)
+            assert caught.value.identifier == instance_id
 
 
 def test_nothing_is_opened_before_it_is_needed(tmp_path: Path):

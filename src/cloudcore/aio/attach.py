@@ -50,6 +50,9 @@ class AsyncAttachmentManager(ClosingFacade[AttachmentManager]):
     @offloaded(AttachmentManager.rebuild)
     def rebuild(self) -> None: ...
 
+    @offloaded(AttachmentManager.snapshot)
+    def snapshot(self) -> None: ...
+
     @offloaded(AttachmentManager.move)
     def move(self) -> None: ...
 

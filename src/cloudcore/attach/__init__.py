@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         Attachment,
         Extension,
         HostDevice,
+        InstanceSnapshot,
         ManagerStatus,
         Move,
         RecoveryReport,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
         Volume,
         VolumeAttachment,
         VolumeFeatures,
+        VolumeSnapshot,
     )
 
 _EXPORTS = {
@@ -61,6 +63,7 @@ _EXPORTS = {
     "HealReport": "cloudcore.attach.audit.auditor",
     "HostConnector": "cloudcore.attach.hosts.connectors",
     "HostDevice": "cloudcore.attach.lifecycle.records",
+    "InstanceSnapshot": "cloudcore.attach.lifecycle.records",
     "Limits": "cloudcore.attach.lifecycle.rules",
     "MemoryGuests": "cloudcore.attach.hosts.guests",
     "Move": "cloudcore.attach.lifecycle.records",
@@ -73,6 +76,7 @@ _EXPORTS = {
     "Volume": "cloudcore.attach.volumes.values",
     "VolumeAttachment": "cloudcore.attach.volumes.values",
     "VolumeFeatures": "cloudcore.attach.volumes.values",
+    "VolumeSnapshot": "cloudcore.attach.volumes.values",
     "VolumeService": "cloudcore.attach.volumes.interface",
 }
 
@@ -96,6 +100,7 @@ __all__ = [
     "HealReport",
     "HostConnector",
     "HostDevice",
+    "InstanceSnapshot",
     "Limits",
     "ManagerStatus",
     "MemoryGuests",
@@ -110,6 +115,7 @@ __all__ = [
     "VolumeAttachment",
     "VolumeFeatures",
     "VolumeService",
+    "VolumeSnapshot",
 ]
 
 __getattr__: Callable[[str], Any]

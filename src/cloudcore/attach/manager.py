@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 
 from sqlalchemy.engine import Engine
 
-from cloudcore._values import normalise_uuid, require_utc
+from cloudcore._values import normalise_uuid, require_text, require_utc
 from cloudcore.attach.audit.auditor import Auditor, HealReport
 from cloudcore.attach.audit.findings import AuditReport, Finding
 from cloudcore.attach.hosts.connectors import Host, PlainConnector
@@ -32,6 +32,7 @@ from cloudcore.attach.workflow.driver import Driver
 from cloudcore.attach.workflow.moves import Moves
 from cloudcore.attach.workflow.recovery import Recovery
 from cloudcore.attach.workflow.restart import recover_all
+from cloudcore.attach.workflow.snapshots import Snapshots
 from cloudcore.database import Database, RetryPolicy
 from cloudcore.disks import DiskBus, GuestDisks
 from cloudcore.errors import (
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 
     from cloudcore.attach.hosts.connectors import HostConnector
     from cloudcore.attach.lifecycle.fencing import Fencer
-    from cloudcore.attach.lifecycle.records import Move, StoryLine
+    from cloudcore.attach.lifecycle.records import InstanceSnapshot, Move, StoryLine
     from cloudcore.attach.lifecycle.rules import Policy
     from cloudcore.attach.volumes.interface import VolumeService
     from cloudcore.attach.volumes.values import AttachMode
@@ -120,6 +121,15 @@ class AttachmentManager:
             self._journal, self.volumes, self.hosts, self._leases, patience=patience, id_factory=id_factory
         )
         self._recovery = Recovery(self._journal, self._driver, self._leases, fencer)
+        self._snapshots = Snapshots(
+            self._journal,
+            self._move_rows,
+            self._driver,
+            self._leases,
+            self._recovery,
+            self.volumes,
+            id_factory=id_factory,
+        )
         self._moves = Moves(
             self._journal,
             self._move_rows,
@@ -127,6 +137,7 @@ class AttachmentManager:
             self._leases,
             self._recovery,
             self.volumes,
+            self._snapshots,
             fencer=fencer,
             id_factory=id_factory,
         )
@@ -494,6 +505,29 @@ class AttachmentManager:
             CloudcoreError: What failed; repeat it.
         """
         return self._moves.rebuild(normalise_uuid(instance_id, "instance_id"), normalise_uuid(image_id, "image_id"))
+
+    @observed("attach.snapshot", "instance_id", "name", "crash_consistent", level=logging.INFO)
+    def snapshot(self, instance_id: str, name: str, *, crash_consistent: bool = False) -> InstanceSnapshot:
+        """Keep what all volumes of the instance hold at one instant, while its file systems wait.
+
+        The guest's agent writes out what is held back and lets them wait until every snapshot is made; a guest that is
+        off, and an instance on no host, needs none. Volumes that others use too are written on by those. If this fails,
+        or dies, the guest goes on and what was made is deleted: at once, or by :meth:`recover`.
+
+        Args:
+            instance_id: UUID.
+            name: Of the snapshots; an id is appended, so that each call makes its own.
+            crash_consistent: Take the volumes as after a power cut, if nobody in the guest answers.
+
+        Raises:
+            GuestAgentUnavailable: Nobody in the guest answers. Nothing is left over.
+            Conflict: It has no volume, an attachment is not at rest, or it is in a move.
+            WrongHost: Its host is not served here. Nothing was touched.
+            CloudcoreError: What failed; a note says if it could not be undone.
+        """
+        identifier = normalise_uuid(instance_id, "instance_id")
+        require_text(name, "name", maximum=200)
+        return self._snapshots.make(identifier, name, crash_consistent=crash_consistent)
 
     def move(self, instance_id: str) -> Move | None:
         """The move that the instance is in, None if it is in none."""

@@ -22,6 +22,7 @@ __all__ = [
     "attachment_locks",
     "attachment_moves",
     "embedded_attachments",
+    "embedded_snapshots",
     "embedded_volumes",
 ]
 
@@ -103,4 +104,14 @@ embedded_attachments: sa.Table = sa.Table(
     sa.Column("connector", Json()),
     sa.Column("created_at", Instant(), nullable=False),
     sa.Column("attached_at", Instant()),
+)
+
+embedded_snapshots: sa.Table = sa.Table(
+    "embedded_snapshots",
+    metadata,
+    sa.Column("id", Uuid(), primary_key=True),
+    sa.Column("volume_id", Uuid(), sa.ForeignKey("embedded_volumes.id"), nullable=False),
+    sa.Column("name", Text(255), nullable=False),
+    sa.Column("size", sa.BigInteger(), nullable=False),
+    sa.UniqueConstraint("volume_id", "name"),
 )

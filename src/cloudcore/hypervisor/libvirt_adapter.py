@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any, Self
 
 from cloudcore._extras import require_extra
 from cloudcore._values import normalise_uuid, require_text
 from cloudcore.disks import DetachOutcome
-from cloudcore.errors import DeadlineExceeded, HypervisorError, InvalidArgument
+from cloudcore.errors import DeadlineExceeded, GuestNotFound, HypervisorError, InvalidArgument
 from cloudcore.hypervisor.disks.guests import Hint, Waiters
 from cloudcore.hypervisor.disks.libvirt_driver import LibvirtDriver
 from cloudcore.hypervisor.disks.migration import Migration, cancel
@@ -155,6 +156,27 @@ class LibvirtHypervisor:
     def resize_disk(self, instance_id: str, volume_id: str, size: int) -> None:
         """See :meth:`cloudcore.disks.GuestDisks.resize_disk`."""
         self._disks.resize(instance_id, volume_id, size)
+
+    def freeze(self, instance_id: str) -> None:
+        """See :meth:`cloudcore.disks.GuestFreezer.freeze`; by QEMU's guest agent."""
+        self._ask_agent(instance_id, "freeze", lambda domain: domain.fsFreeze())
+
+    def thaw(self, instance_id: str) -> None:
+        """See :meth:`cloudcore.disks.GuestFreezer.thaw`."""
+        self._ask_agent(instance_id, "thaw", lambda domain: domain.fsThaw())
+
+    def _ask_agent(self, instance_id: str, verb: str, ask: Callable[[Any], object]) -> None:
+        identifier = normalise_uuid(instance_id, "instance_id")
+
+        def act(connection: Any) -> None:
+            domain = connection.lookupByUUIDString(identifier)
+            if domain.isActive():
+                ask(domain)
+
+        with contextlib.suppress(GuestNotFound):
+            self._connection.call(
+                f"{verb} guest {identifier}", act, seconds=self._timeouts.change, identifier=identifier
+            )
 
     # --- moving ------------------------------------------------------------------------------------------------------
 

@@ -98,6 +98,7 @@ class MemoryHypervisor:
         transient: bool = False,
         slots: int = 26,
         unplug: Unplug | str = Unplug.WILLING,
+        agent: bool = True,
     ) -> None:
         """Make a guest.
 
@@ -107,6 +108,7 @@ class MemoryHypervisor:
             transient: It has no persistent definition.
             slots: How many disks it can have.
             unplug: What it does when it is asked to let a disk go.
+            agent: Whether somebody in it answers when its file systems are to wait.
 
         Raises:
             AlreadyExists: There is one.
@@ -116,7 +118,7 @@ class MemoryHypervisor:
             if instance_id in self._driver.guests:
                 raise AlreadyExists(f"guest {instance_id} is there already", identifier=instance_id)
             self._driver.guests[instance_id] = MemoryGuest(
-                state=GuestState(state), transient=transient, slots=slots, unplug=Unplug(unplug)
+                state=GuestState(state), transient=transient, slots=slots, unplug=Unplug(unplug), agent=agent
             )
 
     def remove_guest(self, instance_id: str) -> None:
@@ -137,6 +139,7 @@ class MemoryHypervisor:
         """Switch a guest off. A transient one is gone then."""
         with self._guest(instance_id) as guest:
             guest.state, guest.live, guest.asked, guest.orphans = GuestState.OFF, {}, set(), {}
+            guest.frozen = False
             if guest.transient:
                 del self._driver.guests[normalise_uuid(instance_id, "instance_id")]
 
@@ -171,6 +174,11 @@ class MemoryHypervisor:
             for target, disk in list(guest.live.items()):
                 if disk.volume_id == volume_id:
                     guest.orphans[volume_id] = guest.live.pop(target)
+
+    def frozen(self, instance_id: str) -> bool:
+        """Whether the guest's file systems wait."""
+        with self._guest(instance_id) as guest:
+            return guest.frozen
 
     def size(self, instance_id: str, volume_id: str) -> int | None:
         """What the guest was last told of a volume's size, in bytes."""
@@ -222,6 +230,14 @@ class MemoryHypervisor:
     def resize_disk(self, instance_id: str, volume_id: str, size: int) -> None:
         """See :meth:`cloudcore.disks.GuestDisks.resize_disk`."""
         self._disks.resize(instance_id, volume_id, size)
+
+    def freeze(self, instance_id: str) -> None:
+        """See :meth:`cloudcore.disks.GuestFreezer.freeze`."""
+        self._driver.freeze(normalise_uuid(instance_id, "instance_id"), frozen=True)
+
+    def thaw(self, instance_id: str) -> None:
+        """See :meth:`cloudcore.disks.GuestFreezer.thaw`."""
+        self._driver.freeze(normalise_uuid(instance_id, "instance_id"), frozen=False)
 
     # --- the rest ----------------------------------------------------------------------------------------------------
 

@@ -59,6 +59,12 @@ class MemoryGuests:
             for (instance_id, volume_id), disk in sorted(disks.items())
         )
 
+    def freeze(self, instance_id: str) -> None:
+        """See :class:`~cloudcore.disks.GuestFreezer`; there is nothing to write out."""
+
+    def thaw(self, instance_id: str) -> None:
+        """See :class:`~cloudcore.disks.GuestFreezer`."""
+
     def resize_disk(self, instance_id: str, volume_id: str, size: int) -> None:
         """See :class:`~cloudcore.disks.GuestDisks`; there is nothing to resize."""
         with self._mutex:

@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-    from cloudcore.attach.volumes.values import AttachMode, Volume
+    from cloudcore.attach.volumes.values import AttachMode, Volume, VolumeSnapshot
 
 __all__ = [
     "Attachment",
     "Extension",
     "HostDevice",
+    "InstanceSnapshot",
     "ManagerStatus",
     "Move",
     "MoveKind",
@@ -38,8 +39,8 @@ Role = Literal["main", "next", "past"]
 WhenGone = Literal["keep", "delete"]
 """What becomes of a volume whose attachment is on its way out: a user's detach keeps it, termination may delete it."""
 
-MoveKind = Literal["live", "cold", "shelve", "evacuation", "refresh", "rebuild"]
-"""How an instance leaves its host; a refresh and a rebuild leave it and come back."""
+MoveKind = Literal["live", "cold", "shelve", "evacuation", "refresh", "rebuild", "snapshot"]
+"""How an instance leaves its host; a refresh and a rebuild come back, and during a snapshot it stays where it is."""
 
 
 @attrs.frozen(kw_only=True)
@@ -245,6 +246,23 @@ class Extension:
 
 
 @attrs.frozen(kw_only=True)
+class InstanceSnapshot:
+    """What all volumes of an instance held at one instant.
+
+    Attributes:
+        instance_id: UUID.
+        name: Of the snapshot of each volume; unique.
+        quiesced: The guest's file systems waited, or nobody could write. False: as after a power cut.
+        snapshots: Of each volume, in the order of its attachments.
+    """
+
+    instance_id: str
+    name: str
+    quiesced: bool
+    snapshots: tuple[VolumeSnapshot, ...]
+
+
+@attrs.frozen(kw_only=True)
 class Move:
     """An instance's volumes on their way to another host.
 
@@ -252,12 +270,12 @@ class Move:
         instance_id: UUID.
         kind: See :data:`MoveKind`.
         phase: ``"beginning"``, ``"begun"`` (of a rebuild ``"reimaging"``), ``"confirming"``, ``"reverting"``, or
-            ``"ending"`` with its instance.
+            ``"ending"`` with its instance. Of a snapshot ``"freezing"``, then ``"frozen"``.
         source: Host that the instance leaves.
         destination: Host that it goes to; None for a shelved instance.
         legs: The second legs (live), or the held ones.
         disks: For a live move: the disks as the destination's definition must have them, in the order of *legs*.
-        note: Evidence under which the source counts as dead, if it does; of a rebuild, the image.
+        note: Evidence under which the source counts as dead, if it does; a rebuild's image, a snapshot's name.
     """
 
     instance_id: str

@@ -25,6 +25,7 @@ from cloudcore.attach.volumes.cinder_rules import (
     read_encryption,
     read_volume,
 )
+from cloudcore.attach.volumes.cinder_snapshots import CinderSnapshots
 from cloudcore.attach.volumes.values import AttachmentStatus, Connector
 from cloudcore.errors import (
     AttachmentNotFound,
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from keystoneauth1.plugin import BaseAuthPlugin
     from keystoneauth1.session import Session
 
-    from cloudcore.attach.volumes.values import AttachMode, Volume, VolumeAttachment, VolumeFeatures
+    from cloudcore.attach.volumes.values import AttachMode, Volume, VolumeAttachment, VolumeFeatures, VolumeSnapshot
 
 __all__ = ["CinderVolumes"]
 
@@ -120,6 +121,7 @@ class CinderVolumes:
         self._calls = Calls(http, wanted=microversion, deadline=deadline, attempts=attempts, clock=clock, sleep=sleep)
         self._deadline = deadline
         self._all_projects = all_projects
+        self._snapshots = CinderSnapshots(self._calls, all_projects=all_projects, page_size=page_size)
         self._own: Session | None = None
 
     @classmethod
@@ -308,6 +310,18 @@ class CinderVolumes:
             return False
         log.info("volume %s gets image %s", volume.id, image_id)
         return True
+
+    def snapshot(self, volume_id: str, name: str) -> VolumeSnapshot:
+        """As :meth:`VolumeService.snapshot <cloudcore.attach.VolumeService.snapshot>`."""
+        return self._snapshots.make(volume_id, name)
+
+    def snapshots(self, volume_id: str) -> tuple[VolumeSnapshot, ...]:
+        """As :meth:`VolumeService.snapshots <cloudcore.attach.VolumeService.snapshots>`."""
+        return self._snapshots.of(volume_id)
+
+    def delete_snapshot(self, snapshot_id: str) -> None:
+        """As :meth:`VolumeService.delete_snapshot <cloudcore.attach.VolumeService.delete_snapshot>`."""
+        self._snapshots.delete(snapshot_id)
 
     def delete_volume(self, volume_id: str) -> None:
         """As :meth:`VolumeService.delete_volume <cloudcore.attach.VolumeService.delete_volume>`."""

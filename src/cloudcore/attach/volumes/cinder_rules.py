@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from cloudcore._values import normalise_uuid
-from cloudcore.attach.volumes.values import AttachmentStatus, ConnectionInfo, Volume, VolumeAttachment, VolumeFeatures
+from cloudcore.attach.volumes.values import (
+    AttachmentStatus,
+    ConnectionInfo,
+    Volume,
+    VolumeAttachment,
+    VolumeFeatures,
+    VolumeSnapshot,
+)
 from cloudcore.errors import (
     AttachmentNotFound,
     CloudcoreError,
@@ -23,6 +30,7 @@ from cloudcore.errors import (
     InvalidArgument,
     InvalidConnector,
     LimitExceeded,
+    NotFound,
     OutcomeUnknown,
     PolicyDenied,
     UnsupportedFeature,
@@ -43,6 +51,7 @@ __all__ = [
     "negotiate",
     "read_attachment",
     "read_encryption",
+    "read_snapshot",
     "read_volume",
     "seconds_to_wait",
     "strange",
@@ -182,6 +191,21 @@ def _shared_targets(body: Mapping[str, Any], features: VolumeFeatures) -> bool |
     return None if value is None else bool(value)
 
 
+def read_snapshot(body: Mapping[str, Any]) -> VolumeSnapshot:
+    """Read one ``snapshot`` of an answer.
+
+    Raises:
+        KeyError, TypeError, ValueError: It is not what Cinder answers.
+    """
+    return VolumeSnapshot(
+        id=body["id"],
+        volume_id=body["volume_id"],
+        name=body.get("name") or "",
+        size=int(body["size"]) * GIB,
+        status=body["status"],
+    )
+
+
 def read_attachment(body: Mapping[str, Any]) -> VolumeAttachment:
     """Read one ``attachment`` of an answer, in its long or its short form.
 
@@ -210,7 +234,13 @@ def _instant(text: str | None) -> datetime | None:
     return datetime.fromisoformat(text).replace(tzinfo=UTC) if text else None
 
 
-_EMPTY = {"complete": (202, 204), "extend": (202,), "reimage": (202,), "delete volume": (202, 204)}
+_EMPTY = {
+    "complete": (202, 204),
+    "extend": (202,),
+    "reimage": (202,),
+    "delete volume": (202, 204),
+    "delete snapshot": (202, 204),
+}
 """Calls that Cinder answers without a body, and with which status."""
 
 
@@ -276,6 +306,7 @@ class Call:
         volume_id: The volume that it names, None if it names none.
         attachment_id: The attachment that it names, None if it names none.
         image_id: The image that it names, None if it names none.
+        snapshot_id: The snapshot that it names, None if it names none.
     """
 
     name: str
@@ -283,12 +314,15 @@ class Call:
     volume_id: str | None = attrs.field(default=None, kw_only=True)
     attachment_id: str | None = attrs.field(default=None, kw_only=True)
     image_id: str | None = attrs.field(default=None, kw_only=True)
+    snapshot_id: str | None = attrs.field(default=None, kw_only=True)
 
     @property
     def subject(self) -> str:
         """What it is about, for texts."""
         if self.attachment_id:
             return f"attachment {self.attachment_id}"
+        if self.snapshot_id:
+            return f"snapshot {self.snapshot_id}"
         return f"volume {self.volume_id}" if self.volume_id else "the volume service"
 
     @property
@@ -345,6 +379,8 @@ def _missing(call: Call, message: str, where: str) -> CloudcoreError:
         return VolumeNotFound(f"no volume {call.volume_id}", identifier=call.volume_id)
     if call.image_id and call.image_id in message:
         return InvalidArgument(f"{call.name} of {call.subject}: there is no image {call.image_id}", field="image_id")
+    if call.snapshot_id and call.snapshot_id in message:
+        return NotFound(f"no snapshot {call.snapshot_id}", identifier=call.snapshot_id)
     return VolumeServiceUnavailable(
         f"{call.name} of {call.subject}: {where}, which names neither: is the endpoint right, with its project?"
     )

@@ -19,7 +19,8 @@ import sqlalchemy as sa
 
 from cloudcore._failpoints import failpoint
 from cloudcore._values import normalise_uuid, require_integer
-from cloudcore.attach.tables import embedded_attachments, embedded_volumes
+from cloudcore.attach.tables import embedded_attachments, embedded_snapshots, embedded_volumes
+from cloudcore.attach.volumes.embedded_snapshots import EmbeddedSnapshots
 from cloudcore.attach.volumes.values import (
     MAX_BYTES,
     AttachmentStatus,
@@ -28,6 +29,7 @@ from cloudcore.attach.volumes.values import (
     Volume,
     VolumeAttachment,
     VolumeFeatures,
+    VolumeSnapshot,
 )
 from cloudcore.database import Database, hold
 from cloudcore.errors import (
@@ -90,6 +92,7 @@ class EmbeddedVolumes:
         self._images = images or {}
         self._clock = clock
         self._new_id = id_factory
+        self._snapshots = EmbeddedSnapshots(self._database, self._directory, id_factory)
 
     # --- volumes ------------------------------------------------------------------------------------------------------
 
@@ -205,6 +208,18 @@ class EmbeddedVolumes:
         with Path(source).open("rb") as image, self._path(volume_id).open("r+b") as volume:
             shutil.copyfileobj(image, volume)
 
+    def snapshot(self, volume_id: str, name: str) -> VolumeSnapshot:
+        """See :meth:`VolumeService.snapshot`."""
+        return self._snapshots.make(volume_id, name)
+
+    def snapshots(self, volume_id: str) -> tuple[VolumeSnapshot, ...]:
+        """See :meth:`VolumeService.snapshots`."""
+        return self._snapshots.of(volume_id)
+
+    def delete_snapshot(self, snapshot_id: str) -> None:
+        """See :meth:`VolumeService.delete_snapshot`."""
+        self._snapshots.delete(snapshot_id)
+
     def delete_volume(self, volume_id: str) -> None:
         """See :meth:`VolumeService.delete_volume`."""
         identifier = normalise_uuid(volume_id, "volume_id")
@@ -222,6 +237,9 @@ class EmbeddedVolumes:
                 )
             if found.status in _IN_FLIGHT:
                 raise _busy(found, "delete")
+            kept = connection.scalar(sa.select(sa.func.count()).where(embedded_snapshots.c.volume_id == identifier))
+            if kept:
+                raise Conflict(f"volume {identifier} has {kept} snapshots; delete them first", identifier=identifier)
             connection.execute(sa.delete(_V).where(_V.c.id == identifier))
 
         self._database.run(work)

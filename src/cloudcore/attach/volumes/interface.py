@@ -14,7 +14,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from cloudcore.attach.volumes.values import AttachMode, Connector, Volume, VolumeAttachment, VolumeFeatures
+    from cloudcore.attach.volumes.values import (
+        AttachMode,
+        Connector,
+        Volume,
+        VolumeAttachment,
+        VolumeFeatures,
+        VolumeSnapshot,
+    )
 
 __all__ = ["VolumeService"]
 
@@ -180,6 +187,27 @@ class VolumeService(Protocol):
             Conflict: The volume is used, or the image could not be written: the volume is in ``error`` then, and an
                 image can be tried again.
             OutcomeUnknown: It may be written, or still be being written; repeat.
+        """
+
+    def snapshot(self, volume_id: str, name: str) -> VolumeSnapshot:
+        """Keep what the volume holds now, whether it is in use or not; it is ``available`` on return.
+
+        Twice under one name is as once: the first one is returned.
+
+        Raises:
+            VolumeNotFound, VolumeBusy, Conflict, LimitExceeded: See the class. There is none of this name.
+            OutcomeUnknown: There is one, or there will be; repeat, or look with :meth:`snapshots`.
+        """
+
+    def snapshots(self, volume_id: str) -> tuple[VolumeSnapshot, ...]:
+        """Those of the volume. Changes nothing; may be repeated inside."""
+
+    def delete_snapshot(self, snapshot_id: str) -> None:
+        """Delete it; one that is gone is success, and so is one that is going.
+
+        Raises:
+            Conflict: Its status, or who was made from it, forbids it.
+            OutcomeUnknown: Repeat.
         """
 
     def delete_volume(self, volume_id: str) -> None:

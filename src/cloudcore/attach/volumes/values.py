@@ -23,6 +23,7 @@ __all__ = [
     "Volume",
     "VolumeAttachment",
     "VolumeFeatures",
+    "VolumeSnapshot",
     "redact",
 ]
 
@@ -68,6 +69,10 @@ def redact(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [redact(inner) for inner in value]
     return value
+
+
+def _snapshot_id(value: str) -> str:
+    return normalise_uuid(value, "snapshot_id")
 
 
 def _volume_id(value: str) -> str:
@@ -121,6 +126,25 @@ class Volume:
     @size.validator
     def _check_size(self, _: Any, value: int) -> None:
         require_integer(value, "size", minimum=0, maximum=MAX_BYTES)
+
+
+@attrs.frozen(kw_only=True)
+class VolumeSnapshot:
+    """What a volume held at one instant.
+
+    Attributes:
+        id: UUID.
+        volume_id: Of which volume.
+        name: As given; a volume has one of a name.
+        size: In bytes.
+        status: Cinder's: ``"creating"``, ``"available"``, ``"deleting"``, ``"error"`` and more.
+    """
+
+    id: str = attrs.field(converter=_snapshot_id)
+    volume_id: str = attrs.field(converter=_volume_id)
+    name: str
+    size: int
+    status: str
 
 
 @attrs.frozen(kw_only=True)

@@ -99,6 +99,14 @@ class Driver:
         """
         return self._instructions.host(leg)
 
+    def host_named(self, host: str) -> Host:
+        """The host of this name.
+
+        Raises:
+            WrongHost: This process does not act on it; nothing was touched.
+        """
+        return self._instructions.host_named(host)
+
     def serves(self, host: str | None) -> bool:
         """Whether this process acts on *host*."""
         return self._instructions.serves(host)

@@ -135,6 +135,18 @@ class Instructions:
             )
         return found
 
+    def host_named(self, host: str) -> Host:
+        """The host of this name.
+
+        Raises:
+            WrongHost: This process does not act on it; nothing was touched.
+        """
+        found = self._hosts.get(host)
+        if found is None:
+            served = ", ".join(sorted(self._hosts))
+            raise WrongHost(f"this process acts on {served}, not on {host}; run it there", expected=host, found=served)
+        return found
+
     def serves(self, host: str | None) -> bool:
         """Whether this process acts on *host*."""
         return host in self._hosts

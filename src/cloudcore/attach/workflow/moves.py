@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from cloudcore.attach.volumes.interface import VolumeService
     from cloudcore.attach.workflow.driver import Driver, Result
     from cloudcore.attach.workflow.recovery import Recovery
+    from cloudcore.attach.workflow.snapshots import Snapshots
     from cloudcore.disks import Disk
 
 __all__ = ["Moves"]
@@ -57,6 +58,7 @@ class Moves:
         leases: Leases,
         recovery: Recovery,
         volumes: VolumeService,
+        snapshots: Snapshots,
         *,
         fencer: Fencer | None,
         id_factory: Callable[[], str],
@@ -67,6 +69,7 @@ class Moves:
         self._leases = leases
         self._recovery = recovery
         self._volumes = volumes
+        self._snapshots = snapshots
         self._fencer = fencer
         self._steps = MoveSteps(journal, driver, recovery, id_factory=id_factory)
 
@@ -206,6 +209,9 @@ class Moves:
         """See :meth:`AttachmentManager.revert_move`."""
         with self._leases.hold([instance_lock(instance_id)]):
             move = self._rows.require(instance_id)
+            if move.kind == "snapshot":
+                self._snapshots.undo(move)
+                return self._steps.main_legs(instance_id)
             if move.kind == "evacuation":
                 raise Refused(
                     f"instance {instance_id} cannot go back: {move.source} was fenced ({move.note}). Confirm the move, "
@@ -240,6 +246,9 @@ class Moves:
                 if not self._steps.legs(instance_id):
                     self._rows.end(move)
                 return False
+            if move.kind == "snapshot":
+                self._snapshots.undo(move)
+                return True
             self._settle(instance_id)
             if move.phase == "beginning" and move.kind == "live":
                 self._rows.set_phase(move, "reverting")

@@ -11,6 +11,7 @@ import attrs
 from cloudcore.errors import (
     DeadlineExceeded,
     DeviceNotFound,
+    GuestAgentUnavailable,
     GuestNotFound,
     HypervisorError,
     HypervisorUnavailable,
@@ -57,7 +58,7 @@ class MemoryFaults:
         lose_events: No event arrives.
         away: No connection: every call fails, nothing is done.
         planned: Faults of the next calls of a primitive (``"view"``, ``"settle"``, ``"plug"``, ``"unplug"``,
-            ``"release"``, ``"forget"``, ``"resize"``), in order; None lets one pass.
+            ``"release"``, ``"forget"``, ``"resize"``, ``"freeze"``, ``"thaw"``), in order; None lets one pass.
     """
 
     lose_events: bool = False
@@ -82,6 +83,8 @@ class MemoryGuest:
     transient: bool
     slots: int
     unplug: Unplug = Unplug.WILLING
+    agent: bool = True
+    frozen: bool = False
     live: dict[str, Disk] = attrs.Factory(dict)  # by target
     persistent: dict[str, Disk] = attrs.Factory(dict)
     asked: set[str] = attrs.Factory(set)  # targets that it was asked to let go
@@ -221,6 +224,19 @@ class MemoryDriver:
             self.sizes[instance_id, entry.disk.volume_id if entry.disk else entry.target] = size
 
         self._call("resize", work)
+
+    def freeze(self, instance_id: str, *, frozen: bool) -> None:
+        """Let the guest's file systems wait, or go on."""
+
+        def work() -> None:
+            guest = self.guests.get(instance_id)
+            if guest is None or guest.state is GuestState.OFF:
+                return
+            if not guest.agent or guest.state is GuestState.PAUSED:
+                raise GuestAgentUnavailable(f"nobody in guest {instance_id} answers", identifier=instance_id)
+            guest.frozen = frozen
+
+        self._call("freeze" if frozen else "thaw", work)
 
     def let_go(self, instance_id: str) -> None:
         """The guest lets everything go that it was asked for."""

@@ -13,6 +13,7 @@ from cloudcore.errors import (
     CloudcoreError,
     DeadlineExceeded,
     DeviceNotFound,
+    GuestAgentUnavailable,
     GuestBusy,
     GuestNotFound,
     HypervisorError,
@@ -39,6 +40,7 @@ OPERATION_INVALID: Final = 55
 NO_SECRET: Final = 66
 CONFIG_UNSUPPORTED: Final = 67
 OPERATION_TIMEOUT: Final = 68
+ARGUMENT_UNSUPPORTED: Final = 74
 OPERATION_UNSUPPORTED: Final = 84
 AGENT_UNRESPONSIVE: Final = 86
 ACCESS_DENIED: Final = 88
@@ -127,6 +129,8 @@ def cloudcore_error(failure: Failure, what: str, *, uri: str, identifier: str | 
         return HypervisorUnavailable(text, uri=uri, code=failure.code)
     if is_missing_guest(failure):
         return GuestNotFound(text, identifier=identifier)
+    if failure.code in {AGENT_UNRESPONSIVE, ARGUMENT_UNSUPPORTED} and failure.says("agent"):
+        return GuestAgentUnavailable(text, identifier=identifier)
     if is_missing_device(failure):
         return DeviceNotFound(text, identifier=identifier)
     if guest_busy(failure):

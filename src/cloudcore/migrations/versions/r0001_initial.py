@@ -327,6 +327,16 @@ def upgrade() -> None:
     op.create_index(op.f("ix_embedded_attachments_instance_id"), "embedded_attachments", ["instance_id"], unique=False)
     op.create_index(op.f("ix_embedded_attachments_volume_id"), "embedded_attachments", ["volume_id"], unique=False)
     op.create_table(
+        "embedded_snapshots",
+        sa.Column("id", Uuid(), nullable=False),
+        sa.Column("volume_id", Uuid(), nullable=False),
+        sa.Column("name", Text(255), nullable=False),
+        sa.Column("size", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(["volume_id"], ["embedded_volumes.id"], name=op.f("fk_embedded_snapshots_volume_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_embedded_snapshots")),
+        sa.UniqueConstraint("volume_id", "name", name=op.f("uq_embedded_snapshots_volume_id_name")),
+    )
+    op.create_table(
         "host_group_members",
         sa.Column("instance", Uuid(), nullable=False),
         sa.Column("group_uuid", Uuid(), nullable=False),
