@@ -1,7 +1,9 @@
 """What a claim costs on the set-ups of one database and of several: PostgreSQL, a pooler, MariaDB by driver, Galera.
 
 The peer of each row is the plain set-up of the same server, on the same data in the same run: what is printed is what
-the other set-up costs. On Galera also what the nodes report of conflicts and flow control.
+the other set-up costs. On Galera also what the nodes report of conflicts and flow control. At the end what it costs
+that guards are writes (see docs/reference/database.md): the calls that make them, beside the same calls with the row
+lock that would do on one server, turn by turn.
 """
 
 from __future__ import annotations
@@ -10,10 +12,21 @@ import argparse
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from statistics import median
+from typing import Any
+from unittest import mock
+
+import sqlalchemy as sa
 
 from cloudcore import AllocationLedger, PlacementTree, create_schema
-from cloudcore.database import Database
+from cloudcore.attach import EmbeddedVolumes
+from cloudcore.attach.volumes import embedded
+from cloudcore.database import Database, Operation
+from cloudcore.placement.hosts import HostGroup
+from cloudcore.placement.ledger import host_groups
+from cloudcore.placement.storage import edits
 from tests import services
 from tests.services import _client
 
@@ -59,17 +72,24 @@ class Ground:
         return len(every) / taken, 1000 * every[len(every) // 2], 1000 * every[int(len(every) * 0.99)]
 
 
-def conflicts(cluster: services.GaleraCluster) -> tuple[int, float]:
-    """Writes refused at certification or aborted for another node's, and the share of time that flow was held."""
-    names = "'wsrep_local_cert_failures', 'wsrep_local_bf_aborts', 'wsrep_flow_control_paused'"
-    counted, paused = 0, 0.0
+COUNTED = ("wsrep_local_cert_failures", "wsrep_local_bf_aborts", "wsrep_flow_control_paused_ns")
+
+
+def counted(cluster: services.GaleraCluster) -> list[int]:
+    """COUNTED over all nodes: refused at certification, aborted for another node's write, nanoseconds of waiting."""
+    names = ", ".join(f"'{name}'" for name in COUNTED)
+    found = dict.fromkeys(COUNTED, 0)
     for node in cluster.nodes:
         for name, value in node.execute(f"SHOW GLOBAL STATUS WHERE variable_name IN ({names})"):
-            if "paused" in name.lower():
-                paused = max(paused, float(value))
-            else:
-                counted += int(value)
-    return counted, paused
+            found[name.lower()] += int(value)
+    return list(found.values())
+
+
+def conflicts(before: list[int], after: list[int], claims: float) -> str:
+    """What happened between two looks, for each claim; flow control as a share of the nodes' time."""
+    refused, aborted, waited = (late - early for early, late in zip(before, after, strict=True))
+    share = waited / (3 * SECONDS * 1e9)
+    return f", a claim: {refused / claims:.3f} refused, {aborted / claims:.3f} aborted; flow held {share:.1%}"
 
 
 def say(name: str, writers: int, measured: tuple[float, float, float], plain: float | None, more: str = "") -> float:
@@ -86,6 +106,105 @@ def compare(ground: Ground, ways: dict[str, Callable[[], str]]) -> None:
         for name, url in ways.items():
             rate = say(name, writers, ground.storm([url()], writers), plain)
             plain = plain or rate
+
+
+def clustered(cluster: services.GaleraCluster, alone: Ground) -> None:
+    """Writers at one node and at three, beside one server that replicates to nobody."""
+    replicated = Ground(cluster)
+    nodes = [cluster.at(node, replicated.url) for node in range(3)]
+    for writers in (1, 6, 18):
+        plain = say("MariaDB, PyMySQL", writers, alone.storm([alone.url], writers), None)
+        for name, urls in (("Galera, one node", nodes[:1]), ("Galera, three nodes", nodes)):
+            before = counted(cluster)
+            measured = replicated.storm(urls, writers)
+            claims = max(1.0, measured[0] * SECONDS)
+            say(name, writers, measured, plain, conflicts(before, counted(cluster), claims))
+
+
+# ---- guards that are writes
+
+
+def _row_lock(connection: sa.Connection, table: sa.Table, key: sa.ColumnElement[bool]) -> sa.Row[Any] | None:
+    """What `hold` was before it had to hold between nodes."""
+    return connection.execute(sa.select(table).where(key).with_for_update()).one_or_none()
+
+
+def _group_lock(session: Any, group: str) -> list[Any]:
+    return session.all("SELECT policy, max_per_host FROM host_groups WHERE uuid = ? FOR UPDATE", (group,))
+
+
+@contextmanager
+def row_locks() -> Iterator[None]:
+    """Without the writes: good on one server, and for this comparison only."""
+    with (
+        mock.patch.object(edits, "hold", _row_lock),
+        mock.patch.object(embedded, "hold", _row_lock),
+        mock.patch.object(host_groups, "_hold", _group_lock),
+    ):
+        yield
+
+
+def guards(*servers: services.PostgreSQLServer | services.MariaDBServer) -> None:
+    """Each guarded call with its write and with a lock instead, in turns that change about."""
+    for server in servers:
+        url = server.create_database()
+        create_schema(url)
+        with Database(url) as database, PlacementTree.open(database) as tree:
+            for name, call in guarded(database, tree):
+                written, locked, ratio = turn_by_turn(call)
+                kind = database.engine.dialect.name
+                print(
+                    f"{name:34} {kind:12} with the write {1000 * written:6.2f} ms, with a lock {1000 * locked:6.2f} ms"
+                    f"  {ratio:5.2f} x"
+                )
+
+
+def guarded(database: Database, tree: PlacementTree) -> Iterator[tuple[str, Callable[[int], object]]]:
+    """The calls that a guard is part of."""
+    parent = tree.add("parent").uuid
+    yield "a child is added", lambda number: tree.add(f"child-{number}", parent=parent)
+    volumes, instance = EmbeddedVolumes(database), str(uuid.uuid4())
+    made = [volumes.create_volume().id for _ in range(50)]
+    yield "a volume is reserved and freed", lambda n: volumes.delete(volumes.reserve(made[n % 50], instance).id)
+    ledger = AllocationLedger(database)
+    group = HostGroup(uuid=str(uuid.uuid4()), policy="soft-anti-affinity")
+    hosts = [tree.add(f"host-{number}", inventory={"VCPU": 10_000}).uuid for number in range(50)]
+
+    def join(number: int) -> None:
+        def work(session: Any) -> dict[str, str]:
+            host_groups.lock_group(session, group)
+            return {}
+
+        ledger.transact(Operation.of("bench.lock", {}), work)
+        ledger.claim(str(uuid.uuid4()), {hosts[number % 50]: {"VCPU": 1}}, **OWNER)
+
+    yield "a group is held, and a claim", join
+
+
+TURN, TURNS = 5, 60
+
+
+def turn_by_turn(call: Callable[[int], object]) -> tuple[float, float, float]:
+    """Seconds of a call with its write and with a lock, and the first by the second: medians over pairs of turns."""
+    numbers = iter(range(10**9))
+
+    def turn() -> float:
+        begun = time.perf_counter()
+        for _ in range(TURN):
+            call(next(numbers))
+        return (time.perf_counter() - begun) / TURN
+
+    pairs: list[tuple[float, float]] = []
+    for number in range(TURNS + 1):
+        if number % 2:
+            written = turn()
+        with row_locks():
+            locked = turn()
+        if not number % 2:
+            written = turn()
+        pairs.append((written, locked))
+    del pairs[0]  # plans and caches
+    return median(w for w, _ in pairs), median(k for _, k in pairs), median(w / k for w, k in pairs)
 
 
 def main() -> None:
@@ -105,18 +224,8 @@ def main() -> None:
             for name in ("mysqldb", "mariadbconnector")
         }
         compare(mariadb, drivers)
-        cluster = services.galera()
-        replicated = Ground(cluster)
-        nodes = [cluster.at(node, replicated.url) for node in range(3)]
-        for writers in (1, 6, 18):
-            plain = None
-            for name, urls in (("Galera, one node", nodes[:1]), ("Galera, three nodes", nodes)):
-                before, _ = conflicts(cluster)
-                measured = replicated.storm(urls, writers)
-                after, paused = conflicts(cluster)
-                share = (after - before) / max(1.0, measured[0] * SECONDS)
-                rate = say(name, writers, measured, plain, f", {share:.3f} conflicts a claim, flow held {paused:.1%}")
-                plain = plain or rate
+        clustered(services.galera(), mariadb)
+        guards(postgresql, services.mariadb(durable=True))
     finally:
         _client.end_run()
 
