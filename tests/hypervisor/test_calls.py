@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 
 import pytest
 
@@ -18,6 +19,7 @@ from cloudcore.hypervisor.libvirt.errors import (
     target_taken,
     unplug_running,
 )
+from tests.waiting import until
 
 # --- deadlines -------------------------------------------------------------------------------------------------------
 
@@ -40,6 +42,25 @@ def test_a_call_that_hangs_is_left_and_counted_until_it_returns():
     over.set()
     assert runner.run("next", lambda: "free", 10) == "free"
     assert runner.given_up == 0
+
+
+def test_an_error_that_is_kept_keeps_nothing_of_the_call():
+    """A libvirt guest in a local variable keeps its connection's descriptors open."""
+
+    class Guest:
+        pass
+
+    runner, guests = CallRunner("test:"), weakref.WeakSet[Guest]()
+
+    def fail() -> None:
+        guest = Guest()
+        guests.add(guest)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        runner.run("fail", fail, 10)
+    until(lambda: not guests, 10)
+    assert caught.traceback
 
 
 def test_many_callers_at_once():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import traceback
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cloudcore.errors import DeadlineExceeded, HypervisorUnavailable
@@ -84,6 +85,7 @@ class CallRunner:
             call.result = call.function()
         except BaseException as error:  # it is raised again where the result is waited for
             call.error = error
+            traceback.clear_frames(error.__traceback__)  # a guest in them would keep a descriptor as long as the error
         finally:
             with self._lock:
                 call.done.set()
