@@ -113,17 +113,19 @@ class OpenTelemetry:
 
     def event(self, name: str, fields: Mapping[str, Any]) -> None:
         """See :meth:`~cloudcore.observability.Observer.event`. What took seconds becomes a span that ends now."""
-        attributes = _attributes(fields)
-        self._events.add(1, {"cloudcore.event": name})
         seconds = fields.get("seconds")
-        if seconds is None:
-            self._trace.get_current_span().add_event(name, attributes)
-            return
-        if name == "listing.cell":
-            told: dict[str, Any] = {
-                key: attributes[key] for key in ("cloudcore.cell", "cloudcore.state") if key in attributes
-            }
+        if name == "listing.cell" and seconds is not None:
+            told = {f"cloudcore.{key}": fields[key] for key in ("cell", "state") if key in fields}
             self._cells.record(seconds, told)
+        else:
+            self._events.add(1, {"cloudcore.event": name})
+        active = self._trace.get_current_span()
+        if active.get_span_context().is_valid and not active.is_recording():
+            return  # its trace is not sampled
+        attributes = _attributes(fields)
+        if seconds is None:
+            active.add_event(name, attributes)
+            return
         now = time.time_ns()
         part = self._tracer.start_span(name, start_time=now - int(seconds * 1e9), attributes=attributes)
         if "error" in fields:
