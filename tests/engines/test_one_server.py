@@ -13,6 +13,7 @@ from cloudcore import AllocationLedger, PlacementTree
 from cloudcore.database import Database
 from cloudcore.errors import CapacityExceeded, SchemaMismatch
 from cloudcore.placement.tables import consumers
+from tests.waiting import until
 
 pytestmark = pytest.mark.xdist_group("one-server")
 OWNER = {"project_id": "p", "user_id": "u"}
@@ -22,14 +23,13 @@ KINDS = ["postgresql", "mariadb"]
 OWN = pytest.mark.parametrize("own", KINDS, indirect=True)
 
 
-def fill(ledgers, hosts, *, until=None) -> list[tuple[str, str]]:
-    """Claims of one unit by a thread for each of *ledgers*, until *hosts* are full or *until* is set."""
-    granted: list[tuple[str, str]] = []
+def fill(ledgers, hosts, granted: list[tuple[str, str]], *, over=None) -> None:
+    """Claims of one unit by a thread for each of *ledgers*, until *hosts* are full or *over* is set, into *granted*."""
 
     def work(number: int) -> None:
         full: set[str] = set()
         count = number
-        while len(full) < len(hosts) and not (until is not None and until.is_set()):
+        while len(full) < len(hosts) and not (over is not None and over.is_set()):
             count += 1
             consumer, host = str(uuid.uuid4()), hosts[count % len(hosts)]
             try:
@@ -44,7 +44,6 @@ def fill(ledgers, hosts, *, until=None) -> list[tuple[str, str]]:
     for thread in threads:
         thread.join(120)
         assert not thread.is_alive()
-    return granted
 
 
 def held(database) -> dict[str, str]:
@@ -62,22 +61,24 @@ def test_restart_in_a_storm_surfaces_no_error(own):
     server, url = own
     with Database(url) as database, PlacementTree.open(database) as tree:
         hosts = [tree.add(name, inventory={"VCPU": 100_000}).uuid for name in "ab"]
-        over = threading.Event()
+        over, granted = threading.Event(), []
 
         def restart() -> None:
-            threading.Event().wait(0.7)
-            server.kill()
-            threading.Event().wait(0.3)
-            server.start()
-            threading.Event().wait(1.0)
-            over.set()
+            try:
+                for _ in range(2):
+                    enough = len(granted) + 20
+                    until(lambda: len(granted) >= enough)  # noqa: B023
+                    server.kill()
+                    server.start()
+                until(lambda: len(granted) > enough)
+            finally:
+                over.set()
 
         restarter = threading.Thread(target=restart)
         restarter.start()
-        granted = fill([AllocationLedger(database) for _ in range(4)], hosts, until=over)
+        fill([AllocationLedger(database) for _ in range(4)], hosts, granted, over=over)
         restarter.join()
         assert held(database) == dict(granted)
-        assert len(granted) > 20
         AllocationLedger(database).check()
 
 
@@ -89,7 +90,9 @@ def test_isolation_that_is_forced_costs_attempts_only(own):
     with Database(url) as plain, PlacementTree.open(plain) as tree:
         hosts = [tree.add(name, inventory={"VCPU": 12}).uuid for name in "ab"]
         ledgers = [AllocationLedger(Database(engine)) for _ in range(3)]
-        assert len(fill(ledgers, hosts)) == 24
+        granted: list[tuple[str, str]] = []
+        fill(ledgers, hosts, granted)
+        assert len(granted) == 24
         ledgers[0].check()
     engine.dispose()
 
