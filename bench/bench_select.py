@@ -37,13 +37,13 @@ QUERY = "resources=DISK_GB:10&resources1=VCPU:2,MEMORY_MB:4096&group_policy=none
 class Ours:
     """Hosts in a database, with a selector."""
 
-    def __init__(self, url: str, shape: str | None, hosts: int, **options: Any) -> None:
+    def __init__(self, url: str, shape: str | None, hosts: int, *, group_commit: int = 0, **options: Any) -> None:
         self.database = Database(url)
         create_schema(self.database, areas=["placement"])
         if shape is not None:
             store(self.database, getattr(forests, shape)(hosts))
         self.tree = PlacementTree.open(self.database)
-        self.ledger = AllocationLedger(self.database)
+        self.ledger = AllocationLedger(self.database, group_commit=group_commit)
         self.selector = HostSelector(self.tree, self.ledger, cell_of=lambda _: "cell1", **options)
 
     def select(self, query: str = QUERY, count: int = 1, **options: Any) -> list[str]:
@@ -132,10 +132,10 @@ def plain_python(bench: Bench, folder: Path) -> None:
         note=f"at most; {cpu * 1e3:.2f} ms of CPU time",
     )
     ours.close()
-    ours = Ours(f"sqlite:///{folder}/threads.db", "uneven", 10_000, seed=1, subset=8, **usual())
+    ours = Ours(f"sqlite:///{folder}/threads.db", "uneven", 10_000, group_commit=64, seed=1, subset=8, **usual())
     ours.select()
     done: Counter[int] = Counter()
-    end = time.perf_counter() + 5
+    begun_cpu, end = time.process_time(), time.perf_counter() + 5
 
     def work(number: int) -> None:
         while time.perf_counter() < end:
@@ -148,7 +148,14 @@ def plain_python(bench: Bench, folder: Path) -> None:
     for thread in threads:
         thread.join()
     rate = done.total() / 5
-    bench.record("selections a second, 8 threads, 10,000 hosts, durable", ours=rate, must=600, met=rate >= 600)
+    cpu = (time.process_time() - begun_cpu) / done.total()
+    bench.record(
+        "selections a second, 8 threads, 10,000 hosts, durable",
+        ours=rate,
+        must=600,
+        met=rate >= 600,
+        note=f"claims share commits; {cpu * 1e3:.2f} ms of CPU time each",
+    )
     ours.close()
 
 

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cloudcore import AllocationLedger, Database, HostSelector, PlacementTree, create_schema
@@ -367,6 +368,77 @@ def test_max_hosts_bounds_the_asking_not_the_choosing(cloud: Any) -> None:
     (chosen,) = cloud(weighers=[(1.0, free("CUSTOM_NIC")), (1.0, weigher)], max_hosts=5)
     assert chosen.primary.name == "cn39"
     assert len(set(asked)) == 5
+
+
+def test_hosts_about_which_nobody_was_asked_are_told(cloud: Any) -> None:
+    """What was refused before is remembered, so each call gets further; what is left is counted and named."""
+    for number in range(4, 12):
+        cloud.tree.add(f"cn{number}", inventory={"VCPU": 8})
+    asked: list[str] = []
+
+    def refuse(host: HostView) -> str | None:
+        asked.append(host.name)
+        return "not today"
+
+    selector = HostSelector(cloud.tree, cloud.ledger, cell_of=lambda _: "c", filters=[refuse], max_hosts=5)
+    for left in (7, 2, 0):
+        asked.clear()
+        with pytest.raises(NoValidHost) as caught:
+            selector.select("resources=VCPU:1", project_id="p", user_id="u")
+        report = caught.value.report
+        assert len(asked) <= 5
+        assert report.undecided == left
+        assert ("not decided within the bound" in report.summary()) == bool(left)
+        assert (str(report.as_fields()["undecided"]), "not today" in report.filtered.values()) == (str(left), True)
+    assert set(report.filtered.values()) == {"not today"}
+
+
+def test_hosts_that_were_not_weighed_are_told(cloud: Any) -> None:
+    with pytest.raises(NoValidHost, match="3 hosts are not decided within the bound: raise max_hosts") as caught:
+        cloud(weighers=[(1.0, lambda host: 1.0)], filters=[lambda _: "no"], max_hosts=1)
+    assert caught.value.report.undecided == 3
+
+
+class Odd:
+    """A weigher over many hosts that goes wrong."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def __call__(self, host: HostView) -> float:
+        return 0.0
+
+    def over(self, hosts: Any) -> Any:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer(hosts)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (KeyError("x"), "raised KeyError over 4 hosts, the first of them cn0"),
+        (lambda hosts: np.where(hosts.capacity("CUSTOM_NIC") == 3, np.nan, 1.0), "gave nan for host cn2"),
+        (lambda hosts: np.zeros(1), "must give 4 numbers"),
+    ],
+)
+def test_a_vectorised_weigher_that_goes_wrong_is_named_or_left_out(cloud: Any, answer: Any, said: str) -> None:
+    weighers = [(1.0, Odd(answer)), (1.0, free("CUSTOM_NIC"))]
+    with pytest.raises(InvalidCallable, match=said):
+        cloud(weighers=weighers)
+    (chosen,) = cloud(weighers=weighers, on_bad_weigher="leave_out")
+    assert chosen.primary.name == "cn3"
+
+
+def test_a_weigher_that_fails_after_a_pick_may_be_let_pass(cloud: Any) -> None:
+    def new_hosts_only(host: HostView) -> float:
+        return 1.0 / (8 - host.used["VCPU"] - 4 * bool(host.used["VCPU"]))
+
+    weighers = [(1.0, new_hosts_only)]
+    with pytest.raises(InvalidCallable, match="ZeroDivisionError for host cn0"):
+        cloud("resources=VCPU:4", 2, weighers=weighers, alternates=0)
+    chosen = cloud("resources=VCPU:4", 2, weighers=weighers, on_bad_weigher="leave_out", alternates=0)
+    assert [one.primary.name for one in chosen] == ["cn0", "cn0"]
 
 
 def test_schedulers_with_other_seeds_begin_elsewhere(cloud: Any) -> None:

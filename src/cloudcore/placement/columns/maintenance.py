@@ -204,6 +204,31 @@ class NumberIndex:
 def set_used(columns: Columns, index: NumberIndex, found: Positions, classes: Sequence[str], used: Amounts) -> Columns:
     """The same columns with other use: of *classes* of what was *found* in *index*, row by row."""
     places = index.places[found]
+    changes = _few_by_block(places, classes, used) if len(places) <= _FEW else _by_block(places, classes, used)
+    blocks = list(columns.blocks)
+    for owner, change in changes.items():
+        blocks[owner] = blocks[owner].with_used(change)
+    return attrs.evolve(columns, blocks=tuple(blocks))
+
+
+_FEW = 64
+"""Rows that are sorted out sooner one by one."""
+
+
+def _few_by_block(
+    places: Amounts, classes: Sequence[str], used: Amounts
+) -> dict[int, dict[str, tuple[list[int], list[int]]]]:
+    changes: dict[int, dict[str, tuple[list[int], list[int]]]] = {}
+    for place, name, amount in zip(places.tolist(), classes, used.tolist(), strict=True):
+        positions, amounts = changes.setdefault(place >> 32, {}).setdefault(name, ([], []))
+        positions.append(place & 0xFFFFFFFF)
+        amounts.append(amount)
+    return changes
+
+
+def _by_block(
+    places: Amounts, classes: Sequence[str], used: Amounts
+) -> dict[int, dict[str, tuple[Positions, Amounts]]]:
     changes: dict[int, dict[str, tuple[Positions, Amounts]]] = {}
     names = dict.fromkeys(classes)
     for name in names:
@@ -217,7 +242,4 @@ def set_used(columns: Columns, index: NumberIndex, found: Positions, classes: Se
         edges = [0, *(np.flatnonzero(np.diff(owners)) + 1).tolist(), len(owners)]
         for first, last in itertools.pairwise(edges):
             changes.setdefault(int(owners[first]), {})[name] = (positions[first:last], amounts[first:last])
-    blocks = list(columns.blocks)
-    for owner, change in changes.items():
-        blocks[owner] = blocks[owner].with_used(change)
-    return attrs.evolve(columns, blocks=tuple(blocks))
+    return changes

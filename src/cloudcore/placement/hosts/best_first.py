@@ -76,6 +76,6 @@ class BestFirst:
             place = max(0, len(sample) - 2 * width // stride - 16)
             guess = np.partition(sample, place)[place]
             good = np.flatnonzero(self._weights >= guess)
-            if guess > -np.inf and len(good) >= width:
+            if len(good) >= width:
                 return good
         return np.flatnonzero(self._weights > -np.inf)

@@ -28,7 +28,7 @@ from cloudcore.placement.hosts.host_view import is_uncached
 from cloudcore.placement.rules.groups import AffinityPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -273,8 +273,11 @@ class HostPool:
 
     def best(self) -> Iterator[CandidateHost]:
         """Hosts that can hold the request by themselves, best first, opened one by one."""
-        portions = (portion[self._worth_opening[portion]] for portion in self._best)
-        return self._hosts(chain.from_iterable(portion.tolist() for portion in portions))
+        return self._hosts(self._walk(self._best, self._worth_opening))
+
+    @staticmethod
+    def _walk(best: BestFirst, chosen: Mask) -> Iterator[int]:
+        return chain.from_iterable(portion[chosen[portion]].tolist() for portion in best)
 
     def _hosts(self, numbers: Iterable[int]) -> Iterator[CandidateHost]:
         """Those that turn out to hold it; when no more callables may be asked, those about which none need be."""
@@ -296,7 +299,7 @@ class HostPool:
 
     def ranking(self, picked: Sequence[CandidateHost], alternates: int) -> Iterator[Ranked]:
         """Hosts for *alternates* in all of the *picked* ones, in their cells, best first; as few as it takes."""
-        taken = [self._number(host) for host in picked]
+        taken = {self._number(host) for host in picked}
         cells = sorted({int(self._cells[number]) for number in taken})
         if self.in_domains:
             most = alternates * len(picked)
@@ -305,15 +308,12 @@ class HostPool:
             ]
             hosts: Iterable[CandidateHost] = merge(*queues, key=lambda host: (-host.weight, host.number))
         else:
-            spares = (
-                portion[self._worth_opening[portion] & np.isin(self._cells[portion], cells) & ~np.isin(portion, taken)]
-                for portion in self._best
-            )
-            hosts = self._hosts(chain.from_iterable(portion.tolist() for portion in spares))
+            in_cells = self._worth_opening & _any_of(self._cells, cells)
+            hosts = self._hosts(number for number in self._walk(self._best, in_cells) if number not in taken)
         for host in hosts:
             yield Ranked(host, host.weight, self._best.rank(self._number(host)))
 
-    def _of_domains(self, cell: int, taken: Sequence[int], avoided: int) -> Iterator[Iterator[CandidateHost]]:
+    def _of_domains(self, cell: int, taken: Collection[int], avoided: int) -> Iterator[Iterator[CandidateHost]]:
         """For each failure domain of a cell that may be needed its hosts, best first.
 
         However hosts are given out, an instance avoids no more domains than *avoided*: among the best of one domain
@@ -321,7 +321,7 @@ class HostPool:
         """
         domains = self.joined.array("domains", lambda hosts: hosts.domains, np.int32)
         chosen = self._worth_opening & (self._cells == cell)
-        chosen[taken] = False
+        chosen[list(taken)] = False
         there = int(np.count_nonzero(np.bincount(domains[chosen] - NOWHERE)))
         for domain in _first_distinct(
             (domains[portion] for portion in BestFirst(self.weights, chosen, self._start)), min(avoided + 1, there)
@@ -382,6 +382,10 @@ def _is_kept(function: object) -> bool:
     except TypeError:
         return False
     return not is_uncached(function)
+
+
+def _any_of(values: NDArray[Any], wanted: Sequence[int]) -> Mask:
+    return values == wanted[0] if len(wanted) == 1 else np.isin(values, wanted)
 
 
 def _first_distinct(portions: Iterable[NDArray[Any]], count: int) -> list[int]:

@@ -198,11 +198,11 @@ class HostSelector:
             InvalidRequest: An argument is malformed.
             AlreadyExists: An instance holds something already.
         """
-        asked = self._asked(
-            request, count, instances, alternates, Owner.of(project_id, user_id, consumer_type), group, filters
-        )
+        owner = Owner.of(project_id, user_id, consumer_type)
         asked = attrs.evolve(
-            asked, partial=partial, expires_in=require_seconds(expires_in, "expires_in", InvalidRequest)
+            self._asked(request, count, instances, alternates, owner, group, filters),
+            partial=partial,
+            expires_in=require_seconds(expires_in, "expires_in", InvalidRequest),
         )
         arguments = {
             "request": asked.request.to_query(),
@@ -214,16 +214,9 @@ class HostSelector:
             "expires_in": asked.expires_in,
         }
         operation = Operation.of("selector.select", arguments, operation_id)
-        stored = self._stored(operation, operation_id)
-        if stored is not None:
-            return stored
-        try:
-            return self._try(asked, lambda plan: self._claim(operation, asked, plan))
-        except NoValidHost:
-            stored = self._stored(operation, operation_id)  # the same call, made at the same time, may have had them
-            if stored is None:
-                raise
-            return stored
+        return self._once(
+            operation, operation_id, lambda: self._try(asked, lambda plan: self._claim(operation, asked, plan))
+        )
 
     # ---- moving
 
@@ -280,9 +273,27 @@ class HostSelector:
             "expires_in": require_seconds(expires_in, "expires_in", InvalidRequest),
         }
         operation = Operation.of("selector.select_destination", arguments, operation_id)
-        stored = self._stored(operation, operation_id)
-        if stored is not None:
-            return stored[0]
+
+        def choose() -> tuple[Selection, ...]:
+            asked, state = self._asked_elsewhere(
+                instance, wanted, alternates, group, filters, stay_in_cell=stay_in_cell
+            )
+            asked = attrs.evolve(asked, expires_in=expires_in)
+            return self._try(asked, lambda plan: self._begin(operation, asked, plan, migration, chosen_kind, state))
+
+        return self._once(operation, operation_id, choose)[0]
+
+    def _asked_elsewhere(
+        self,
+        instance: str,
+        request: ResourceRequest,
+        alternates: int,
+        group: HostGroup | None,
+        filters: Sequence[Filter],
+        *,
+        stay_in_cell: bool,
+    ) -> tuple[HostRequest, ConsumerState]:
+        """The request for a host that the instance is not on, and what it holds now."""
         state = self.ledger.consumer(instance)
         if state is None:
             raise missing(instance)
@@ -294,9 +305,8 @@ class HostSelector:
             fixed.append(lambda host: None if host.cell in cells else f"in cell {host.cell}, not in the instance's")
         owner = Owner.of(state.project_id, state.user_id, state.consumer_type)
         group = group or self._group_of(instance)
-        asked = self._asked(wanted, 1, [instance], alternates, owner, group, [*fixed, *filters])
-        asked = attrs.evolve(asked, expires_in=expires_in, freed=self._pooled(state.allocations))
-        return self._try(asked, lambda plan: self._begin(operation, asked, plan, migration, chosen_kind, state))[0]
+        asked = self._asked(request, 1, [instance], alternates, owner, group, [*fixed, *filters])
+        return attrs.evolve(asked, freed=self._pooled(state.allocations)), state
 
     def _group_of(self, instance: str) -> HostGroup | None:
         with self.ledger.database.read() as connection:
@@ -396,10 +406,24 @@ class HostSelector:
 
     # ---- claiming
 
-    def _stored(self, operation: Operation, operation_id: str | None) -> tuple[Selection, ...] | None:
-        """What an earlier call with the caller's operation id selected; an id made here is new."""
+    def _once(
+        self, operation: Operation, operation_id: str | None, work: Callable[[], tuple[Selection, ...]]
+    ) -> tuple[Selection, ...]:
+        """What an earlier call with the caller's operation id selected, else *work*; an id made here is new."""
         if operation_id is None:
-            return None
+            return work()
+        stored = self._stored(operation)
+        if stored is not None:
+            return stored
+        try:
+            return work()
+        except NoValidHost:
+            stored = self._stored(operation)  # the same call, made at the same time, may have had them
+            if stored is None:
+                raise
+            return stored
+
+    def _stored(self, operation: Operation) -> tuple[Selection, ...] | None:
         with self.ledger.database.read() as connection:
             stored = self.ledger.database.stored_operation(connection, operation)
         return None if stored is None else _read(stored.result)

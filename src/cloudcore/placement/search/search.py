@@ -290,7 +290,15 @@ class Search:
             yield from self._open(batch[0][0].match, [t for _, t in batch])
 
     def _one_tree(self, match: BlockMatch, tree: int) -> OneTree:
-        return next(self._open(match, [tree]))
+        block, sharing = match.block, self._columns.sharing
+        if sharing is not None or self.options.preferred:
+            return next(self._open(match, [tree]))
+        edges = block.starts[tree : tree + 2]
+        options = []
+        for positions in match.positions:
+            first, last = positions.searchsorted(edges).tolist()
+            options.append(positions[first:last].tolist())
+        return OneTree(block, tree, options, None, apart=match.apart)
 
     def _open(self, match: BlockMatch, trees: Sequence[int] | Positions) -> Iterator[OneTree]:
         """Read out what each of *trees* has for each slot."""
