@@ -17,7 +17,7 @@ from cloudcore.database.standing import examine_database
             {"version": "PostgreSQL", "role": "primary", "isolation": "read committed", "lock_timeout": "30000 ms"},
         ),
         ("mariadb", {"version": "MariaDB", "role": "by itself", "isolation": "READ COMMITTED", "writes": "taken"}),
-        ("galera", {"role": "one of 3", "flow control": "paused", "innodb_autoinc_lock_mode": "2"}),
+        ("galera", {"role": "one of 3", "flow control": "paused", "schema changes": "TOI, 1 applier"}),
         ("pgbouncer", {"version": "PostgreSQL", "pooler": "transaction mode", "lock_timeout": "0 ms"}),
     ],
     indirect=["dialect"],

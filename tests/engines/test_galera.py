@@ -229,36 +229,6 @@ def test_refresh_sees_what_another_node_acknowledged(trees, nodes):
     assert made.name in two
 
 
-def test_schema_is_created_beside_writers(cluster, nodes, trees):
-    """Tables of one database appear at one node while claims in another go on at every node; nobody stands still."""
-    one, _ = trees
-    hosts = [one.add(name, inventory={"VCPU": 100_000}).uuid for name in new(*"abc")]
-    over = threading.Event()
-    counts = [0, 0, 0]
-
-    def write(number: int) -> None:
-        ledger = AllocationLedger(nodes[number])
-        while not over.is_set():
-            ledger.claim(str(uuid.uuid4()), {hosts[number]: {"VCPU": 1}}, **OWNER)
-            counts[number] += 1
-
-    threads = [threading.Thread(target=write, args=(number,)) for number in range(3)]
-    for thread in threads:
-        thread.start()
-    made = cluster.create_database()
-    create_schema(made)
-    before = list(counts)
-    with PlacementTree.open(cluster.at(1, made)) as there:  # the next write, at another node
-        there.add(*new("h"), inventory={"VCPU": 1})
-    threading.Event().wait(0.5)
-    over.set()
-    for thread in threads:
-        thread.join(60)
-        assert not thread.is_alive()
-    assert all(after > earlier for after, earlier in zip(counts, before, strict=True))
-    cluster.drop_database(made)
-
-
 # ---- nodes that die and nodes that stop
 
 

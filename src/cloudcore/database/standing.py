@@ -120,6 +120,9 @@ _REPLICA = "name all hosts in the URL: mysql://user@first,second/name"
 _FLUSH = "a power failure may lose what was acknowledged last: 1, unless other nodes have it too"
 
 
+_ONE_NODE = "they change this node alone: wsrep_OSU_method = TOI"
+
+
 def _galera(connection: Connection) -> Iterator[Fact]:
     shown = connection.exec_driver_sql(
         "SHOW GLOBAL STATUS WHERE variable_name IN ('wsrep_cluster_size', 'wsrep_cluster_status', "
@@ -136,3 +139,5 @@ def _galera(connection: Connection) -> Iterator[Fact]:
     yield Fact("flow control", f"paused {paused:.0%} of the time", slow)
     form = _one(connection, "SELECT @@innodb_autoinc_lock_mode")
     yield Fact("innodb_autoinc_lock_mode", form, None if form == "2" else "2, as Galera needs it")
+    method, threads = _one(connection, "SELECT @@wsrep_osu_method"), _one(connection, "SELECT @@wsrep_slave_threads")
+    yield Fact("schema changes", f"{method}, {threads} applier threads", None if method == "TOI" else _ONE_NODE)
