@@ -1,7 +1,9 @@
-"""The API's pages: which names they list at the side, and which object a bare name means."""
+"""The API's pages: the defaults of attrs classes, the names at the side, and which object a bare name means."""
 
 import importlib
+import re
 
+import attrs
 from docutils import nodes
 from sphinx import addnodes
 
@@ -17,6 +19,18 @@ def public_names() -> dict[str, list[str]]:
         for name in module.__all__:
             names.setdefault(name, []).append(module.__name__)
     return names
+
+
+def say_defaults(app, what, name, value, options, signature, returns):
+    """The defaults of an attrs class, where its generated `__init__` only says where to find them."""
+    if signature is None or not (isinstance(value, type) and attrs.has(value)):
+        return None
+    fields = attrs.fields_dict(value)
+
+    def default(match: re.Match[str]) -> str:
+        return repr(fields[match[1]].default)
+
+    return re.sub(r"attr_dict\['(\w+)'\]\.default", default, signature).replace("NOTHING", "..."), returns
 
 
 def list_no_members(app, domain, objtype, content):
@@ -38,12 +52,13 @@ def say_whose(app, doctree: nodes.document):
         here = reference.get("py:module")
         if here in modules or len(modules) == 1:
             reference["reftarget"] = f"{here if here in modules else modules[0]}.{reference['reftarget']}"
-        if reference.get("reftype") == "class":
-            reference["refspecific"] = False
+        if reference.get("reftype") in {"class", "obj"}:
+            reference.attributes.pop("refspecific", None)
 
 
 def setup(app):
     app.public_names = public_names()
+    app.connect("autodoc-process-signature", say_defaults)
     app.connect("object-description-transform", list_no_members)
     app.connect("doctree-read", say_whose)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
