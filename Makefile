@@ -48,7 +48,7 @@ check:
 ## make bench          the benchmarks beside their peers; AREA=listing runs one
 .PHONY: bench
 bench:
-	@bash scripts/setup apt-test venv-test placement nova
+	@bash scripts/setup apt-test venv-test placement nova served clients
 	$(PYTHON) -m bench.run $(AREA)
 
 ## make figures        the page of figures, of what make bench has measured

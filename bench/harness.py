@@ -69,6 +69,7 @@ RESULTS = HERE / "results"
 PEERS = {
     "nova": ("nova==34.0.0", "PyMySQL", "psycopg2-binary"),
     "placement": ("openstack-placement==16.0.0", "PyMySQL", "psycopg2-binary"),
+    "served": ("openstack-placement==16.0.0", "uvicorn"),
     "clients": (
         "nova==34.0.0",
         "openstack-placement==16.0.0",

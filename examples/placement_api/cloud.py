@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 
 import attrs
 import os_resource_classes
-from placement_api.calls import Problem
+from placement_api.calls import Problem, now
 
 from cloudcore import AllocationLedger, Database, Inventory, PlacementTree, create_schema
 from cloudcore.errors import ProviderNotFound
@@ -88,6 +89,13 @@ class Cloud:
     def generation(self, provider: Provider) -> int:
         """The generation as clients see it."""
         return self.tree.generations([provider])[provider.uuid]
+
+    def modified(self, *providers: Provider) -> datetime:
+        """When one of these was edited last; now, if there are none, or one has just gone."""
+        try:
+            return max((each.updated_at for each in self.tree.times(providers).values()), default=now())
+        except ProviderNotFound:
+            return now()
 
     # --- names -------------------------------------------------------------------------------------------------------
 

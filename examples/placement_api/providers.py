@@ -53,7 +53,9 @@ class Providers:
         call.parameters(schemas.provider_query(call.version))
         filters = provider_filters(call, self._cloud)
         found = self._cloud.providers(**filters)
-        return Answer(body={"resource_providers": [self._shown(each, call) for each in found]}, modified=now())
+        counted = self._tree.generations(found)
+        shown = [self._shown(each, call, counted[each.uuid]) for each in found]
+        return Answer(body={"resource_providers": shown}, modified=self._cloud.modified(*found))
 
     def create(self, call: Call) -> Answer:
         data = call.document(schemas.provider(new=True, nested=call.version >= (1, 14)))
@@ -70,11 +72,12 @@ class Providers:
         location = f"{call.prefix}/resource_providers/{made.uuid}"
         if call.version < (1, 20):
             return Answer(status=201, location=location)
-        return Answer(body=self._shown(made, call), location=location, modified=now())
+        return Answer(body=self._shown(made, call), location=location, modified=self._cloud.modified(made))
 
     def show(self, call: Call) -> Answer:
         require_json_accepted(call)
-        return Answer(body=self._shown(self._find(call), call), modified=now())
+        found = self._find(call)
+        return Answer(body=self._shown(found, call), modified=self._cloud.modified(found))
 
     def update(self, call: Call) -> Answer:
         found = self._find(call, body=True)
@@ -96,7 +99,7 @@ class Providers:
         except InvalidArgument as error:
             why = LOOP if error.field == "parent" else str(error)
             raise self._unable(found, why) from error
-        return Answer(body=self._shown(saved, call), modified=now())
+        return Answer(body=self._shown(saved, call), modified=self._cloud.modified(saved))
 
     def delete(self, call: Call) -> Answer:
         identifier = call.path["uuid"]
@@ -136,7 +139,7 @@ class Providers:
             call.require_json()
         return self._cloud.provider(call.path["uuid"])
 
-    def _shown(self, provider: Provider, call: Call) -> dict[str, Any]:
+    def _shown(self, provider: Provider, call: Call, generation: int | None = None) -> dict[str, Any]:
         version = call.version
         url = f"{call.prefix}/resource_providers/{provider.uuid}"
         since: dict[str, Version] = {
@@ -150,7 +153,7 @@ class Providers:
         shown = {
             "uuid": provider.uuid,
             "name": provider.name,
-            "generation": self._cloud.generation(provider),
+            "generation": self._cloud.generation(provider) if generation is None else generation,
             "links": [{"rel": "self", "href": url}, *links],
         }
         if version >= (1, 14):
@@ -270,7 +273,7 @@ class Providers:
         shown = {name: given.as_placement() for name, given in provider.inventories.items()}
         return Answer(
             body={"resource_provider_generation": self._cloud.generation(provider), "inventories": shown},
-            modified=now(),
+            modified=self._cloud.modified(provider),
         )
 
     def _one(self, provider: Provider, name: str, status: int = 200, location: str | None = None) -> Answer:
@@ -278,7 +281,7 @@ class Providers:
         generation = self._cloud.generation(provider)
         if generation:
             shown["resource_provider_generation"] = generation
-        return Answer(status=status, body=shown, location=location, modified=now())
+        return Answer(status=status, body=shown, location=location, modified=self._cloud.modified(provider))
 
     # --- traits ------------------------------------------------------------------------------------------------------
 
@@ -310,7 +313,7 @@ class Providers:
 
     def _traits(self, provider: Provider) -> Answer:
         body = {"traits": sorted(provider.traits), "resource_provider_generation": self._cloud.generation(provider)}
-        return Answer(body=body, modified=now())
+        return Answer(body=body, modified=self._cloud.modified(provider))
 
     # --- aggregates --------------------------------------------------------------------------------------------------
 
@@ -333,7 +336,7 @@ class Providers:
         body: dict[str, Any] = {"aggregates": sorted(provider.aggregates) if given is None else given}
         if call.version >= (1, 19):
             body["resource_provider_generation"] = self._cloud.generation(provider)
-        return Answer(body=body, modified=now())
+        return Answer(body=body, modified=self._cloud.modified(provider))
 
     # --- what is in use ----------------------------------------------------------------------------------------------
 

@@ -7,8 +7,6 @@ ALWAYS = {
     "cors_valid_options_request": "Starlette's CORS also allows the headers that need no permission",
     "cors_invalid_options_request": "Starlette's CORS answers a stranger with 400",
     "allocation-candidates-root-required_limit_to_multiattach-capable_unsuffixed_sharing": "traits are sorted here",
-    "reshaper_move_bad_allocation_409": "what is held already stays, whatever a new max_unit says; more is refused",
-    "reshaper_move_vcpu_inventory_and_allocations_to_child": "begins where the refusal before should have left it",
 }
 """Whoever counts the generations."""
 

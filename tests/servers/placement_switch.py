@@ -49,7 +49,8 @@ class Switch:
 
 
 def main(folder: str) -> None:
-    listening = socket.create_server(("127.0.0.1", 0))
+    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # so named, asyncio does not delay
+    listening.bind(("127.0.0.1", 0))
     print(json.dumps(listening.getsockname()[1]), flush=True)
     config = uvicorn.Config(Switch(Path(folder)), log_level="error", lifespan="off", access_log=False)
     uvicorn.Server(config).run(sockets=[listening])

@@ -59,6 +59,9 @@ _NEEDS: dict[str, list[tuple[Callable[[], object], str]]] = {
     ],
     "mysqldb": [(lambda: _module("MySQLdb"), f"{_CLIENT}mysqlclient")],
     "mariadbconnector": [(lambda: _module("mariadb"), f"{_CLIENT}mariadb")],
+    "keystonemiddleware": [
+        (lambda: _module("keystonemiddleware") and _module("a2wsgi"), "pip install keystonemiddleware a2wsgi")
+    ],
     "libvirt": [(lambda: _module("libvirt"), _LIBVIRT_PYTHON)],
     "qemu": [
         (lambda: _module("libvirt"), _LIBVIRT_PYTHON),

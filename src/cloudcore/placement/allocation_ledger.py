@@ -15,7 +15,7 @@ from cloudcore.placement.ledger.auditing import Writers, apply_repair
 from cloudcore.placement.ledger.claim_statements import NewClaim
 from cloudcore.placement.ledger.move_calls import Expired, LedgerMoves
 from cloudcore.placement.ledger.reader import consumer_uuid
-from cloudcore.placement.ledger.reshape import Reshape, reshape
+from cloudcore.placement.ledger.reshape import Reshape, require_units, reshape
 from cloudcore.placement.ledger.transactions import as_held, read_seconds
 from cloudcore.placement.ledger.writes import NEW, Target, settle
 from cloudcore.placement.rules.audit import plan_repairs
@@ -264,6 +264,8 @@ class AllocationLedger(LedgerMoves):
         Raises:
             InUse: A class that goes is held by a consumer that is not named.
             InvalidInventory: An inventory is malformed.
+            UnitViolation: A consumer shall hold what an inventory named beside it does not give in one piece, be it
+                that it holds this already.
             CloudcoreError: As :meth:`replace` does for everything else.
         """
         given = {
@@ -284,6 +286,7 @@ class AllocationLedger(LedgerMoves):
         if not given:
             raise InvalidAllocation("no provider is named", field="inventories")
         asked = Reshape(inventories=given, generations=read, targets=targets)
+        require_units(asked)
 
         def work(session: Session, operation: str) -> Any:
             return reshape(session, operation, asked, history=self.history)

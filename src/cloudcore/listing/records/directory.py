@@ -231,7 +231,12 @@ class InstanceDirectory:
             self._count(connection, "tenant", stored.project_id, cell, change)
 
     def expect(self, uuid: str, *, tenant: str | None = None, host: str | None = None) -> None:
-        """Say that the record may soon be of another tenant or on another host: before the record is changed."""
+        """Say that the record may soon be of another tenant or on another host: before the record is changed.
+
+        Each call counts for itself, also one that repeats what a killed one said: whether that is dead or only slow
+        nobody knows, and a number too small would hide a record. One too large costs a needless question until the
+        audit mends it.
+        """
 
         def work(connection: Connection) -> None:
             stored = self._stored(connection, uuid)

@@ -10,6 +10,7 @@ from cloudcore._failpoints import failpoint
 from cloudcore.errors import GenerationConflict, InUse, ProviderNotFound
 from cloudcore.placement.ledger import moves as ledger_moves
 from cloudcore.placement.ledger.session import marks
+from cloudcore.placement.rules.claims import InventoryRow, Take, refusal
 from cloudcore.placement.storage.changes import record_edit_raw
 from cloudcore.placement.storage.generations import count, read_generations
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from cloudcore.placement.ledger.session import Session
     from cloudcore.placement.ledger.writes import Target
 
-__all__ = ["Reshape", "reshape"]
+__all__ = ["Reshape", "require_units", "reshape"]
 
 
 @attrs.frozen(kw_only=True)
@@ -38,11 +39,35 @@ class Reshape:
     targets: Mapping[str, Target]
 
 
+def require_units(asked: Reshape) -> None:
+    """Refuse a consumer's amount that the inventory beside it does not give in one piece, also one that it holds.
+
+    Whoever states both states that they fit. (An edit of the inventory alone leaves what is held as it is.)
+
+    Raises:
+        UnitViolation: It is below ``min_unit``, above ``max_unit``, or no multiple of ``step_size``.
+    """
+    for target in asked.targets.values():
+        for provider, amounts in target.allocations.items():
+            given = asked.inventories.get(provider, {})
+            for name, amount in amounts.items():
+                if name not in given:
+                    continue
+                i = given[name]
+                row = InventoryRow(
+                    min_unit=i.min_unit, max_unit=i.max_unit, step_size=i.step_size, capacity=i.capacity, used=0
+                )
+                take = Take(key=(0, name), delta=0, smallest=amount, largest=amount, divisor=amount)
+                if (error := refusal(provider, take, row)) is not None:
+                    raise error
+
+
 def reshape(session: Session, operation_id: str, asked: Reshape, *, history: bool) -> dict[str, Any]:
     """Do it in the transaction of *session*. Returns the consumers' states and the providers' generations as JSON.
 
     New inventories come first, then the consumers are written under the new capacities, then the old ones go. So what
-    grows must fit the new capacity, and what stays or shrinks may be over it, as with any other edit.
+    grows must fit the new capacity, and what stays or shrinks may be over it, as with any other edit. Call
+    :func:`require_units` before.
 
     Raises:
         ProviderNotFound, GenerationConflict: A provider is not as the caller read it.
