@@ -65,6 +65,11 @@ _STORED = {
 }
 
 
+_ALL_NAMES = sa.union_all(
+    *(sa.select(sa.literal(kind.value).label("kind"), stored.table.c.name) for kind, stored in _STORED.items())
+)
+
+
 class NameRegister:
     """The names that a tree knows; ``tree.names`` is one. May be shared between threads.
 
@@ -95,8 +100,14 @@ class NameRegister:
 
     def refresh(self) -> None:
         """Read what others added and removed."""
-        for kind in _Kind:
-            self._read(kind)
+        if self._database is None:
+            return
+        found: dict[_Kind, set[str]] = {kind: set() for kind in _Kind}
+        with self._database.read() as connection:
+            for kind, name in connection.execute(_ALL_NAMES):
+                found[_Kind(kind)].add(name)
+        with self._lock:
+            self._custom = found
 
     def _read(self, kind: _Kind) -> frozenset[str]:
         if self._database is None:

@@ -292,13 +292,16 @@ class ProviderTimes:
     updated_at: datetime
 
 
+_TIMES = sa.select(resource_providers.c.uuid, resource_providers.c.created_at, resource_providers.c.updated_at).where(
+    resource_providers.c.uuid.in_(sa.bindparam("uuids", expanding=True))
+)
+
+
 def read_times(connection: Connection, uuids: Sequence[str]) -> dict[str, ProviderTimes]:
     """Uuid → times, of those that are there."""
-    columns = resource_providers.c
     found: dict[str, ProviderTimes] = {}
     for first in range(0, len(uuids), _NAMED):
-        query = sa.select(columns.uuid, columns.created_at, columns.updated_at)
-        for row in connection.execute(query.where(columns.uuid.in_(uuids[first : first + _NAMED]))):
+        for row in connection.execute(_TIMES, {"uuids": uuids[first : first + _NAMED]}):
             found[row.uuid] = ProviderTimes(created_at=row.created_at, updated_at=row.updated_at)
     return found
 
