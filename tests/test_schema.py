@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import sqlalchemy as sa
 
 from cloudcore.database import Database, metadata
 from cloudcore.errors import InvalidArgument, SchemaMismatch
+from cloudcore.listing import InstanceDirectory, create_cell_tables
 from cloudcore.schema import AREAS, VERSION_TABLE, check_schema, create_schema, schema_tables, upgrade_schema
 
 
@@ -107,3 +110,23 @@ def test_an_unknown_area_is_refused_before_any_effect(sqlite_database: Database)
     with pytest.raises(InvalidArgument, match=f"'compute' is none of {', '.join(AREAS)}"):
         create_schema(sqlite_database, areas=["placement", "compute"])
     assert sa.inspect(sqlite_database.engine).get_table_names() == []
+
+
+def test_processes_that_start_together_create_the_tables_once(new_database_url: Callable[[], str]) -> None:
+    """As the workers of a server do at their first start: whoever looks while another creates waits for it."""
+    for _ in range(2):
+        url, together = new_database_url(), threading.Barrier(4)
+
+        def start(url: str = url, together: threading.Barrier = together) -> None:
+            with Database(url) as opened:
+                together.wait(60)
+                create_schema(opened)
+                create_cell_tables(opened.engine)
+                InstanceDirectory(opened)
+
+        with ThreadPoolExecutor(4) as pool:
+            for done in [pool.submit(start) for _ in range(4)]:
+                done.result()
+        with Database(url) as opened:
+            present = set(sa.inspect(opened.engine).get_table_names())
+        assert {table.name for table in schema_tables()} <= present

@@ -32,6 +32,7 @@ from cloudcore import (
     reschedule,
 )
 from cloudcore.attach import Attachment, MemoryGuests, Volume
+from cloudcore.database import create_tables
 from cloudcore.errors import (
     AlreadyExists,
     AttachmentNotFound,
@@ -106,7 +107,7 @@ class ComputeCloud:
     ) -> None:
         self.database = Database(database)
         create_schema(self.database)
-        _moves.metadata.create_all(self.database.engine)
+        create_tables(self.database.engine, [_moves])
         self.tree = PlacementTree.open(self.database, observer=observer)
         self.ledger = AllocationLedger(self.database, observer=observer)
         for name in hosts:

@@ -37,7 +37,7 @@ def create_application(settings: Mapping[str, str] | None = None, **options: Any
     them is dropped. Who has no token goes through to the application, which shows the list of versions to anybody.
     """
     given = settings_of(os.environ.get("PLACEMENT_KEYSTONE", "keystone.conf")) if settings is None else settings
-    application = create_app(**{"auth": "keystone", **options})
+    application: Any = create_app(**{"auth": "keystone", **options})
     return AuthProtocol(_Told(ASGIMiddleware(application)), {"delay_auth_decision": "true", **given})
 
 

@@ -15,7 +15,7 @@ import attrs
 import sqlalchemy as sa
 
 from cloudcore._extras import require_extra
-from cloudcore.database import Database, metadata, operations
+from cloudcore.database import Database, create_tables, metadata, operations
 from cloudcore.errors import InvalidArgument, SchemaMismatch
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ def schema_tables(areas: Iterable[str] | None = None) -> list[sa.Table]:
 def create_schema(database: Database | str | URL | Engine, *, areas: Iterable[str] | None = None) -> None:
     """Create the tables of *areas* (of all by default) that are not there yet.
 
-    A cell needs ``areas=["listing"]`` only. Existing tables are left as they are, whatever their columns.
+    A cell needs ``areas=["listing"]`` only. Existing tables are left as they are, whatever their columns. Processes
+    that start together may all call it.
 
     Raises:
         InvalidArgument: An area is unknown.
@@ -81,7 +82,7 @@ def create_schema(database: Database | str | URL | Engine, *, areas: Iterable[st
     opened = Database.of(database)
     try:
         with opened.write() as connection:
-            metadata.create_all(connection, tables=tables)
+            create_tables(connection, tables)
     finally:
         if opened is not database:
             opened.close()

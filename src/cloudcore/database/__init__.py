@@ -24,6 +24,7 @@ from cloudcore.database.engines import PoolerMode, open_engine
 from cloudcore.database.exactly_once import Operation, Outcome, operations
 from cloudcore.database.retrying import RetryPolicy
 from cloudcore.database.sessions import at_rest
+from cloudcore.database.table_creation import create_tables
 from cloudcore.database.transactions import Database
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Text",
     "Uuid",
     "at_rest",
+    "create_tables",
     "hold",
     "insert_ignoring_duplicates",
     "metadata",

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.ext.compiler import compiles
 
-from cloudcore.database import Instant, Text, Uuid, metadata, utc_now
+from cloudcore.database import Instant, Text, Uuid, create_tables, metadata, utc_now
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
@@ -137,9 +137,9 @@ directory_routes: sa.Table = sa.Table(
 
 def create_cell_tables(engine: Engine | Connection) -> None:
     """Create the tables of a cell where they are missing."""
-    metadata.create_all(engine, tables=[instances, instance_metadata, instance_tags])
+    create_tables(engine, [instances, instance_metadata, instance_tags])
 
 
 def create_directory_tables(engine: Engine) -> None:
     """Create the directory's tables where they are missing."""
-    metadata.create_all(engine, tables=[directory_instances, directory_routes])
+    create_tables(engine, [directory_instances, directory_routes])
