@@ -39,9 +39,7 @@ def real(url, shape, count):
 
 if __name__ == "__main__":
     application, interface = {"ours": ours, "real": real}[sys.argv[1]](*sys.argv[2:])
-    listening = socket.socket(
-        socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP
-    )  # so named, asyncio does not delay
+    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, so not delayed
     listening.bind(("127.0.0.1", 0))
     print(listening.getsockname()[1], flush=True)
     settings = {
