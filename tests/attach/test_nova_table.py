@@ -16,4 +16,5 @@ def test_every_row_has_a_test_or_a_reason():
         left_out = "left out" in row[1] and row[2].strip(" |")
         assert named or left_out, row
         for file, name in named:
-            assert f"def {name}(" in (FOLDER / file).read_text(), f"{file}::{name}"
+            path = FOLDER / file if (FOLDER / file).exists() else FOLDER.parent / "hypervisor" / file
+            assert f"def {name}(" in path.read_text(), f"{file}::{name}"

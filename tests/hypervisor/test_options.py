@@ -11,6 +11,7 @@ from pathlib import Path
 import attrs
 import pytest
 
+from cloudcore.attach import AttachmentManager, State
 from cloudcore.disks import DetachOutcome, Disk, DiskBus, DiskLimits, LuksEncryption, RbdSource
 from cloudcore.errors import InvalidDisk
 from cloudcore.hypervisor import LibvirtHypervisor, Timeouts
@@ -128,3 +129,37 @@ def test_an_encrypted_and_limited_volume_is_shared_and_moves(tmp_path, caplog):
     for told in (*written, *logs, caplog.text):
         assert passphrase.decode() not in told
         assert base64.b64encode(passphrase).decode() not in told
+
+
+def test_a_volume_of_an_encrypted_type_of_cinder(tmp_path, caplog):
+    """Cinder makes the container and names its key; the guest writes and reads what nobody else can."""
+    with open_cloud(f"sqlite:///{tmp_path / 'journal.db'}", count=1) as cloud:
+        (here,) = cloud.hosts.values()
+        volume_id = cloud.cinder.create_volume(encrypted=True)
+        with (
+            LibvirtHypervisor(
+                here.server.uri,
+                host=here.name,
+                timeouts=Timeouts(detach=60),
+                passphrase=lambda _: cloud.cinder.passphrase,
+            ) as hypervisor,
+            AttachmentManager(cloud.url, cloud.volumes, hypervisor) as manager,
+        ):
+            instance = here.guests.boot()
+            made = manager.attach(volume_id, instance)
+            key = cloud.volumes.encryption_key(volume_id)
+            assert hypervisor.disk_state(instance, volume_id).live.encryption == LuksEncryption(secret_id=key)
+            console, text = here.guests.console(instance), token()
+            disk = console.wait_disk(volume_id)
+            console.write(disk, 3, text)
+            assert console.read(disk, 3) == text
+            written = [here.guests.domain(instance).XMLDesc(flags) for flags in (0, 1, 2, 3)]
+            assert manager.detach(made.id).state is State.ABSENT
+            assert key not in here.guests.connection.listSecrets()
+            written.append(str(manager.story(made.id)))
+        place = place_of(cloud.ceph, f"volume-{volume_id}")
+        found = subprocess.run(["qemu-img", "info", place], capture_output=True, text=True, check=True)
+        assert "file format: luks" in found.stdout
+        log = Path(here.server.folder, "libvirtd.log").read_text(errors="replace")
+    for told in (*written, log, caplog.text):
+        assert cloud.cinder.passphrase.decode() not in told

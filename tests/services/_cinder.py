@@ -22,6 +22,9 @@ ENVIRONMENT = CACHE / "cinder"
 SECRET = str(uuid.uuid5(uuid.NAMESPACE_DNS, "cloudcore.test"))
 """Id of the libvirt secret that the hosts keep the Ceph key under; Cinder hands it out with each RBD volume."""
 
+FIXED_KEY = "5e" * 32
+"""What opens every encrypted volume: the key of Cinder's own key manager, which has only one."""
+
 _BACKENDS: dict[str, dict[str, object]] = {
     "rbd": {
         "volume_driver": "cinder.volume.drivers.rbd.RBDDriver",
@@ -63,7 +66,7 @@ class Cinder:
         here = Path(__file__).resolve().parent
         command = [str(ENVIRONMENT / "venv" / "bin" / "python"), str(here / "cinder_process.py"), str(self._control)]
         env = {
-            "PATH": f"{self._quick_ceph()}:{os.environ.get('PATH', '')}",
+            "PATH": f"{self._quick_programs()}:{os.environ.get('PATH', '')}",
             "PYTHONPATH": str(here / "cinder_drivers"),
             "PYTHONWARNINGS": "ignore",
             "CLOUDCORE_VOLUMES": str(self._folder / "volumes"),
@@ -72,8 +75,9 @@ class Cinder:
         command += ["--config-file", str(self._folder / "cinder.conf")]
         return Daemon("cinder", command, log=self._folder / "out", env=env, cwd=self._folder)
 
-    def _quick_ceph(self) -> Path:
-        """A folder with a `ceph` that asks the real one for the monitors only once.
+    def _quick_programs(self) -> Path:
+        """A folder with a `ceph` that asks the real one for the monitors only once, and a `qemu-img` that makes LUKS
+        containers which are opened quickly: the real one computes for seconds, to slow down those who guess.
 
         The RBD driver asks at every attach, and there is one monitor, which never changes; starting the program takes
         longer than everything else in an attach.
@@ -87,6 +91,13 @@ class Cinder:
             f'if [ "$1 $2" != "mon dump" ]; then exec {real} "$@"; fi\n'
             f'if [ ! -s {kept} ]; then {real} "$@" > {kept}.$$ && mv {kept}.$$ {kept} || exit 1; fi\n'
             f"cat {kept}\n"
+        )
+        program.chmod(0o755)
+        program, real = folder / "qemu-img", shutil.which("qemu-img") or "/usr/bin/qemu-img"
+        program.write_text(
+            "#!/bin/sh\n"
+            f'if [ "$1 $2 $3" != "create -f luks" ]; then exec {real} "$@"; fi\n'
+            f'shift 3\nexec {real} create -f luks -o iter-time=10 "$@"\n'
         )
         program.chmod(0o755)
         return folder
@@ -130,6 +141,7 @@ class Cinder:
             "database": {"connection": f"sqlite:///{self._folder / 'cinder.sqlite'}"},
             "oslo_concurrency": {"lock_path": self._folder / "lock"},
             "coordination": {"backend_url": f"file://{self._folder / 'coordination'}"},
+            "key_manager": {"backend": "cinder.keymgr.conf_key_mgr.ConfKeyManager", "fixed_key": FIXED_KEY},
             # Where Nova would be told of a written image; without any address Cinder calls that an error.
             "nova": {"token_auth_url": "http://127.0.0.1:1"},
             self._backend: backend,
@@ -200,6 +212,7 @@ class Cinder:
             "folder": str(self._folder),
             "log": str(self._folder / "cinder.log"),
             "secret": SECRET,
+            "fixed_key": FIXED_KEY,
             "pid": self._daemon and self._daemon.pid,
         }
 
