@@ -1,5 +1,6 @@
 """The API's pages: the defaults of attrs classes, the names at the side, and which object a bare name means."""
 
+import enum
 import importlib
 import re
 
@@ -21,14 +22,15 @@ def public_names() -> dict[str, list[str]]:
     return names
 
 
-def say_defaults(app, what, name, value, options, signature, returns):
+def say_defaults(app, what, name, described, options, signature, returns):
     """The defaults of an attrs class, where its generated `__init__` only says where to find them."""
-    if signature is None or not (isinstance(value, type) and attrs.has(value)):
+    if signature is None or not (isinstance(described, type) and attrs.has(described)):
         return None
-    fields = attrs.fields_dict(value)
+    fields = attrs.fields_dict(described)
 
     def default(match: re.Match[str]) -> str:
-        return repr(fields[match[1]].default)
+        value = fields[match[1]].default
+        return f"{type(value).__name__}.{value.name}" if isinstance(value, enum.Enum) else repr(value)
 
     return re.sub(r"attr_dict\['(\w+)'\]\.default", default, signature).replace("NOTHING", "..."), returns
 
