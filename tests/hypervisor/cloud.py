@@ -7,10 +7,11 @@ import contextlib
 import time
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import attrs
 
-from cloudcore.attach import AttachmentManager
+from cloudcore.attach import AttachmentManager, EmbeddedVolumes
 from cloudcore.attach.volumes.cinder import CinderVolumes
 from cloudcore.hypervisor import LibvirtHypervisor, Timeouts
 from cloudcore.schema import create_schema
@@ -81,6 +82,42 @@ def open_cloud(url: str, *, variant: str = "", count: int = 2) -> Iterator[Cloud
         yield Cloud(cinder, storage, volumes, hosts, url)
         for host in hosts.values():
             host.hypervisor.check()
+
+
+@attrs.define
+class EmbeddedCloud:
+    """One host, over the embedded volume service with files: what the tests of one volume use of a `Cloud`."""
+
+    volumes: EmbeddedVolumes
+    hosts: dict[str, Compute]
+    url: str
+
+    def volume(self) -> str:
+        """A new volume of 4 MiB, whose file QEMU may write."""
+        found = self.volumes.create_volume(4 << 20)
+        for path in Path(self.hosts[HOSTS[0]].server.images, "embedded").iterdir():
+            path.chmod(0o666)
+        return found.id
+
+    def status(self, volume_id: str) -> str:
+        """What the service says of it."""
+        return self.volumes.volume(volume_id).status
+
+
+@contextlib.contextmanager
+def open_embedded_cloud(url: str, *, variant: str) -> Iterator[EmbeddedCloud]:
+    """A libvirt daemon of its own for the *variant*, and volumes that are files."""
+    services.require("qemu", "guest")
+    create_schema(url, areas=["attach"])
+    (server,) = services.libvirt_hosts(1, variant=variant)
+    name = HOSTS[0]
+    with (
+        LibvirtHypervisor(server.uri, host=name) as hypervisor,
+        EmbeddedVolumes(url, directory=Path(server.images, "embedded")) as volumes,
+        Guests(server) as guests,
+    ):
+        yield EmbeddedCloud(volumes, {name: Compute(name, server, hypervisor, guests)}, url)
+        hypervisor.check()
 
 
 def token() -> str:

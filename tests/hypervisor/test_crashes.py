@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import random
-import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -142,47 +140,3 @@ def interrupted(cloud: Cloud, host: Compute, instance: str, volume_id: str, poin
         (left,) = manager.attachments(volume_id=volume_id)
         assert left.interrupted
         return left.id
-
-
-@pytest.mark.parametrize("times", [3, pytest.param(25, marks=pytest.mark.slow)])
-def test_killed_at_any_moment_everybody_agrees_afterwards(cloud, instance, host, volume_id, times):
-    """The journal, Cinder, both definitions, QEMU and the guest: after a recovery all agree."""
-    moments = random.Random(seed := random.randrange(1 << 32))
-    print(f"seed {seed}")
-    for _ in range(times):
-        with cloud.manager() as manager:
-            with contextlib.suppress(CloudcoreError), killed_after(host, moments.uniform(0.3, 0.8)):
-                manager.attach(volume_id, instance, host="host-a")
-            settled(cloud, host, instance, volume_id)
-            legs = manager.attachments(volume_id=volume_id)
-            with contextlib.suppress(CloudcoreError), killed_after(host, moments.uniform(0, 0.6)):
-                for leg in legs:
-                    manager.detach(leg.id)
-            settled(cloud, host, instance, volume_id)
-            for leg in manager.attachments(volume_id=volume_id):
-                assert manager.detach(leg.id).state is State.ABSENT
-            settled(cloud, host, instance, volume_id)
-
-
-@contextlib.contextmanager
-def killed_after(host: Compute, seconds: float) -> Iterator[None]:
-    timer = threading.Timer(seconds, restart, [host])
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.join()
-
-
-def settled(cloud: Cloud, host: Compute, instance: str, volume_id: str) -> None:
-    with cloud.manager() as manager:
-        assert next((True for _ in range(4) if manager.recover().complete), False), "not recovered"
-        report = manager.audit()
-        assert report.clean, report
-        attached = bool(manager.attachments(volume_id=volume_id))
-    found = host.hypervisor.disk_state(instance, volume_id)
-    assert (found.live is not None, found.persistent is not None, found.orphaned) == (attached, attached, False)
-    assert cloud.status(volume_id) == ("in-use" if attached else "available")
-    assert cloud.watchers(volume_id, awaited=attached) == attached
-    host.guests.console(instance).wait_disk(volume_id, present=attached)
-    host.hypervisor.check()

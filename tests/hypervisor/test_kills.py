@@ -144,6 +144,7 @@ def test_hurt_between_two_steps(host, guests, instance_id, point, stopped):
     attach_and_detach(host, guests, instance_id, At(host, point=point, stopped=stopped))
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("times", [8, pytest.param(50, marks=pytest.mark.slow)])
 def test_hurt_at_any_moment(host, guests, instance_id, times):
     """In the middle of what libvirt and QEMU do, too: a daemon that forgets what QEMU has is made up for."""

@@ -48,6 +48,7 @@ def definition(guests: Guests, instance_id: str) -> str:
 # --- refused for a moment --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("times", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_guest_with_native_hotplug_takes_and_gives_in_quick_succession(host, guests, times):
     """A PCI Express slot refuses for seconds after a plug ("guest is busy"): that is waited for, both ways, and the
@@ -65,6 +66,7 @@ def test_a_guest_with_native_hotplug_takes_and_gives_in_quick_succession(host, g
 # --- asked twice -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("times", [5, pytest.param(60, marks=pytest.mark.slow)])
 def test_a_repeated_request_that_meets_a_guest_just_letting_go(host, guests, times):
     """libvirt 9.0's own second request reads a disk that it has freed: the daemon dies, now and then. A reset makes the
