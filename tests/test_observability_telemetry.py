@@ -15,6 +15,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 
 from cloudcore import Cell, CellRouter, InstanceDirectory, InstanceStore
 from cloudcore.errors import DatabaseUnavailable
@@ -25,9 +26,9 @@ from cloudcore.telemetry import OpenTelemetry
 class Sdk:
     """An observer with the SDK in memory behind it."""
 
-    def __init__(self) -> None:
+    def __init__(self, sampler: Sampler | None = None) -> None:
         self.exporter, self.reader = InMemorySpanExporter(), InMemoryMetricReader()
-        tracers = TracerProvider()
+        tracers = TracerProvider(sampler=sampler)
         tracers.add_span_processor(SimpleSpanProcessor(self.exporter))
         self.telemetry = OpenTelemetry(tracers, MeterProvider([self.reader]))
 
@@ -125,6 +126,39 @@ def test_seconds_fall_into_buckets_of_seconds(sdk):
     assert duration.explicit_bounds == (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
     assert cell.explicit_bounds == duration.explicit_bounds
     assert cell.bucket_counts.index(1) == 5
+
+
+class Never(Sampler):
+    """Samples nothing, and remembers what it was asked about."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def should_sample(self, parent_context, trace_id, name, *_, **__) -> SamplingResult:
+        self.asked.append(name)
+        return SamplingResult(Decision.DROP)
+
+    def get_description(self) -> str:
+        return "never"
+
+
+def test_the_parts_of_an_operation_that_is_not_sampled_are_no_spans():
+    """Its cells are in the histogram all the same; what happens in no operation has a trace of its own."""
+    sampler = Never()
+    sdk = Sdk(sampler)
+    telemetry = sdk.telemetry
+
+    def part() -> None:
+        event("listing.cell", logging.DEBUG, cell="c", state="answered", seconds=0.03)
+        event("listing.statement", logging.DEBUG, cell="c", seconds=0.02)
+
+    Work(telemetry).outer(part)
+    assert sampler.asked == ["placement.outer"]
+    (cell,) = sdk.points("cloudcore.cell.duration")
+    assert cell.count == 1
+    assert [point.attributes["cloudcore.event"] for point in sdk.points("cloudcore.events")] == ["listing.statement"]
+    telemetry.event("listing.statement", {"seconds": 0.01})
+    assert sampler.asked == ["placement.outer", "listing.statement"]
 
 
 def test_what_worker_threads_tell_stands_in_the_operation(sdk):

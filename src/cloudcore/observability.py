@@ -109,53 +109,73 @@ def observed(
             are told at WARNING, other errors at DEBUG, since the caller is told too.
         answer: Further fields, from what the call returned.
     """
-    logger = logging.getLogger(f"cloudcore.{name.partition('.')[0]}")
 
     def decorate(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
-        signature = inspect.signature(method)
-
-        def fields_of(owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-            try:
-                given = signature.bind(owner, *args, **kwargs).arguments
-            except TypeError:  # the call itself will say so
-                return {}
-            return {key: _plain(given[key]) for key in arguments if given.get(key) is not None}
-
-        def told(fields: dict[str, Any], began: float, error: BaseException | None) -> None:
-            if error is not None:
-                worth = logging.WARNING if isinstance(error, Transient | OutcomeUnknown) else logging.DEBUG
-                fields |= {"error": type(error).__name__}
-            else:
-                worth = level
-            if logger.isEnabledFor(worth):
-                _log(logger, worth, name, fields | {"seconds": round(time.monotonic() - began, 6)})
+        operation = _Operation(name, arguments, level, answer, inspect.signature(method))
 
         @functools.wraps(method)
         def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
             own: Observer | None = getattr(self, "observer", None)
             observer = _OBSERVER.get() if own is None else own
             began = time.monotonic()
-            if observer is None and not logger.isEnabledFor(level):
+            if observer is None and not operation.logger.isEnabledFor(level):
                 try:
                     return method(self, *args, **kwargs)
                 except (Transient, OutcomeUnknown) as error:
-                    told(fields_of(self, args, kwargs), began, error)
+                    operation.tell(operation.fields_of(self, args, kwargs), began, error)
                     raise
-            fields = fields_of(self, args, kwargs)
+            fields = operation.fields_of(self, args, kwargs)
             with _observing(observer, name, fields) as add:
                 try:
                     result = method(self, *args, **kwargs)
                 except Exception as error:
-                    told(fields, began, error)
+                    operation.tell(fields, began, error)
                     raise
-                more = dict(answer(result)) if answer is not None else {}
+                more = operation.answered(result)
                 add(**more)
-            told(fields | more, began, None)
+            operation.tell(fields | more, began, None)
             return result
 
         return call
 
     return decorate
+
+
+class _Operation:
+    """How the calls of one method are told; see :func:`observed`."""
+
+    def __init__(
+        self,
+        name: str,
+        arguments: tuple[str, ...],
+        level: int,
+        answer: Callable[[Any], Mapping[str, Any]] | None,
+        signature: inspect.Signature,
+    ) -> None:
+        self.logger = logging.getLogger(f"cloudcore.{name.partition('.')[0]}")
+        self._name, self._arguments, self._level = name, arguments, level
+        self._answer, self._signature = answer, signature
+
+    def fields_of(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments that are told."""
+        try:
+            given = self._signature.bind(owner, *args, **kwargs).arguments
+        except TypeError:  # the call itself will say so
+            return {}
+        return {key: _plain(given[key]) for key in self._arguments if given.get(key) is not None}
+
+    def answered(self, result: Any) -> dict[str, Any]:
+        """What is told of an answer."""
+        return {} if self._answer is None else dict(self._answer(result))
+
+    def tell(self, fields: dict[str, Any], began: float, error: BaseException | None) -> None:
+        """Log the end of a call that began at that monotonic instant."""
+        worth = self._level
+        if error is not None:
+            worth = logging.WARNING if isinstance(error, Transient | OutcomeUnknown) else logging.DEBUG
+            fields |= {"error": type(error).__name__}
+        if self.logger.isEnabledFor(worth):
+            _log(self.logger, worth, self._name, fields | {"seconds": round(time.monotonic() - began, 6)})
 
 
 @contextmanager

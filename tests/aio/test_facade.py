@@ -93,6 +93,25 @@ async def test_pages_streams_and_look_ups(tmp_path):
             await router.page(Query(sort=[Sort("nonsense")]))
 
 
+async def test_tasks_that_step_at_once_share_a_stream(tmp_path, monkeypatch):
+    """Each record goes to one of them, and none takes an empty block for the end."""
+    monkeypatch.setattr("cloudcore.aio.listing._BLOCK", 1)
+    found: list[str] = []
+    async with AsyncCellRouter(_router(tmp_path, each=20)) as router:
+        stream = router.stream(Query(sort=[Sort("display_name")]))
+
+        async def step() -> None:
+            found.extend([record.display_name async for record in stream])
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(5):
+                tasks.start_soon(step)
+        assert len(found) == 60
+        assert sorted(found) == [f"web-{number:04}" for number in range(60)]
+        with pytest.raises(StopAsyncIteration):
+            await anext(stream)
+
+
 async def test_a_stream_left_early_leaves_nothing_under_way(tmp_path):
     async with AsyncCellRouter(_router(tmp_path, each=400)) as router:
         async with router.stream(Query(sort=[Sort("display_name")])) as stream:

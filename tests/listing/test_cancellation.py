@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,7 +14,10 @@ from cloudcore._cancellation import Cancellation
 from cloudcore.errors import Cancelled
 from cloudcore.listing import Cell, Query
 from cloudcore.listing.cells import in_flight
+from cloudcore.listing.cells.connections import PooledConnection
+from cloudcore.listing.cells.pool import ConnectionPool
 from cloudcore.listing.cells.promptness import STALL
+from cloudcore.listing.cells.requests import Attempt, Request
 from cloudcore.listing.cells.workers import CompletionQueue
 from tests.listing.conftest import THINGS
 from tests.listing.test_faults import fill, rows
@@ -252,3 +257,39 @@ def test_a_stop_that_fails_keeps_no_other_from_being_called(caplog):
     with pytest.raises(Cancelled):
         cancellation.check()
     assert "the socket is gone" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
+def test_whoever_is_lent_a_connection_next_finds_it_whole(kind, databases, monkeypatch):
+    """A call is given up just as its answer comes: its connection is broken before it lets go of it, or not at all."""
+    pool = ConnectionPool(databases.url(kind), connections=1, deadline=60.0, options={})
+    backend = SimpleNamespace(pools=[pool])
+    request = Request("c", backend, None, began=time.monotonic(), seconds=60.0, hedge_at=None)
+    attempt = Attempt(request, pool, None, time.monotonic)
+    breaking, lent = threading.Event(), threading.Event()
+    abort = PooledConnection.abort
+
+    def slowly(pooled):
+        breaking.set()
+        lent.wait(0.2)  # until the connection is another's, if it ever is
+        abort(pooled)
+
+    monkeypatch.setattr(PooledConnection, "abort", slowly)
+    with ThreadPoolExecutor(1) as other:
+        dropping = []
+
+        def use(attempt, pooled):
+            rows = attempt.run(pooled, "SELECT 1", ())
+            dropping.append(other.submit(attempt.drop))
+            assert breaking.wait(60)
+            return rows
+
+        assert [tuple(row) for row in attempt.with_connection(use)] == [(1,)]
+        pooled = pool.acquire(time.monotonic() + 60)
+        lent.set()
+        dropping[0].result()
+        assert [tuple(row) for row in pooled.run("SELECT 2", (), time.monotonic() + 60)] == [(2,)]
+        attempt.drop()
+        assert [tuple(row) for row in pooled.run("SELECT 3", (), time.monotonic() + 60)] == [(3,)]
+    pool.release(pooled)
+    pool.close()

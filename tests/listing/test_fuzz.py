@@ -44,6 +44,10 @@ TYPES = {
     "date": (lambda: sa.Date(), [dt.date(2026, 1, n) for n in (1, 2, 9)] + [dt.date(1000, 1, 1), dt.date.max]),
     "time": (lambda: sa.Time(), [dt.time(n, 0, n) for n in (0, 3, 23)]),
     "uuid": (lambda: sa.Uuid(), [uuid.UUID(int=n << 96 | 5, version=4) for n in (0, 1, 0xFF, 0xABCD)]),
+    "binary": (
+        lambda: sa.LargeBinary(16).with_variant(mysql.BINARY(16), "mysql", "mariadb"),
+        [bytes(16), b"\xff" * 16, b"a" * 16, b"A" * 16, b"%_'\\\"\n\0\x80" * 2, b"\0" * 15 + b"\1"],
+    ),
     "enumeration": (lambda: sa.Enum("red", "Blue", "green", name="fuzz_colour"), ["red", "Blue", "green"]),
 }  # fmt: skip
 ODD = {
@@ -57,6 +61,7 @@ ODD = {
     "date": [EPOCH, "2026-01-01"],
     "time": [dt.time(1, tzinfo=UTC), "01:00"],
     "uuid": ["no uuid", 5],
+    "binary": ["text", 5, bytearray(16)],
     "enumeration": ["no colour", "\0", 5],
 }
 WRONG = [b"\xff", "wrong", "", "0000-00-00 00:00:00", 10**15, 1.25, "NaN", "2026-01-01T00:00:00+01:00"]

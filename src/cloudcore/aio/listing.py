@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 from collections import deque
@@ -47,7 +48,7 @@ class AsyncCellRouter(ClosingFacade[CellRouter]):
         cursor: str | None = None,
         on_progress: Callable[[int], None] | None = None,
     ) -> AsyncStream:
-        """The whole result, as an asynchronous iterator; see :meth:`CellRouter.stream`. For one task.
+        """The whole result, as an asynchronous iterator; see :meth:`CellRouter.stream`.
 
         ``async with`` ends what is under way when the block is left early.
         """
@@ -55,7 +56,7 @@ class AsyncCellRouter(ClosingFacade[CellRouter]):
 
 
 class AsyncStream:
-    """A :class:`~cloudcore.listing.Stream`, block by block. For one task.
+    """A :class:`~cloudcore.listing.Stream`, block by block. Tasks that step at once share the records among them.
 
     A step that is cancelled loses no record: what its thread had taken comes with the next one. If the cancellation
     stopped statements, the stream has ended there: once what was taken has been given, a further step raises
@@ -68,6 +69,7 @@ class AsyncStream:
         self._block: deque[Record] = deque()
         self._taking = threading.Lock()
         self._failure: Exception | None = None
+        self._over = False
 
     def __aiter__(self) -> Self:
         return self
@@ -80,16 +82,17 @@ class AsyncStream:
             CellUnavailable: ``require="all"`` and some cell did not answer.
             Cancelled: An earlier step was cancelled, and its statements were stopped.
         """
-        if not self._block:
-            await self._router.read(self._take)
-            if not self._block:
+        while True:
+            with contextlib.suppress(IndexError):  # another task may have taken the last
+                return self._block.popleft()
+            if self._over:
                 raise StopAsyncIteration
-        return self._block.popleft()
+            await self._router.read(self._take)
 
     def _take(self) -> None:
         """Take a block, in a thread. One that was given up may still be at it: then this one waits."""
         with self._taking:
-            if self._block:
+            if self._block or self._over:
                 return
             if self._failure is not None:
                 raise self._failure
@@ -101,6 +104,7 @@ class AsyncStream:
                 self._failure = failure
                 if not self._block:
                     raise
+            self._over = not self._block
 
     @property
     def cells(self) -> Mapping[str, CellReport]:

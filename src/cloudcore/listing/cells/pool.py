@@ -188,12 +188,18 @@ class ConnectionPool:
         self._closed_one()
         self._leave()
 
-    def blame(self, pooled: PooledConnection, error: Exception) -> CloudcoreError:
-        """Take a connection back after *error*, for good if it may be the connection's; returns the error to raise."""
+    def blame(self, pooled: PooledConnection, error: Exception, *, broken: bool = False) -> CloudcoreError:
+        """Take a connection back after *error*, for good if it may be the connection's; returns the error to raise.
+
+        Args:
+            pooled: The connection.
+            error: What was raised.
+            broken: Whether somebody has broken it.
+        """
         if pooled.regex is not None and pooled.regex.error is not None:
             error, pooled.regex.error = pooled.regex.error, None
         typed = error if isinstance(error, CloudcoreError) else _typed(error, self.engine)
-        if isinstance(typed, StatementRefused | UnreadableValue) and pooled.renewed():
+        if isinstance(typed, StatementRefused | UnreadableValue) and not broken and pooled.renewed():
             self.release(pooled)
         else:
             self.scrap(pooled)

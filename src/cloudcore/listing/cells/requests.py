@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cloudcore.database.statement_events import told_statement
@@ -38,8 +39,8 @@ class Attempt:
     """
 
     __slots__ = (
-        "_clock", "_work", "answers", "began", "dropped", "error", "pool", "pooled", "request", "result",
-        "seconds", "statements", "warm",
+        "_clock", "_holding", "_work", "answers", "began", "broken", "dropped", "error", "pool", "pooled", "request",
+        "result", "seconds", "statements", "warm",
     )  # fmt: skip
 
     answers: Receiver[Attempt]
@@ -63,6 +64,9 @@ class Attempt:
         self.pooled: PooledConnection | None = None
         self.statements = 0
         self.dropped = self.warm = False
+        self._holding = threading.Lock()
+        """Whoever breaks the connection has it, so that it is broken for nobody else."""
+        self.broken = False
         self.result: Any = None
         self.error: CloudcoreError | None = None
         self.began = self.seconds = 0.0
@@ -149,23 +153,33 @@ class Attempt:
             if self.dropped:  # while it waited; nobody else has seen the connection, which is as good as before
                 self.pool.release(pooled)
                 self._unless_dropped()
-            self.warm, self.pooled = pooled.used, pooled
+            self.warm = pooled.used
+            with self._holding:
+                self.pooled = pooled
             try:
                 self._unless_dropped()  # once more: from here on it is the connection that is broken
                 result = use(self, pooled)
             except Exception as error:
-                self.pooled = None
-                blamed = self.pool.blame(pooled, error)
+                blamed = self.pool.blame(pooled, error, broken=self._let_go())
                 if self.dropped or not self.warm or not isinstance(blamed, DatabaseUnavailable):
                     raise blamed from error
                 pooled = self.pool.acquire(self.limit, fresh=True, waits=self._waits)
                 continue
             except BaseException:  # the caller's own thread was interrupted
+                self._let_go()
                 self.pool.scrap(pooled)
                 raise
-            self.pooled = None
-            self.pool.release(pooled)
+            if self._let_go():
+                self.pool.scrap(pooled)  # just after its answer came
+            else:
+                self.pool.release(pooled)
             return result
+
+    def _let_go(self) -> bool:
+        """From now on :meth:`drop` breaks no connection, which is another's soon; whether it has done so."""
+        with self._holding:
+            self.pooled = None
+            return self.broken
 
     def _unless_dropped(self) -> None:
         if self.dropped:
@@ -174,9 +188,10 @@ class Attempt:
     def drop(self) -> None:
         """Nobody waits any more: make the statement under way fail."""
         self.dropped = True
-        pooled = self.pooled
-        if pooled is not None:
-            pooled.abort()
+        with self._holding:
+            if self.pooled is not None:
+                self.broken = True
+                self.pooled.abort()
 
 
 class Request:

@@ -48,6 +48,7 @@ _TYPES: dict[Kind, tuple[type, ...]] = {
     Kind.FLOAT: (float, int),
     Kind.DECIMAL: (Decimal, int),
     Kind.INSTANT: (datetime,),
+    Kind.BINARY: (bytes,),
     Kind.DATE: (date,),
     Kind.TIME: (time,),
 }

@@ -185,6 +185,8 @@ def _pack(value: Any) -> Any:
         return {"T": value.isoformat()}
     if isinstance(value, float):
         return {"f": value.hex()}  # also what is no finite number
+    if isinstance(value, bytes):
+        return {"b": value.hex()}
     return value
 
 
@@ -211,6 +213,7 @@ _UNPACKING: dict[str, Callable[[Any], Any]] = {
     "D": date.fromisoformat,
     "T": time.fromisoformat,
     "f": float.fromhex,
+    "b": bytes.fromhex,
 }
 
 

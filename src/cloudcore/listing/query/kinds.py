@@ -37,8 +37,10 @@ class Kind(StrEnum):
     """A time of day without a zone."""
     JSON = "json"
     """A document, read as Python's; only NULL can be asked of it, and it cannot be ordered by."""
+    BINARY = "binary"
+    """Bytes of bounded length, compared byte by byte."""
     OTHER = "other"
-    """Anything that is only passed through: bytes, arrays."""
+    """Anything that is only passed through: arrays, bytes of any length."""
 
 
 FORMS: dict[Kind, frozenset[type]] = {
@@ -52,6 +54,7 @@ FORMS: dict[Kind, frozenset[type]] = {
     Kind.DATE: frozenset({date}),
     Kind.TIME: frozenset({time}),
     Kind.JSON: frozenset(),
+    Kind.BINARY: frozenset({bytes}),
     Kind.OTHER: frozenset(),
 }
 """Types of values that need no look one by one."""
@@ -145,6 +148,12 @@ def _time(value: Any) -> time:
     raise _unfit(value, "a time of day")
 
 
+def _binary(value: Any) -> bytes:
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value)
+    raise _unfit(value, "bytes")
+
+
 def dashed(value: Any) -> str:
     """A UUID in dashed form, from any form that a database gives it in."""
     if value.__class__ is str and len(value) == 36:  # as most are
@@ -176,5 +185,6 @@ _READERS: dict[Kind, Callable[[Any], Any]] = {
     Kind.DATE: _date,
     Kind.TIME: _time,
     Kind.JSON: _json,
+    Kind.BINARY: _binary,
     Kind.OTHER: lambda value: value,
 }

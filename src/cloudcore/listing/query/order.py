@@ -161,7 +161,7 @@ class Key:
             return _from_epoch(values, descending=self.descending)
         if not self.descending:
             return values
-        if self.kind in {Kind.TEXT, Kind.UUID}:
+        if self.kind in {Kind.TEXT, Kind.UUID, Kind.BINARY}:
             return list(map(_Reversed, values))
         if self.kind is Kind.DECIMAL:
             return list(map(Decimal.copy_negate, values))  # exact, whatever the context's precision
@@ -253,6 +253,7 @@ _PLAIN: dict[Kind, type | tuple[type, ...]] = {
     Kind.BOOLEAN: bool,
     Kind.FLOAT: float,
     Kind.DECIMAL: Decimal,
+    Kind.BINARY: bytes,
     Kind.DATE: date,
     Kind.TIME: time,
     Kind.INSTANT: datetime,

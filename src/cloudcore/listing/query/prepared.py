@@ -179,7 +179,7 @@ def _check_bounds(conditions: Sequence[Condition], query: Query) -> None:
             value=size,
         )
     values = [value for condition in conditions if not condition.packed for value in condition.values]
-    size = sum(len(value) for value in values if isinstance(value, str)) + sum(len(word) for _, word in words)
+    size = sum(len(value) for value in values if isinstance(value, str | bytes)) + sum(len(word) for _, word in words)
     if size > _MOST_TEXT:
         raise InvalidQuery(
             f"the query compares with {size} characters of text, at most {_MOST_TEXT} are sent: ask several times",

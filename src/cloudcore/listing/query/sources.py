@@ -88,6 +88,10 @@ class RecordSource:
             self._table_column(name)
         if key not in found:
             raise InvalidArgument(f"{table.name}: the key column {key} must be among the columns shown", field="key")
+        if found[key].kind is Kind.BINARY:
+            raise InvalidArgument(
+                f"{table.name}: the key column {key} holds bytes; a key is text, a UUID or a number", field="key"
+            )
 
     def _table_column(self, name: str) -> sa.Column[Any]:
         if name not in self.table.c:
@@ -254,7 +258,10 @@ _KINDS: tuple[tuple[tuple[type[sa.types.TypeEngine[Any]], ...], Kind], ...] = (
     ((sa.DateTime,), Kind.INSTANT),
     ((sa.Date,), Kind.DATE),
     ((sa.Time,), Kind.TIME),
+    ((sa.BINARY, sa.VARBINARY, sa.LargeBinary, mysql.TINYBLOB), Kind.BINARY),
 )
+_LONGEST_BINARY = 1024
+"""Bytes by which MariaDB and MySQL sort, unless told otherwise (``max_sort_length``)."""
 
 
 def _column(column: sa.Column[Any], wide: bool, pinned: bool) -> Column:
@@ -288,5 +295,10 @@ def _kind(type_: sa.types.TypeEngine[Any]) -> Kind:
         return Kind.UUID
     for types, kind in _KINDS:
         if isinstance(type_, types):
-            return kind
+            return Kind.OTHER if kind is Kind.BINARY and not _orders_well(type_) else kind
     return Kind.OTHER
+
+
+def _orders_well(type_: Any) -> bool:
+    """Whether bytes of this type are short enough to be ordered by everywhere, or PostgreSQL's, which always are."""
+    return isinstance(type_, postgresql.BYTEA | mysql.TINYBLOB) or 0 < (type_.length or 0) <= _LONGEST_BINARY
