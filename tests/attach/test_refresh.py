@@ -8,6 +8,7 @@ from cloudcore.attach.lifecycle.states import State
 from cloudcore.attach.volumes.values import ConnectionInfo
 from cloudcore.disks import RbdSource
 from cloudcore.hypervisor import MemoryHypervisor
+from cloudcore.hypervisor.disks.memory_driver import Fault
 from cloudcore.testing.volumes import FakeVolumes
 
 from .conftest import instance
@@ -131,3 +132,29 @@ def test_what_died_in_the_middle_goes_on_or_back(manager, volumes, volume_servic
     for volume in made:
         assert volume_service.statuses(volume) == ("in-use", ["attached"])
         assert host.disk_state(who, volume).present
+
+
+@pytest.mark.parametrize("volume_service", ["embedded"], indirect=True)
+def test_a_whole_host(manager, volumes, volume_service, host, off):
+    """Who is off is refreshed, also one that died in the middle; who runs is named, and keeps what it has."""
+    who, made = off
+    running, third, fourth = instance(), instance(), volume_service.create_volume()
+    host.add_guest(running)
+    host.add_guest(third, state="off")
+    kept = volume_service.create_volume()
+    manager.attach(kept, running, host="compute-1")
+    manager.attach(fourth, third, host="compute-1")
+    volumes.monitor = "mon-2"
+    host.faults.plan("plug", Fault.ERROR_BEFORE)
+    with pytest.raises(errors.HypervisorError):
+        manager.refresh(third)
+    assert all(leg.host is None for leg in manager.attachments(instance_id=third))
+    done = manager.refresh_host("compute-1")
+    assert {leg.instance_id for leg in done.refreshed} == {who, third}
+    ((left, why),) = done.left
+    assert left == running
+    assert "stop it first" in why
+    assert monitors(host, who, made) == monitors(host, third, [fourth]) == {"mon-2"}
+    assert monitors(host, running, [kept]) == {"mon-1"}
+    with pytest.raises(errors.WrongHost):
+        manager.refresh_host("compute-9")

@@ -47,6 +47,9 @@ class AsyncAttachmentManager(ClosingFacade[AttachmentManager]):
     @offloaded(AttachmentManager.refresh)
     def refresh(self) -> None: ...
 
+    @offloaded(AttachmentManager.refresh_host)
+    def refresh_host(self) -> None: ...
+
     @offloaded(AttachmentManager.rebuild)
     def rebuild(self) -> None: ...
 

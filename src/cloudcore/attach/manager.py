@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
     from cloudcore.attach.hosts.connectors import HostConnector
     from cloudcore.attach.lifecycle.fencing import Fencer
-    from cloudcore.attach.lifecycle.records import InstanceSnapshot, Move, StoryLine
+    from cloudcore.attach.lifecycle.records import HostRefresh, InstanceSnapshot, Move, StoryLine
     from cloudcore.attach.lifecycle.rules import Policy
     from cloudcore.attach.volumes.interface import VolumeService
     from cloudcore.attach.volumes.values import AttachMode
@@ -479,6 +479,17 @@ class AttachmentManager:
             CloudcoreError: What failed; repeat it.
         """
         return self._moves.refresh(normalise_uuid(instance_id, "instance_id"))
+
+    @observed("attach.refresh_host", "host", level=logging.INFO)
+    def refresh_host(self, host: str) -> HostRefresh:
+        """:meth:`refresh` for every instance on the host that is off; the others are named.
+
+        One instance after the other, so one that cannot be refreshed does not keep the next from it.
+
+        Raises:
+            WrongHost: The host is not served here. Nothing was touched.
+        """
+        return self._moves.refresh_host(require_text(host, "host"))
 
     @observed("attach.rebuild", "instance_id", "image_id", level=logging.INFO)
     def rebuild(self, instance_id: str, image_id: str) -> tuple[Attachment, ...]:

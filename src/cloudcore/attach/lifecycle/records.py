@@ -22,6 +22,7 @@ __all__ = [
     "Attachment",
     "Extension",
     "HostDevice",
+    "HostRefresh",
     "InstanceSnapshot",
     "ManagerStatus",
     "Move",
@@ -242,6 +243,19 @@ class Extension:
 
     volume: Volume
     told: tuple[Attachment, ...]
+    left: tuple[tuple[str, str], ...]
+
+
+@attrs.frozen(kw_only=True)
+class HostRefresh:
+    """What came of asking anew how a host reaches all of its volumes.
+
+    Attributes:
+        refreshed: The attachments that were.
+        left: (instance id, why) of those whose disks are as before, or on their way: repeat the call for them.
+    """
+
+    refreshed: tuple[Attachment, ...]
     left: tuple[tuple[str, str], ...]
 
 

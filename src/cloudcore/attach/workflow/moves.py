@@ -20,7 +20,7 @@ from cloudcore._failpoints import failpoint
 from cloudcore.attach.journal.lock_names import instance_lock, volume_lock
 from cloudcore.attach.lifecycle.failures import failure
 from cloudcore.attach.lifecycle.fencing import require_evidence
-from cloudcore.attach.lifecycle.records import Attachment, Move, MoveKind
+from cloudcore.attach.lifecycle.records import Attachment, HostRefresh, Move, MoveKind
 from cloudcore.attach.lifecycle.states import HOLDS, State
 from cloudcore.attach.workflow.move_steps import MoveSteps
 from cloudcore.errors import (
@@ -106,6 +106,20 @@ class Moves:
                 move = self._begin(move)
             self._rows.set_phase(move, "confirming")
             return self._confirm(move)
+
+    def refresh_host(self, host: str) -> HostRefresh:
+        """See :meth:`AttachmentManager.refresh_host`."""
+        self._require_served(host)
+        instances = {leg.instance_id for leg in self._journal.select(host=host)}
+        instances |= {move.instance_id for move in self._rows.all() if (move.kind, move.source) == ("refresh", host)}
+        refreshed: list[Attachment] = []
+        left: list[tuple[str, str]] = []
+        for instance_id in sorted(instances):
+            try:
+                refreshed += self.refresh(instance_id)
+            except CloudcoreError as error:
+                left.append((instance_id, f"{type(error).__name__}: {error}"))
+        return HostRefresh(refreshed=tuple(refreshed), left=tuple(left))
 
     def rebuild(self, instance_id: str, image_id: str) -> tuple[Attachment, ...]:
         """See :meth:`AttachmentManager.rebuild`."""
