@@ -70,20 +70,24 @@ def read_snapshot(database: Database) -> Iterator[Connection]:
 class Watch:
     """Tells whether anybody may have written to the database since the last look, and what is in use since then.
 
-    SQLite counts commits, and a connection of one's own reads the count in microseconds. For other databases, and for
-    one in memory, it tells nothing: :meth:`version` and :meth:`use_since` are None. Not for several threads at once.
+    SQLite counts commits, and a connection of one's own reads the count in microseconds. For one in memory, which no
+    other connection reaches, :meth:`version` tells nothing and :meth:`use_since` borrows a connection of the pool. For
+    other databases both tell nothing. Not for several threads at once.
     """
 
-    def __init__(self, connection: sqlite3.Connection | None) -> None:
+    def __init__(self, connection: sqlite3.Connection | None, database: Database | None = None) -> None:
         self._connection = connection
+        self._database = database
 
     @classmethod
     def of(cls, database: Database) -> Watch:
         """Watch *database*."""
         url = database.engine.url
         path = Path(url.database or "")
-        if database.dialect != "sqlite" or url.query or not path.is_file():
+        if database.dialect != "sqlite":
             return cls(None)
+        if url.query or not path.is_file():
+            return cls(None, database)
         try:
             connection = sqlite3.connect(
                 f"{path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False, isolation_level=None
@@ -105,7 +109,7 @@ class Watch:
     def use_since(self, watermark: str) -> tuple[list[tuple[int, str, int]], str] | None:
         """See :func:`cloudcore.placement.storage.changes.use_since`; None also when it cannot be told."""
         if self._connection is None:
-            return None
+            return self._borrowed_use_since(watermark)
         try:
             self._connection.execute("BEGIN")
             return use_since(self._connection, watermark)
@@ -114,8 +118,19 @@ class Watch:
         finally:
             self._connection.rollback()
 
+    def _borrowed_use_since(self, watermark: str) -> tuple[list[tuple[int, str, int]], str] | None:
+        if self._database is None:
+            return None
+        with self._database.read() as connection:
+            lent: Any = connection.connection.driver_connection
+            try:
+                return use_since(lent, watermark)
+            except sqlite3.Error:
+                return None
+
     def close(self) -> None:
         """Let go of the database. May be called twice."""
+        self._database = None
         if self._connection is not None:
             self._connection.close()
             self._connection = None
