@@ -314,12 +314,12 @@ def test_a_lost_claim_is_a_warning(sqlite_database, caplog):
 
         beaten = False
 
-        def transact(self, operation, work):
+        def claim_new(self, claim):
             if not self.beaten:
                 type(self).beaten = True
                 first = next(iter(tree.roots()))
                 ledger.claim(str(uuid.uuid4()), {first.uuid: {"VCPU": 4}}, project_id="p", user_id="u")
-            return super().transact(operation, work)
+            return super().claim_new(claim)
 
     recorder = Recorder()
     selector = HostSelector(tree, Slow(sqlite_database), cell_of=lambda _: "cell1", observer=recorder)
