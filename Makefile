@@ -51,6 +51,11 @@ bench:
 	@bash scripts/setup apt-test venv-test placement nova served clients
 	$(PYTHON) -m bench.run $(AREA)
 
+## make release-check  sdist and wheel in dist/, checked, and tried on bare Pythons and with the oldest dependencies
+.PHONY: release-check
+release-check:
+	scripts/release-check --lowest --sbom $(ARGS)
+
 ## make figures        the page of figures, of what make bench has measured
 .PHONY: figures
 figures:

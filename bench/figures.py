@@ -198,9 +198,12 @@ def _plot_curve(axes: Axes, curve: Mapping[str, Any]) -> None:
     axes.set(xscale="log", yscale="log")
     axes.set_title(_cut(curve["work"], 34), fontsize=9)
     axes.set_xlabel(curve["size"], fontsize=8)
-    axes.set_ylabel("seconds" if curve["unit"] == "s" else curve["unit"], fontsize=8)
     low, high = min(*values, *fitted), max(*values, *fitted)
     axes.set_ylim(low / 3, high * 3)  # so that what does not grow looks like it
+    axes.set_xticks(sorted({sizes[0], sizes[len(sizes) // 2], sizes[-1]}))
+    axes.xaxis.set_major_formatter(lambda size, _: f"{size:,.0f}")
+    axes.yaxis.set_major_formatter(lambda value, _: figure_of(value, curve["unit"]))
+    axes.minorticks_off()
     axes.tick_params(labelsize=7)
     axes.legend(fontsize=8, frameon=False)
 
