@@ -116,7 +116,7 @@ def beside_placement(bench: Bench, kind: str, url: str, peer_url: str, *, claim:
 
 
 def round_trips(bench: Bench, server, kind: str, must: int) -> None:
-    """Counted by time: each round trip waits 40 ms in a proxy."""
+    """Counted by time: each round trip waits 40 ms in a proxy. The least of some: a busy machine adds to it."""
     url = sa.make_url(server.create_database())
     with Database(url) as database:
         load(database, 10)
@@ -125,9 +125,12 @@ def round_trips(bench: Bench, server, kind: str, must: int) -> None:
         ledger.claim(str(uuid.uuid4()), forests.placed(0), **OWNER)
         ledger.claim(str(uuid.uuid4()), forests.placed(1), **OWNER)  # the providers are known now
         proxy.delay(0.02)
-        begun = time.perf_counter()
-        ledger.claim(str(uuid.uuid4()), forests.placed(1), **OWNER)
-        trips = round((time.perf_counter() - begun) / 0.04)
+        took = []
+        for _ in range(5):
+            begun = time.perf_counter()
+            ledger.claim(str(uuid.uuid4()), forests.placed(1), **OWNER)
+            took.append(time.perf_counter() - begun)
+        trips = round(min(took) / 0.04)
     bench.record(f"round trips of a claim on {kind}", ours=trips, must=must, met=trips <= must)
 
 

@@ -49,19 +49,10 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from cloudcore import listing
+from cloudcore import listing, problems
 from cloudcore.aio import AsyncCellRouter
 from cloudcore.attach import Attachment
-from cloudcore.errors import (
-    CloudcoreError,
-    Conflict,
-    InvalidArgument,
-    NotFound,
-    OutcomeUnknown,
-    PolicyDenied,
-    Refused,
-    Transient,
-)
+from cloudcore.errors import CloudcoreError, InvalidArgument
 from cloudcore.listing import Record, Sort
 
 STATUS = {"active": "ACTIVE", "building": "BUILD", "error": "ERROR", "resized": "VERIFY_RESIZE", "deleted": "DELETED"}
@@ -69,19 +60,8 @@ COLUMNS = {"created_at": "created_at", "updated_at": "updated_at", "display_name
            "uuid": "uuid", "vm_state": "vm_state", "project_id": "project_id"}  # fmt: skip
 SortKey = Literal["created_at", "updated_at", "display_name", "host", "uuid", "vm_state", "project_id"]
 
-KINDS: tuple[tuple[type[CloudcoreError], int, str], ...] = (
-    (PolicyDenied, 403, "Not allowed"),
-    (NotFound, 404, "Not found"),
-    (OutcomeUnknown, 503, "Outcome unknown: repeat with the same Idempotency-Key"),
-    (Transient, 503, "Try again"),
-    (InvalidArgument, 400, "Wrong request"),
-    (Refused, 409, "Refused"),
-    (Conflict, 409, "Conflict"),
-)
-"""What cloudcore's errors are in HTTP; the first that fits."""
-
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"description": title, "content": {"application/problem+json": {"schema": Problem.model_json_schema()}}}
+    status: {"description": title, "content": {problems.MEDIA_TYPE: {"schema": Problem.model_json_schema()}}}
     for status, title in (
         (400, "Wrong request"),
         (401, "Who?"),
@@ -95,37 +75,32 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def problem(status: int, title: str, detail: str, error: str | None = None, **facts: Any) -> JSONResponse:
-    """An error as RFC 9457 has it."""
-    body = Problem(title=title, status=status, detail=detail, error=error, facts=facts)
-    return JSONResponse(body.model_dump(), status, media_type="application/problem+json")
+def told(problem: problems.Problem) -> JSONResponse:
+    return JSONResponse(problem.document(), problem.status, problem.headers(), media_type=problems.MEDIA_TYPE)
 
 
 def refused(_: Request, error: Exception) -> Response:
     """Every error of cloudcore's, in the one place."""
     assert isinstance(error, CloudcoreError)
-    for kind, status, title in KINDS:
-        if isinstance(error, kind):
-            response = problem(status, title, str(error), type(error).__name__)
-            if isinstance(error, Transient) and error.retry_after is not None:
-                response.headers["retry-after"] = str(max(1, round(error.retry_after)))
-            return response
-    return problem(500, "Failed", str(error), type(error).__name__)
+    return told(problems.problem_of(error))
 
 
 def not_as_described(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     if first["loc"][0] == "path":  # what is no identifier names nothing
-        return problem(404, "Not found", f"nothing is called {first.get('input')}", "RequestValidationError")
-    return problem(
-        422, "Not as described", f"{'/'.join(map(str, first['loc']))}: {first['msg']}", "RequestValidationError"
-    )
+        status, title, detail = 404, "Not found", f"nothing is called {first.get('input')}"
+    else:
+        status, title, detail = 422, "Not as described", f"{'/'.join(map(str, first['loc']))}: {first['msg']}"
+    return told(problems.Problem(status=status, title=title, detail=detail, error="RequestValidationError"))
 
 
 def http_problem(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    response = problem(error.status_code, "Refused", str(error.detail))
+    problem = problems.Problem(
+        status=error.status_code, title="Refused", detail=str(error.detail), error="HTTPException"
+    )
+    response = told(problem)
     response.headers.update(error.headers or {})
     return response
 

@@ -32,7 +32,6 @@ class Problem(BaseModel):
     status: int
     detail: str
     error: str | None = None
-    facts: dict[str, Any] = {}
 
 
 class Link(BaseModel):
