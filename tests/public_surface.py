@@ -19,7 +19,7 @@ ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 PACKAGES = ("aio", "attach", "hypervisor", "listing", "placement", "placement.hosts")
 """Those that list names for users; the other packages are what they are made of."""
 
-MODULES = ("database", "disks", "errors", "notebook", "observability", "pruning", "schema", "telemetry")
+MODULES = ("database", "disks", "errors", "notebook", "observability", "problems", "pruning", "schema", "telemetry")
 
 
 def public_modules() -> list[str]:
