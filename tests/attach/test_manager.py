@@ -172,6 +172,7 @@ def test_every_violation_is_listed(open_manager, embedded, volumes):
     assert [leg.id for leg in manager.attachments()] == [first.id]
 
 
+@pytest.mark.parametrize("dialect", ["sqlite", "postgresql", "mariadb", "pgbouncer"], indirect=True)
 def test_limits_hold_against_ten_at_once(database, tmp_path):
     """Counted in SQL, on every database: ten threads, three places."""
     from concurrent.futures import ThreadPoolExecutor

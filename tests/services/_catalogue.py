@@ -57,6 +57,7 @@ _NEEDS: dict[str, list[tuple[Callable[[], object], str]]] = {
         (_databases.postgresql_binaries, f"{_APT}postgresql"),
         (lambda: _module("psycopg"), 'pip install "psycopg[binary]"'),
     ],
+    "small-disk": [(_databases.mounts, "nothing: it takes the right to mount a file system")],
     "mysqldb": [(lambda: _module("MySQLdb"), f"{_CLIENT}mysqlclient")],
     "mariadbconnector": [(lambda: _module("mariadb"), f"{_CLIENT}mariadb")],
     "keystonemiddleware": [
@@ -100,7 +101,9 @@ def create(name: str, folder: Path, ports: Ports, depend: Depend) -> Service:
     """The service of this name, not started."""
     kind, _, variant = name.partition(":")
     makers: dict[str, Callable[[], Service]] = {
-        "postgresql": lambda: _databases.PostgreSQL(folder, ports, durable=variant.endswith("durable")),
+        "postgresql": lambda: _databases.PostgreSQL(
+            folder, ports, durable=variant.endswith("durable"), small_disk=variant == "small-disk"
+        ),
         "mariadb": lambda: _databases.MariaDB(folder, ports, durable=variant.endswith("durable")),
         "galera": lambda: _clusters.Galera(folder, ports, impatient=bool(variant)),
         "postgresql-pair": lambda: _clusters.Pair(folder, ports, synchronous=not variant.endswith("asynchronous")),

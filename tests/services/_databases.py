@@ -31,12 +31,29 @@ def mariadb_server() -> str | None:
     return shutil.which("mariadbd", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
 
 
+def with_small_disk(folder: Path, command: list[str]) -> list[str]:
+    """*command*, for which a file system of 20 MiB is mounted at *folder*, and for nobody else."""
+    owner = folder.stat()
+    size = f"size=20m,mode=0700,uid={owner.st_uid},gid={owner.st_gid}"
+    script = f'mount -t tmpfs -o {size} small "$0" && exec "$@"'
+    return ["unshare", "--mount", "sh", "-c", script, str(folder), *command]
+
+
+def mounts() -> bool:
+    """Whether we may mount a file system for ourselves, which a container may forbid even to root."""
+    probe = ["unshare", "--mount", "sh", "-c", "mount -t tmpfs probe /mnt"]
+    return (
+        shutil.which("unshare") is not None and subprocess.run(probe, check=False, capture_output=True).returncode == 0
+    )
+
+
 class PostgreSQL:
     """One PostgreSQL server.
 
     `durable` leaves fsync as it is in production; otherwise only the operating system's crash could lose a commit,
     which no test can stage, and a scratch database is created in a tenth of the time. `synchronous_commit` is on
-    in both: kill -9 loses nothing that was acknowledged.
+    in both: kill -9 loses nothing that was acknowledged. With `small_disk` it sees a file system of a few megabytes in
+    its folder `small`, for a tablespace: mounted for this process alone, it is gone with it.
     """
 
     def __init__(
@@ -47,9 +64,10 @@ class PostgreSQL:
         durable: bool,
         settings: Mapping[str, object] | None = None,
         copy_of: PostgreSQL | None = None,
+        small_disk: bool = False,
     ) -> None:
         self._folder, self._port, self._durable = folder, ports.one(), durable
-        self._settings, self._copy_of = settings or {}, copy_of
+        self._settings, self._copy_of, self._small_disk = settings or {}, copy_of, small_disk
         self._password = secrets.token_hex(8) if copy_of is None else copy_of._password
         self._daemon: Daemon | None = None
 
@@ -98,6 +116,8 @@ class PostgreSQL:
         }
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         command = unprivileged([str(binaries / "postgres"), "-D", str(data), *options])
+        if self._small_disk:
+            command = with_small_disk(give(self._folder / "small"), command)
         return Daemon("postgresql", command, log=self._folder / "log", cwd=self._folder)
 
     def _initialise(self, binaries: Path, data: Path) -> None:
@@ -131,7 +151,8 @@ class PostgreSQL:
             time.sleep(0.005)
 
     def info(self) -> dict[str, object]:
-        return {"port": self._port, "user": USER, "password": self._password, "pid": self._daemon and self._daemon.pid}
+        found = {"port": self._port, "user": USER, "password": self._password, "folder": str(self._folder)}
+        return {**found, "pid": self._daemon and self._daemon.pid}
 
 
 class MariaDB:
