@@ -51,14 +51,18 @@ class Counted(sqlite3.Connection):
 
     open = most = 0
 
+    counting = threading.Lock()
+
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
-        Counted.open += 1
-        Counted.most = max(Counted.most, Counted.open)
+        with Counted.counting:
+            Counted.open += 1
+            Counted.most = max(Counted.most, Counted.open)
 
     def close(self):
         super().close()
-        Counted.open -= 1
+        with Counted.counting:
+            Counted.open -= 1
 
 
 @pytest.fixture(scope="module")
