@@ -45,6 +45,7 @@ class Attempt:
 
     answers: Receiver[Attempt]
     began: float
+    broken: bool
     dropped: bool
     pool: ConnectionPool
     request: Request
