@@ -16,7 +16,7 @@ REFERENCE = re.compile(r'(?:href|src)="([^"]+)"')
 NAMED = re.compile(r'\bid="([^"]+)"')
 LOADED = re.compile(r'<(?:script|img|iframe)[^>]* src="([^"]+)"|<link [^>]*href="([^"]+)"|@import[^;]*|url\(([^)]+)\)')
 
-pytestmark = pytest.mark.xdist_group("site")
+pytestmark = [pytest.mark.xdist_group("site"), pytest.mark.timeout(900)]  # making it waits for others on a busy machine
 
 
 @pytest.fixture(scope="module")
