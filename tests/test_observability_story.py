@@ -93,6 +93,7 @@ def _page(folder, tree) -> None:
 
 def _stable(text: str) -> str:
     """Without what differs from run to run: identifiers that were made, and seconds."""
+    text = re.sub(r" \n(?=[A-Z])", " ", text)  # a statement of several lines
     text = re.sub(r"/\S*/(?=gone|cloud\.db|cell\d\.db|directory\.db)", "/srv/", text)
     text = re.sub(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b", _shortened, text)
     return re.sub(r"\bseconds=[\d.e-]+", "seconds=…", text)
