@@ -1,5 +1,7 @@
 """What answers look like in a notebook: tables of any values of cloudcore, data frames, and bars for long work. Pure.
 
+::
+
     from cloudcore.notebook import progress, table
 
     table(ledger.audit())                                     # in a notebook: a table

@@ -1,9 +1,11 @@
 """Errors over HTTP: what each of cloudcore's is in a status, and as a problem document of RFC 9457. Pure.
 
-@app.exception_handler(CloudcoreError)
-def refused(request, error):
-    problem = problem_of(error)
-    return JSONResponse(problem.document(), problem.status, problem.headers(), media_type=MEDIA_TYPE)
+::
+
+    @app.exception_handler(CloudcoreError)
+    def refused(request, error):
+        problem = problem_of(error)
+        return JSONResponse(problem.document(), problem.status, problem.headers(), media_type=MEDIA_TYPE)
 """
 
 from __future__ import annotations

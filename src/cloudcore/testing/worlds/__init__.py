@@ -1,5 +1,7 @@
 """Small worlds: seeded racks, cells, flavors, instances and histories of a chosen size, in one call.
 
+::
+
     with small_world(seed=7, cells=2, racks=2, hosts=4, instances=40, history=20) as world:
         world.tree.candidates(world.flavors["network"]).report()
 
