@@ -41,6 +41,7 @@ if __name__ == "__main__":
     application, interface = {"ours": ours, "real": real}[sys.argv[1]](*sys.argv[2:])
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, so not delayed
     listening.bind(("127.0.0.1", 0))
+    listening.listen(128)
     print(listening.getsockname()[1], flush=True)
     settings = {
         "timeout_keep_alive": 3600,

@@ -51,6 +51,7 @@ class Switch:
 def main(folder: str) -> None:
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, so not delayed
     listening.bind(("127.0.0.1", 0))
+    listening.listen(128)
     print(json.dumps(listening.getsockname()[1]), flush=True)
     config = uvicorn.Config(Switch(Path(folder)), log_level="error", lifespan="off", access_log=False)
     uvicorn.Server(config).run(sockets=[listening])
