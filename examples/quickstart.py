@@ -50,7 +50,7 @@ FLAVOUR = (
     "&resources_net=SRIOV_NET_VF:1&required_net=CUSTOM_PHYSNET_A"  # ... and a VF on the right network ...
     "&same_subtree=_cpu,_net&group_policy=none"  # ... of the same node
 )
-console = Console(width=110, highlight=False)
+console = Console(width=110, highlight=False, markup=False, emoji=False)  # names and errors are printed as they are
 
 
 class Cloud:
@@ -88,7 +88,7 @@ class Cloud:
 
 @contextmanager
 def step(title: str) -> Iterator[None]:
-    console.print(f"\n[bold]{title}[/bold]")
+    console.print(f"\n{title}", style="bold")
     yield
 
 

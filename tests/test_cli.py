@@ -120,6 +120,56 @@ def test_the_demo_tells_the_whole_story(
         assert file.read().startswith("<svg")
 
 
+def test_the_demo_names_a_missing_extra_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "libvirt", None)
+    assert main(["demo", "--picture", f"{tmp_path}/host.svg"]) == 0
+    assert 'pip install "cloudcore[libvirt]"' in capsys.readouterr().out
+
+
+def test_doctor_tries_the_database_of_the_environment(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one with a space in its path, and unless others are named."""
+    create_schema(f"sqlite:///{tmp_path}/my cloud.db")
+    monkeypatch.setenv("CLOUDCORE_DATABASE", f"sqlite:///{tmp_path}/my cloud.db")
+    assert main(["doctor"]) == 0
+    assert "my cloud.db" in capsys.readouterr().out
+    monkeypatch.setenv("CLOUDCORE_DATABASE", f"sqlite:///{tmp_path}/none.db")
+    assert main(["doctor", "--database", "sqlite://"]) == 0
+    assert "none.db" not in capsys.readouterr().out
+    assert main(["doctor"]) == 1
+    assert "there is no such file" in capsys.readouterr().out
+    assert not (tmp_path / "none.db").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["tree", "show"],
+        ["tree", "export"],
+        ["candidates", "resources=VCPU:1"],
+        ["usage"],
+        ["holders", "hv00"],
+        ["moves"],
+        ["drain", "hv00", "--dry-run"],
+        ["audit", "ledger"],
+        ["heal", "ledger", "--apply"],
+        ["attachments"],
+        ["prune", "--older-than", "30d"],
+        ["list", "--cell", "cell1=sqlite://"],
+    ],
+    ids=" ".join,
+)
+def test_a_mistyped_path_makes_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
+    assert main([*command, "--database", f"sqlite:///{tmp_path}/notthere.db"]) == 1
+    said = capsys.readouterr().err
+    assert f"{tmp_path}/notthere.db: there is no such file" in said
+    assert "schema upgrade --database" in said
+    assert not list(tmp_path.iterdir())
+
+
 def test_doctor_fails_for_a_hypervisor_that_was_asked_for(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,6 +316,34 @@ def test_candidates_say_where_and_why_not(cloud: str, capsys: pytest.CaptureFixt
     assert isinstance(nothing, dict)
     assert nothing["report"]["fits"] == 0
     assert main(["candidates", "resources=vcpu:1", "--database", cloud]) == 2
+
+
+def test_why_names_the_nearest_hosts_with_their_numbers(cloud: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["candidates", "resources=VCPU:12", "--why", "--database", cloud]) == 1
+    printed = capsys.readouterr().out.split("Nearest")[1]
+    rows = {line.split()[0]: line.split() for line in printed.splitlines() if line.startswith("cn")}
+    assert rows["cn1"] == ["cn1", "capacity", "VCPU", "12", "8", "8", "12", "cn1-numa0"]
+    assert rows["cn2"] == ["cn2", "capacity", "VCPU", "12", "0", "8", "4", "cn2-numa0"]
+    assert main(["candidates", "resources=MEMORY_MB:1&required=HW_CPU_X86_AVX", "--why", "--database", cloud]) == 1
+    printed = capsys.readouterr().out.split("The first of them")[1]
+    assert [line.split()[:3] for line in printed.splitlines() if line.startswith("cn")] == [
+        ["cn1", "trait", "HW_CPU_X86_AVX"],
+        ["cn2", "trait", "HW_CPU_X86_AVX"],
+    ]
+    assert main(["candidates", "resources=VCPU:12", "--database", cloud]) == 1
+    assert "Nearest" not in capsys.readouterr().out
+
+
+def test_names_that_look_like_markup_are_printed_as_they_are(cloud: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with PlacementTree.open(cloud) as tree:
+        tree.add("rack[red]:smile:[/]", inventory={"VCPU": 8})
+    for arguments in (
+        ["usage", "--provider", "rack[red]:smile:[/]"],
+        ["tree", "show"],
+        ["candidates", "resources=VCPU:8"],
+    ):
+        assert main([*arguments, "--database", cloud]) == 0
+        assert "rack[red]:smile:[/]" in capsys.readouterr().out
 
 
 def test_usage_by_type_and_of_a_provider(cloud: str, capsys: pytest.CaptureFixture[str]) -> None:

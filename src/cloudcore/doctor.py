@@ -137,9 +137,11 @@ def _database(url: str) -> Iterator[Finding]:
     """What stands there, and what had better be changed: one line for each."""
     from cloudcore.database import Database
     from cloudcore.database.standing import examine_database
+    from cloudcore.schema import require_file
 
     part = _masked(url)
     try:
+        require_file(url)
         with Database(url) as database:
             facts = examine_database(database)
     except CloudcoreError as error:

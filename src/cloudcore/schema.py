@@ -8,7 +8,6 @@ that cloudcore's tables can live beside an application's own.
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -16,6 +15,7 @@ import sqlalchemy as sa
 
 from cloudcore._extras import require_extra
 from cloudcore.database import Database, create_tables, metadata, operations
+from cloudcore.database.addresses import missing_file
 from cloudcore.errors import InvalidArgument, SchemaMismatch
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def check_schema(database: Database | str | URL | Engine) -> SchemaState:
     """
     opened = Database.of(database)
     try:
-        _require_file(opened)
+        require_file(opened.engine.url, expected=_script().get_current_head())
         with opened.read() as connection:
             return _compare(connection)
     finally:
@@ -124,17 +124,18 @@ def check_schema(database: Database | str | URL | Engine) -> SchemaState:
             opened.close()
 
 
-def _require_file(database: Database) -> None:
-    """SQLite would make a file that is not there, and a look must not."""
-    url = database.engine.url
-    name = url.database or ""
-    if url.get_backend_name() != "sqlite" or name in {"", ":memory:"} or name.startswith("file:"):
-        return
-    if not Path(name).exists():
+def require_file(url: str | URL, *, expected: str | None = None) -> None:
+    """SQLite would make a file that is not there, and a look must not.
+
+    Raises:
+        SchemaMismatch: *url* names a SQLite file that is not there.
+    """
+    name = missing_file(url)
+    if name is not None:
         raise SchemaMismatch(
             f"{name}: there is no such file; cloudcore schema upgrade --database sqlite:///{name} makes it",
             found=None,
-            expected=_script().get_current_head(),
+            expected=expected,
         )
 
 

@@ -12,6 +12,7 @@ import click
 
 from cloudcore.cli.frame import Settings
 from cloudcore.listing import NOVA_INSTANCES, Cell, CellRouter, InstanceDirectory, NovaDirectory
+from cloudcore.schema import require_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -53,12 +54,15 @@ def cells_option(function: Callable[..., Any]) -> Callable[..., Any]:
             raise click.UsageError(
                 "which cells? Give --cell NAME=URL, --cells FILE, --nova-api URL, or [cells] in the file of --config"
             )
+        kept = database or settings.database
+        if kept and nova_api is None:
+            require_file(kept)
         with ExitStack() as stack:
             if nova_api is not None:
                 directory = stack.enter_context(NovaDirectory(nova_api, main_database=nova_main))
                 router = CellRouter(directory.cells(), directory=directory, source=NOVA_INSTANCES)
             else:
-                router = open_router(stack, named, database or settings.database)
+                router = open_router(stack, named, kept)
             return function(*args, router=stack.enter_context(router), **options)
 
     return command

@@ -13,6 +13,7 @@ import attrs
 import click
 
 from cloudcore._extras import require_extra
+from cloudcore.schema import require_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -58,8 +59,11 @@ class Settings:
 pass_settings: Callable[[Callable[..., Any]], Callable[..., Any]] = click.make_pass_decorator(Settings)
 
 
-def database_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--database``, which may come from the environment or the file; give the command its URL."""
+def database_option(function: Callable[..., Any], *, may_make: bool = False) -> Callable[..., Any]:
+    """Add ``--database``, which may come from the environment or the file; give the command its URL.
+
+    A SQLite file that is not there is made for those commands alone that *may_make* one.
+    """
 
     @click.option("--database", metavar="URL", envvar="CLOUDCORE_DATABASE", help="The database.  [$CLOUDCORE_DATABASE]")
     @click.pass_context
@@ -70,6 +74,8 @@ def database_option(function: Callable[..., Any]) -> Callable[..., Any]:
             raise click.UsageError(
                 "which database? Give --database URL, set CLOUDCORE_DATABASE, or name it in the file of --config"
             )
+        if not may_make:
+            require_file(database)
         return function(*args, database=database, **options)
 
     return command
@@ -130,7 +136,8 @@ class Output:
         if self.json:
             return
         width = None if sys.stdout.isatty() else _WIDE  # what is piped on is not folded
-        require_extra("rich.console", "cli").Console(file=sys.stdout, width=width).print(picture)
+        console = require_extra("rich.console", "cli").Console(file=sys.stdout, width=width, markup=False, emoji=False)
+        console.print(picture)
 
 
 def as_json(value: Any) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import runpy
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +23,9 @@ __all__ = ["COMMANDS"]
 
 
 @click.command()
-@click.option("--database", "databases", metavar="URL", multiple=True, help="Also try this database.")
+@click.option(
+    "--database", "databases", metavar="URL", multiple=True, help="Also try this database.  [$CLOUDCORE_DATABASE]"
+)
 @click.option("--libvirt", "hypervisors", metavar="URI", multiple=True, help="Also try this hypervisor.")
 @click.option("--cinder", metavar="URL", help="Also try this Cinder, e.g. http://127.0.0.1:8776")
 @output_option
@@ -33,8 +37,9 @@ def doctor(
 
     Exits with 1 if something that cloudcore needs is missing, or something that was asked for does not answer.
     """
-    if not databases and settings.database:
-        databases = (settings.database,)
+    usual = os.environ.get("CLOUDCORE_DATABASE") or settings.database  # by hand: click would split it at spaces
+    if not databases and usual:
+        databases = (usual,)
     worst, findings = 0, []
     for finding in examine(databases=databases, hypervisors=hypervisors, cinder=cinder):
         cure = f"  →  {finding.cure}" if finding.cure else ""
@@ -52,7 +57,7 @@ def schema() -> None:
 
 
 @schema.command()
-@database_option
+@partial(database_option, may_make=True)
 @output_option
 def upgrade(database: str, output: Output) -> int:
     """Bring the tables to this release."""

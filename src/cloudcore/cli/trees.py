@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import IO, Any
+from itertools import islice
+from typing import IO, TYPE_CHECKING, Any
 
 import attrs
 import click
 
 from cloudcore.cli.frame import Output, database_option, output_option
 from cloudcore.placement import PlacementTree
+
+if TYPE_CHECKING:
+    from cloudcore.placement import Rejection
 
 __all__ = ["COMMANDS"]
 
@@ -79,6 +83,17 @@ def _export(forest: PlacementTree, provider: str | None) -> dict[str, Any]:
     }
 
 
+_MISS = ("host", "reason", "about", "asked", "in use", "capacity", "missing", "provider", "group")
+_SHOWN = 10
+
+
+def _miss(miss: Rejection) -> tuple[Any, ...]:
+    """What one host lacks, as a row; hosts that lack only capacity have all the numbers."""
+    about = miss.resource_class or " or ".join(miss.names)
+    numbers = (miss.asked, miss.used, miss.capacity, miss.missing)
+    return (miss.host, miss.reason, about, *numbers, miss.provider_name, miss.suffix)
+
+
 @click.command()
 @click.argument("query")
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Candidates shown at most.")
@@ -96,6 +111,8 @@ def candidates(query: str, limit: int, pack: bool | None, why: bool, database: s
         search = forest.candidates(query, order_by=order)  # type: ignore[arg-type]  # one of the two words
         found = [candidate for _, candidate in zip(range(limit), search, strict=False)]
         report = search.report() if why or not found else None
+        nearest = report.nearest(_SHOWN) if report is not None else []
+        near = nearest if nearest or report is None or not why else list(islice(report, _SHOWN))
         names = {provider.uuid: provider.name for provider in forest}
     rows = [(one.host.name, _takes(one.allocations, names), one.root) for one in found]
     document: dict[str, Any] = {
@@ -108,11 +125,12 @@ def candidates(query: str, limit: int, pack: bool | None, why: bool, database: s
             "hosts": report.hosts,
             "fits": report.fits,
             "counts": report.counts,
-            "nearest": [attrs.asdict(each) for each in report.nearest()],
+            "nearest": [attrs.asdict(each) for each in nearest[:3]],
         }
         output.text(report.summary())
         if why:
             output.table(("hosts", "reason"), [(count, label) for label, count in report.counts.items()])
+            output.table(_MISS, [_miss(each) for each in near], title="Nearest" if nearest else "The first of them")
     output.document(document)
     return 0 if found else 1
 

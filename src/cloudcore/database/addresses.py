@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
     from sqlalchemy.pool import ConnectionPoolEntry
 
-__all__ = ["InTurn", "hosts_of", "parse_url"]
+__all__ = ["InTurn", "hosts_of", "missing_file", "parse_url"]
 
 _SEVERAL = re.compile(r"(?P<before>^[\w+]+://(?:[^@/]*@)?)(?P<hosts>[^/?@]*,[^/?@]*)(?P<after>.*)$")
 _HOST = re.compile(r"(\[[^\]]+\]|[^:\[\]]+)(?::(\d+))?$")
@@ -46,6 +47,15 @@ def parse_url(url: str | URL) -> URL:
         "In user and password @ is written %40, : %3A and / %2F",
         field="url",
     )
+
+
+def missing_file(url: str | URL) -> str | None:
+    """The SQLite file that *url* names, if it is not there: opening it would make it, and a look must not."""
+    parsed = parse_url(url)
+    name = parsed.database or ""
+    if parsed.get_backend_name() != "sqlite" or name in {"", ":memory:"} or name.startswith("file:"):
+        return None
+    return None if Path(name).exists() else name
 
 
 def hosts_of(url: URL) -> list[tuple[str, int | None]]:
