@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
+import sys
 
 import pytest
 import sqlalchemy as sa
 
+from cloudcore import create_schema
 from cloudcore.database import open_engine
-from cloudcore.errors import InvalidArgument
-from cloudcore.listing import CLOUDCORE_INSTANCES, Cell, CellState, Query, RecordSource, Sort
+from cloudcore.errors import InvalidArgument, MissingExtra
+from cloudcore.listing import CLOUDCORE_INSTANCES, Cell, CellRouter, CellState, Query, RecordSource, Sort
 from tests.listing.conftest import ELSEWHERE, NOW, THINGS, things, walk
 
 KINDS = pytest.mark.parametrize("kind", ["sqlite", "postgresql", "mariadb"])
@@ -120,3 +122,27 @@ def test_columns_named_as_attributes_can_be_had(databases, routers):
     assert (record.cell, record["cell"], record.unknown, record["unknown"]) == ("north", "B12", False, "why")
     assert page.to_records() == [{"id": "a", "cell": "B12", "unknown": "why", "cell_name": "north"}]
     engine.dispose()
+
+
+URLS = ["postgresql://u:p@127.0.0.1:1/x", "mysql://u:p@127.0.0.1:1/x", "mariadb+pymysql://u:p@127.0.0.1:1/x"]
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_a_missing_driver_is_no_cell_that_is_down(tmp_path, monkeypatch, url):
+    """It is said when the router is made or the cell is added, also where only a replica needs it."""
+    for module in ("psycopg", "pymysql"):
+        monkeypatch.setitem(sys.modules, module, None)
+    here = f"sqlite:///{tmp_path}/cell.db"
+    install = r'is not installed: pip install "cloudcore\[(postgresql|mysql)\]"'
+    with pytest.raises(MissingExtra, match=install):
+        CellRouter([Cell("good", here), Cell("bad", url)])
+    create_schema(here, areas=["listing"])
+    with CellRouter([Cell("good", here)]) as router:
+        for cell in (Cell("bad", url), Cell("bad", here, replicas=[url])):
+            with pytest.raises(MissingExtra, match=install):
+                router.add_cell(cell)
+        assert list(router.cells) == ["good"]
+        assert router.page().complete
+        monkeypatch.undo()
+        router.add_cell(Cell("bad", url))
+        assert router.page().cells["bad"].state is CellState.DOWN, "nobody listens there, which is another matter"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import DBAPIConnection
     from sqlalchemy.pool import ConnectionPoolEntry
 
-__all__ = ["PoolerMode", "behind_pooler", "lock_timeout_to_say", "open_engine"]
+__all__ = ["PoolerMode", "behind_pooler", "lock_timeout_to_say", "open_engine", "with_driver"]
 
 PoolerMode = Literal["transaction"]
 """How a pooler between client and server lends server sessions: for one transaction at a time."""
@@ -80,11 +80,8 @@ def open_engine(
         return _open_sqlite(parsed, pool_size, busy_timeout, durable=durable, options=options)
     if kind not in _DRIVERS:
         raise InvalidArgument(f"{kind}: cloudcore knows sqlite, postgresql, mysql and mariadb", field="url", value=kind)
-    if "+" not in parsed.drivername:
-        parsed = parsed.set(drivername=_DRIVERS[kind])
+    parsed = with_driver(parsed)
     driver = parsed.get_driver_name()
-    if driver in _MODULES:
-        require_extra(*_MODULES[driver])
     if parsed.get_dialect().is_async:
         raise InvalidArgument(f"{driver} is an asynchronous driver: cloudcore's calls block", field="url", value=driver)
     arguments = _arguments(parsed, busy_timeout, pooler)
@@ -110,6 +107,23 @@ def open_engine(
     leave_lost_sessions(engine)
     part_when_forked(engine)
     return engine
+
+
+def with_driver(url: URL) -> URL:
+    """The URL with the driver that serves it, the usual one where it names none; opens nothing.
+
+    Raises:
+        MissingExtra: The driver is not installed.
+    """
+    kind = url.get_backend_name()
+    if kind not in _DRIVERS:
+        return url
+    if "+" not in url.drivername:
+        url = url.set(drivername=_DRIVERS[kind])
+    driver = url.get_driver_name()
+    if driver in _MODULES:
+        require_extra(*_MODULES[driver])
+    return url
 
 
 def behind_pooler(engine: Engine) -> bool:

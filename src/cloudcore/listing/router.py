@@ -113,6 +113,9 @@ class CellRouter:
             walks go on. At least 16 bytes each.
         clock: Monotonic seconds.
         observer: Is told of every call and every cell's part in it; see :mod:`cloudcore.observability`.
+
+    Raises:
+        MissingExtra: The driver for some cell is not installed.
     """
 
     def __init__(
@@ -181,6 +184,7 @@ class CellRouter:
 
         Raises:
             AlreadyExists: There is a cell of this name.
+            MissingExtra: The driver for its database, or for that of a replica, is not installed.
         """
         with self._lock:
             if cell.name in self._backends:

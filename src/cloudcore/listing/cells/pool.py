@@ -15,6 +15,7 @@ from sqlalchemy.pool import NullPool, QueuePool
 
 from cloudcore._forks import when_forked
 from cloudcore.database import Database, open_engine, translate
+from cloudcore.database.engines import with_driver
 from cloudcore.database.forking import part_when_forked
 from cloudcore.errors import (
     CloudcoreError,
@@ -73,6 +74,8 @@ class ConnectionPool:
         self._source = source
         self.mine = not isinstance(source, sa.Engine)
         url = source.url if isinstance(source, sa.Engine) else sa.make_url(source)
+        if self.mine:
+            with_driver(url)  # a missing driver is no cell that is down: say so now, not on every page
         self.local = url.get_backend_name() == "sqlite"
         """Whether it is a file that this process reads by itself."""
         self._deadline = deadline
