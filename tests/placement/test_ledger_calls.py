@@ -26,7 +26,7 @@ from cloudcore.errors import (
     UnitViolation,
     UnsupportedFeature,
 )
-from cloudcore.placement import AllocationLedger, tables
+from cloudcore.placement import AllocationLedger, PlacementTree, tables
 from cloudcore.placement.rules.audit import FindingKind, RepairAction
 from tests.placement.ledger_worlds import add_providers, overdue, resize, used, uuid_of
 
@@ -76,6 +76,31 @@ def test_claim_takes_anything_that_says_its_allocations(world):
 
 
 @pytest.mark.parametrize("world", [0, 16], ids=["alone", "grouped"], indirect=True)
+def test_a_name_where_a_uuid_belongs_is_told_who_knows_names(world):
+    calls = [
+        lambda name: world.ledger.holders(name),
+        lambda name: world.ledger.usages(provider=name),
+        lambda name: world.ledger.holders_at(name, datetime.now(UTC)),
+        lambda name: world.ledger.claim(A, {name: {"VCPU": 1}}, **OWNER),
+        lambda name: world.ledger.begin_move(A, M, {name: {"VCPU": 1}}),
+        lambda name: world.ledger.reshape({name: {"VCPU": 8}}, {}),
+    ]
+    for call in calls:
+        with pytest.raises(InvalidAllocation, match=r"'hv03' is not a UUID; a tree knows names: tree\['hv03'\]\.uuid"):
+            call("hv03")
+        with pytest.raises(InvalidAllocation) as caught:
+            call(7)
+        assert "tree[" not in str(caught.value)
+
+
+def test_a_whole_search_is_no_claim(world):
+    tree = PlacementTree.open(world.ledger.database)
+    search = tree.candidates("resources=VCPU:4")
+    with pytest.raises(InvalidAllocation, match=r"a search, not a candidate: claim its \.first\(\)"):
+        world.ledger.claim(A, search, **OWNER)
+    world.ledger.claim(A, search.first(), **OWNER)
+
+
 def test_refusal_names_provider_class_and_numbers(world):
     """All or nothing: what fitted elsewhere is not taken either."""
     world.claim(A, {"VCPU": 6})

@@ -19,7 +19,7 @@ from cloudcore.placement.ledger.reshape import Reshape, require_units, reshape
 from cloudcore.placement.ledger.transactions import as_held, read_seconds
 from cloudcore.placement.ledger.writes import NEW, Target, settle
 from cloudcore.placement.rules.audit import plan_repairs
-from cloudcore.placement.rules.claims import Held, Owner, normalise_allocations
+from cloudcore.placement.rules.claims import Held, Owner, normalise_allocations, provider_uuid
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -269,13 +269,13 @@ class AllocationLedger(LedgerMoves):
             CloudcoreError: As :meth:`replace` does for everything else.
         """
         given = {
-            normalise_uuid(p, "provider", InvalidAllocation): {
+            provider_uuid(p): {
                 require_name(name, "resource class", InvalidAllocation): Inventory(i) if isinstance(i, int) else i
                 for name, i in classes.items()
             }
             for p, classes in inventories.items()
         }
-        read = {normalise_uuid(p, "provider"): n for p, n in (provider_generations or {}).items()}
+        read = {provider_uuid(p): n for p, n in (provider_generations or {}).items()}
         counts = {consumer_uuid(c): n for c, n in (generations or {}).items()}
         named = _owners(owners)
         targets = {

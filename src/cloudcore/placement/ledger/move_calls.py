@@ -14,7 +14,7 @@ from cloudcore.errors import InvalidAllocation, InvalidArgument, InvalidTransiti
 from cloudcore.observability import observed
 from cloudcore.placement.ledger import moves as ledger_moves
 from cloudcore.placement.ledger.transactions import LedgerTransactions, read_seconds
-from cloudcore.placement.rules.claims import normalise_allocations
+from cloudcore.placement.rules.claims import normalise_allocations, provider_uuid
 from cloudcore.placement.rules.moves import Move, MoveEvent, MoveKind, MoveState, Overlap
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class LedgerMoves(LedgerTransactions):
             destination=wanted,
             kind=_kind(kind),
             overlap=_overlap(overlap),
-            shared=tuple(sorted({normalise_uuid(p, "shared", InvalidAllocation) for p in shared})),
+            shared=tuple(sorted({provider_uuid(p, "shared") for p in shared})),
             expires_in=read_seconds(expires_in, "expires_in"),
             generation=generation,
         )

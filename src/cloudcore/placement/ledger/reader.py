@@ -14,6 +14,7 @@ from cloudcore.placement.ledger import moves as ledger_moves
 from cloudcore.placement.ledger.auditing import findings, without_allocations
 from cloudcore.placement.ledger.queries import snapshot
 from cloudcore.placement.ledger.session import Session
+from cloudcore.placement.rules.claims import provider_uuid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -86,7 +87,7 @@ class LedgerQueries(ABC):
         Raises:
             ProviderNotFound: No such provider.
         """
-        uuid_ = normalise_uuid(provider, "provider", InvalidAllocation)
+        uuid_ = provider_uuid(provider)
         if limit is not None:
             require_integer(limit, "limit", minimum=1, maximum=_PAGE)
         begin = "" if after is None else consumer_uuid(after)
@@ -126,7 +127,7 @@ class LedgerQueries(ABC):
         if provider is not None:
             if (project_id, user_id, consumer_type) != (None, None, None):
                 raise InvalidArgument("give a provider or a project, user and type, not both", field="provider")
-            uuid_ = normalise_uuid(provider, "provider", InvalidAllocation)
+            uuid_ = provider_uuid(provider)
             return self._read(lambda session: queries.provider_usages(session, uuid_))
         by_type = self.usages_by_type(project_id=project_id, user_id=user_id, consumer_type=consumer_type)
         return queries.sum_usages(by_type)
@@ -198,7 +199,7 @@ class LedgerReader(LedgerQueries):
             UnsupportedFeature: This ledger keeps no history.
         """
         self._require_history()
-        uuid_ = normalise_uuid(provider, "provider")
+        uuid_ = provider_uuid(provider)
         with self.database.read() as connection:
             found = history.holders_at(connection, uuid_, require_utc(instant, "instant"))
         return {entry.consumer: dict(entry.allocations[uuid_]) for entry in found}

@@ -29,6 +29,7 @@ __all__ = [
     "Take",
     "normalise_allocations",
     "plan_rewrite",
+    "provider_uuid",
     "refusal",
     "sum_takes",
     "total_by_class",
@@ -106,6 +107,12 @@ def normalise_allocations(source: Candidate | Allocations) -> dict[str, dict[str
             is not a whole number from 1 to 2**31 - 1.
     """
     given = source if isinstance(source, Mapping) else getattr(source, "allocations", None)
+    if given is None and hasattr(source, "first"):
+        raise InvalidAllocation(
+            "allocations: this is a search, not a candidate: claim its .first(), or one that it iterates over",
+            field="allocations",
+            value=source,
+        )
     if not isinstance(given, Mapping) or not given:
         raise InvalidAllocation(
             f"nothing to hold: expected {{provider: {{class: amount}}}} with at least one provider, got {given!r}",
@@ -114,11 +121,27 @@ def normalise_allocations(source: Candidate | Allocations) -> dict[str, dict[str
         )
     result: dict[str, dict[str, int]] = {}
     for provider, resources in given.items():
-        uuid = normalise_uuid(provider, "provider", InvalidAllocation)
+        uuid = provider_uuid(provider)
         if uuid in result:
             raise InvalidAllocation(f"provider {uuid} is named twice", field="allocations", value=uuid)
         result[uuid] = _normalise_resources(uuid, resources)
     return dict(sorted(result.items()))
+
+
+def provider_uuid(value: str, field: str = "provider") -> str:
+    """The normal form of a provider's uuid: books know no names, for these may change.
+
+    Raises:
+        InvalidAllocation: It is not the text of a uuid; if it may be a name, it says who knows names.
+    """
+    try:
+        return normalise_uuid(value, field, InvalidAllocation)
+    except InvalidAllocation as error:
+        if not isinstance(value, str):
+            raise
+        raise InvalidAllocation(
+            f"{error}; a tree knows names: tree[{value!r}].uuid", field=field, value=value
+        ) from None
 
 
 def _normalise_resources(provider: str, resources: Any) -> dict[str, int]:
