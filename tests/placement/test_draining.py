@@ -147,6 +147,33 @@ def test_what_cannot_leave_is_named_with_the_reason(cloud: Cloud) -> None:
     assert everything.moves == ()
 
 
+def test_one_host_may_be_named_by_itself(full: Cloud) -> None:
+    host = busiest(full)
+    guests = guests_on(full, host)
+    for named in (host, full.tree[host], full.tree[host].uuid):
+        assert {move.consumer for move in plan_drain(full.tree, named).moves} == guests
+    with pytest.raises(ProviderNotFound, match="'nowhere'"):
+        plan_drain(full.tree, "nowhere")
+
+
+def test_a_reason_speaks_of_what_is_held_and_not_of_groups_that_nobody_wrote(cloud: Cloud) -> None:
+    cloud.add_hosts(1, 2)
+    cloud.select(8)
+    cloud.tree.refresh()
+    host = busiest(cloud)
+    for stuck in plan_drain(cloud.tree, host).stuck:
+        assert "group" not in stuck.reason
+        assert f", for what it holds of {host}-n" in stuck.reason
+    asked = ResourceRequest.from_query("resources_boot=VCPU:5")
+    for stuck in plan_drain(cloud.tree, host, request_of=lambda _: asked).stuck:
+        assert "for group _boot" in stuck.reason, "that one the caller wrote"
+    unheard = ResourceRequest.from_query("resources=PGPU:1")
+    for stuck in plan_drain(cloud.tree, host, request_of=lambda _: unheard).stuck:
+        assert stuck.reason == "no host takes it: 1 × no_inventory PGPU"
+    for stuck in plan_drain(cloud.tree, [root.name for root in cloud.tree.roots()]).stuck:
+        assert stuck.reason.startswith("no host may take it: ")
+
+
 def test_pending_claims_and_moves_stay(full: Cloud) -> None:
     host = busiest(full)
     first, second = sorted(guests_on(full, host))[:2]

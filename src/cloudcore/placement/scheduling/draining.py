@@ -32,6 +32,7 @@ from cloudcore.errors import (
 )
 from cloudcore.notebook import html_of, table
 from cloudcore.placement.forest.names import SHARES_VIA_AGGREGATE
+from cloudcore.placement.forest.values import Provider
 from cloudcore.placement.ledger import host_groups
 from cloudcore.placement.ledger import moves as ledger_moves
 from cloudcore.placement.requests.groups import RequestGroup
@@ -42,11 +43,11 @@ if TYPE_CHECKING:
     from collections import Counter
 
     from cloudcore.placement.allocation_ledger import AllocationLedger
-    from cloudcore.placement.forest.values import Provider
     from cloudcore.placement.ledger.queries import ConsumerState
     from cloudcore.placement.ledger.session import Session
     from cloudcore.placement.rules.groups import HostGroup
     from cloudcore.placement.rules.moves import Move
+    from cloudcore.placement.search.report import SearchReport
     from cloudcore.placement.tree import PlacementTree, Snapshot
 
 __all__ = ["DrainMove", "DrainOutcome", "DrainPlan", "Stuck", "plan_drain"]
@@ -252,7 +253,7 @@ class DrainPlan:
 
 def plan_drain(
     tree: PlacementTree,
-    hosts: Collection[str | Provider],
+    hosts: Collection[str | Provider] | str | Provider,
     *,
     kind: MoveKind | str = MoveKind.LIVE,
     request_of: RequestOf = lambda _: None,
@@ -264,7 +265,7 @@ def plan_drain(
 
     Args:
         tree: Bound to the database in which the ledger keeps its books; looked at in one snapshot.
-        hosts: Roots (or any provider of their trees), by uuid or name. None of them is a destination.
+        hosts: Roots (or any provider of their trees), by uuid or name; or one. None of them is a destination.
         kind: Of the moves: ``live``, ``cold`` or ``evacuation``.
         request_of: What a consumer needs at its destination; None to ask for the shape that it holds now: what it has
             of one provider from one provider, the same places below each other, and the pools that it uses.
@@ -278,8 +279,9 @@ def plan_drain(
         InvalidRequest: No host is named.
     """
     plan_uuid = plan_uuid or str(uuids.uuid4())
+    named = (hosts,) if isinstance(hosts, str | Provider) else hosts
     with tree.snapshot() as seen, seen.ledger.session() as session:
-        roots = list(dict.fromkeys(seen.tree.provider(host).root for host in hosts))
+        roots = list(dict.fromkeys(seen.tree.provider(host).root for host in named))
         if not roots:
             raise InvalidRequest("hosts: none is named", field="hosts", value=hosts)
         planner = _Planner(
@@ -353,8 +355,8 @@ class _Planner:
             return Stuck(consumer=state.consumer, source=source, reason=why)
         pools = {p: held for p, held in state.allocations.items() if self._is_pool(p)}
         self._shift(pools, -1)  # a destination on the same pool needs no more of it
-        request = self.request_of(state) or self._shape(state.allocations)
-        request = attrs.evolve(request, limit=None)
+        asked = self.request_of(state)
+        request = attrs.evolve(asked or self._shape(state.allocations), limit=None)
         search = self.tree.candidates(
             request, order_by="pack", hosts_first=True, within=lambda each: self._takes(each, state, root, group)
         )
@@ -362,9 +364,10 @@ class _Planner:
         if chosen is None:
             self._shift(pools, 1)
             report = search.report()
-            nearest = report.nearest(1)
-            reason = str(nearest[0]) if nearest else f"no host takes it: {dict(report.counts)}"
-            return Stuck(consumer=state.consumer, source=source, reason=reason, refusals=dict(report.counts))
+            held = {} if asked else self._held_by_suffix(state.allocations)
+            return Stuck(
+                consumer=state.consumer, source=source, reason=_why(report, held), refusals=dict(report.counts)
+            )
         allocations = {p: dict(held) for p, held in chosen.allocations.items()}
         self._shift(allocations, 1)
         self._shift({p: held for p, held in pools.items() if p not in allocations}, 1)
@@ -408,12 +411,11 @@ class _Planner:
 
     def _shape(self, allocations: Mapping[str, Mapping[str, int]]) -> ResourceRequest:
         """What is held, as a request: one group for each provider, those below each other kept so."""
-        groups: dict[str, RequestGroup] = {}
-        suffixes: dict[str, str] = {}
-        for number, (provider, held) in enumerate(sorted(allocations.items())):
-            pool = self._is_pool(provider)
-            suffixes[provider] = f"_{number}"
-            groups[f"_{number}"] = RequestGroup(held, in_tree=provider if pool else None)
+        suffixes = _suffixes(allocations)
+        groups = {
+            suffixes[provider]: RequestGroup(held, in_tree=provider if self._is_pool(provider) else None)
+            for provider, held in sorted(allocations.items())
+        }
         below = [
             {suffix, suffixes[above.uuid]}
             for provider, suffix in suffixes.items()
@@ -429,9 +431,35 @@ class _Planner:
             root_forbidden={"COMPUTE_STATUS_DISABLED"},
         )
 
+    def _held_by_suffix(self, allocations: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
+        """Suffix of a group of :meth:`_shape` → the name of the provider that it stands for."""
+        return {suffix: self.tree.by_uuid(provider).name for provider, suffix in _suffixes(allocations).items()}
+
     def _shift(self, allocations: Mapping[str, Mapping[str, int]], sign: int) -> None:
         for provider, amounts in allocations.items():
             used = self.tree.usage(provider)
             for name, amount in amounts.items():
                 used[name] = max(0, used.get(name, 0) + sign * amount)
             self.tree.set_usage(provider, used)
+
+
+def _suffixes(allocations: Mapping[str, Any]) -> dict[str, str]:
+    """Provider → the suffix of its group, where a request has the shape of what is held."""
+    return {provider: f"_{number}" for number, provider in enumerate(sorted(allocations))}
+
+
+def _why(report: SearchReport, held: Mapping[str, str]) -> str:
+    """Why no host takes a consumer, in words for an operator.
+
+    *held* names what each group stands for where the groups are ours: nobody else knows their suffixes.
+    """
+    if not report.hosts:
+        return "no host may take it: all others are being emptied, in other cells, switched off or closed by its group"
+    nearest = report.nearest(1)
+    if not nearest:
+        return f"no host takes it: {', '.join(f'{count} × {label}' for label, count in report.counts.items())}"
+    miss = nearest[0]
+    if miss.suffix is None or miss.suffix not in held:
+        return str(miss)
+    about = f", for what it holds of {held[miss.suffix]}" if len(held) > 1 else ""
+    return f"{attrs.evolve(miss, suffix=None)}{about}"
