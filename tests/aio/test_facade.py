@@ -132,7 +132,11 @@ async def test_the_whole_path(sqlite_database):
             await tree.add(name, inventory={"VCPU": 4})
         assert len(await tree.candidates("resources=VCPU:3")) == 2
         selector = AsyncHostSelector(HostSelector(tree.sync, ledger.sync, cell_of=lambda _: "cell1"))
-        (selection,) = await selector.select("resources=VCPU:3", project_id="p", user_id="u", alternates=1)
+        cn2_first = [(1.0, lambda host: float(host.name == "cn2"))]
+        (selection,) = await selector.select(
+            "resources=VCPU:3", project_id="p", user_id="u", alternates=1, weighers=cn2_first
+        )
+        assert selection.primary.name == "cn2"
         assert len(selection.alternates) == 1
         taken = await ledger.allocations(selection.instance)
         assert taken == selection.primary.allocations

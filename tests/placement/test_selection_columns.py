@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from cloudcore import AllocationLedger, Database, HostSelector, PlacementTree, create_schema
-from cloudcore.errors import InvalidCallable, NoValidHost
+from cloudcore.errors import InvalidCallable, InvalidRequest, NoValidHost
 from cloudcore.placement import HostGroup, HostView
 from cloudcore.placement.hosts import (
     force_hosts,
@@ -155,7 +155,7 @@ def slow(cloud: Cloud, selector: HostSelector, asked: Any, start: int = 0) -> li
     known = [root for root, view in first.items() if not any(refuse(view) for refuse in quick)]
     known = [root for root in known if not (hard and hard.refuses(root, members))]
     scales = []
-    for multiplier, weigher in planner.options.weighers:
+    for multiplier, weigher in (*planner.options.weighers, *asked.weighers):
         values = [weigher(first[root]) for root in known] or [0.0]
         scales.append((multiplier, weigher, min(values), max(values) - min(values) or abs(max(values)) or 1.0))
     good = [root for root in known if not any(f(first[root]) for f in lazy)]
@@ -187,6 +187,11 @@ def _whole(tree: PlacementTree, root: Any) -> tuple[dict[str, int], dict[str, in
     return capacity, used
 
 
+def mood(host: HostView) -> float:
+    """A weigher of a request: what it answers is another matter at the next one, though it is the same function."""
+    return float(int(host.name[2:]) * mood.of_today % 7 - host.used.get("VCPU", 0))  # type: ignore[attr-defined]
+
+
 def ask(choose: random.Random, cloud: Cloud, selector: HostSelector) -> Any:
     count = choose.choice([1, 1, 2, 5])
     group = None
@@ -197,7 +202,10 @@ def ask(choose: random.Random, cloud: Cloud, selector: HostSelector) -> Any:
     own = choose.choice([(), (ignore_hosts({"cn2"}),), (lambda host: "small" if host.capacity["VCPU"] < 3 else None,)])
     from cloudcore.placement.rules.claims import Owner
 
-    return selector._asked(choose.choice(REQUESTS), count, None, 0, Owner.of("p", "u", "INSTANCE"), group, own)
+    mood.of_today = choose.randrange(1, 6)
+    weighers = choose.choice([(), ((1.5, mood),), ((-1.0, mood), (0.5, packed()))])
+    owner = Owner.of("p", "u", "INSTANCE")
+    return selector._asked(choose.choice(REQUESTS), count, None, 0, owner, group, own, weighers)
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
@@ -286,9 +294,10 @@ def cloud(sqlite_database: Database) -> Any:
 
     def select(request: str = "resources=VCPU:1", count: int = 1, **options: Any) -> Any:
         options.setdefault("cell_of", lambda _: "c")
-        own = {key: options.pop(key) for key in ("filters_of_request", "group", "alternates") if key in options}
-        if "filters_of_request" in own:
-            own["filters"] = own.pop("filters_of_request")
+        own = {key: options.pop(key) for key in ("group", "alternates") if key in options}
+        for key in ("filters", "weighers"):
+            if f"{key}_of_request" in options:
+                own[key] = options.pop(f"{key}_of_request")
         selector = HostSelector(tree, ledger, **options)
         return selector.select(request, count, project_id="p", user_id="u", **own)
 
@@ -318,6 +327,58 @@ def test_a_weigher_that_fails_may_be_left_out(cloud: Any, caplog: pytest.LogCapt
     (chosen,) = cloud(weighers=weighers, on_bad_weigher="leave_out")
     assert chosen.primary.name == "cn3"
     assert any("left_out" in record.getMessage() and "cn0" in record.getMessage() for record in caplog.records)
+
+
+def test_weighers_of_a_request_count_for_it_alone_and_nothing_of_them_is_kept(cloud: Any) -> None:
+    selector = HostSelector(cloud.tree, cloud.ledger, cell_of=lambda _: "c", weighers=[(1.0, free("CUSTOM_NIC"))])
+
+    def primary(*weighers: Any) -> str:
+        (chosen,) = selector.select("resources=VCPU:1", project_id="p", user_id="u", weighers=weighers)
+        return chosen.primary.name
+
+    for liked in ("cn0", "cn2", "cn1"):
+        assert primary((9.0, lambda host, liked=liked: (host.name == liked and 1.0) or 0.0)) == liked
+    assert primary() == "cn3", "the selector's own alone"
+    assert primary((-9.0, free("CUSTOM_NIC"))) == "cn0", "vectorised, and the other way round than the selector's"
+    remembered = {function for hosts in selector._planner.options.table._known[1] for function in hosts._answers}
+    assert remembered == set()
+
+
+def test_a_weigher_of_a_request_that_fails_is_dealt_with_as_the_selectors_own(cloud: Any) -> None:
+    (chosen,) = cloud(
+        weighers_of_request=[(1.0, broken)], weighers=[(1.0, free("CUSTOM_NIC"))], on_bad_weigher="leave_out"
+    )
+    assert chosen.primary.name == "cn3"
+    with pytest.raises(InvalidCallable, match="weigher broken raised ZeroDivisionError"):
+        cloud(weighers_of_request=[(1.0, broken)])
+
+
+WRONG_FILTERS = ["cn1", 3, [None], ignore_hosts({"cn1"})]
+WRONG_WEIGHERS = [[free("VCPU")], free("VCPU"), [(free("VCPU"), 1.0)], [("1", free("VCPU"))], [(True, free("VCPU"))], 7]
+
+
+@pytest.mark.parametrize("wrong", WRONG_FILTERS, ids=repr)
+@pytest.mark.parametrize("where", ["filters", "filters_of_request"])
+def test_filters_of_the_wrong_form_are_refused_with_the_right_one(cloud: Any, where: str, wrong: object) -> None:
+    with pytest.raises(InvalidRequest, match=r"filters(\[0\])?: expected a list of callables") as caught:
+        cloud(**{where: wrong})
+    assert caught.value.field == "filters"
+
+
+@pytest.mark.parametrize("wrong", WRONG_WEIGHERS, ids=repr)
+@pytest.mark.parametrize("where", ["weighers", "weighers_of_request"])
+def test_weighers_of_the_wrong_form_are_refused_with_the_right_one(cloud: Any, where: str, wrong: object) -> None:
+    with pytest.raises(InvalidRequest, match=r"weighers(\[0\])?: expected a list of pairs of a number") as caught:
+        cloud(**{where: wrong})
+    assert caught.value.field == "weighers"
+    assert cloud.ledger.usages(project_id="p") == {}
+
+
+@pytest.mark.parametrize("request_", [{"VCPU": 1}, None, 3, b"resources=VCPU:1"], ids=repr)
+def test_what_is_no_request_is_refused_with_the_forms_of_one(cloud: Any, request_: Any) -> None:
+    with pytest.raises(InvalidRequest, match="request: expected a query such as 'resources=VCPU:1'") as caught:
+        cloud(request_)
+    assert caught.value.field == "request"
 
 
 @pytest.mark.parametrize("answer", [True, False, 0, []])

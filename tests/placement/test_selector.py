@@ -78,6 +78,49 @@ def test_filters_and_hosts_without_a_cell_are_left_out_with_their_reasons(cloud:
 
 
 @only_sqlite
+def test_the_summary_counts_hosts_by_what_refused_them(cloud: Cloud) -> None:
+    cloud.add_hosts(1, 7)
+    why = {f"c0-r{n % 2}-h{n}": "closed for stocktaking" for n in range(5)} | {"c0-r1-h5": "on fire"}
+    with pytest.raises(NoValidHost) as caught:
+        cloud.select(filters=[lambda host: why.get(host.name, "on fire" if host.name.endswith("h5") else "leased")])
+    report = caught.value.report
+    assert report.refusals == {"closed for stocktaking": 5, "leased": 1, "on fire": 1}
+    said = report.summary()
+    assert said == (
+        "7 of 7 hosts have what is asked for; refused: 5 × closed for stocktaking; c0-r0-h6: leased; c0-r1-h5: on fire"
+    )
+    assert said in str(caught.value)
+
+
+@only_sqlite
+def test_the_summary_of_many_reasons_ends_with_how_many_hosts_are_left_out(cloud: Cloud) -> None:
+    cloud.add_hosts(1, 9)
+    with pytest.raises(NoValidHost, match=r"refused: c0-r0-h0: no c0-r0-h0; .*; and 4 more hosts$"):
+        cloud.select(filters=[lambda host: f"no {host.name}"])
+
+
+@only_sqlite
+def test_a_weigher_of_the_call_may_know_whose_instances_are_where(cloud: Cloud) -> None:
+    """What a weigher of the selector cannot: it is not told for whom it weighs."""
+    cloud.add_hosts(1, 4)
+
+    def away_from(project: str):
+        theirs = {cloud.host_of(s.consumer) for s in cloud.ledger.consumers() if s.project_id == project}
+        return [(100.0, lambda host: 0.0 if host.name in theirs else 1.0)]
+
+    seen = {cloud.select(weighers=away_from("p"))[0].primary.name for _ in range(4)}
+    assert len(seen) == 4
+    (chosen,) = cloud.select(weighers=[(100.0, lambda host: float(host.name == "c0-r0-h2"))])
+    assert chosen.primary.name == "c0-r0-h2"
+    moved = cloud.selector.select_destination(
+        chosen.instance, uuid_of("m"), FLAVOUR, weighers=[(100.0, lambda host: float(host.name == "c0-r1-h3"))]
+    )
+    assert moved.primary.name == "c0-r1-h3"
+    with pytest.raises(InvalidRequest, match="weighers"):
+        cloud.selector.select_destination(chosen.instance, uuid_of("n"), FLAVOUR, weighers=[len])
+
+
+@only_sqlite
 def test_alternates_are_in_other_failure_domains_first(cloud: Cloud) -> None:
     cloud.add_hosts(1, 6, racks=3)
     (chosen,) = cloud.select()
@@ -93,6 +136,7 @@ def test_alternates_are_in_other_failure_domains_first(cloud: Cloud) -> None:
         ({"expires_in": "soon"}, "expires_in: expected a positive number of seconds"),
         ({"instances": []}, "name at least one"),
         ({"instances": ["x"]}, "'x' is not a UUID"),
+        ({"instances": uuid_of(1)}, "instances: expected a list of uuids, got the text"),
         ({"instances": [uuid_of(1), uuid_of(1)]}, "each once"),
     ],
 )

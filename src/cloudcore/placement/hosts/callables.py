@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import numpy as np
 
-from cloudcore.errors import CloudcoreError, InvalidCallable
+from cloudcore.errors import CloudcoreError, InvalidCallable, InvalidRequest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -17,7 +17,53 @@ if TYPE_CHECKING:
     from cloudcore.placement.forest.values import Provider
     from cloudcore.placement.hosts.host_view import Filter, HostView, Weigher
 
-__all__ = ["ask_about", "ask_filter", "ask_metadata", "ask_over", "ask_weigher", "name_of", "raise_it"]
+__all__ = [
+    "ask_about",
+    "ask_filter",
+    "ask_metadata",
+    "ask_over",
+    "ask_weigher",
+    "name_of",
+    "raise_it",
+    "read_filters",
+    "read_weighers",
+]
+
+
+def read_filters(filters: Any) -> tuple[Filter, ...]:
+    """The filters that a caller gave.
+
+    Raises:
+        InvalidRequest: They are no sequence of callables.
+    """
+    expected = "expected a list of callables, such as [ignore_hosts({'cn7'})]"
+    if callable(filters) or not isinstance(filters, Iterable):
+        raise InvalidRequest(f"filters: {expected}, got {filters!r}", field="filters", value=filters)
+    given = tuple(filters)
+    for number, refuse in enumerate(given):
+        if not callable(refuse):
+            raise InvalidRequest(f"filters[{number}]: {expected}, got {refuse!r}", field="filters", value=refuse)
+    return given
+
+
+def read_weighers(weighers: Any) -> tuple[tuple[float, Weigher], ...]:
+    """The (multiplier, weigher) pairs that a caller gave.
+
+    Raises:
+        InvalidRequest: They are no sequence of pairs of a finite number and a callable.
+    """
+    expected = "expected a list of pairs of a number and a callable, such as [(1.0, free('VCPU'))]"
+    if callable(weighers) or not isinstance(weighers, Iterable):
+        raise InvalidRequest(f"weighers: {expected}, got {weighers!r}", field="weighers", value=weighers)
+    given = tuple(weighers)
+    for number, pair in enumerate(given):
+        if not (isinstance(pair, tuple | list) and len(pair) == 2 and _is_number(pair[0]) and callable(pair[1])):
+            raise InvalidRequest(f"weighers[{number}]: {expected}, got {pair!r}", field="weighers", value=pair)
+    return tuple((float(multiplier), weigher) for multiplier, weigher in given)
+
+
+def _is_number(value: object) -> bool:
+    return type(value) is not bool and isinstance(value, Real) and math.isfinite(value)
 
 
 def name_of(function: object) -> str:

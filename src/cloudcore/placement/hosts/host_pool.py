@@ -73,6 +73,7 @@ class HostPool:
         matches: What each block has for it.
         options: What the cloud wants.
         filters: Of the cloud, whose answers are remembered, and of the request, whose answers are not.
+        weighers: Of the request, beside those of the cloud; their answers are not remembered either.
         group: The group of the instances, with its members.
         start: Given n, a number below n: on equal weights the hosts from there on come first.
         before: What was worked out for an equal request before.
@@ -88,6 +89,7 @@ class HostPool:
         options: PoolOptions,
         *,
         filters: tuple[Sequence[Filter], Sequence[Filter]],
+        weighers: Sequence[tuple[float, Weigher]] = (),
         group: HostGroup | None,
         start: Callable[[int], int],
         before: JoinedHosts | None,
@@ -97,6 +99,10 @@ class HostPool:
         self._group = group
         self._members = Counter(group.members) if group is not None else Counter[str]()
         self._kept_filters, self._own_filters = filters
+        self._weighers = [
+            *((multiplier, weigher, _is_kept(weigher)) for multiplier, weigher in options.weighers),
+            *((multiplier, weigher, False) for multiplier, weigher in weighers),
+        ]
         self._asked = 0
         self._opened: dict[int, CandidateHost | None] = {}
         self.refused: dict[str, str] = {}
@@ -166,9 +172,9 @@ class HostPool:
 
     def _weigh(self) -> NDArray[np.float64]:
         weights = np.zeros(self.size)
-        for multiplier, weigher in self._options.weighers:
+        for multiplier, weigher, kept in self._weighers:
             try:
-                values = self._values(weigher, weights)
+                values = self._values(weigher, weights, kept=kept)
             except InvalidCallable as error:
                 self._options.bad_weigher(error)
                 continue
@@ -186,9 +192,8 @@ class HostPool:
                     weights[host] += self._group.preference(root, self._members)
         return weights
 
-    def _values(self, weigher: Weigher, so_far: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _values(self, weigher: Weigher, so_far: NDArray[np.float64], *, kept: bool) -> NDArray[np.float64]:
         over = over_of(weigher)
-        kept = _is_kept(weigher)
         if over is not None:
             return self.joined.array(weigher if kept else None, partial(ask_over, weigher, over), np.float64)
         values = self._known(weigher).copy() if kept else np.full(self.size, np.nan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from cloudcore.placement.forest.values import Provider
     from cloudcore.placement.hosts.candidate_hosts import Pick
     from cloudcore.placement.hosts.host_columns import JoinedHosts
-    from cloudcore.placement.hosts.host_view import Filter
+    from cloudcore.placement.hosts.host_view import Filter, Weigher
     from cloudcore.placement.requests.requests import ResourceRequest
     from cloudcore.placement.rules.claims import Owner
     from cloudcore.placement.rules.groups import HostGroup
@@ -83,16 +84,32 @@ class SelectionReport:
             Table(title="Lost claims", headings=("why",), rows=tuple((why,) for why in self.lost)),
         ) + str(self.search._repr_html_())
 
+    @property
+    def refusals(self) -> dict[str, int]:
+        """Reason of *filtered* → number of hosts that it refused; most first."""
+        counts = Counter(self.filtered.values())
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+    def _refusals(self, most: int = 5) -> list[str]:
+        """The commonest reasons in words: how many hosts each refused, or which host, where it is one."""
+        host_of = {reason: name for name, reason in sorted(self.filtered.items(), reverse=True)}
+        shown = list(self.refusals.items())[:most]
+        words = [f"{count} × {reason}" if count > 1 else f"{host_of[reason]}: {reason}" for reason, count in shown]
+        if words:
+            words[0] = f"refused: {words[0]}"
+        left = len(self.filtered) - sum(count for _, count in shown)
+        return [*words, f"and {left} more hosts"] if left else words
+
     def summary(self) -> str:
-        """One line for people."""
+        """One line: what the search found, what refused the rest, with how many hosts each, and the claims lost."""
         parts = [self.search.summary()]
+        if self.filtered:  # then "fit" alone would contradict what follows
+            parts = [parts[0].replace(" hosts fit", " hosts have what is asked for", 1)]
         if self.without_cell and not self.search.hosts:
             parts = [f"cell_of gave None for all of the {self.without_cell} hosts"]
         elif self.without_cell:
             parts.append(f"{self.without_cell} more hosts have no cell")
-        parts += [f"{name}: {reason}" for name, reason in sorted(self.filtered.items())[:5]]
-        if len(self.filtered) > 5:
-            parts.append(f"and {len(self.filtered) - 5} more hosts")
+        parts += self._refusals()
         if self.undecided:
             parts.append(f"{self.undecided} hosts are not decided within the bound: raise max_hosts")
         parts += self.lost[-3:]
@@ -112,6 +129,7 @@ class HostRequest:
         owner: Who answers for their claims.
         group: The group of all of them, with the members that are known.
         filters: Beside those of the selector.
+        weighers: Likewise.
         partial: Whether fewer hosts than instances will do.
         expires_in: Seconds after which unsettled claims lapse.
         freed: ``{provider: {class: amount}}`` that the move itself makes free.
@@ -123,6 +141,7 @@ class HostRequest:
     owner: Owner
     group: HostGroup | None
     filters: tuple[Filter, ...]
+    weighers: tuple[tuple[float, Weigher], ...] = ()
     partial: bool = False
     expires_in: float | None = None
     freed: Mapping[str, Mapping[str, int]] = attrs.field(factory=dict)
@@ -220,6 +239,7 @@ class Planner:
             [(hosts, match) for hosts, match in matches if match is not None],
             self.options,
             filters=(self.filters, asked.filters),
+            weighers=asked.weighers,
             group=asked.group,
             start=self.seed,
             before=remembered.joined,

@@ -22,7 +22,7 @@ from cloudcore.placement.requests.groups import RequestGroup, elements, hashable
 from cloudcore.placement.requests.microversions import NEWEST, read_microversion
 from cloudcore.placement.requests.query import parse_query, write_query
 
-__all__ = ["ResourceRequest"]
+__all__ = ["ResourceRequest", "read_request"]
 
 GroupPolicy = Literal["none", "isolate"]
 
@@ -235,3 +235,21 @@ class ResourceRequest:
 @lru_cache(maxsize=1000)
 def _read_text(query: str, version: tuple[int, int]) -> ResourceRequest:
     return ResourceRequest(**parse_query(query, version))
+
+
+def read_request(request: ResourceRequest | str) -> ResourceRequest:
+    """The request that a caller gave, or wrote in Placement's query language.
+
+    Raises:
+        InvalidRequest: It is neither, or malformed.
+    """
+    if isinstance(request, ResourceRequest):
+        return request
+    if isinstance(request, str):
+        return ResourceRequest.from_query(request)
+    raise InvalidRequest(
+        "request: expected a query such as 'resources=VCPU:1', or a ResourceRequest, "
+        f"such as ResourceRequest({{'': {{'VCPU': 1}}}}); got {request!r}",
+        field="request",
+        value=request,
+    )

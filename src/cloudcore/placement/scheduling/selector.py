@@ -33,7 +33,7 @@ from cloudcore.errors import (
 )
 from cloudcore.observability import event, observed
 from cloudcore.placement.forest.names import SHARES_VIA_AGGREGATE
-from cloudcore.placement.hosts.callables import raise_it
+from cloudcore.placement.hosts.callables import raise_it, read_filters, read_weighers
 from cloudcore.placement.hosts.host_columns import HostTable
 from cloudcore.placement.hosts.host_pool import PoolOptions
 from cloudcore.placement.hosts.planner import HostRequest, Planner, SelectionReport
@@ -43,7 +43,7 @@ from cloudcore.placement.ledger import moves as ledger_moves
 from cloudcore.placement.ledger.claim_statements import NewClaim
 from cloudcore.placement.ledger.session import Session
 from cloudcore.placement.ledger.writes import NEW, Target, missing
-from cloudcore.placement.requests.requests import ResourceRequest
+from cloudcore.placement.requests.requests import read_request
 from cloudcore.placement.rules.claims import Owner, normalise_allocations
 from cloudcore.placement.rules.moves import MoveKind
 
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from cloudcore.placement.hosts.host_view import Filter, Weigher
     from cloudcore.placement.hosts.planner import Plan
     from cloudcore.placement.ledger.queries import ConsumerState
+    from cloudcore.placement.requests.requests import ResourceRequest
     from cloudcore.placement.rules.groups import HostGroup
     from cloudcore.placement.tree import PlacementTree
 
@@ -130,11 +131,11 @@ class HostSelector:
         cells = cell_of if callable(cell_of) else _looked_up(cell_of)
         self._planner = Planner(
             tree=tree,
-            filters=tuple(filters),
+            filters=read_filters(filters),
             cell_of=cells,
             options=PoolOptions(
                 table=HostTable(cells, domain_of),
-                weighers=tuple(weighers),
+                weighers=read_weighers(weighers),
                 metadata_of=metadata_of,
                 max_hosts=require_integer(max_hosts, "max_hosts", minimum=1),
                 bad_weigher=_warn if on_bad_weigher == "leave_out" else raise_it,
@@ -170,6 +171,7 @@ class HostSelector:
         group: HostGroup | None = None,
         partial: bool = False,
         filters: Sequence[Filter] = (),
+        weighers: Sequence[tuple[float, Weigher]] = (),
         expires_in: float | None = None,
         operation_id: str | None = None,
     ) -> tuple[Selection, ...]:
@@ -185,7 +187,8 @@ class HostSelector:
             consumer_type: Such as ``INSTANCE``.
             group: The group that all of them belong to.
             partial: Take as many as fit (at least one); else all or nothing.
-            filters: Beside those of the selector, for this request alone.
+            filters: Beside those of the selector, for this request alone; what they answer is not remembered.
+            weighers: Likewise, (multiplier, weigher) pairs: such as one that knows the project or the instance.
             expires_in: Seconds after which claims lapse that nobody settled (``ledger.settle(instance)``), by the
                 database's clock: what never becomes an instance is given back.
             operation_id: To repeat the call safely: a repeat returns the same selections.
@@ -200,7 +203,7 @@ class HostSelector:
         """
         owner = Owner.of(project_id, user_id, consumer_type)
         asked = attrs.evolve(
-            self._asked(request, count, instances, alternates, owner, group, filters),
+            self._asked(request, count, instances, alternates, owner, group, filters, weighers),
             partial=partial,
             expires_in=require_seconds(expires_in, "expires_in", InvalidRequest),
         )
@@ -232,6 +235,7 @@ class HostSelector:
         group: HostGroup | None = None,
         stay_in_cell: bool = True,
         filters: Sequence[Filter] = (),
+        weighers: Sequence[tuple[float, Weigher]] = (),
         expires_in: float | None = None,
         operation_id: str | None = None,
     ) -> Selection:
@@ -248,7 +252,8 @@ class HostSelector:
                 <cloudcore.placement.scheduling.rescheduling.reschedule>`.
             group: The group of the instance, if it is to join one; that to which it belongs is known.
             stay_in_cell: Look only at hosts of the instance's present cell.
-            filters: Beside those of the selector, for this request alone.
+            filters: Beside those of the selector, for this request alone; what they answer is not remembered.
+            weighers: Likewise, (multiplier, weigher) pairs: such as one that knows the project or the instance.
             expires_in: Seconds after which the move reverts by itself.
             operation_id: To repeat the call safely.
 
@@ -260,7 +265,7 @@ class HostSelector:
         """
         instance = normalise_uuid(instance, "instance", InvalidRequest)
         migration = normalise_uuid(migration, "migration", InvalidRequest)
-        wanted = ResourceRequest.from_query(request) if isinstance(request, str) else request
+        wanted = read_request(request)
         chosen_kind = _kind(kind)
         arguments = {
             "instance": instance,
@@ -276,7 +281,7 @@ class HostSelector:
 
         def choose() -> tuple[Selection, ...]:
             asked, state = self._asked_elsewhere(
-                instance, wanted, alternates, group, filters, stay_in_cell=stay_in_cell
+                instance, wanted, alternates, group, filters, weighers, stay_in_cell=stay_in_cell
             )
             asked = attrs.evolve(asked, expires_in=expires_in)
             return self._try(asked, lambda plan: self._begin(operation, asked, plan, migration, chosen_kind, state))
@@ -290,6 +295,7 @@ class HostSelector:
         alternates: int,
         group: HostGroup | None,
         filters: Sequence[Filter],
+        weighers: Sequence[tuple[float, Weigher]],
         *,
         stay_in_cell: bool,
     ) -> tuple[HostRequest, ConsumerState]:
@@ -305,7 +311,9 @@ class HostSelector:
             fixed.append(lambda host: None if host.cell in cells else f"in cell {host.cell}, not in the instance's")
         owner = Owner.of(state.project_id, state.user_id, state.consumer_type)
         group = group or self._group_of(instance)
-        asked = self._asked(request, 1, [instance], alternates, owner, group, [*fixed, *filters])
+        asked = self._asked(
+            request, 1, [instance], alternates, owner, group, [*fixed, *read_filters(filters)], weighers
+        )
         return attrs.evolve(asked, freed=self._pooled(state.allocations)), state
 
     def _group_of(self, instance: str) -> HostGroup | None:
@@ -339,6 +347,7 @@ class HostSelector:
         owner: Owner,
         group: HostGroup | None,
         filters: Sequence[Filter],
+        weighers: Sequence[tuple[float, Weigher]],
     ) -> HostRequest:
         require_integer(alternates, "alternates", minimum=0, error=InvalidRequest)
         if instances is None:
@@ -346,16 +355,23 @@ class HostSelector:
                 self._id_factory() for _ in range(require_integer(count, "count", minimum=1, error=InvalidRequest))
             ]
         else:
+            if isinstance(instances, str):
+                raise InvalidRequest(
+                    f"instances: expected a list of uuids, got the text {instances!r}: write [{instances!r}]",
+                    field="instances",
+                    value=instances,
+                )
             names = [normalise_uuid(name, "instances", InvalidRequest) for name in instances]
         if not names or len(set(names)) != len(names):
             raise InvalidRequest("instances: name at least one, and each once", field="instances", value=instances)
         return HostRequest(
-            request=ResourceRequest.from_query(request) if isinstance(request, str) else request,
+            request=read_request(request),
             instances=tuple(names),
             alternates=alternates,
             owner=owner,
             group=group,
-            filters=tuple(filters),
+            filters=read_filters(filters),
+            weighers=read_weighers(weighers),
         )
 
     def _try(self, asked: HostRequest, claim: Callable[[Plan], T]) -> T:
