@@ -170,6 +170,12 @@ def test_a_mistyped_path_makes_no_file(tmp_path: Path, capsys: pytest.CaptureFix
     assert not list(tmp_path.iterdir())
 
 
+def test_a_mistyped_path_of_nova_makes_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "--nova-api", f"sqlite:///{tmp_path}/notthere.db"]) == 2
+    assert f"--nova-api: {tmp_path}/notthere.db: there is no such file" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_doctor_fails_for_a_hypervisor_that_was_asked_for(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cloudcore.cli.frame import Settings
+from cloudcore.database.addresses import missing_file
 from cloudcore.listing import NOVA_INSTANCES, Cell, CellRouter, InstanceDirectory, NovaDirectory
 from cloudcore.schema import require_file
 
@@ -57,6 +58,8 @@ def cells_option(function: Callable[..., Any]) -> Callable[..., Any]:
         kept = database or settings.database
         if kept and nova_api is None:
             require_file(kept)
+        if nova_api is not None and missing_file(nova_api) is not None:
+            raise click.BadParameter(f"{missing_file(nova_api)}: there is no such file", param_hint="--nova-api")
         with ExitStack() as stack:
             if nova_api is not None:
                 directory = stack.enter_context(NovaDirectory(nova_api, main_database=nova_main))
