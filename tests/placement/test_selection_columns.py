@@ -374,6 +374,14 @@ def test_weighers_of_the_wrong_form_are_refused_with_the_right_one(cloud: Any, w
     assert cloud.ledger.usages(project_id="p") == {}
 
 
+@pytest.mark.parametrize("name", ["cell_of", "domain_of", "metadata_of", "group"])
+def test_other_arguments_of_the_wrong_kind_are_named(cloud: Any, name: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"{name}: expected a (callable|HostGroup).*, got 'cell1'") as caught:
+        cloud(**{name: "cell1"})
+    assert caught.value.field == name
+    assert cloud.ledger.usages(project_id="p") == {}
+
+
 @pytest.mark.parametrize("request_", [{"VCPU": 1}, None, 3, b"resources=VCPU:1"], ids=repr)
 def test_what_is_no_request_is_refused_with_the_forms_of_one(cloud: Any, request_: Any) -> None:
     with pytest.raises(InvalidRequest, match="request: expected a query such as 'resources=VCPU:1'") as caught:

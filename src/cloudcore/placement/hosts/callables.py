@@ -27,6 +27,7 @@ __all__ = [
     "raise_it",
     "read_filters",
     "read_weighers",
+    "require_callable",
 ]
 
 
@@ -60,6 +61,17 @@ def read_weighers(weighers: Any) -> tuple[tuple[float, Weigher], ...]:
         if not (isinstance(pair, tuple | list) and len(pair) == 2 and _is_number(pair[0]) and callable(pair[1])):
             raise InvalidRequest(f"weighers[{number}]: {expected}, got {pair!r}", field="weighers", value=pair)
     return tuple((float(multiplier), weigher) for multiplier, weigher in given)
+
+
+def require_callable(function: Any, name: str) -> None:
+    """Let pass what can be asked about a root provider.
+
+    Raises:
+        InvalidRequest: It cannot be called.
+    """
+    if not callable(function):
+        expected = "expected a callable that takes a root provider"
+        raise InvalidRequest(f"{name}: {expected}, got {function!r}", field=name, value=function)
 
 
 def _is_number(value: object) -> bool:

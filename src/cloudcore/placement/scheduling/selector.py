@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import random
 import uuid as uuids
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import attrs
@@ -33,7 +34,7 @@ from cloudcore.errors import (
 )
 from cloudcore.observability import event, observed
 from cloudcore.placement.forest.names import SHARES_VIA_AGGREGATE
-from cloudcore.placement.hosts.callables import raise_it, read_filters, read_weighers
+from cloudcore.placement.hosts.callables import raise_it, read_filters, read_weighers, require_callable
 from cloudcore.placement.hosts.host_columns import HostTable
 from cloudcore.placement.hosts.host_pool import PoolOptions
 from cloudcore.placement.hosts.planner import HostRequest, Planner, SelectionReport
@@ -45,10 +46,11 @@ from cloudcore.placement.ledger.session import Session
 from cloudcore.placement.ledger.writes import NEW, Target, missing
 from cloudcore.placement.requests.requests import read_request
 from cloudcore.placement.rules.claims import Owner, normalise_allocations
+from cloudcore.placement.rules.groups import HostGroup
 from cloudcore.placement.rules.moves import MoveKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from cloudcore.observability import Observer
     from cloudcore.placement.allocation_ledger import AllocationLedger
@@ -58,7 +60,6 @@ if TYPE_CHECKING:
     from cloudcore.placement.hosts.planner import Plan
     from cloudcore.placement.ledger.queries import ConsumerState
     from cloudcore.placement.requests.requests import ResourceRequest
-    from cloudcore.placement.rules.groups import HostGroup
     from cloudcore.placement.tree import PlacementTree
 
 __all__ = ["HostSelector"]
@@ -128,6 +129,8 @@ class HostSelector:
             raise InvalidRequest(
                 f"on_bad_weigher: expected raise or leave_out, got {on_bad_weigher!r}", field="on_bad_weigher"
             )
+        require_callable(domain_of, "domain_of")
+        require_callable(metadata_of, "metadata_of")
         cells = cell_of if callable(cell_of) else _looked_up(cell_of)
         self._planner = Planner(
             tree=tree,
@@ -538,8 +541,11 @@ class HostSelector:
         )
 
 
-def _looked_up(cells: Mapping[str, str]) -> Callable[[Provider], str | None]:
+def _looked_up(cells: Any) -> Callable[[Provider], str | None]:
     """By uuid, else by name; a host that was found by its name keeps its cell when it is renamed."""
+    if not isinstance(cells, Mapping):
+        expected = "expected a callable that takes a root provider, or a mapping of hosts to cells"
+        raise InvalidRequest(f"cell_of: {expected}, got {cells!r}", field="cell_of", value=cells)
     known: dict[str, str] = {}
 
     def cell_of(root: Provider) -> str | None:
@@ -555,7 +561,10 @@ def _warn(error: InvalidCallable) -> None:
     event("placement.weigher.left_out", logging.WARNING, function=error.function, host=error.host, reason=str(error))
 
 
-def _described(group: HostGroup | None) -> list[Any] | None:
+def _described(group: Any) -> list[Any] | None:
+    if group is not None and not isinstance(group, HostGroup):
+        expected = "expected a HostGroup, such as HostGroup('anti-affinity')"
+        raise InvalidRequest(f"group: {expected}, got {group!r}", field="group", value=group)
     return None if group is None else [group.uuid, str(group.policy), group.max_per_host]
 
 
