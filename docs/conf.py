@@ -1,6 +1,7 @@
 """How Sphinx makes the site: `make docs`, or `sphinx-build -W docs build/site`."""
 
 import sys
+import zipfile
 from pathlib import Path
 
 import cloudcore
@@ -9,6 +10,14 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "_extensions"))
 
 NOTEBOOKS = any(HERE.glob("notebooks/*.md"))
+
+# Examples of several files are downloads of the site, for those who have no checkout.
+DOWNLOADS = HERE.parent / "build" / "downloads"
+DOWNLOADS.mkdir(parents=True, exist_ok=True)
+for example in ("placement_api", "compute_api"):
+    with zipfile.ZipFile(DOWNLOADS / f"{example}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted((HERE.parent / "examples" / example).glob("*.*")):
+            archive.write(file, f"{example}/{file.name}")
 
 project = "cloudcore"
 author = project_copyright = "The cloudcore maintainers"

@@ -22,6 +22,11 @@ def test_the_version_is_one():
     assert PROJECT["version"] == cloudcore.__version__
 
 
+def test_every_extra_is_on_the_page_of_extras():
+    page = (REPOSITORY / "docs" / "reference" / "extras.md").read_text()
+    assert [extra for extra in PROJECT["optional-dependencies"] if f"`{extra}`" not in page] == []
+
+
 def test_the_oldest_versions_that_are_tested_are_those_that_are_admitted():
     lines = (REPOSITORY / "constraints" / "lowest.txt").read_text().splitlines()
     tested = {name.lower(): _number(version) for name, version in (line.split("==") for line in lines)}
