@@ -350,7 +350,7 @@ class HostSelector:
         owner: Owner,
         group: HostGroup | None,
         filters: Sequence[Filter],
-        weighers: Sequence[tuple[float, Weigher]],
+        weighers: Sequence[tuple[float, Weigher]] = (),
     ) -> HostRequest:
         require_integer(alternates, "alternates", minimum=0, error=InvalidRequest)
         if instances is None:
