@@ -52,6 +52,8 @@ def test_every_point_of_the_area_is_passed(memory, tmp_path):
     named = set(re.findall(r'failpoint\("(attach\.[a-z.]+)"\)', source))
     elsewhere = {"attach.extend.before", "attach.heal.before"}  # one guarded write, or remedies that are steps again
     elsewhere |= {"attach.surplus.begun"}  # in test_lost_races.py
+    elsewhere |= {"attach.aside.reserved", "attach.reimaged"}  # in test_rebuild.py
+    elsewhere |= {"attach.snapshot.frozen", "attach.snapshot.made"}  # in test_snapshots.py
     after_a_crash = {"attach.find.before", "attach.look.before", "attach.recover.begin", "attach.recover.lost"}
     from tests.attach import killing
 
