@@ -17,6 +17,7 @@ from cloudcore.errors import CloudcoreError, InvariantViolated, OrphanedDevice
 from cloudcore.hypervisor import LibvirtHypervisor, Timeouts
 from tests import services
 from tests.hypervisor.domains import Guests
+from tests.waiting import until
 
 pytestmark = pytest.mark.xdist_group("guests")
 
@@ -205,6 +206,31 @@ def test_what_only_qemu_has_is_found_and_taken_out(host, guests, small):
         assert hypervisor.detach_disk(small, disk.volume_id) is DetachOutcome.PENDING
         guests.domain(small).resume()
         assert hypervisor.detach_disk(small, disk.volume_id) is DetachOutcome.DETACHED
+        agreed(guests, small, disk, present=False)
+
+
+def test_images_of_a_lost_disk_are_closed_though_the_guest_lets_it_go_between_two_looks(
+    host, guests, small, monkeypatch
+):
+    """The first look sees the device, which reads them; only the second sees that none does."""
+    disk = Disk(volume_id=str(uuid.uuid4()), source=guests.image())
+    give_behind_libvirts_back(guests, small, disk, bus="pci.1")
+    guests.console(small).wait_disk(disk.volume_id)
+    with LibvirtHypervisor(host.uri, timeouts=TIMEOUTS) as hypervisor:
+        guests.domain(small).suspend()
+        assert hypervisor.detach_disk(small, disk.volume_id) is DetachOutcome.PENDING
+        settle, looks = hypervisor._driver.settle, []
+
+        def overtaken(instance_id):
+            looks.append(found := settle(instance_id))
+            if len(looks) == 1:
+                guests.domain(small).resume()
+                until(lambda: not in_qemu(guests, small, disk)[0])
+            return found
+
+        monkeypatch.setattr(hypervisor._driver, "settle", overtaken)
+        assert hypervisor.detach_disk(small, disk.volume_id) is DetachOutcome.DETACHED
+        assert [bool(found.devices) for found in looks[:2]] == [True, False]
         agreed(guests, small, disk, present=False)
 
 

@@ -8,8 +8,11 @@ import uuid
 import pytest
 
 from cloudcore.disks import BlockSource, FileSource, IscsiSource, RbdSource
-from cloudcore.hypervisor import build_tree
+from cloudcore.hypervisor import Timeouts, build_tree
+from cloudcore.hypervisor.disks.guests import GuestState
+from cloudcore.hypervisor.disks.memory_driver import MemoryDriver, MemoryGuest
 from cloudcore.hypervisor.disks.monitor import OpenDisks, OpenNode, failure_text, opens, orphans, read_open
+from cloudcore.hypervisor.disks.orphans import OrphanRepair
 from cloudcore.hypervisor.disks.xml import domain_disks
 from cloudcore.hypervisor.facts.documents import HostDocuments, read_documents
 from cloudcore.hypervisor.libvirt.host_documents import _devices
@@ -61,6 +64,21 @@ def test_what_the_definition_accounts_for_is_no_orphan():
     assert found.of(str(uuid.UUID(int=2)), FileSource("/5"))
     assert not found.of(str(uuid.UUID(int=2)), FileSource("/4"))
     assert not orphans(OpenDisks(devices={f"ua-{VOLUME}": ""}, nodes=tuple(nodes[:2])), domain_disks(LIVE))
+
+
+def test_a_device_that_goes_between_two_looks_leaves_its_images_as_orphans(monkeypatch):
+    """A look trusts what two answers in a row say; it asks on as long as devices go."""
+    guest, volumes = str(uuid.UUID(int=1)), [str(uuid.UUID(int=number)) for number in (3, 4)]
+    nodes = tuple(OpenNode(name=f"libvirt-{number}-format", file=f"/{number}") for number in (3, 4))
+    devices = {f"ua-{volume}": node.name for volume, node in zip(volumes, nodes, strict=True)}
+    only = {f"ua-{volumes[1]}": nodes[1].name}
+    answers = [OpenDisks(devices=each, nodes=nodes) for each in (devices, only, {}, {})]
+
+    driver = MemoryDriver("cn1")
+    driver.guests[guest] = MemoryGuest(state=GuestState.RUNNING, transient=False, slots=1)
+    monkeypatch.setattr(driver, "settle", lambda _: answers.pop(0))
+    found = OrphanRepair(driver, Timeouts()).look(guest)
+    assert (found.devices, [node.name for node in found.nodes], answers) == (set(), [node.name for node in nodes], [])
 
 
 @pytest.mark.parametrize(

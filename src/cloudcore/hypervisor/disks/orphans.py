@@ -43,9 +43,16 @@ class OrphanRepair:
 
         Asked twice, with the definition read in between: a device that is just being plugged or unplugged is not both
         times there without the definition knowing it. The question also waits for what is being done to the guest.
+        Where the guest lets an orphan go in between, its images count as orphans only in the second answer, which then
+        is the first of two: else they would be open still, and nobody would close them.
         """
         found = self._once(instance_id)
-        return found.both(self._once(instance_id)) if found else found
+        if not found:
+            return found
+        again = self._once(instance_id)
+        while found.devices - again.devices:
+            found, again = again, self._once(instance_id)
+        return found.both(again)
 
     def _once(self, instance_id: str) -> Orphans:
         has = self._driver.settle(instance_id)
