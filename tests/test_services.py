@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests import services
-from tests.services._host import REPOSITORY, Ports, state_of
+from tests.services._host import REPOSITORY, Daemon, Ports, ServiceError, state_of
 
 
 def test_ports_of_two_copies_differ():
@@ -74,6 +74,19 @@ def test_guest_lives_through_the_death_of_its_libvirtd():
 
 
 CONNECTOR = {"host": "host-a", "ip": "127.0.0.1", "initiator": "iqn.2026-01.org.example:host-a"}
+
+
+def test_a_daemon_that_died_says_how(tmp_path):
+    """One that was told to end is nobody's worry."""
+    died = Daemon("crasher", ["sh", "-c", "echo last words; kill -ABRT $$"], log=tmp_path / "out")
+    died.verify()
+    died.start(lambda: not died.running())
+    with pytest.raises(ServiceError, match="crasher was ended by SIGABRT:\nlast words"):
+        died.verify()
+    told = Daemon("sleeper", ["sleep", "1000"], log=tmp_path / "sleeper")
+    told.start(lambda: True)
+    told.stop(signal.SIGKILL)
+    told.verify()
 
 
 @pytest.mark.services

@@ -20,6 +20,7 @@ class VolumePool:
 
     def take(self, *, multiattach: bool = False) -> str:
         """An available volume without attachments; made, if none is free."""
+        self.server.verify()
         free = self._free[multiattach]
         return free.pop() if free else self.server.create_volume(multiattach=multiattach)
 
@@ -28,6 +29,7 @@ class VolumePool:
 
         One that has grown or was deleted is not used again.
         """
+        self.server.verify()
         with CinderVolumes.noauth(self.server.endpoint, project_id=services.PROJECT) as volumes:
             for row in volumes.attachments(volume_id=volume_id):
                 volumes.delete(row.id)

@@ -52,6 +52,7 @@ class Cinder:
         self._settings.update(settings or {})
         if self._daemon is None:
             self._daemon = self._prepare()
+        self.verify()
         if not self._daemon.running():
             self._control.unlink(missing_ok=True)
             self._write_configuration()
@@ -177,6 +178,11 @@ class Cinder:
     def kill(self) -> None:
         if self._daemon:
             self._daemon.stop(signal.SIGKILL)
+
+    def verify(self) -> None:
+        """ServiceError if it has ended although nobody told it to: it says how, and the last that it wrote."""
+        if self._daemon:
+            self._daemon.verify()
 
     def pause(self) -> None:
         """SIGSTOP: requests hang until `resume`."""

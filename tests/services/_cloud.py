@@ -80,6 +80,10 @@ class CinderService(Pausable):
         """Start it, also after `kill` or `stop`; returns when scheduler and volume service are up."""
         self.info = call(self.name, "start", settings=self._settings)
 
+    def verify(self) -> None:
+        """ServiceError if it has ended although nobody told it to: it says how, and the last that it wrote."""
+        call(self.name, "verify")
+
     @property
     def port(self) -> int:
         """The API's."""

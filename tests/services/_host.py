@@ -15,6 +15,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("CLOUDCORE_CACHE", REPOSITORY / ".cache"))
@@ -120,6 +121,9 @@ def children(parent: int) -> Iterator[tuple[int, str]]:
 class Daemon:
     """One server process: started with all three streams redirected, known by its pid, stopped by it."""
 
+    started: ClassVar[list[Daemon]] = []
+    """Every daemon that this process has started, for whoever collects the status of dead children."""
+
     def __init__(
         self,
         name: str,
@@ -135,6 +139,7 @@ class Daemon:
         self._env = {**os.environ, **(env or {})}
         self._cwd = cwd
         self._process: subprocess.Popen[bytes] | None = None
+        self._told = False
 
     @property
     def pid(self) -> int | None:
@@ -142,6 +147,20 @@ class Daemon:
 
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
+
+    def verify(self) -> None:
+        """Nothing happens when it runs, was not started, or was told to end.
+
+        Raises:
+            ServiceError: it has ended by itself; the text says how, and has the end of its log.
+        """
+        if self._process is None or self._told or self.running():
+            return
+        raise ServiceError(f"{self.name} {self._fate()}:\n{self.tail()}")
+
+    def _fate(self) -> str:
+        code = self._process.returncode if self._process else 0
+        return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"has ended with status {code}"
 
     def start(self, ready: Callable[[], bool], seconds: float = 150.0) -> None:
         """Start it and wait until `ready()`.
@@ -151,6 +170,9 @@ class Daemon:
         """
         if self.running():
             return
+        if self not in self.started:
+            self.started.append(self)
+        self._told = False
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self.command,
@@ -168,7 +190,7 @@ class Daemon:
         deadline = time.monotonic() + seconds
         while not ready():
             if not self.running():
-                raise ServiceError(f"{self.name} has ended:\n{self.tail()}")
+                raise ServiceError(f"{self.name} {self._fate()}:\n{self.tail()}")
             if time.monotonic() > deadline:
                 self.stop(signal.SIGKILL)
                 raise ServiceError(f"{self.name} was not ready after {seconds:g} s:\n{self.tail()}")
@@ -183,6 +205,7 @@ class Daemon:
         """Send the signal, wait, send SIGKILL if that was not enough."""
         if self._process is None:
             return
+        self._told = True
         self._process.send_signal(number)
         try:
             self._process.wait(seconds)

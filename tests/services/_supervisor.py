@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tests.services import _catalogue
-from tests.services._host import Ports, children
+from tests.services._host import Daemon, Ports, children
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -146,8 +146,10 @@ _seen_dead: dict[int, float] = {}
 
 
 def _reap(supervisor: Supervisor) -> None:
-    """Collect adopted processes that have ended. Our own children are waited for by whoever started them, at once;
-    what has been a zombie for three seconds was adopted, or is a daemon whose status nobody needs."""
+    """Collect processes that have ended. Daemons keep their status; our other children are waited for by whoever
+    started them, at once; what has been a zombie for three seconds was adopted."""
+    for daemon in list(Daemon.started):
+        daemon.running()
     now = time.monotonic()
     dead = {pid for pid, state in children(os.getpid()) if state == "Z"}
     for pid in set(_seen_dead) - dead:

@@ -22,6 +22,7 @@ from cinder import monkey_patch
 
 monkey_patch.patch("eventlet")  # before anything else is imported
 
+import collections
 import contextlib
 import functools
 import json
@@ -39,6 +40,7 @@ from cinder.common import config, constants
 from cinder.db import migration
 from eventlet import wsgi
 from eventlet.green import socket
+from eventlet.semaphore import Semaphore
 from oslo_config import cfg
 from oslo_log import log
 from oslo_privsep import priv_context
@@ -105,6 +107,32 @@ class Faults:
         self.healed += 1
 
 
+class Turns:
+    """Lets a driver work at the snapshots of a volume one at a time.
+
+    Cinder deletes snapshots of one volume side by side, each with a Ceph client of its own, which then hand the
+    image's exclusive lock to and fro while they open and close it. Ceph 16's librbd does not survive that: now and
+    then work of an image is pending when it is closed, and the process aborts (`AsyncOpTracker.cc: FAILED
+    ceph_assert(m_pending_ops == 0)`).
+    """
+
+    def __init__(self):
+        self._turns = collections.defaultdict(Semaphore)
+
+    def take(self, driver):
+        """Wrap the methods of a driver instance."""
+        for name in ("create_snapshot", "delete_snapshot"):
+            setattr(driver, name, self._wrap(getattr(driver, name)))
+
+    def _wrap(self, method):
+        @functools.wraps(method)
+        def wrapper(snapshot):
+            with self._turns[snapshot.volume_id]:
+                return method(snapshot)
+
+        return wrapper
+
+
 class Images:
     """An image service: what Cinder asks of Glance about files of a folder, whose names are the images' ids."""
 
@@ -151,7 +179,7 @@ class Process:
     """The services of one Cinder."""
 
     def __init__(self):
-        self.faults = Faults()
+        self.faults, self.turns = Faults(), Turns()
         self.volumes = []
         self.scheduler = self.api = None
 
@@ -173,6 +201,7 @@ class Process:
             volume = service.Service.create(
                 binary=constants.VOLUME_BINARY, topic=constants.VOLUME_TOPIC, host=host, service_name=backend
             )
+            self.turns.take(volume.manager.driver)
             self.faults.watch(volume.manager.driver)
             volume.start()
             self.volumes.append(volume)
