@@ -284,4 +284,4 @@ def test_the_driver_in_this_process_keeps_no_connection():
         with LibvirtHypervisor("test:///default") as hypervisor:
             hypervisor.disk_states()
     del hypervisor
-    assert connections() == before
+    assert connections() <= before  # one of an earlier test may have gone meanwhile
