@@ -396,5 +396,6 @@ def _hot_parameters(tag: str, host: str) -> dict:
         "consumer_type": "INSTANCE",
         "expires_in": None,
         "holdings": "{}",
+        "event": "claim",
         "history": True,
     }
