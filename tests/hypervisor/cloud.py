@@ -51,7 +51,9 @@ class Cloud:
 
     def status(self, volume_id: str) -> str:
         """What Cinder says of it."""
-        return self.cinder.client().volumes.get(volume_id).status
+        client = self.cinder.client()
+        with contextlib.closing(client.client.session.session):  # a circle that would hold its socket until collected
+            return client.volumes.get(volume_id).status
 
     def watchers(self, volume_id: str, *, awaited: int) -> int:
         """How many have the image open, as Ceph counts them: looked at until it is *awaited*, for ten seconds."""

@@ -8,7 +8,6 @@ asked has drawn its conclusions. With `--long` the machine is kept busy meanwhil
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import os
 import random
@@ -185,7 +184,6 @@ def monitor(domain, execute: str) -> str:
 
 def kept() -> Counter[str]:
     """Sockets, other descriptors and threads of this process, by what they are."""
-    gc.collect()  # sessions that tests have made of Cinder's client are circles, and hold a socket until then
     links = Counter[str]()
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(FileNotFoundError):  # the folder's own
