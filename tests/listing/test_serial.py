@@ -9,13 +9,15 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cloudcore.database import open_engine
 from cloudcore.listing import Cell, CellState, Query
 from cloudcore.listing.cells.connections import PooledConnection
 from cloudcore.listing.cells.in_flight import RequestsInFlight
 from cloudcore.listing.cells.pool import ConnectionPool
-from cloudcore.listing.cells.promptness import PROMPT, STALL, Promptness
+from cloudcore.listing.cells.promptness import PROMPT, STALL, Promptness, time_apart
 from cloudcore.listing.cells.workers import CompletionQueue
 from tests.listing.conftest import THINGS, things
 from tests.listing.test_faults import NEVER, rows
@@ -183,6 +185,43 @@ def test_a_prompt_answer_in_a_thread_of_its_own_wins_trust_back():
     assert promptness.quick(1.0)
     promptness.stalled(1.0)
     assert not promptness.quick(200.0), "but it is not forgotten"
+
+
+class Distant(sqlite3.Connection):
+    """A connection whose statements take a while, as those of a file on a distant server do."""
+
+    def cursor(self, *_):
+        return super().cursor(DistantCursor)
+
+
+class DistantCursor(sqlite3.Cursor):
+    def execute(self, *arguments):
+        time.sleep(1.5 * STALL)
+        return super().execute(*arguments)
+
+
+def test_cells_that_are_all_far_away_are_known_after_one_page(urls, routers):
+    options = {"connect_args": {"factory": Distant}}
+    far = [Cell(f"c{n}", urls[n % len(urls)], options=options) for n in range(36)]
+    with routers(far, source=THINGS) as router:
+        router.page(QUERY)  # opens the connections
+        for backend in router._backends.values():
+            backend.promptness = Promptness(True)
+        asked = time.monotonic()
+        router.page(QUERY)
+        soon = asked + Promptness.SHORTEST / 2
+        assert [name for name, backend in router._backends.items() if backend.promptness.quick(soon)] == []
+
+
+@given(
+    began=st.integers(0, 50),
+    seconds=st.integers(0, 50),
+    bounds=st.lists(st.integers(0, 120), max_size=8, unique=True).map(sorted),
+)
+def test_time_apart_leaves_out_every_second_in_which_the_caller_worked(began, seconds, bounds):
+    periods = list(zip(bounds[::2], bounds[1::2], strict=False))
+    counted = [at for at in range(began, began + seconds) if not any(since <= at < to for since, to in periods)]
+    assert time_apart(began, seconds, periods) == len(counted)
 
 
 def test_what_a_busy_caller_does_to_a_lane_is_not_held_against_cells(urls, routers):

@@ -17,7 +17,7 @@ from cloudcore._cancellation import Cancellation
 from cloudcore.errors import Cancelled, CloudcoreError, DeadlineExceeded, Overloaded, StatementRefused, Transient
 from cloudcore.listing.cells.admission import FAR, LENDING
 from cloudcore.listing.cells.faults import held_against
-from cloudcore.listing.cells.promptness import STALL
+from cloudcore.listing.cells.promptness import STALL, time_apart
 from cloudcore.listing.cells.requests import Attempt, Request
 from cloudcore.listing.cells.serial import FEWEST, SHARES, SerialExecutor
 from cloudcore.listing.cells.workers import CompletionQueue
@@ -98,7 +98,11 @@ class RequestsInFlight:
         self._executors: list[SerialExecutor] = []
         self._tell = teller("listing", logging.DEBUG)
         self._attentive = math.inf
-        """Since when the caller waits. While it works itself, it may be what keeps an executor from the interpreter."""
+        """Since when the caller waits."""
+        self._worked: list[tuple[float, float]] = []
+        """From when to when it worked itself beside executors: it may be what kept them from the interpreter then."""
+        self._left = self._clock()
+        """When it last left off waiting."""
         self._wake = math.inf
         """No limit and no hedge comes before this instant."""
 
@@ -165,7 +169,11 @@ class RequestsInFlight:
         """
         try:
             with self._cancellable() as cancellation:
+                self._attentive = self._clock()
+                if self._executors:
+                    self._worked.append((self._left, self._attentive))
                 done = self._wait(least, cancellation)
+                self._left = self._clock()
                 if self.turn is not None:
                     self.turn.take_back()
         except Overloaded:
@@ -198,7 +206,6 @@ class RequestsInFlight:
 
     def _wait(self, least: int, cancellation: Cancellation | None) -> list[tuple[str, Any, CloudcoreError | None]]:
         done: list[tuple[str, Any, CloudcoreError | None]] = []
-        self._attentive = self._clock()
         while self._requests and not done:
             pause = max(0.0, self._wake - self._clock())
             enough = max(1, min(least, len(self._requests)))
@@ -245,8 +252,9 @@ class RequestsInFlight:
             attempt = executor.finished.popleft()
             if attempt.error is not None:
                 attempt.request.backend.promptness.stalled(now)
-            elif attempt.warm and (attempt.seconds <= STALL or executor.own or attempt.began >= self._attentive):
-                attempt.request.backend.promptness.answered(attempt.seconds, now, lenient=len(self.backends) == 1)
+            elif attempt.warm:
+                seconds = attempt.seconds if executor.own else time_apart(attempt.began, attempt.seconds, self._worked)
+                attempt.request.backend.promptness.answered(seconds, now, lenient=len(self.backends) == 1)
             self._complete(attempt, done)
 
     def _look_after(self, executor: SerialExecutor, done: list[tuple[str, Any, CloudcoreError | None]]) -> None:
@@ -259,9 +267,10 @@ class RequestsInFlight:
         self._empty(executor, done)
 
     def _hand_out(self, executor: SerialExecutor) -> None:
-        """Go on without the cell that an executor waits for: others share what waits behind it, and may do the same.
+        """Go on without the cell that an executor waits for: others share what waits behind it.
 
-        So a single slow cell costs a thread and a few milliseconds; of many, all are soon asked at once.
+        So a single slow cell costs a thread and a few milliseconds. Where one of those others must be given up too,
+        several are slow, and what waits behind it gets threads of its own, in which an answer at once wins trust back.
         """
         self._executors.remove(executor)
         stuck = executor.running
@@ -273,8 +282,15 @@ class RequestsInFlight:
                 waiting.append(executor.waiting.popleft())
             except IndexError:  # the executor's own thread was faster
                 break
+        if executor.handed_on and stuck is not None and stuck.warm:  # it is not the only slow one
+            now = self._clock()
+            for attempt in waiting:
+                attempt.request.backend.promptness.stalled(now)
+                attempt.answers = self._answers
+                self._start(attempt)
+            return
         for part in filter(None, (waiting[first::SHARES] for first in range(SHARES))):
-            other = SerialExecutor(self._answers)
+            other = SerialExecutor(self._answers, handed_on=True)
             for attempt in part:
                 attempt.answers = other
             other.waiting.extend(part)

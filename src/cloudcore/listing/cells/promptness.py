@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["PROMPT", "STALL", "Distance", "Promptness"]
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["PROMPT", "STALL", "Distance", "Promptness", "time_apart"]
 
 STALL = 0.004
 """Seconds after which a serial executor is looked at, and of an answer that did not come at once."""
@@ -57,6 +62,12 @@ class Promptness:
         """It did not answer at once, or nobody knows whether it would have."""
         self.proven, self._strikes = False, 0
         self._until, self._pause = now + self._pause, min(self._pause * self.GROWTH, self.LONGEST)
+
+
+def time_apart(began: float, seconds: float, periods: Iterable[tuple[float, float]]) -> float:
+    """What is left of so many seconds, from *began* on, without those that lie in *periods* (from, to; apart)."""
+    ended = began + seconds
+    return seconds - sum(max(0.0, min(ended, to) - max(began, since)) for since, to in periods)
 
 
 class Distance:

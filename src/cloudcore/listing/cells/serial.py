@@ -3,8 +3,8 @@
 SQLite reads a file within a fraction of a millisecond, all of it under the interpreter's lock or nearly so. Eighty
 threads that do this together take several times the CPU of one, for they fight over that lock at every row. So cells of
 this kind share a *serial executor*. One that stands still is given up: the cell that it waits for is taken for slow for
-a while, and what waits behind it is shared by a few new executors, which may be given up in turn. A slow cell costs a
-page a few milliseconds that way, and never another cell's rows.
+a while, and what waits behind it is shared by a few new executors; of these, too, one may be given up, and then what is
+left in it gets threads of its own. A slow cell costs a page a few milliseconds that way, and never another cell's rows.
 """
 
 from __future__ import annotations
@@ -29,16 +29,17 @@ class SerialExecutor:
 
     Args:
         answers: Where to report once everything is done; the attempts themselves are in :attr:`finished` then.
+        handed_on: Whether its attempts waited in another executor, which was given up.
     """
 
-    __slots__ = ("_answers", "doubted", "finished", "own", "running", "waiting")
+    __slots__ = ("_answers", "doubted", "finished", "handed_on", "own", "running", "waiting")
 
     doubted: bool
+    handed_on: bool
     own: bool
-    started: bool
 
-    def __init__(self, answers: Receiver[SerialExecutor]) -> None:
-        self._answers = answers
+    def __init__(self, answers: Receiver[SerialExecutor], *, handed_on: bool = False) -> None:
+        self._answers, self.handed_on = answers, handed_on
         self.waiting: deque[Attempt] = deque()
         self.doubted = False
         self.own = False

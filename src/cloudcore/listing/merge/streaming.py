@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Stream"]
 
-_BUFFERED = 3200
+_BUFFERED = 1000
 """Rows asked for at once, over all cells: what bounds the memory."""
 
 
