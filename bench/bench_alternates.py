@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.harness import Bench, Peer
+from bench.options import options
 from cloudcore import Database, create_schema
 from cloudcore.errors import MaxRetriesExceeded
 from cloudcore.placement import (
@@ -183,9 +184,11 @@ def lose_a_rack(bench: Bench, nova: Peer, folder: Path) -> None:
 
 
 def main() -> None:
-    with Bench("alternates") as bench, tempfile.TemporaryDirectory() as folder:
+    with Bench("alternates", options()) as bench, tempfile.TemporaryDirectory() as folder:
         nova = bench.peer("nova", script="peer_nova_alternates.py")
         for hosts, cells, instances, must in ((1_000, 10, 100, 30), (10_000, 80, 100, None), (1_000, 1, 1, None)):
+            if bench.quick and hosts > 1_000:
+                continue
             nova.run("load", hosts=hosts, cells=cells, instances=instances)
             assignment, remaining = world(hosts, cells, instances)
 

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from bench.harness import Bench
+from bench.options import options
 from cloudcore.attach.hosts.guests import MemoryGuests
 from cloudcore.attach.lifecycle.states import State
 from cloudcore.attach.manager import AttachmentManager
@@ -109,7 +110,7 @@ def own_overhead(bench: Bench, folder: Path) -> None:
     volumes, guests = Timed(Instant()), TimedGuests(MemoryGuests())
     attach, detach, cpu = [], [], {"attach": [], "detach": []}
     with AttachmentManager(database, volumes, guests) as manager:
-        for number in range(ROUNDS + 20):
+        for number in range((20 if bench.quick else ROUNDS) + 20):
             for verb, sink in (("attach", attach), ("detach", detach)):
                 volumes.taken(), guests.taken()
                 start, worked = time.perf_counter(), time.thread_time()
@@ -177,7 +178,7 @@ def concurrent_instances(bench: Bench, folder: Path) -> None:
 
 
 def main() -> None:
-    with Bench("attach") as bench, tempfile.TemporaryDirectory() as name:
+    with Bench("attach", options()) as bench, tempfile.TemporaryDirectory() as name:
         own_overhead(bench, Path(name))
         concurrent_instances(bench, Path(name))
 

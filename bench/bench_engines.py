@@ -8,7 +8,6 @@ lock that would do on one server, turn by turn.
 
 from __future__ import annotations
 
-import argparse
 import threading
 import time
 import uuid
@@ -20,6 +19,8 @@ from unittest import mock
 
 import sqlalchemy as sa
 
+from bench.harness import Bench
+from bench.options import options
 from cloudcore import AllocationLedger, PlacementTree, create_schema
 from cloudcore.attach import EmbeddedVolumes
 from cloudcore.attach.volumes import embedded
@@ -28,10 +29,14 @@ from cloudcore.placement.hosts import HostGroup
 from cloudcore.placement.ledger import host_groups
 from cloudcore.placement.storage import edits
 from tests import services
-from tests.services import _client
 
 OWNER = {"project_id": "p", "user_id": "u"}
-SECONDS = 3.0
+Storm = tuple[float, float, float]
+
+
+def seconds(bench: Bench) -> float:
+    """How long a storm lasts."""
+    return 0.3 if bench.quick else 3.0
 
 
 class Ground:
@@ -44,11 +49,11 @@ class Ground:
             names = [f"h{number}" for number in range(200)]
             self.hosts = [tree.add(name, inventory={"VCPU": 10_000}).uuid for name in names]
 
-    def storm(self, urls: Sequence[str], writers: int) -> tuple[float, float, float]:
+    def storm(self, urls: Sequence[str], writers: int, lasting: float) -> Storm:
         """Claims a second, and the middle and the 99th latency in milliseconds, with *writers* threads on *urls*."""
         ledgers = [AllocationLedger(Database(urls[number % len(urls)])) for number in range(writers)]
         latencies: list[list[float]] = [[] for _ in ledgers]
-        over = time.monotonic() + SECONDS
+        over = time.monotonic() + lasting
 
         def work(number: int) -> None:
             ledger, mine = ledgers[number], latencies[number]
@@ -85,40 +90,50 @@ def counted(cluster: services.GaleraCluster) -> list[int]:
     return list(found.values())
 
 
-def conflicts(before: list[int], after: list[int], claims: float) -> str:
-    """What happened between two looks, for each claim; flow control as a share of the nodes' time."""
+def conflicts(before: list[int], after: list[int], claims: float, lasting: float) -> str:
+    """What happened between two looks; flow control as a share of the nodes' time."""
     refused, aborted, waited = (late - early for early, late in zip(before, after, strict=True))
-    share = waited / (3 * SECONDS * 1e9)
-    return f", a claim: {refused / claims:.3f} refused, {aborted / claims:.3f} aborted; flow held {share:.1%}"
+    share = waited / (3 * lasting * 1e9)
+    return (
+        f"; of 100 claims {100 * refused / claims:.1f} refused at commit, {100 * aborted / claims:.1f} undone for "
+        f"another node's; flow held {share:.1%} of the time"
+    )
 
 
-def say(name: str, writers: int, measured: tuple[float, float, float], plain: float | None, more: str = "") -> float:
+def add(bench: Bench, name: str, writers: int, measured: Storm, plain: float | None, more: str = "") -> float:
+    """A row: claims a second, beside those of the plain set-up."""
     rate, middle, late = measured
-    beside = f"{rate / plain:5.2f} x" if plain else "       "
-    print(f"{name:34} {writers:3d} writers {rate:8.0f} claims/s {beside}  {middle:7.2f} ms, 99th {late:8.2f} ms{more}")
+    bench.record(
+        f"{name}, {writers} writer{'s' if writers > 1 else ''}, claims/s",
+        ours=rate,
+        peer=plain,
+        ratio=rate / plain if plain else None,
+        note=f"half of them within {middle:.2f} ms, 99 of 100 within {late:.2f} ms{more}",
+    )
     return rate
 
 
-def compare(ground: Ground, ways: dict[str, Callable[[], str]]) -> None:
+def compare(bench: Bench, ground: Ground, ways: dict[str, Callable[[], str]]) -> None:
     """Every way beside the first one, with one writer and with six."""
     for writers in (1, 6):
         plain = None
         for name, url in ways.items():
-            rate = say(name, writers, ground.storm([url()], writers), plain)
+            rate = add(bench, name, writers, ground.storm([url()], writers, seconds(bench)), plain)
             plain = plain or rate
 
 
-def clustered(cluster: services.GaleraCluster, alone: Ground) -> None:
+def clustered(bench: Bench, cluster: services.GaleraCluster, alone: Ground) -> None:
     """Writers at one node and at three, beside one server that replicates to nobody."""
     replicated = Ground(cluster)
     nodes = [cluster.at(node, replicated.url) for node in range(3)]
+    lasting = seconds(bench)
     for writers in (1, 6, 18):
-        plain = say("MariaDB, PyMySQL", writers, alone.storm([alone.url], writers), None)
-        for name, urls in (("Galera, one node", nodes[:1]), ("Galera, three nodes", nodes)):
+        plain = alone.storm([alone.url], writers, lasting)[0]
+        for name, urls in (("one node", nodes[:1]), ("three nodes", nodes)):
             before = counted(cluster)
-            measured = replicated.storm(urls, writers)
-            claims = max(1.0, measured[0] * SECONDS)
-            say(name, writers, measured, plain, conflicts(before, counted(cluster), claims))
+            measured = replicated.storm(urls, writers, lasting)
+            told = conflicts(before, counted(cluster), max(1.0, measured[0] * lasting), lasting)
+            add(bench, f"Galera written at {name}; MariaDB alone", writers, measured, plain, told)
 
 
 # ---- guards that are writes
@@ -144,18 +159,21 @@ def row_locks() -> Iterator[None]:
         yield
 
 
-def guards(*servers: services.PostgreSQLServer | services.MariaDBServer) -> None:
+def guards(bench: Bench, *servers: services.PostgreSQLServer | services.MariaDBServer) -> None:
     """Each guarded call with its write and with a lock instead, in turns that change about."""
     for server in servers:
         url = server.create_database()
         create_schema(url)
         with Database(url) as database, PlacementTree.open(database) as tree:
             for name, call in guarded(database, tree):
-                written, locked, ratio = turn_by_turn(call)
-                kind = database.engine.dialect.name
-                print(
-                    f"{name:34} {kind:12} with the write {1000 * written:6.2f} ms, with a lock {1000 * locked:6.2f} ms"
-                    f"  {ratio:5.2f} x"
+                written, locked, ratio = turn_by_turn(call, 4 if bench.quick else TURNS)
+                kind = {"postgresql": "PostgreSQL"}.get(database.engine.dialect.name, "MariaDB")
+                bench.record(
+                    f"{name}, {kind}: guarded by a write; by a lock of the row, which holds on one node only, ms",
+                    ours=1000 * written,
+                    peer=1000 * locked,
+                    ratio=1 / ratio,
+                    note="the ratio is the median of pairs of turns",
                 )
 
 
@@ -184,7 +202,7 @@ def guarded(database: Database, tree: PlacementTree) -> Iterator[tuple[str, Call
 TURN, TURNS = 5, 60
 
 
-def turn_by_turn(call: Callable[[int], object]) -> tuple[float, float, float]:
+def turn_by_turn(call: Callable[[int], object], turns: int) -> tuple[float, float, float]:
     """Seconds of a call with its write and with a lock, and the first by the second: medians over pairs of turns."""
     numbers = iter(range(10**9))
 
@@ -195,7 +213,7 @@ def turn_by_turn(call: Callable[[int], object]) -> tuple[float, float, float]:
         return (time.perf_counter() - begun) / TURN
 
     pairs: list[tuple[float, float]] = []
-    for number in range(TURNS + 1):
+    for number in range(turns + 1):
         if number % 2:
             written = turn()
         with row_locks():
@@ -208,26 +226,23 @@ def turn_by_turn(call: Callable[[int], object]) -> tuple[float, float, float]:
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__).parse_args()
-    _client.claim_run()
-    try:
+    with Bench("engines", options()) as bench:
         postgresql, pooler = services.postgresql(durable=True), services.pgbouncer()
         ground = Ground(postgresql)
-        compare(ground, {"PostgreSQL, fsync on": lambda: ground.url})
+        compare(bench, ground, {"PostgreSQL, fsync on": lambda: ground.url})
         shared = Ground(services.postgresql())
         through = shared.url.replace(f":{services.postgresql().port}/", f":{pooler.port}/") + "?pooler=transaction"
-        compare(shared, {"PostgreSQL, fsync off": lambda: shared.url, "the same by PgBouncer": lambda: through})
+        ways = {"PostgreSQL, fsync off": lambda: shared.url, "by PgBouncer; PostgreSQL, fsync off": lambda: through}
+        compare(bench, shared, ways)
         mariadb = Ground(services.mariadb(durable=True))
-        drivers = {"MariaDB, PyMySQL": lambda: mariadb.url}
+        drivers = {"MariaDB by PyMySQL": lambda: mariadb.url}
         drivers |= {
-            f"the same by {name}": lambda name=name: services.address(name, mariadb.url)
+            f"MariaDB by {name}; by PyMySQL": lambda name=name: services.address(name, mariadb.url)
             for name in ("mysqldb", "mariadbconnector")
         }
-        compare(mariadb, drivers)
-        clustered(services.galera(), mariadb)
-        guards(postgresql, services.mariadb(durable=True))
-    finally:
-        _client.end_run()
+        compare(bench, mariadb, drivers)
+        clustered(bench, services.galera(), mariadb)
+        guards(bench, postgresql, services.mariadb(durable=True))
 
 
 if __name__ == "__main__":

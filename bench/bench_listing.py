@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import argparse
 import resource
 import shutil
 import sqlite3
@@ -24,6 +23,7 @@ import sqlalchemy as sa
 from bench import listing_cells as data
 from bench.harness import REPOSITORY, Bench
 from bench.listing_cells import SlowConnection
+from bench.options import options
 from cloudcore.listing import NOVA_INSTANCES, Cell, CellRouter, InstanceDirectory, NovaDirectory, Query
 from cloudcore.listing.records.directory import Entry
 from cloudcore.testing.worlds import instance_rows
@@ -394,7 +394,7 @@ def tenant(world: World) -> None:
             )  # fmt: skip
             ratio = row["peer_cpu"] / row["ours_cpu"]
             world.bench.record(
-                f"tenant in 3 of {cells} cells: CPU ms; every cell asked",
+                f"tenant in 3 of {cells} cells: CPU, ms; every cell asked",
                 ours=row["ours_cpu"] * 1000, peer=row["peer_cpu"] * 1000, ratio=ratio, must=15, met=ratio >= 15,
             )  # fmt: skip
 
@@ -444,17 +444,14 @@ WORKS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", choices=WORKS)
-    arguments = parser.parse_args()
+    asked = options(WORKS)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(65536, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),) * 2)
     folder = Path(tempfile.mkdtemp(prefix="cloudcore-bench-"))
     try:
-        with Bench("listing", write=not (arguments.quick or arguments.only)) as bench:
-            world = World(folder, bench, quick=arguments.quick)
+        with Bench("listing", asked) as bench:
+            world = World(folder, bench, quick=asked.quick)
             for name, work in WORKS.items():
-                if arguments.only in {None, name}:
+                if asked.only in {None, name}:
                     work(world)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

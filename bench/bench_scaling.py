@@ -5,7 +5,6 @@ Each curve is fitted by a power of the size. See `bench.harness`.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import tempfile
 import time
@@ -17,6 +16,7 @@ from bench.bench_ledger import HOSTS, OWNER, load, populate, run_threads
 from bench.bench_search import FOUR_GROUPS, NOTHING, Ours
 from bench.forests import placed
 from bench.harness import Bench
+from bench.options import options
 from cloudcore.database import Database
 from cloudcore.listing import Cell, CellRouter, Query
 from cloudcore.placement import AllocationLedger, headroom
@@ -96,12 +96,9 @@ def claims(bench: Bench, folder: Path, *, quick: bool) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--quick", action="store_true", help="small sizes, nothing written: does it run at all?")
-    quick = parser.parse_args().quick
-    with Bench("scaling", write=not quick) as bench, tempfile.TemporaryDirectory(prefix="cloudcore-bench-") as scratch:
+    with Bench("scaling", options()) as bench, tempfile.TemporaryDirectory(prefix="cloudcore-bench-") as scratch:
         for part in (hosts, listings, claims):
-            part(bench, Path(scratch), quick=quick)
+            part(bench, Path(scratch), quick=bench.quick)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from typing import Any
 from bench import forests
 from bench.bench_search import FOUR_GROUPS, Ours, identity
 from bench.harness import HERE, Bench, Unequal, peer_env
+from bench.options import options
 
 HOSTS = 1_000
 HEADERS = {"x-auth-token": "admin", "openstack-api-version": "placement 1.39", "content-type": "application/json"}
@@ -124,7 +125,7 @@ def report_client(bench: Bench, ours: Api, real: Api) -> None:
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as scratch, Bench("servers") as bench:
+    with tempfile.TemporaryDirectory() as scratch, Bench("servers", options()) as bench:
         folder = Path(scratch)
         forest = Ours(folder, "nested", HOSTS)
         url = str(forest.database.engine.url)

@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import shutil
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,12 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.harness import REPOSITORY, RESULTS, figure_of, seconds
+from bench.harness import HERE, REPOSITORY, RESULTS, bound_of, figure_of, seconds
 
 PAGE = REPOSITORY / "docs" / "explanation" / "figures.md"
 OURS, PROMISE, MISSED = "#2e6f9e", "#1d2733", "#c8443c"
+KINDS = ("ratios", "shares", "growth")
+"""Of plots, as their files are named."""
 
 TITLES = {
     "alternates": "Alternates",
@@ -43,21 +47,33 @@ HEAD = """# Figures
 
 What `make bench` measured, as it wrote it down; nothing here was typed. Each comparison runs ours and the peer in
 turns, in one run, on the same data, and compares the answers before any time counts. A time is the median; *ratio* is
-the peer's time by ours, or as the row says; *promise* is what a change may not break. Other machines give other times:
-look at ratios.
+the peer's time by ours, or our rate by the peer's; *promise* is what a change may not break. Areas are measured one by
+one, so each has its own date. Other machines give other times: look at ratios.
 """
+
+REASONS = HERE / "shortfalls.toml"
+
+UNIT = re.compile(r"^(\w+/s), |, (s|ms|µs|MB|%|ns a provider|bytes a provider|\w+/s)(?=$|;)")
+"""The unit of a row that was measured otherwise, in what it calls its work."""
 
 
 # --- what was measured ------------------------------------------------------------------------------------------------
 
 
 def collect(results: Path, kept: Path) -> list[str]:
-    """Take the files of *results* over into *kept*; the names of their areas."""
+    """Take the files of *results* over into *kept*; the names of their areas.
+
+    Runs for a look are left alone, and so is what is not newer than the file that there is.
+    """
     kept.mkdir(parents=True, exist_ok=True)
-    found = sorted(results.glob("*.json"))
-    for path in found:
-        shutil.copyfile(path, kept / path.name)
-    return [path.stem for path in found]
+    taken = []
+    for path in sorted(results.glob("*.json")):
+        found, there = json.loads(path.read_text()), kept / path.name
+        known = there.exists() and date_of(found) <= date_of(json.loads(there.read_text()))
+        if not found.get("quick") and not known:
+            shutil.copyfile(path, there)
+            taken.append(path.stem)
+    return taken
 
 
 def read(kept: Path) -> list[dict[str, Any]]:
@@ -66,31 +82,51 @@ def read(kept: Path) -> list[dict[str, Any]]:
     return sorted(areas, key=lambda area: (area["area"] == "scaling", area["area"]))
 
 
+def date_of(area: Mapping[str, Any]) -> str:
+    """When it was measured; dates are in the order of their texts."""
+    return str(area["machine"]["date"])
+
+
+def reasons() -> dict[str, dict[str, str]]:
+    """Why rows fall short: area → work → a sentence."""
+    return tomllib.loads(REASONS.read_text())
+
+
+def unknown_reasons(areas: Sequence[Mapping[str, Any]], told: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Reasons for rows that there are not, in areas that were measured."""
+    works = {area["area"]: {each["work"] for each in (*area["rows"], *area.get("curves", ()))} for area in areas}
+    return [f"{area}: {work}" for area, rows in told.items() if area in works for work in rows.keys() - works[area]]
+
+
 def promise(row: Mapping[str, Any]) -> str:
     """What a row promises, in words."""
-    if row["must"] is None:
+    bound = bound_of(row)
+    if bound is None:
         return "–"
-    if "ours_min" in row and row["ratio"] is None:
-        return f"at most {seconds(row['must'])}"
-    return f"ratio {row['must']:g}" if row["ratio"] is not None and "ours_min" in row else f"{row['must']:g}"
+    if bound.startswith("ratio"):
+        return f"{bound} {number(row['must'])}"
+    return f"{bound} {_told(row, row['must'])}"
 
 
-def missed(areas: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One line for each promise that was not kept."""
+def missed(areas: Sequence[Mapping[str, Any]], told: Mapping[str, Mapping[str, str]] | None = None) -> list[str]:
+    """One row of a table for each promise that was not kept, with the reason where one is known."""
     lines = []
     for area in areas:
+        why = (told or {}).get(area["area"], {})
         for row in area["rows"]:
             if row["met"] is False:
-                ratio = "" if row["ratio"] is None else f", ratio {row['ratio']:.3g}"
-                measured = f"{short(row, 'ours')}{ratio}"
-                lines.append(f"* {title(area)}: {row['work']}: promised {promise(row)}, measured {measured}.")
+                measured = number(row["ratio"]) if str(bound_of(row)).startswith("ratio") else short(row, "ours")
+                lines.append(_cells(title(area), plain(row["work"]), promise(row), measured, why.get(row["work"], "")))
         for curve in area.get("curves", ()):
             if curve["met"] is False:
-                power = f"{curve['must']:g}, measured {curve['slope']:.2f}"
-                lines.append(
-                    f"* {title(area)}: {curve['work']} grows faster with {curve['size']}: promised power {power}."
-                )
+                work = f"{curve['work']}, with more {curve['size']}"
+                power = f"power of at most {curve['must']:g}", f"{curve['slope']:.2f}"
+                lines.append(_cells(title(area), work, *power, why.get(curve["work"], "")))
     return lines
+
+
+def _cells(*cells: str) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def title(area: Mapping[str, Any]) -> str:
@@ -99,21 +135,41 @@ def title(area: Mapping[str, Any]) -> str:
 
 
 def short(row: Mapping[str, Any], side: str) -> str:
-    """A median without its spread, or the bare number of what was measured otherwise."""
+    """A median without its spread, or what was measured otherwise, with its unit."""
     value = row.get(side)
-    if value is None:
-        return "–"
-    return seconds(value) if f"{side}_min" in row else f"{value:,.4g}"
+    return "–" if value is None else _told(row, value)
+
+
+def _told(row: Mapping[str, Any], value: float) -> str:
+    if "ours_min" in row:
+        return seconds(value)
+    found = UNIT.search(row["work"])
+    unit = (found[1] or found[2]) if found else ""
+    return seconds(value) if unit == "s" else f"{number(value)} {unit}".rstrip()
+
+
+def number(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 
-def page(areas: Sequence[Mapping[str, Any]], plots: Mapping[str, Sequence[str]]) -> str:
-    """The page in Markdown; *plots* gives the names of each area's pictures."""
+def page(
+    areas: Sequence[Mapping[str, Any]],
+    plots: Mapping[str, Sequence[str]],
+    told: Mapping[str, Mapping[str, str]] | None = None,
+) -> str:
+    """The page in Markdown; *plots* gives the names of each area's pictures, *told* why rows fall short."""
     if not areas:
         return f"{HEAD}\nNo run has been taken over yet.\n"
-    parts = [HEAD, "## What is not met", "", *(missed(areas) or ["Every promise was kept in these runs."]), ""]
+    parts = [HEAD, *_summary(areas), "", "## What is not met", ""]
+    short_of = missed(areas, told)
+    if short_of:
+        parts += ["| area | work | promised | measured | why |", "|---|---|---|---|---|", *short_of, ""]
+    else:
+        parts += ["Every promise was kept in these runs.", ""]
     for area in areas:
         parts += [f"## {title(area)}", "", _about(area), ""]
         parts += [f"![{title(area)}](figures/{name})\n" for name in plots.get(area["area"], ())]
@@ -121,9 +177,19 @@ def page(areas: Sequence[Mapping[str, Any]], plots: Mapping[str, Sequence[str]])
             parts += ["| work | ours | peer | ratio | promise | kept |", "|---|---|---|---|---|---|"]
             parts += [_line(row) for row in area["rows"]] + [""]
         if area.get("curves"):
-            parts += ["| work | grows with | as a power of it | from … to |", "|---|---|---|---|"]
+            parts += ["| work | grows with | as a power of it | from … to | promise |", "|---|---|---|---|---|"]
             parts += [_growth(curve) for curve in area["curves"]] + [""]
     return "\n".join(parts).rstrip() + "\n"
+
+
+def _summary(areas: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = ["| area | promises kept | measured |", "|---|---|---|"]
+    for area in areas:
+        promised = [each for each in (*area["rows"], *area.get("curves", ())) if each["met"] is not None]
+        kept = f"{sum(each['met'] for each in promised)} of {len(promised)}" if promised else "none made"
+        anchor = re.sub(r"[^\w\- ]", "", title(area).lower()).replace(" ", "-")
+        lines.append(f"| [{title(area)}](#{anchor}) | {kept} | {date_of(area)} |")
+    return lines
 
 
 def _about(area: Mapping[str, Any]) -> str:
@@ -137,18 +203,28 @@ def _about(area: Mapping[str, Any]) -> str:
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    ratio = "–" if row["ratio"] is None else f"{row['ratio']:,.3g}"
+    ratio = "–" if row["ratio"] is None else number(row["ratio"])
     kept = {True: "yes", False: "**no**", None: "–"}[row["met"]]
-    note = f" ({row['note']})" if row.get("note") else ""
-    work = f"{row['work']}{note}".replace("|", "\\|")
-    return f"| {work} | {short(row, 'ours')} | {short(row, 'peer')} | {ratio} | {promise(row)} | {kept} |"
+    work, _, peer = row["work"].partition("; ")
+    more = "; ".join(part for part in (f"beside {peer}" if peer else "", row.get("note", "")) if part)
+    cells = [
+        f"{plain(work)}<br><small>{more}</small>" if more else plain(work),
+        *(short(row, "ours"), short(row, "peer"), ratio, promise(row), kept),
+    ]
+    return _cells(*cells)
+
+
+def plain(work: str) -> str:
+    """A work without its unit, which stands beside the figures."""
+    return UNIT.sub("", work)
 
 
 def _growth(curve: Mapping[str, Any]) -> str:
     (first, low), (last, high) = curve["points"][0], curve["points"][-1]
     told = [figure_of(value, curve["unit"]) for value in (low, high)]
     ends = f"{told[0]} at {first:,} … {told[1]} at {last:,}"
-    return f"| {curve['work']} | {curve['size']} | {curve['slope']:.2f} | {ends} |"
+    promised = "–" if curve["must"] is None else f"at most {curve['must']:g}"
+    return f"| {curve['work']} | {curve['size']} | {curve['slope']:.2f} | {ends} | {promised} |"
 
 
 # --- plots ------------------------------------------------------------------------------------------------------------
@@ -156,23 +232,48 @@ def _growth(curve: Mapping[str, Any]) -> str:
 
 def plot_ratios(area: Mapping[str, Any]) -> Figure | None:
     """How many times as fast as the peer, beside what is promised; None where nothing was compared."""
-    rows = [row for row in area["rows"] if row["ratio"] and "ours_min" in row]
+    rows = [row for row in area["rows"] if row["ratio"] and bound_of(row) != "ratio at most"]
     if not rows:
         return None
-    figure = Figure(figsize=(8, 0.6 + 0.32 * len(rows)), layout="constrained")
-    axes = figure.subplots()
-    places = range(len(rows))
-    colours = [MISSED if row["met"] is False else OURS for row in rows]
-    axes.barh(places, [row["ratio"] for row in rows], color=colours, height=0.6)
-    for place, row in zip(places, rows, strict=True):
-        if row["must"]:
+    figure, axes = _bars(rows, [row["ratio"] for row in rows])
+    for place, row in enumerate(rows):
+        if bound_of(row) == "ratio at least":
             axes.plot([row["must"]] * 2, [place - 0.42, place + 0.42], color=PROMISE, linewidth=2)
-    axes.set_yticks(list(places), [_cut(row["work"]) for row in rows], fontsize=8)
-    axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.axvline(1, color="#9aa3ad", linewidth=1)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     axes.set_xlabel("times as fast as the peer; the marks are promises", fontsize=8)
     return figure
+
+
+def plot_shares(area: Mapping[str, Any]) -> Figure | None:
+    """How much of what was promised is used; None where nothing of the kind was."""
+    rows = [row for row in area["rows"] if bound_of(row) in {"at least", "at most", "ratio at most"} and row["ours"]]
+    if not rows:
+        return None
+    used = {
+        "at least": lambda row: row["must"] / row["ours"],
+        "at most": lambda row: row["ours"] / row["must"] if row["must"] else 1.0,
+        "ratio at most": lambda row: row["ratio"] / row["must"],
+    }
+    figure, axes = _bars(rows, [used[str(bound_of(row))](row) for row in rows])
+    axes.set_xlim(0)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.set_xlabel("how much of the promise is used up; beyond 100 % it is broken", fontsize=8)
+    return figure
+
+
+def _bars(rows: Sequence[Mapping[str, Any]], values: Sequence[float]) -> tuple[Figure, Axes]:
+    """A bar for each row, and a line at one."""
+    figure = Figure(figsize=(8, 0.6 + 0.26 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    colours = [MISSED if row["met"] is False else OURS for row in rows]
+    axes.barh(range(len(rows)), list(values), color=colours, height=0.6)
+    axes.set_yticks(range(len(rows)), [_cut(plain(row["work"]).partition("; ")[0]) for row in rows], fontsize=8)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.axvline(1, color="#9aa3ad", linewidth=1)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
 
 
 def plot_curves(curves: Sequence[Mapping[str, Any]]) -> Figure:
@@ -213,16 +314,22 @@ def _cut(text: str, most: int = 60) -> str:
 
 
 def draw(areas: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, list[str]]:
-    """Draw the plots of each area into *folder*; their names."""
+    """Draw the plots of each area into *folder*, after removing what was drawn before; their names."""
+    for path in folder.glob("*.svg"):
+        path.unlink()
     names: dict[str, list[str]] = {}
     for area in areas:
         curves = area.get("curves")
-        made = {"ratios": plot_ratios(area), "growth": plot_curves(curves) if curves else None}
+        made = {
+            "ratios": plot_ratios(area),
+            "shares": plot_shares(area),
+            "growth": plot_curves(curves) if curves else None,
+        }
         for kind, figure in made.items():
             if figure is not None:
                 name = f"{area['area']}-{kind}.svg"
                 with mpl.rc_context({"svg.hashsalt": "cloudcore", "svg.fonttype": "none"}):
-                    figure.savefig(folder / name, metadata={"Date": None})
+                    figure.savefig(folder / name, metadata={"Date": None}, transparent=True)
                 names.setdefault(area["area"], []).append(name)
     return names
 
@@ -230,7 +337,7 @@ def draw(areas: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, list[str
 def names_of(areas: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, list[str]]:
     """The plots that there are of each area."""
     return {
-        area["area"]: [path.name for kind in ("ratios", "growth") for path in folder.glob(f"{area['area']}-{kind}.svg")]
+        area["area"]: [path.name for kind in KINDS for path in folder.glob(f"{area['area']}-{kind}.svg")]
         for area in areas
     }
 
@@ -238,14 +345,21 @@ def names_of(areas: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, list
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the page of figures.")
     parser.add_argument("--page", action="store_true", help="draw the page of what was taken over before")
-    folder = PAGE.with_suffix("")
-    if not parser.parse_args().page:
-        taken = collect(RESULTS, folder)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where make bench wrote to")
+    parser.add_argument(
+        "--into", type=Path, default=PAGE, metavar="PAGE", help="another page than the site's, for a look"
+    )
+    asked = parser.parse_args()
+    folder = asked.into.with_suffix("")
+    if not asked.page:
+        taken = collect(asked.results, folder)
         print(f"taken over: {', '.join(taken) or 'nothing; run make bench'}")
-    areas = read(folder)
-    PAGE.write_text(page(areas, draw(areas, folder)))
-    for line in missed(areas):
+    areas, told = read(folder), reasons()
+    asked.into.write_text(page(areas, draw(areas, folder), told))
+    for line in missed(areas, told):
         print(line)
+    for line in unknown_reasons(areas, told):
+        print(f"{REASONS.name} gives a reason for a row that there is not: {line}")
 
 
 if __name__ == "__main__":

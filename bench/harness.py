@@ -32,7 +32,8 @@ Fairness
 
 The table goes to standard output, the rows to `bench/results/AREA.json`: {work, ours, peer, ratio, must, met}, in
 seconds unless the work says otherwise, with the spread and CPU time beside them. `ratio` is peer / ours. Machine and
-date stand there, too; `python -m bench.figures` makes the page of figures of all these files.
+date stand there, too; `python -m bench.figures` makes the page of figures of all these files. Which way a promise
+binds stands in `bound`: see `bound_of`.
 Only one benchmark runs at a time on a machine: the harness waits for the others.
 
 Peers get environments of their own in the cache, of Debian's Python where there is one, pinned by
@@ -57,9 +58,10 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from bench import machine
+from bench.options import Options
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent
@@ -89,6 +91,9 @@ PEERS = {
 
 SAMPLE_SECONDS = 0.02
 """What a sample should take at least."""
+
+Bound = Literal["at least", "at most", "ratio at least", "ratio at most"]
+"""What is promised: of the figure itself, or of its ratio to the peer's."""
 
 
 class Unequal(AssertionError):
@@ -291,11 +296,13 @@ class Bench:
 
     Args:
         area: Names the result file.
-        write: Whether to write it.
+        asked: Whether to be quick, and where the file goes.
     """
 
-    def __init__(self, area: str, *, write: bool = True) -> None:
-        self.area, self._write = area, write
+    def __init__(self, area: str, asked: Options | None = None) -> None:
+        asked = asked or Options()
+        self.area, self.quick = area, asked.quick
+        self._results = asked.results or (None if asked.quick or asked.only else RESULTS)
         self.rows: list[dict[str, Any]] = []
         self.curves: list[dict[str, Any]] = []
         self.versions: dict[str, str] = {"python": platform.python_version()}
@@ -346,7 +353,7 @@ class Bench:
             raise Unequal(f"{work}: ours {_short(first)}, the peer's {_short(second)}")
         for side in sides:
             side.calibrate()
-        for turn in range(rounds):
+        for turn in range(self._rounds(rounds)):
             for side in sides if turn % 2 == 0 else sides[::-1]:
                 side.sample()
         row = {**sides[0].row("ours"), **sides[1].row("peer")}
@@ -369,7 +376,7 @@ class Bench:
         """Time ours alone, for what no peer does; `at_most` is a promise in seconds."""
         side = _Side(ours, before, number)
         side.calibrate()
-        for _ in range(rounds):
+        for _ in range(self._rounds(rounds)):
             side.sample()
         row = side.row("ours")
         met = None if at_most is None else row["ours"] <= at_most
@@ -384,10 +391,18 @@ class Bench:
         ratio: float | None = None,
         must: float | None = None,
         met: bool | None = None,
+        bound: Bound | None = None,
         note: str = "",
     ) -> dict[str, Any]:
-        """Add a row that was measured otherwise (memory, operations a second, under contention)."""
-        return self._add(work, {"ours": ours, "peer": peer, "ratio": ratio, "must": must, "met": met}, note)
+        """Add a row that was measured otherwise (memory, operations a second, under contention).
+
+        *work* ends with the unit where there is one, ``"…, MB"``. *bound* says what *must* is, where `bound_of` cannot.
+        """
+        row = {"ours": ours, "peer": peer, "ratio": ratio, "must": must, "met": met}
+        return self._add(work, row | ({"bound": bound} if bound else {}), note)
+
+    def _rounds(self, wanted: int) -> int:
+        return min(wanted, 2) if self.quick else wanted
 
     @staticmethod
     def median(function: Callable[[], Any], *, rounds: int = 5) -> float:
@@ -420,6 +435,7 @@ class Bench:
 
     def _add(self, work: str, row: dict[str, Any], note: str) -> dict[str, Any]:
         row = {"work": work, **row, **({"note": note} if note else {})}
+        row.setdefault("bound", bound_of(row))
         self.rows.append(row)
         ratio = f"{row['ratio']:.1f} x" if row["ratio"] is not None else ""
         print(
@@ -443,17 +459,18 @@ class Bench:
         if failure is not None:
             return
         print(table(self.rows))
-        if self._write:
-            RESULTS.mkdir(exist_ok=True)
+        if self._results is not None:
+            self._results.mkdir(parents=True, exist_ok=True)
             content = {
                 "area": self.area,
+                "quick": self.quick,
                 "machine": machine.describe(),
                 "versions": self.versions,
                 "rows": self.rows,
                 "curves": self.curves,
             }
-            (RESULTS / f"{self.area}.json").write_text(json.dumps(content, indent=1) + "\n")
-        if any(each["met"] is False for each in (*self.rows, *self.curves)):
+            (self._results / f"{self.area}.json").write_text(json.dumps(content, indent=1) + "\n")
+        if not self.quick and any(each["met"] is False for each in (*self.rows, *self.curves)):
             raise SystemExit(1)
 
     @staticmethod
@@ -462,6 +479,22 @@ class Bench:
         client = sys.modules.get("tests.services._client")
         if client is not None:
             client.end_run()
+
+
+def bound_of(row: Mapping[str, Any]) -> Bound | None:
+    """What a row's `must` binds, and which way; a row that says it is believed.
+
+    A time without a peer is at most so long; a note that begins with "at most" says so; a ratio is at least so large.
+    Anything else is told by whether it was met.
+    """
+    must, met = row["must"], row["met"]
+    if must is None or "bound" in row:
+        return row.get("bound")
+    if row.get("note", "").startswith("at most") or ("ours_min" in row and row["ratio"] is None):
+        return "at most"
+    if row["ratio"] is not None and met == (row["ratio"] >= must):
+        return "ratio at least"
+    return "at most" if met == (row["ours"] <= must) else "at least"
 
 
 _VERDICTS = {True: "met", False: "NOT MET", None: ""}

@@ -1,16 +1,24 @@
 """Runs the benchmarks: all of them, or the areas that are named. Exit code 1 if one failed or did not keep a promise.
 
-python -m bench.run [AREA...]
+python -m bench.run [--quick] [--results FOLDER] [AREA...]
 """
 
+import argparse
 import subprocess
 import sys
 
+from bench import options
 from bench.harness import HERE, REPOSITORY
 
 
-def main(areas: list[str]) -> int:
+def main() -> int:
     """Run each in a process of its own."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("areas", nargs="*", metavar="AREA")
+    options.add_to(parser)
+    asked = parser.parse_args()
+    areas: list[str] = asked.areas
+    handed_on = [*(["--quick"] if asked.quick else []), *(["--results", str(asked.results)] if asked.results else [])]
     known = {path.stem.removeprefix("bench_"): path for path in sorted(HERE.glob("bench_*.py"))}
     unknown = set(areas) - set(known)
     if unknown:
@@ -19,7 +27,7 @@ def main(areas: list[str]) -> int:
     failed = []
     for area in areas or known:
         module = f"bench.{known[area].stem}"
-        if subprocess.run([sys.executable, "-m", module], cwd=REPOSITORY, check=False).returncode:
+        if subprocess.run([sys.executable, "-m", module, *handed_on], cwd=REPOSITORY, check=False).returncode:
             failed.append(area)
     if failed:
         print(f"not met or failed: {', '.join(failed)}", file=sys.stderr)
@@ -27,4 +35,4 @@ def main(areas: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
