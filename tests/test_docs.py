@@ -20,6 +20,7 @@ SYBIL = Sybil(parsers=[PythonCodeBlockParser(), SkipParser()], patterns=["*.md"]
 
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 NOT_RUN = re.compile(r"^```python no-run\n(.*?)^```", re.MULTILINE | re.DOTALL)
+MEASURED = re.compile(r"[\d.,]+ ?(?:ms|µs|MB|\w+/s|times as|times the|(?:claims|pages|calls) a second)\b")
 LINK = re.compile(r"(?<!\!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -42,6 +43,13 @@ def _anchors(page):
     """The fragments that a page's headings can be reached by."""
     headings = re.findall(r"^#+ +(.*)$", FENCE.sub("", page.read_text()), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def test_what_was_measured_stands_on_the_page_of_figures():
+    """Which its files make; a figure in the prose of another page would grow old unseen."""
+    others = [page for page in PAGES if page.stem != "figures"]
+    told = {page.stem: MEASURED.findall(FENCE.sub("", page.read_text())) for page in others}
+    assert {page: found for page, found in told.items() if found} == {}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
