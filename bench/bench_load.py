@@ -197,7 +197,7 @@ def claims(bench: Bench, *, quick: bool) -> None:
     from tests import services
 
     seconds = 3.0 if quick else 8.0
-    url = services.postgresql().create_database("claims")
+    url = services.postgresql(durable=True).create_database("claims")
     context = multiprocessing.get_context("spawn")
     with Database(url) as database:
         load(database, HOSTS)

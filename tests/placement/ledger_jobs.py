@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from cloudcore import database as database_module
 from cloudcore.database import Database
-from cloudcore.errors import CapacityExceeded, ConsumerNotFound, NotFound
+from cloudcore.errors import CapacityExceeded, CloudcoreError, ConsumerNotFound, NotFound
 from cloudcore.placement import AllocationLedger
 from cloudcore.placement.ledger import claim_statements as ledger_claims
 from cloudcore.placement.ledger.claim_statements import NewClaim
@@ -148,10 +148,27 @@ def _group(ledger, t, op):
     return claim_as_group(ledger, [(t.a, half, op), (t.b, half, f"{op}/b")])
 
 
+def _group_again(ledger, t, op):
+    """A third claim repeats the first one's operation id: it does not fit in, and gets the first one's answer."""
+    half = {t.h1: {"VCPU": 2, "MEMORY_MB": 5}}
+    return claim_as_group(ledger, [(t.a, half, op), (t.b, half, f"{op}/b"), (t.a, half, op)])
+
+
+def claim_tickets(ledger, tickets) -> None:
+    """Settle each ticket as its caller would find it: what the group leaves alone is claimed by itself."""
+    ledger._claim_group(tickets)
+    for ticket in tickets:
+        if ticket.answer is None and ticket.error is None:
+            try:
+                ticket.answer = ledger._claim(ticket.request)
+            except CloudcoreError as error:
+                ticket.error = error
+
+
 def claim_as_group(ledger, asked) -> list:
     """Claim for (consumer, allocations, operation id) each as one group; the answers, or the first error."""
     tickets = [Ticket(new_claim(*one)) for one in asked]
-    ledger._claim_group(tickets)
+    claim_tickets(ledger, tickets)
     for ticket in tickets:
         if ticket.error is not None:
             raise ticket.error
@@ -182,6 +199,7 @@ TRIALS = {
     "heal": (_drifted, _heal),
     "heal_orphans": (_orphaned, _heal_orphans),
     "group": (_nothing, _group),
+    "group_again": (_nothing, _group_again),
 }
 
 

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from cloudcore.errors import InvalidArgument, WatermarkLost
-from cloudcore.placement.storage.changes import changes_since, prune_changes, record_changes
+from cloudcore.placement.storage.changes import changes_since, prune_changes, record_changes, record_changes_raw
 
 
 @pytest.fixture
@@ -39,6 +39,27 @@ def test_changes_are_returned_once(feed):
     assert ids == frozenset()
     record(feed, 2)
     assert since(feed, watermark)[0] == {2}
+
+
+@pytest.mark.parametrize("dialect", ["mariadb"], indirect=True)
+@pytest.mark.parametrize("raw", [False, True])
+def test_many_changes_are_few_statements(feed, raw):
+    """On MariaDB, whose driver would send each row of an ``executemany`` by itself."""
+    _, watermark = since(feed, None)
+    providers = range(1, 1202)
+    with feed.write() as connection:
+        before = inserts(connection)
+        if raw:
+            record_changes_raw(connection.connection.cursor(), "mysql", providers)
+        else:
+            record_changes(connection, providers)
+        assert inserts(connection) - before == 1 + 3
+    assert since(feed, watermark)[0] == set(providers)
+
+
+def inserts(connection) -> int:
+    """How many the session has sent."""
+    return int(connection.exec_driver_sql("SHOW SESSION STATUS LIKE 'Com_insert'").one()[1])
 
 
 def test_rolled_back_changes_are_not_seen(feed):

@@ -5,13 +5,16 @@ The cut is a TCP reset in a proxy before the server; SQLite has no connection, t
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from cloudcore.database import Database, RetryPolicy
-from cloudcore.errors import DatabaseUnavailable, OutcomeUnknown
+from cloudcore.errors import CapacityExceeded, DatabaseUnavailable, OutcomeUnknown
 from cloudcore.placement import AllocationLedger
+from cloudcore.placement.ledger.group_commit import Ticket
 from tests.faults import Proxy
-from tests.placement.ledger_jobs import TRIALS, Trial
+from tests.placement.ledger_jobs import TRIALS, Trial, claim_tickets, new_claim
 
 OWNER = {"project_id": "project", "user_id": "user"}
 pytestmark = [
@@ -20,6 +23,7 @@ pytestmark = [
 ]
 COMMIT = {"postgresql": b"COMMIT\x00", "mariadb": b"\x03COMMIT"}  # not READ COMMITTED, which is sent with BEGIN
 
+GROUP = {"postgresql": b"WITH claims", "mariadb": COMMIT["mariadb"]}
 ALONE = {"postgresql": b"WITH wanted", "mariadb": b"BEGIN NOT ATOMIC"}
 
 
@@ -117,12 +121,26 @@ def test_cut_before_anything_was_sent_is_repeated(ledger_database, proxied):
     ledger.check()
 
 
+@pytest.mark.parametrize("when", ["cut_when", "cut_after"])
+def test_group_that_is_cut_at_commit_takes_effect_once(ledger_database, proxied, dialect, when):
+    """The whole group is sent again: who was granted before hears so, who was left alone claims by itself."""
+    proxy, ledger = proxied
+    trial = prepare(AllocationLedger(ledger_database), "claim", f"whole group/{when}")
+    wanted = [(f"{number:032x}", {trial.h1: {"VCPU": 1}}, f"{when}/{number}") for number in range(6)]
+    tickets = [Ticket(new_claim(*one)) for one in wanted]
+    reconnect(ledger)
+    getattr(proxy, when)(GROUP[dialect])
+    claim_tickets(ledger, tickets)
+    assert proxy.cuts == 1, "nothing was cut: the test tests nothing"
+    granted = [ticket.answer for ticket in tickets if ticket.error is None]
+    assert [answer.repeated for answer in granted] == [when == "cut_after"] * 4
+    assert [type(ticket.error) for ticket in tickets].count(CapacityExceeded) == 2
+    assert ledger.usages(provider=trial.h1)["VCPU"] == 4
+    ledger.check()
+
+
 def test_group_that_is_cut_at_commit_gives_every_verdict(ledger_database, proxied, dialect):
     """All claims of a group share the lost answer; each learns its own outcome, and each takes effect once."""
-    import threading
-
-    from cloudcore.errors import CapacityExceeded
-
     proxy, single = proxied
     trial = prepare(AllocationLedger(ledger_database), "claim", "group")
     ledger = AllocationLedger(single.database, group_commit=8)
@@ -135,7 +153,7 @@ def test_group_that_is_cut_at_commit_gives_every_verdict(ledger_database, proxie
         except CapacityExceeded as error:
             outcomes.append(error)
 
-    proxy.cut_after(COMMIT[dialect])
+    proxy.cut_after(GROUP[dialect])
     threads = [threading.Thread(target=claim, args=(number,)) for number in range(8)]
     for thread in threads:
         thread.start()

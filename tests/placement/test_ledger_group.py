@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from cloudcore.errors import OutcomeUnknown
-from cloudcore.placement.ledger.group_commit import GroupCommit, Ticket
+from cloudcore.placement.ledger.group_commit import _WORTH, GroupCommit, Ticket
 
 SECONDS = 20
 
@@ -28,6 +28,8 @@ class Work:
         self.begun = threading.Semaphore(0)
         self.may_end = threading.Semaphore(0)
         self.raises: dict[int, BaseException] = {}
+        self.leaves: set[int] = set()
+        self.alone_in: dict[int, int] = {}
         self.seen = id
         self.hold = threading.Lock()
 
@@ -43,13 +45,20 @@ class Work:
         for ticket in tickets:
             if ticket.request in self.raises:
                 raise self.raises[ticket.request]
-            ticket.answer = 2 * ticket.request
+            if ticket.request not in self.leaves:
+                ticket.answer = 2 * ticket.request
+
+    def alone(self, ask: int) -> int:
+        self.alone_in[ask] = threading.get_ident()
+        if -ask in self.leaves:
+            raise ZeroDivisionError(ask)
+        return 2 * ask + 1
 
 
 @contextmanager
-def group_commit(limit: int = 128, kind: type[GroupCommit] = GroupCommit):
+def group_commit(limit: int = 128, kind: type[GroupCommit] = GroupCommit, lanes: int = 1):
     work = Work()
-    group = kind(work, limit=limit)
+    group = kind(work, work.alone, limit=limit, lanes=lanes)
 
     def submit(ask: int) -> Future[int]:
         """In a thread of its own; in the queue when this returns."""
@@ -128,6 +137,54 @@ def test_what_a_group_raises_is_everybodys_error_and_the_next_one_goes_on() -> N
         assert submit(6).result(SECONDS) == 12
 
 
+def test_a_group_is_begun_beside_another_once_it_is_worth_it() -> None:
+    """Few wait for the group that is being done; many do not, up to the number of lanes."""
+    with group_commit(limit=20, lanes=2) as (group, work, submit):
+        futures = [submit(1)]
+        assert work.begun.acquire(timeout=SECONDS)
+        first, second = range(2, 2 + _WORTH), range(30, 35 + _WORTH)
+        futures += [submit(n) for n in first]
+        assert work.begun.acquire(timeout=SECONDS)
+        assert [sorted(asked) for asked in work.groups] == [[1], [*first]]
+        futures += [submit(n) for n in second]
+        assert len(work.groups) == 2
+        work.may_end.release(100)
+        assert [future.result(SECONDS) for future in futures] == [2 * n for n in (1, *first, *second)]
+        assert work.groups[2] == [*second][:20]
+        wait_until(lambda: not group._leaders)
+
+
+def test_nobody_is_left_where_those_who_lead_are_enough() -> None:
+    """A few gather behind two groups: the first that ends leaves them to the other, which does them."""
+    with group_commit(lanes=2) as (group, work, submit):
+        futures = [submit(n) for n in range(1, 2 + _WORTH)]
+        for _ in range(2):
+            assert work.begun.acquire(timeout=SECONDS)
+        futures += [submit(n) for n in (100, 101)]
+        work.may_end.release()
+        wait_until(lambda: group._leaders == 1)
+        assert len(work.groups) == 2
+        work.may_end.release(2)
+        assert all(future.result(SECONDS) for future in futures)
+        assert work.groups[2] == [100, 101]
+        wait_until(lambda: not group._leaders)
+
+
+def test_what_a_group_leaves_is_done_by_its_own_caller() -> None:
+    """In its own thread, beside the next group, with an answer or an error of its own."""
+    with group_commit() as (_, work, submit):
+        futures = [submit(1)]
+        assert work.begun.acquire(timeout=SECONDS)
+        work.leaves = {3, 4, -4}
+        futures += [submit(n) for n in (2, 3, 4)]
+        work.may_end.release(2)
+        assert [future.result(SECONDS) for future in futures[:3]] == [2, 4, 7]
+        assert isinstance(futures[3].exception(SECONDS), ZeroDivisionError)
+        assert work.groups == [[1], [2, 3, 4]]
+        assert sorted(work.alone_in) == [3, 4]
+        assert len(set(work.alone_in.values())) == 2
+
+
 @pytest.mark.parametrize("ahead", [0, 1])
 def test_who_is_interrupted_in_the_queue_holds_nobody_up(ahead: int) -> None:
     """Neither as the next leader nor behind it."""
@@ -194,9 +251,13 @@ LEAVING = [("_queue", "after"), ("_leave", "before"), ("_leave", "after")]
 
 @pytest.mark.parametrize("steps", [[step] for step in STEPS] + [LEAVING[:2], LEAVING], ids=str)
 @pytest.mark.parametrize("interrupted", [1, 3, 4, 5], ids=["first", "middle", "last", "heir"])
-def test_who_is_interrupted_at_any_step_holds_nobody_up(interrupted: int, steps: list[tuple[str, str]]) -> None:
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_who_is_interrupted_at_any_step_holds_nobody_up(
+    interrupted: int, steps: list[tuple[str, str]], lanes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever a signal cuts short is done to the end: the others get their answers, and somebody leads."""
-    with group_commit(limit=3, kind=interrupting(interrupted, steps)) as (group, work, submit):
+    monkeypatch.setattr("cloudcore.placement.ledger.group_commit._WORTH", 2)
+    with group_commit(limit=3, kind=interrupting(interrupted, steps), lanes=lanes) as (group, work, submit):
         work.may_end.release(100)
         with work.hold:
             futures = {ask: submit(ask) for ask in range(1, 10)}
@@ -207,7 +268,7 @@ def test_who_is_interrupted_at_any_step_holds_nobody_up(interrupted: int, steps:
             else:
                 assert error is None or isinstance(error, Interrupted)
         assert submit(10).result(SECONDS) == 20
-        wait_until(lambda: not group._led)
+        wait_until(lambda: not group._leaders)
         assert not group._waiting
 
 
@@ -222,14 +283,24 @@ def test_a_ticket_that_is_over_holds_no_other() -> None:
         futures += [submit(ask) for ask in (2, 3, 4)]
         work.may_end.release(2)
         assert [future.exception(SECONDS) is None for future in futures] == [True, False, False, False]
-        wait_until(lambda: not group._led)
+        wait_until(lambda: not group._leaders)
         assert [ticket.request for ticket in tickets] == [1, 2, 3, 4]
         assert all(ticket.next is None and not ticket.group for ticket in tickets)
 
 
-def test_a_hundred_threads_get_their_own_answers() -> None:
-    """Nobody is lost, nobody gets another's."""
-    group = GroupCommit(lambda tickets: [setattr(ticket, "answer", -ticket.request) for ticket in tickets], limit=7)
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_a_hundred_threads_get_their_own_answers(lanes: int) -> None:
+    """Nobody is lost, nobody gets another's; no more groups at once than there are lanes, none of them too large."""
+    at_work = threading.Semaphore(lanes)
+
+    def answer(tickets) -> None:
+        assert len(tickets) <= 7
+        assert at_work.acquire(blocking=False)
+        for ticket in tickets:
+            ticket.answer = -ticket.request
+        at_work.release()
+
+    group = GroupCommit(answer, abs, limit=7, lanes=lanes)
     answers: dict[int, list[int]] = {}
 
     def work(number: int) -> None:
@@ -242,5 +313,5 @@ def test_a_hundred_threads_get_their_own_answers() -> None:
         thread.join(SECONDS * 3)
         assert not thread.is_alive()
     assert answers == {number: [-(number * 1000 + step) for step in range(50)] for number in range(100)}
-    assert not group._led
+    assert not group._leaders
     assert not group._waiting

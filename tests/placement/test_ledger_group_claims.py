@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import threading
+from contextlib import contextmanager
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import event
 
 from cloudcore import _failpoints
 from cloudcore.database import Database
@@ -20,8 +23,10 @@ from cloudcore.errors import (
 )
 from cloudcore.placement import AllocationLedger
 from cloudcore.placement.ledger.group_commit import Ticket
+from cloudcore.placement.ledger.session import Session
+from tests import services
 from tests.placement import ledger_worlds
-from tests.placement.ledger_jobs import OWNER, claim_as_group, new_claim
+from tests.placement.ledger_jobs import OWNER, claim_as_group, claim_tickets, new_claim
 from tests.placement.ledger_worlds import add_providers, used, uuid_of
 
 INVENTORY = {"VCPU": {"total": 9, "max_unit": 5}, "MEMORY_MB": {"total": 40, "min_unit": 2, "step_size": 2}}
@@ -53,16 +58,32 @@ def claim_of(consumer: int, allocations: dict, operation: int):
     return new_claim(uuid_of(name), {uuid_of(host): held for host, held in allocations.items()}, f"op-{operation}")
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    """Two databases: for the group, and for the same claims one by one."""
-    folder = tmp_path_factory.mktemp("together")
-    databases = [Database(f"sqlite:///{folder / name}.db", durable=False) for name in ("grouped", "alone")]
+@contextmanager
+def two_databases(urls: list[str], **options):
+    """For the group, and for the same claims one by one."""
+    databases = [Database(url, **options) for url in urls]
     for database in databases:
         ledger_worlds.create_tables(database)
     yield databases
     for database in databases:
         database.close()
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("together")
+    with two_databases([f"sqlite:///{folder / name}.db" for name in ("grouped", "alone")], durable=False) as databases:
+        yield databases
+
+
+@pytest.fixture(scope="module")
+def pair_on_postgresql():
+    server = services.postgresql()
+    made = [server.create_database() for _ in range(2)]
+    with two_databases(made) as databases:
+        yield databases
+    for url in made:
+        server.drop_database(url)
 
 
 class Settled(Ticket):
@@ -80,9 +101,20 @@ class Settled(Ticket):
 @given(asked=st.lists(asks, min_size=2, max_size=14))
 def test_group_is_some_order_of_single_claims(pair, asked):
     """In the order in which a group settles them, each of its claims hears what it would hear alone."""
-    grouped, alone = (world(database) for database in pair)
+    settles_as_some_order(pair, asked)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(asked=st.lists(asks, min_size=2, max_size=14))
+def test_group_on_postgresql_is_some_order_of_single_claims(pair_on_postgresql, asked):
+    """The same for its one statement, and what that leaves to be claimed alone."""
+    settles_as_some_order(pair_on_postgresql, asked)
+
+
+def settles_as_some_order(databases, asked) -> None:
+    grouped, alone = (world(database) for database in databases)
     Settled.order = []
-    grouped._claim_group([Settled(claim_of(*ask)) for ask in asked])
+    claim_tickets(grouped, [Settled(claim_of(*ask)) for ask in asked])
     assert len(Settled.order) == len(asked)
     for ticket in list(Settled.order):
         single = Ticket(ticket.request)
@@ -100,12 +132,12 @@ def contents(ledger: AllocationLedger) -> list:
     """All that claims write, without what differs from run to run."""
     with ledger.database.read() as connection:
         return [
-            connection.exec_driver_sql(f"SELECT {columns} FROM {table} ORDER BY 1, 2, 3, 4").all()
+            connection.execute(sa.text(f"SELECT {columns} FROM {table} ORDER BY 1, 2, 3, 4")).all()
             for table, columns in {
                 "consumers": "uuid, project_id, user_id, consumer_type, generation, retired_at IS NULL, expires_at",
                 "allocations a JOIN consumers c ON c.id = a.consumer_id": "uuid, provider_id, resource_class, amount",
                 "inventories": "provider_id, resource_class, used, capacity",
-                "allocation_history": "consumer, event, operation_id LIKE 'op-%', holdings",
+                "allocation_history": "consumer, event, operation_id LIKE 'op-%', CAST(holdings AS TEXT)",
                 "operations WHERE id LIKE 'op-%'": "id, name, fingerprint, result",
             }.items()
         ]
@@ -179,7 +211,77 @@ def test_pending_claims_of_a_group_have_deadlines_of_their_own(pair):
     assert (late - soon).total_seconds() == pytest.approx(540, abs=1)
 
 
-@pytest.mark.parametrize("dialect", ["sqlite", "postgresql", "mariadb"], indirect=True)
+@pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)
+def test_group_on_postgresql_is_one_statement(ledger_database):
+    """A hundred claims, some of one host: one statement grants all that fit; the others are left alone."""
+    ledger = AllocationLedger(ledger_database)
+    room = {"VCPU": 1000, "MEMORY_MB": {"total": 1000, "step_size": 2}}
+    add_providers(ledger_database, {**{f"wide{n}": room for n in range(50)}, "full": {"VCPU": 3}})
+    wanted = [{uuid_of(f"wide{n % 50}"): {"VCPU": n + 1, "MEMORY_MB": 2}} for n in range(100)]
+    wanted += [{uuid_of("full"): {"VCPU": 2}}, {uuid_of("full"): {"VCPU": 1}}, {uuid_of("full"): {"VCPU": 2}}]
+    wanted += [{uuid_of("wide0"): {"MEMORY_MB": 3}}]
+    tickets = [Ticket(new_claim(uuid_of(f"one/{n}"), held, f"one{n}")) for n, held in enumerate(wanted)]
+    ledger.claim(uuid_of("there"), {uuid_of("wide1"): {"VCPU": 1}}, operation_id="done", **OWNER)
+    tickets += [Ticket(new_claim(uuid_of("there"), wanted[0], "one104"))]
+    tickets += [Ticket(new_claim(uuid_of("one/105"), wanted[0], "done"))]
+    tickets += [Ticket(new_claim(uuid_of("one/0"), wanted[0], "one106"))]
+    sent: list[str] = []
+    event.listen(ledger_database.engine, "checkout", lambda *_: sent.append("connection"))
+    _failpoints.arm("*", sent.append)
+    try:
+        ledger._claim_group(tickets)
+    finally:
+        _failpoints.disarm()
+    assert sent == ["connection", "ledger.bulk.statement.before", "ledger.bulk.statement.after"]
+    left = [number for number, ticket in enumerate(tickets) if ticket.answer is None]
+    assert left == [102, 103, 104, 105, 106]
+    assert not any(ticket.error for ticket in tickets)
+    assert [ledger.allocations(uuid_of(f"one/{n}")) for n in range(102)] == wanted[:102]
+    assert used(ledger_database, uuid_of("wide7"), "VCPU") == 8 + 58
+    assert used(ledger_database, uuid_of("full"), "VCPU") == 3
+    ledger.check()
+
+
+@pytest.mark.parametrize("taken", ["consumer", "operation"])
+@pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)
+def test_who_is_added_beside_a_group_on_postgresql_takes_all_of_it_back(ledger_database, taken):
+    """Somebody else adds the consumer, or does the operation, and commits while the group's statement waits for it."""
+    ledger = AllocationLedger(ledger_database)
+    add_providers(ledger_database, {"h1": {"VCPU": 8}, "h2": {"VCPU": 8}})
+    asked = [(uuid_of(f"beside/{n}"), {uuid_of(f"h{n}"): {"VCPU": 1}}, f"beside{n}") for n in (1, 2)]
+    tickets = [Ticket(new_claim(*one)) for one in asked]
+    consumer, operation = (asked[1][0], "other") if taken == "consumer" else (uuid_of("another"), "beside2")
+    other = new_claim(consumer, asked[1][1], operation)
+    group = threading.Thread(target=ledger._claim_group, args=(tickets,))
+    with ledger_database.write() as connection:
+        session = Session(connection)
+        session.run("UPDATE inventories SET used = used + 1 WHERE provider_id = 0")  # no row: only to begin
+        number = session.add_consumer(other.consumer, other.owner) if taken == "consumer" else None
+        if number is None:
+            ledger_database.begin_operation(connection, other.operation)
+        group.start()
+        wait_until_somebody_waits(ledger_database)
+    group.join(20)
+    assert [(ticket.answer, ticket.error) for ticket in tickets] == [(None, None)] * 2
+    assert [used(ledger_database, uuid_of(host), "VCPU") for host in ("h1", "h2")] == [0, 0]
+    assert ledger.consumer(uuid_of("beside/1")) is None
+
+
+def wait_until_somebody_waits(database: Database) -> None:
+    """For a lock, in this database."""
+    query = sa.text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    tick = threading.Event()
+    for _ in range(20_000):
+        with database.read() as connection:
+            if connection.scalar(query):
+                return
+        tick.wait(0.001)
+    raise AssertionError("nobody waits")
+
+
+@pytest.mark.parametrize("dialect", ["sqlite", "mariadb"], indirect=True)
 def test_verdicts_of_an_attempt_that_was_not_committed_are_void(ledger_database):
     """Refused, then the whole group is done again, and by now there is room: granted means granted."""
     ledger = AllocationLedger(ledger_database)

@@ -39,7 +39,7 @@ def prepare(ledger: AllocationLedger, name: str, tag: str) -> Trial:
     return trial
 
 
-ON_SERVERS = ("claim", "group", "replace", "swap", "begin", "revert", "reshape")
+ON_SERVERS = ("claim", "group", "group_again", "replace", "swap", "begin", "revert", "reshape")
 
 
 def operations(dialect: str) -> list:
@@ -94,11 +94,12 @@ ON_SERVERS_ONLY = {
     "postgresql": {
         "ledger.begin.statement.after",
         "ledger.begin.statement.before",
+        "ledger.bulk.statement.after",
+        "ledger.bulk.statement.before",
         "ledger.claim.statement.after",
         "ledger.claim.statement.before",
-        "ledger.group.lock",
     },
-    "mariadb": {"ledger.block.after", "ledger.block.before"},
+    "mariadb": {"ledger.block.after", "ledger.block.before", "ledger.group.lock"},
 }
 
 

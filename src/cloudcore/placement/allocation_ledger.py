@@ -50,7 +50,7 @@ class AllocationLedger(LedgerMoves):
         source: A database, an engine, or a URL (then :meth:`close` closes it).
         history: Whether to note what each consumer holds after each change.
         group_commit: Claims of many threads may share a transaction, this many at most; 0 for none. Worth while where
-            a commit waits for the disk; PostgreSQL shares commits by itself.
+            several threads claim: a commit waits for the disk once for all of them, and a few statements do for many.
         generations: ``placement`` counts claims in the generations of providers, as Placement does; see
             :meth:`PlacementTree.open`. Claims cost a few statements more.
         id_factory: Makes operation ids, up to 64 characters; by default they begin with the time, so that new ones lie

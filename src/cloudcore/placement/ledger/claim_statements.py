@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from cloudcore.database import Database
     from cloudcore.placement.rules.claims import Allocations
 
-__all__ = ["BOUND", "NewClaim", "claim_by_statements", "claim_in_one_statement"]
+__all__ = ["ABORTED", "BOUND", "NewClaim", "claim_by_statements", "claim_in_one_statement"]
 
 
 @attrs.frozen(kw_only=True)
@@ -309,7 +309,7 @@ BOUND = "WITH bound AS MATERIALIZED (SELECT set_config('lock_timeout', %(lock_ti
 _ONE_BOUNDED_STATEMENT = _ONE_STATEMENT.replace("WITH wanted", BOUND, 1).replace(
     "FROM unnest(", "FROM bound, unnest(", 1
 )
-_ABORTED = "22012"  # division by zero: the statement took its own writes back
+ABORTED = "22012"  # division by zero: the statement took its own writes back
 
 
 def claim_in_one_statement(database: Database, claim: NewClaim, *, history: bool) -> Outcome[Any]:
@@ -331,7 +331,7 @@ def _claim_on(connection: Connection, claim: NewClaim, *, history: bool, lock_ti
     try:
         good, taken, rows, _ = _send(connection, claim, history=history, lock_timeout=lock_timeout)
     except sa.exc.DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) == _ABORTED:
+        if getattr(error.orig, "sqlstate", None) == ABORTED:
             raise _why_aborted(connection, claim) from error
         found = translate(error, connection.engine)
         if isinstance(found, DatabaseUnavailable):

@@ -4,6 +4,9 @@ On SQLite, MariaDB and MySQL the claims are written together, a handful of state
 the callers' Python because the driver lets go of the interpreter meanwhile. Whatever does not fit in (an operation id
 that is taken, a full inventory) takes that attempt back, and is done by itself once the others are written. The guard
 is the same as a single claim's: an inventory gives all that the group wants of it, in one UPDATE, or nothing.
+
+On PostgreSQL a group is one statement and one round trip, as a claim is. It grants what it can and leaves alone what
+does not fit in: that, each caller then claims by itself, beside the others.
 """
 
 from __future__ import annotations
@@ -12,29 +15,26 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import sqlalchemy as sa
 
 from cloudcore._failpoints import failpoint
-from cloudcore.database import Outcome
-from cloudcore.errors import CloudcoreError, Transient
-from cloudcore.placement.ledger.claim_statements import NewClaim, claim_by_statements
-from cloudcore.placement.ledger.session import marks
+from cloudcore.database import Outcome, translate
+from cloudcore.errors import CloudcoreError, DatabaseUnavailable, OutcomeUnknown, Transient
+from cloudcore.placement.ledger.claim_statements import ABORTED, BOUND, NewClaim, claim_by_statements
+from cloudcore.placement.ledger.session import Session, marks
 from cloudcore.placement.rules.claims import Key, sum_takes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 
+    from cloudcore.database import Database
     from cloudcore.placement.ledger.group_commit import Ticket
-    from cloudcore.placement.ledger.session import Session
 
     ClaimTicket = Ticket[NewClaim, Outcome[Any]]
 
-__all__ = ["claim_group"]
+__all__ = ["claim_group", "claim_group_in_one_statement"]
 
 _LOCK_ALL = """
-SELECT 1 FROM inventories i JOIN resource_providers p ON p.id = i.provider_id
-WHERE p.uuid IN {marks} ORDER BY i.provider_id, i.resource_class FOR UPDATE
-"""
-_LOCK_ALL_ON_MYSQL = """
 SELECT 1 FROM inventories WHERE provider_id IN {marks} ORDER BY provider_id, resource_class FOR UPDATE
 """  # no join: it would lock in the order in which it reads, and the providers too
 
@@ -57,10 +57,7 @@ def claim_group(
     changed: set[int] = set()
     if session.dialect != "sqlite":
         order.sort(key=lambda ticket: ticket.request.consumer)
-    if session.dialect == "postgresql":
-        _lock_all(session, order, known)
-    else:
-        order, changed = _in_bulk(session, order, known, history=history)
+    order, changed = _in_bulk(session, order, known, history=history)
     for ticket in order:
         session.run("SAVEPOINT claim")
         try:
@@ -76,14 +73,10 @@ def claim_group(
 
 
 def _lock_all(session: Session, tickets: Iterable[ClaimTicket], known: MutableMapping[str, int]) -> None:
-    """Lock the inventories of all providers of *tickets*; on MariaDB and MySQL of those that are *known*."""
+    """Lock the inventories of all providers of *tickets* that are *known*, on MariaDB and MySQL."""
     failpoint("ledger.group.lock")
     uuids = {provider for ticket in tickets for provider in ticket.request.allocations}
-    if session.dialect == "mysql":
-        locked = session.in_parts(_LOCK_ALL_ON_MYSQL, sorted(known[uuid] for uuid in uuids if uuid in known))
-    else:
-        locked = session.in_parts(_LOCK_ALL, sorted(uuids))
-    for _ in locked:
+    for _ in session.in_parts(_LOCK_ALL, sorted(known[uuid] for uuid in uuids if uuid in known)):
         pass
 
 
@@ -290,3 +283,146 @@ def _run(session: Session, sql: str, rows: Sequence[Sequence[Any]], row: str = "
 
 def _joined(session: Session, sql: str, rows: Sequence[Sequence[Any]]) -> list[Any]:
     return [found for text, values in _parts(session, sql, rows, joined=True) for found in session.all(text, values)]
+
+
+# --- one statement for many claims, on PostgreSQL -------------------------------------------------------------------
+
+# A claim is granted as far as the running sum of what those before it and it want of each inventory may be granted.
+# Arrays out of sub-selects, as in the statement of one claim: one plan for groups of every size.
+_GROUP_STATEMENT = """
+WITH claims AS MATERIALIZED (
+    SELECT * FROM unnest(
+        (SELECT %(operations)b::text[]), (SELECT %(names)b::text[]), (SELECT %(fingerprints)b::text[]),
+        (SELECT %(results)b::text[]), (SELECT %(consumers)b::text[]), (SELECT %(projects)b::text[]),
+        (SELECT %(users)b::text[]), (SELECT %(types)b::text[]), (SELECT %(waits)b::float8[]),
+        (SELECT %(events)b::text[]), (SELECT %(holdings)b::text[])
+    ) WITH ORDINALITY
+    AS c (operation, name, fingerprint, result, consumer, project_id, user_id, consumer_type, expires_in, event,
+          holdings, number)
+), wanted AS MATERIALIZED (
+    SELECT *, sum(amount) OVER (PARTITION BY provider_id, resource_class ORDER BY number) AS so_far
+    FROM unnest((SELECT %(numbers)b::bigint[]), (SELECT %(holders)b::text[]), (SELECT %(providers)b::bigint[]),
+                (SELECT %(classes)b::text[]), (SELECT %(amounts)b::bigint[]))
+         AS w (number, consumer, provider_id, resource_class, amount)
+), locked AS MATERIALIZED (
+    SELECT i.provider_id, i.resource_class, i.min_unit, i.max_unit, i.step_size, i.capacity - i.used AS free
+    FROM inventories i JOIN (SELECT DISTINCT provider_id, resource_class FROM wanted) w
+    ON w.provider_id = i.provider_id AND w.resource_class = i.resource_class
+    ORDER BY i.provider_id, i.resource_class FOR NO KEY UPDATE OF i
+), granted AS MATERIALIZED (
+    SELECT w.number FROM wanted w
+    LEFT JOIN locked l ON l.provider_id = w.provider_id AND l.resource_class = w.resource_class
+    GROUP BY w.number HAVING bool_and(COALESCE(
+        w.so_far <= l.free AND w.amount BETWEEN l.min_unit AND l.max_unit AND w.amount %% l.step_size = 0, false))
+), fitting AS MATERIALIZED (
+    SELECT c.* FROM claims c JOIN granted g ON g.number = c.number
+), chosen AS MATERIALIZED (
+    SELECT * FROM fitting c
+    WHERE COALESCE((SELECT false FROM operations o WHERE o.id = c.operation), true)
+    AND COALESCE((SELECT false FROM consumers o WHERE o.uuid = c.consumer), true)
+), totals AS MATERIALIZED (
+    SELECT w.provider_id, w.resource_class, sum(w.amount)::bigint AS amount
+    FROM wanted w JOIN chosen c ON c.number = w.number GROUP BY w.provider_id, w.resource_class
+), operation AS (
+    INSERT INTO operations (id, name, fingerprint, result, created_at)
+    SELECT operation, name, fingerprint, result, clock_timestamp() FROM chosen ORDER BY operation
+    ON CONFLICT DO NOTHING RETURNING id
+), consumer AS (
+    INSERT INTO consumers (uuid, project_id, user_id, consumer_type, generation, created_at, expires_at)
+    SELECT consumer, project_id, user_id, consumer_type, 1, clock_timestamp(),
+           clock_timestamp() + expires_in * interval '1 second'
+    FROM chosen WHERE (SELECT count(*) FROM operation) > 0 ORDER BY consumer
+    ON CONFLICT DO NOTHING RETURNING id, uuid
+), taken AS (
+    UPDATE inventories i SET used = i.used + t.amount FROM totals t
+    WHERE i.provider_id = t.provider_id AND i.resource_class = t.resource_class AND i.used + t.amount <= i.capacity
+    RETURNING i.provider_id
+), held AS (
+    INSERT INTO allocations (consumer_id, provider_id, resource_class, amount)
+    SELECT k.id, w.provider_id, w.resource_class, w.amount
+    FROM consumer k JOIN wanted w ON w.consumer = k.uuid
+), noted AS (
+    INSERT INTO allocation_history (consumer, recorded_at, event, operation_id, holdings)
+    SELECT consumer, clock_timestamp(), event, operation, holdings::jsonb FROM chosen WHERE %(history)s
+), told AS (
+    INSERT INTO provider_changes (slot, position, provider_id)
+    SELECT DISTINCT 0, pg_current_xact_id()::text::bigint, provider_id FROM taken
+)
+SELECT (SELECT array_agg(number) FROM chosen),
+       1 / CASE WHEN (SELECT count(*) FROM operation) = (SELECT count(*) FROM chosen)
+                 AND (SELECT count(*) FROM consumer) = (SELECT count(*) FROM chosen)
+                 AND (SELECT count(*) FROM taken) = (SELECT count(*) FROM totals) THEN 1 ELSE 0 END
+"""
+_BOUNDED_GROUP_STATEMENT = _GROUP_STATEMENT.replace("WITH claims", BOUND.replace("wanted", "claims"), 1).replace(
+    "FROM unnest(", "FROM bound, unnest(", 1
+)
+
+
+def claim_group_in_one_statement(
+    database: Database, tickets: Sequence[ClaimTicket], known: MutableMapping[str, int], *, history: bool
+) -> Outcome[None]:
+    """Do those claims of *tickets* that fit together, in one round trip; the others are left without an answer.
+
+    A claim that somebody else makes, or whose consumer somebody else adds, at the same time leaves them all so.
+
+    Raises:
+        OutcomeUnknown: The connection was lost after the statement was sent; try all again.
+        DatabaseBusy, DatabaseUnavailable: None of them was done; try all again.
+    """
+    try:
+        with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            session = Session(connection)
+            with session.errors():
+                rows, _ = _plain(session, tickets, known)
+            if rows:
+                _send_group(session, rows, history=history, lock_timeout=database.lock_timeout_to_say)
+    except sa.exc.SQLAlchemyError as error:  # before the statement was sent, or after it was answered
+        raise translate(error, database.engine) from error
+    return Outcome(result=None, repeated=False)
+
+
+def _send_group(session: Session, rows: Sequence[_Row], *, history: bool, lock_timeout: int | None) -> None:
+    text = _GROUP_STATEMENT if lock_timeout is None else _BOUNDED_GROUP_STATEMENT
+    failpoint("ledger.bulk.statement.before")
+    try:
+        with session.errors():
+            session.cursor.execute(text, _group_values(rows, history=history, lock_timeout=lock_timeout))
+            ((numbers, _),) = session.cursor.fetchall()
+    except sa.exc.DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) == ABORTED:
+            return
+        found = translate(error, session.connection.engine)
+        if isinstance(found, DatabaseUnavailable):
+            raise OutcomeUnknown(str(found), operation_id=rows[0].claim.operation.id) from error
+        raise found from error
+    failpoint("ledger.bulk.statement.after")
+    for number in numbers or ():
+        row = rows[number - 1]
+        row.ticket.answer = Outcome(result=row.claim.result, repeated=False)
+
+
+def _group_values(rows: Sequence[_Row], *, history: bool, lock_timeout: int | None) -> dict[str, Any]:
+    claims = [row.claim for row in rows]
+    takes = [
+        (number, row.claim.consumer, *key, amount) for number, row in enumerate(rows, 1) for key, amount in row.takes
+    ]
+    return {
+        "operations": [claim.operation.id for claim in claims],
+        "names": [claim.operation.name for claim in claims],
+        "fingerprints": [claim.operation.fingerprint for claim in claims],
+        "results": [claim.stored_result for claim in claims],
+        "consumers": [claim.consumer for claim in claims],
+        "projects": [claim.owner.project_id for claim in claims],
+        "users": [claim.owner.user_id for claim in claims],
+        "types": [claim.owner.consumer_type for claim in claims],
+        "waits": [claim.expires_in for claim in claims],
+        "events": [claim.event for claim in claims],
+        "holdings": [claim.stored_holdings for claim in claims],
+        "numbers": [take[0] for take in takes],
+        "holders": [take[1] for take in takes],
+        "providers": [take[2] for take in takes],
+        "classes": [take[3] for take in takes],
+        "amounts": [take[4] for take in takes],
+        "history": history,
+        "lock_timeout": str(lock_timeout),
+    }

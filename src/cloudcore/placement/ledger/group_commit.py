@@ -2,7 +2,8 @@
 
 A commit that waits for the disk costs the same for one claim as for a hundred. The first thread that finds nobody at
 work leads: it takes what has gathered, and does it in one transaction with a verdict for each; then one of those who
-came meanwhile leads. Nobody waits for a timer, and a lone caller for nobody.
+came meanwhile leads. Nobody waits for a timer, and a lone caller for nobody. Where writers run side by side, a few
+groups do: while the server works for one, the callers of another prepare their next calls.
 
 The owners of a finished group wake each other, one by one, and the last of them passes on the lead. Woken all at once
 they would queue for the interpreter, the next leader among them, again after each of its statements; one by one, each
@@ -14,7 +15,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from contextlib import suppress
-from itertools import islice, pairwise
+from itertools import pairwise
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import attrs
@@ -28,6 +29,9 @@ __all__ = ["GroupCommit", "Ticket"]
 
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
+
+_WORTH = 16
+"""Those who wait, for whom a group beside another is begun: a small group costs nearly as much as a large one."""
 
 
 @attrs.define(eq=False)
@@ -64,16 +68,28 @@ class GroupCommit(Generic[Request, Answer]):
     others wait for is done to the end before the interrupt goes on to the caller.
 
     Args:
-        work: Settles every ticket of a group, each with its own answer or error; what it raises is everybody's error.
+        work: Settles the tickets of a group, each with its own answer or error; what it raises is everybody's error.
+        alone: Does what *work* left without an answer, each in its own caller's thread: what does not fit into a group
+            holds nobody else up.
         limit: Tickets in a group at most.
+        lanes: Groups that are done at the same time at most; a further one is begun only for many.
     """
 
-    def __init__(self, work: Callable[[Sequence[Ticket[Request, Answer]]], None], *, limit: int = 128) -> None:
+    def __init__(
+        self,
+        work: Callable[[Sequence[Ticket[Request, Answer]]], None],
+        alone: Callable[[Request], Answer],
+        *,
+        limit: int = 128,
+        lanes: int = 1,
+    ) -> None:
         self._work = work
+        self._alone = alone
         self._limit = limit
+        self._lanes = lanes
         self._mutex = threading.Lock()
         self._waiting: deque[Ticket[Request, Answer]] = deque()
-        self._led = False
+        self._leaders = 0  # who leads, or has been woken to lead
 
     def submit(self, request: Request) -> Answer:
         """Have *request* done in a group and return its own answer, or raise its own error."""
@@ -95,20 +111,29 @@ class GroupCommit(Generic[Request, Answer]):
             raise interrupt
         if ticket.error is not None:
             raise ticket.error
-        return ticket.answer  # type: ignore[return-value]  # settled: an answer or an error is there
+        return self._alone(request) if ticket.answer is None else ticket.answer
 
     def _queue(self, ticket: Ticket[Request, Answer]) -> None:
         """Wait until the ticket leads or is settled."""
         with self._mutex:
             self._waiting.append(ticket)
-            ticket.leads, self._led = not self._led, True
+            if self._is_wanted(self._leaders):
+                ticket.leads, self._leaders = True, self._leaders + 1
         if not ticket.leads:
             ticket.wake.acquire()
+
+    def _is_wanted(self, others: int) -> bool:
+        """Whether one more shall lead beside *others*: somebody must, more only where a group is worth it."""
+        if not others:
+            return bool(self._waiting)
+        enough = others < self._lanes and len(self._waiting) >= _WORTH
+        return enough and not any(waiting.leads for waiting in self._waiting)
 
     def _lead(self, ticket: Ticket[Request, Answer]) -> None:
         """Do one group."""
         with self._mutex:
-            group, rest = list(islice(self._waiting, self._limit)), deque(islice(self._waiting, self._limit, None))
+            followers = [waiting for waiting in self._waiting if waiting is not ticket]
+            group, rest = [ticket, *followers[: self._limit - 1]], deque(followers[self._limit - 1 :])
             unknown = OutcomeUnknown("the thread that committed for this one was interrupted; repeat the call")
             ticket.group, ticket.failure, self._waiting = group, unknown, rest
         try:
@@ -150,9 +175,9 @@ class GroupCommit(Generic[Request, Answer]):
             self._waiting.remove(ticket)
 
     def _pass_on(self, ticket: Ticket[Request, Answer]) -> None:
-        """Give the lead to who waits longest."""
-        if self._waiting:
+        """Give the lead to who waits longest, or to nobody where others lead who are enough."""
+        if self._is_wanted(self._leaders - 1):
             heir = self._waiting[0]
             ticket.next, ticket.leads, heir.leads = heir, False, True
         else:
-            ticket.leads, self._led = False, False
+            ticket.leads, self._leaders = False, self._leaders - 1

@@ -17,7 +17,7 @@ from cloudcore.placement.ledger import host_groups
 from cloudcore.placement.ledger import moves as ledger_moves
 from cloudcore.placement.ledger.claim_statements import NewClaim, claim_by_statements, claim_in_one_statement
 from cloudcore.placement.ledger.compound_blocks import begin_in_one_block, claim_in_one_block, runs_blocks
-from cloudcore.placement.ledger.group_claims import claim_group
+from cloudcore.placement.ledger.group_claims import claim_group, claim_group_in_one_statement
 from cloudcore.placement.ledger.group_commit import GroupCommit
 from cloudcore.placement.ledger.move_statement import begin_in_one_statement, is_usual
 from cloudcore.placement.ledger.reader import LedgerReader
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 __all__ = ["LedgerTransactions", "as_held", "read_seconds"]
 
 T = TypeVar("T")
+
+_LANES = {"sqlite": 1, "mysql": 2, "postgresql": 2}
+"""Groups that are committed side by side: SQLite has one writer at a time."""
 
 
 class LedgerTransactions(LedgerReader):
@@ -60,7 +63,8 @@ class LedgerTransactions(LedgerReader):
         self._id_factory = id_factory or _operation_ids()
         self._known_providers: dict[str, int] = {}
         limit = require_integer(group_commit, "group_commit", minimum=0, maximum=10_000)
-        self._group = GroupCommit(self._claim_group, limit=limit) if limit else None
+        lanes = _LANES[self.database.dialect]
+        self._group = GroupCommit(self._claim_group, self._claim, limit=limit, lanes=lanes) if limit else None
 
     def _operate(
         self, name: str, arguments: Mapping[str, Any], work: Callable[[Session, str], Any], operation_id: str | None
@@ -138,6 +142,8 @@ class LedgerTransactions(LedgerReader):
         self.database.resolve(first, lambda: self._claim_together(tickets))
 
     def _claim_together(self, tickets: Sequence[Ticket[NewClaim, Outcome[Any]]]) -> Outcome[None]:
+        if self.database.dialect == "postgresql":
+            return claim_group_in_one_statement(self.database, tickets, self._known_providers, history=self.history)
         with self.database.write() as connection:
             session = Session(connection)
             with session.errors():

@@ -31,7 +31,7 @@ from cloudcore.placement.tables import provider_changes as changes
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from sqlalchemy.engine import Connection
 
@@ -72,9 +72,9 @@ MYSQL_COUNT = f"""
 INSERT INTO provider_change_slots (slot, position, pruned) VALUES ({MYSQL_SLOT}, LAST_INSERT_ID(1), 0)
 ON DUPLICATE KEY UPDATE position = LAST_INSERT_ID(position + 1)
 """  # noqa: S608 - a constant
-_MYSQL_RECORD = f"""
-INSERT INTO provider_changes (slot, position, provider_id) VALUES ({MYSQL_SLOT}, LAST_INSERT_ID(), %s)
-"""  # noqa: S608 - a constant
+_MYSQL_RECORD = "INSERT INTO provider_changes (slot, position, provider_id) VALUES {rows}"
+_MYSQL_ROW = f"({MYSQL_SLOT}, LAST_INSERT_ID(), %s)"
+_MYSQL_ROWS = 500  # in a statement
 
 _POSTGRESQL_NOW = """
 CASE WHEN pg_is_in_recovery() -- a standby's snapshot does not list who is in progress: its lower end is the watermark
@@ -121,7 +121,8 @@ def record_changes(connection: Connection, provider_ids: Iterable[int], *, edite
         connection.exec_driver_sql(record, (position, json.dumps(chosen)))
     else:
         connection.exec_driver_sql(MYSQL_COUNT)
-        connection.exec_driver_sql(_MYSQL_RECORD, [(provider,) for provider in chosen])
+        for statement, part in _mysql_records(chosen):
+            connection.exec_driver_sql(statement, part)
 
 
 def record_changes_raw(cursor: Any, dialect: str, provider_ids: Iterable[int]) -> None:
@@ -139,7 +140,18 @@ def record_changes_raw(cursor: Any, dialect: str, provider_ids: Iterable[int]) -
         cursor.execute(_SQLITE_RECORD_USE, (position, json.dumps(chosen)))
     else:
         cursor.execute(MYSQL_COUNT)
-        cursor.executemany(_MYSQL_RECORD, [(provider,) for provider in chosen])
+        for statement, part in _mysql_records(chosen):
+            cursor.execute(statement, part)
+
+
+def _mysql_records(provider_ids: Sequence[int]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Statements of many rows, and their values.
+
+    ``executemany`` would send each row by itself: PyMySQL joins only rows that are nothing but placeholders.
+    """
+    for start in range(0, len(provider_ids), _MYSQL_ROWS):
+        part = tuple(provider_ids[start : start + _MYSQL_ROWS])
+        yield _MYSQL_RECORD.replace("{rows}", ", ".join([_MYSQL_ROW] * len(part))), part
 
 
 def record_edit_raw(cursor: Any, dialect: str) -> None:
