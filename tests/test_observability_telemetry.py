@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import logging
+import os
+import signal
 import threading
 import time
 
@@ -19,7 +21,7 @@ from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 
 from cloudcore import Cell, CellRouter, InstanceDirectory, InstanceStore
 from cloudcore.errors import DatabaseUnavailable
-from cloudcore.observability import event, observed, teller
+from cloudcore.observability import event, observed, tell_parts, teller
 from cloudcore.telemetry import OpenTelemetry
 
 
@@ -39,6 +41,10 @@ class Sdk:
         collected = self.reader.get_metrics_data()
         scopes = [scope for one in (collected.resource_metrics if collected else ()) for scope in one.scope_metrics]
         return [p for scope in scopes for one in scope.metrics if one.name == metric for p in one.data.data_points]
+
+    def counted(self, metric: str) -> dict:
+        """The values of a counter by those of its attributes."""
+        return {tuple(point.attributes.values()): point.value for point in self.points(metric)}
 
     def status(self) -> dict:
         return {
@@ -151,12 +157,14 @@ def test_the_parts_of_an_operation_that_is_not_sampled_are_no_spans():
     def part() -> None:
         event("listing.cell", logging.DEBUG, cell="c", state="answered", seconds=0.03)
         event("listing.statement", logging.DEBUG, cell="c", seconds=0.02)
+        event("database.retry", logging.WARNING, attempt=1)
 
     Work(telemetry).outer(part)
     assert sampler.asked == ["placement.outer"]
     (cell,) = sdk.points("cloudcore.cell.duration")
     assert cell.count == 1
-    assert [point.attributes["cloudcore.event"] for point in sdk.points("cloudcore.events")] == ["listing.statement"]
+    assert sdk.counted("cloudcore.cell.requests") == {("c", "answered"): 1}
+    assert sdk.counted("cloudcore.events") == {("database.retry",): 1}  # what took seconds is a part, not an event
     telemetry.event("listing.statement", {"seconds": 0.01})
     assert sampler.asked == ["placement.outer", "listing.statement"]
 
@@ -268,3 +276,160 @@ def test_a_failing_call_that_nobody_looks_at_is_told_with_its_seconds(caplog):
         Work().outer(fail)
     (record,) = caplog.records
     assert record.fields["seconds"] >= 0.05
+
+
+class Only(Sampler):
+    """Samples what has this name, whatever is above it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def should_sample(self, parent_context, trace_id, name, *_, **__) -> SamplingResult:
+        return SamplingResult(Decision.RECORD_AND_SAMPLE if name == self._name else Decision.DROP)
+
+    def get_description(self) -> str:
+        return "only"
+
+
+def test_below_an_operation_that_is_not_sampled_nobody_is_asked():
+    sdk = Sdk(Only("placement.inner"))
+    work = Work(sdk.telemetry)
+    work.outer(work.inner)
+    assert not sdk.spans("placement.inner")
+    work.inner()
+    assert len(sdk.spans("placement.inner")) == 1
+    other = Sdk(Only("placement.inner"))  # another observer's decision is its own
+    work.outer(Work(other.telemetry).inner)
+    assert len(other.spans("placement.inner")) == 1
+    assert {point.attributes["cloudcore.operation"]: point.count for point in sdk.points("cloudcore.operation.duration")
+            } == {"placement.outer": 2, "placement.inner": 2}  # fmt: skip
+
+
+@pytest.fixture
+def cells(tmp_path):
+    """Eight cells with a record each."""
+    made = [Cell(f"c{n}", f"sqlite:///{tmp_path / f'{n}.db'}") for n in range(8)]
+    with CellRouter(made, directory=InstanceDirectory("sqlite://")) as router:
+        store = InstanceStore(router)
+        store.create_tables()
+        for cell in made:
+            store.create(cell.name, display_name="n", project_id="blue")
+    return made
+
+
+class Counting:
+    """Counts what is asked of an instrument of the SDK."""
+
+    def __init__(self, monkeypatch, instrument) -> None:
+        self.calls, record = [], instrument.record
+        monkeypatch.setattr(instrument, "record", lambda *given: (self.calls.append(given), record(*given)))
+
+
+def test_a_page_that_is_not_sampled_asks_the_sdk_as_much_as_one_of_a_single_cell(cells, monkeypatch, caplog):
+    """One decision and two measurements, however many cells; and every cell is counted."""
+    caplog.set_level(logging.INFO, "cloudcore.listing")  # a log at DEBUG wants every statement
+    sampler = Never()
+    sdk = Sdk(sampler)
+    numbers = sdk.telemetry._numbers
+    asked = [Counting(monkeypatch, instrument) for instrument in (numbers._durations, numbers._slowest)]
+    told = []
+    monkeypatch.setattr(sdk.telemetry, "event", lambda *given: told.append(given))
+    with CellRouter(cells, observer=sdk.telemetry, deadline=60.0) as router:
+        sdk.reader.collect()
+        before = [len(each.calls) for each in asked]
+        sampler.asked.clear()
+        pages = [router.page() for _ in range(3)]
+    sdk.reader.collect()
+    assert (sampler.asked, told) == (["listing.page"] * 3, [])
+    assert [len(each.calls) - number for each, number in zip(asked, before, strict=True)] == [3, 3]
+    reports = [report for page in pages for report in page.cells.values()]
+    each = {(cell.name, "answered") for cell in cells}
+    assert sdk.counted("cloudcore.cell.requests") == dict.fromkeys(each, 3)
+    for metric, field in (("cloudcore.cell.statements", "statements"), ("cloudcore.cell.time", "seconds")):
+        counted = sdk.counted(metric)
+        assert counted == {
+            key: pytest.approx(sum(getattr(report, field) for report in reports if report.name == key[0]))
+            for key in each
+        }
+    slowest = [max(report.seconds for report in page.cells.values()) for page in pages]
+    points = sdk.points("cloudcore.cell.duration")
+    assert (sum(p.count for p in points), sum(p.sum for p in points)) == (3, pytest.approx(sum(slowest)))
+    assert sdk.counted("cloudcore.pages") == {("complete",): 3}
+
+
+def test_a_sampled_page_is_a_span_with_two_for_each_cell(cells, sdk):
+    with CellRouter(cells, observer=sdk.telemetry, deadline=60.0) as router:
+        router.page()
+        sdk.exporter.clear()
+        page = router.page()
+    names = [span.name for span in sdk.exporter.get_finished_spans()]
+    assert {name: names.count(name) for name in names} == {
+        "listing.page": 1,
+        "listing.cell": len(cells),
+        "listing.statement": sum(report.statements for report in page.cells.values()),
+    }
+
+
+class Passing:
+    """An observer that hands on what it is told, by the two methods that each has."""
+
+    def __init__(self, observer) -> None:
+        self.span, self.event = observer.span, observer.event
+
+
+def test_an_observer_around_another_counts_as_much(cells, sdk):
+    with CellRouter(cells, observer=Passing(sdk.telemetry), deadline=60.0) as router:
+        page = router.page()
+    assert sdk.counted("cloudcore.cell.requests") == dict.fromkeys(((cell.name, "answered") for cell in cells), 1)
+    assert sdk.counted("cloudcore.cell.statements") == {
+        (report.name, "answered"): report.statements for report in page.cells.values()
+    }
+
+
+def test_threads_that_count_at_once_lose_nothing(sdk):
+    def count():
+        for number in range(500):
+            sdk.telemetry.event("database.retry", {"attempt": number})
+
+    threads = [threading.Thread(target=count) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sdk.counted("cloudcore.events") == {("database.retry",): 4000}
+
+
+def test_a_forked_child_counts_although_a_thread_counted_at_the_fork(sdk):
+    with sdk.telemetry._numbers.events._lock:
+        child = os.fork()
+        if not child:
+            signal.alarm(30)
+            sdk.telemetry.event("database.retry", {"attempt": 1})
+            os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+def test_nobody_who_looks_costs_no_fields(caplog):
+    def refuse(_):
+        raise AssertionError("nobody looks")
+
+    with caplog.at_level(logging.INFO, "cloudcore.listing"):
+        tell_parts("listing.cell", lambda: refuse(None), refuse)
+        assert teller("listing", logging.DEBUG) is None
+
+
+def test_parts_are_told_one_by_one_to_who_takes_no_more(caplog):
+    told = []
+
+    class Plain:
+        def span(self, name, fields):
+            return contextlib.nullcontext(lambda **_: None)
+
+        def event(self, name, fields):
+            told.append((name, fields))
+
+    caplog.set_level(logging.DEBUG, logger="cloudcore.listing")
+    Work(Plain()).outer(lambda: tell_parts("listing.cell", lambda: [1, 2], lambda part: {"rows": part, "error": None}))
+    assert told == [("listing.cell", {"rows": 1}), ("listing.cell", {"rows": 2})]
+    records = [record for record in caplog.records if record.event == "listing.cell"]
+    assert [record.fields for record in records] == [{"rows": 1}, {"rows": 2}]

@@ -16,19 +16,20 @@ import functools
 import inspect
 import logging
 import time
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from cloudcore.errors import OutcomeUnknown, Transient
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
-__all__ = ["Observer", "event", "observed", "span", "teller"]
+__all__ = ["Observer", "SparingObserver", "event", "observed", "span", "tell_parts", "teller"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 logging.getLogger("cloudcore").addHandler(logging.NullHandler())
 
@@ -45,7 +46,35 @@ class Observer(Protocol):
         ...
 
 
+class SparingObserver(Observer, Protocol):
+    """An observer that spares the work of telling it what it would throw away. Either method may be left out."""
+
+    def listens(self) -> bool:
+        """Whether the parts of the operation under way are to be told one by one, as events; True without this."""
+        ...
+
+    def parts(self, name: str, parts: Collection[T], fields: Callable[[T], Mapping[str, Any]]) -> None:
+        """All parts of one kind of an operation that has just done them, instead of an :meth:`event` for each.
+
+        Args:
+            name: Of the event that each would be.
+            parts: Such as :class:`cloudcore.listing.CellReport` for ``listing.cell``.
+            fields: Makes an event's fields of a part.
+        """
+        ...
+
+
 _OBSERVER: ContextVar[Observer | None] = ContextVar("cloudcore_observer", default=None)
+
+
+@functools.cache
+def _logger_of(name: str) -> logging.Logger:
+    """Of the area of an event."""
+    return logging.getLogger(f"cloudcore.{name.partition('.')[0]}")
+
+
+def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if value is not None}
 
 
 def event(name: str, level: int, /, **fields: Any) -> None:
@@ -53,15 +82,40 @@ def event(name: str, level: int, /, **fields: Any) -> None:
 
     Fields that are None are left out.
     """
-    logger = logging.getLogger(f"cloudcore.{name.partition('.')[0]}")
+    logger = _logger_of(name)
     observer = _OBSERVER.get()
     if observer is None and not logger.isEnabledFor(level):
         return
-    told = {key: value for key, value in fields.items() if value is not None}
+    told = _given(fields)
     if observer is not None:
         observer.event(name, told)
     if logger.isEnabledFor(level):
         _log(logger, level, name, told)
+
+
+def tell_parts(name: str, parts: Callable[[], Collection[T]], fields: Callable[[T], Mapping[str, Any]]) -> None:
+    """Tell of all parts of one kind of the operation under way: as an :func:`event` at DEBUG each, if anybody listens.
+
+    Args:
+        name: Of the events.
+        parts: Gives what is told of, and is called only if somebody listens.
+        fields: Makes the fields of a part; those that are None are left out.
+    """
+    logger = _logger_of(name)
+    observer = _OBSERVER.get()
+    logged = logger.isEnabledFor(logging.DEBUG)
+    if observer is None and not logged:
+        return
+    given = parts()
+    taken: Callable[..., None] | None = getattr(observer, "parts", None)
+    if taken is not None:
+        taken(name, given, lambda part: _given(fields(part)))
+    elif observer is not None:
+        for part in given:
+            observer.event(name, _given(fields(part)))
+    if logged:
+        for part in given:
+            _log(logger, logging.DEBUG, name, _given(fields(part)))
 
 
 def teller(area: str, level: int) -> Callable[..., None] | None:
@@ -74,8 +128,7 @@ def teller(area: str, level: int) -> Callable[..., None] | None:
         area: Whose events: the name before the first point.
         level: Of the least of them.
     """
-    observer, logger = _OBSERVER.get(), logging.getLogger(f"cloudcore.{area}")
-    if observer is None and not logger.isEnabledFor(level):
+    if not _listens(_OBSERVER.get()) and not _logger_of(area).isEnabledFor(level):
         return None
     context = copy_context()
 
@@ -84,6 +137,11 @@ def teller(area: str, level: int) -> Callable[..., None] | None:
         context.copy().run(functools.partial(event, name, level, **fields))
 
     return tell
+
+
+def _listens(observer: Observer | None) -> bool:
+    asked: Callable[[], bool] | None = getattr(observer, "listens", None)
+    return observer is not None if asked is None else asked()
 
 
 def span(name: str, /, **fields: Any) -> AbstractContextManager[Callable[..., None]]:
@@ -122,17 +180,21 @@ def observed(
                 try:
                     return method(self, *args, **kwargs)
                 except (Transient, OutcomeUnknown) as error:
-                    operation.tell(operation.fields_of(self, args, kwargs), began, error)
+                    operation.tell(operation.fields_of(args, kwargs), began, error)
                     raise
-            fields = operation.fields_of(self, args, kwargs)
-            with _observing(observer, name, fields) as add:
-                try:
-                    result = method(self, *args, **kwargs)
-                except Exception as error:
-                    operation.tell(fields, began, error)
-                    raise
-                more = operation.answered(result)
-                add(**more)
+            fields = operation.fields_of(args, kwargs)
+            token = _OBSERVER.set(observer)
+            try:
+                with _UNSEEN if observer is None else observer.span(name, fields) as add:
+                    try:
+                        result = method(self, *args, **kwargs)
+                    except Exception as error:
+                        operation.tell(fields, began, error)
+                        raise
+                    more = operation.answered(result)
+                    add(**more)
+            finally:
+                _OBSERVER.reset(token)
             operation.tell(fields | more, began, None)
             return result
 
@@ -152,17 +214,17 @@ class _Operation:
         answer: Callable[[Any], Mapping[str, Any]] | None,
         signature: inspect.Signature,
     ) -> None:
-        self.logger = logging.getLogger(f"cloudcore.{name.partition('.')[0]}")
-        self._name, self._arguments, self._level = name, arguments, level
-        self._answer, self._signature = answer, signature
+        self.logger = _logger_of(name)
+        self._name, self._level, self._answer = name, level, answer
+        places = {key: place for place, key in enumerate(list(signature.parameters)[1:])}
+        self._arguments = tuple((key, places[key]) for key in arguments)
 
-    def fields_of(self, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The arguments that are told."""
-        try:
-            given = self._signature.bind(owner, *args, **kwargs).arguments
-        except TypeError:  # the call itself will say so
+    def fields_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments that are told, of a call that may yet turn out to be none."""
+        if not self._arguments:
             return {}
-        return {key: _plain(given[key]) for key in self._arguments if given.get(key) is not None}
+        given = ((key, args[place] if place < len(args) else kwargs.get(key)) for key, place in self._arguments)
+        return {key: _plain(value) for key, value in given if value is not None}
 
     def answered(self, result: Any) -> dict[str, Any]:
         """What is told of an answer."""
@@ -176,19 +238,6 @@ class _Operation:
             fields |= {"error": type(error).__name__}
         if self.logger.isEnabledFor(worth):
             _log(self.logger, worth, self._name, fields | {"seconds": round(time.monotonic() - began, 6)})
-
-
-@contextmanager
-def _observing(observer: Observer | None, name: str, fields: Mapping[str, Any]) -> Iterator[Callable[..., None]]:
-    if observer is None:
-        yield _ignore
-        return
-    token = _OBSERVER.set(observer)
-    try:
-        with observer.span(name, fields) as add:
-            yield add
-    finally:
-        _OBSERVER.reset(token)
 
 
 def _log(logger: logging.Logger, level: int, name: str, fields: Mapping[str, Any]) -> None:

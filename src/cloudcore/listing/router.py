@@ -38,7 +38,7 @@ from cloudcore.listing.query.kinds import plain
 from cloudcore.listing.query.prepared import PreparedQuery
 from cloudcore.listing.records.instances import CLOUDCORE_INSTANCES
 from cloudcore.listing.values import Answered, CellReport, CellState, Counts, Page, Query, Record, RouterStatus
-from cloudcore.observability import event, observed
+from cloudcore.observability import observed, tell_parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -60,6 +60,7 @@ T = TypeVar("T")
 _EVERYTHING = Query()
 _UNTOLD = CellReport(name="", state=CellState.SKIPPED)
 """Keeps the place of a cell that is being asked."""
+_SKIPPED = CellState.SKIPPED
 _TURNS = 1
 """Calls that work at once. Two fight over the interpreter's lock with all their threads, and finish no sooner."""
 _MOST_LOOKED_UP = 100
@@ -72,6 +73,21 @@ _log = logging.getLogger("cloudcore.listing")
 
 def _told_page(page: Page) -> dict[str, Any]:
     return {"records": len(page.records), "complete": page.complete}
+
+
+def _asked(page: Page) -> list[CellReport]:
+    return [report for report in page.cells.values() if report.state is not _SKIPPED]
+
+
+def _told_cell(report: CellReport) -> dict[str, Any]:
+    return {
+        "cell": report.name,
+        "state": report.state.value,
+        "rows": report.rows,
+        "statements": report.statements,
+        "seconds": round(report.seconds, 6),
+        "error": report.error,
+    }
 
 
 def _told_count(counts: Counts) -> dict[str, Any]:
@@ -250,25 +266,8 @@ class CellRouter:
             )
         wanted = prepared.backward if start.backward else prepared
         page = Pager(self._services, wanted, backends, reports, start).page()
-        self._tell(page.cells)
+        tell_parts("listing.cell", lambda: _asked(page), _told_cell)  # what is wrong with one its breaker has told
         return page
-
-    def _tell(self, reports: Mapping[str, CellReport]) -> None:
-        """Each cell's part, for who looks closely. What is wrong with a cell its breaker has told already."""
-        if self.observer is None and not _log.isEnabledFor(logging.DEBUG):
-            return
-        for name, report in reports.items():
-            if report.state is not CellState.SKIPPED:
-                event(
-                    "listing.cell",
-                    logging.DEBUG,
-                    cell=name,
-                    state=report.state.value,
-                    rows=report.rows,
-                    statements=report.statements,
-                    seconds=round(report.seconds, 6),
-                    error=report.error,
-                )
 
     def stream(
         self,
