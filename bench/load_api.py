@@ -46,8 +46,7 @@ def create_app():
             page = await router.page(Query(limit=limit, columns=COLUMNS))
         except Overloaded as error:
             return Response(str(error), 503, {"retry-after": "1"})
-        content = {"servers": [dict(record) for record in page.records], "complete": page.complete}
-        return Response(json.dumps(content, default=str), media_type="application/json")
+        return Response(page.to_json("servers", {"complete": page.complete}), media_type="application/json")
 
     return app
 
@@ -97,7 +96,7 @@ async def _ask(port: int, end: float, heard: Counter[str]) -> None:
         body = await reader.readexactly(length)
         if head.split(b" ", 2)[1] != b"200":
             heard[head.split(b"\r\n", 1)[0].decode()] += 1
-        elif body.count(b'"uuid"') == 50 and body.endswith(b'"complete": true}'):
+        elif body.count(b'"uuid"') == 50 and body.endswith(b'"complete":true}'):
             heard["complete"] += 1
         else:
             heard["partial"] += 1

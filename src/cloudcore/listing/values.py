@@ -7,17 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, get_args
 
 import attrs
 
 from cloudcore._values import FrozenDict, require_utc
-from cloudcore.errors import CloudcoreError, InvalidQuery, UnreadableValue
+from cloudcore.errors import CloudcoreError, InvalidArgument, InvalidQuery, UnreadableValue
+from cloudcore.listing.json_form import NotFinite, json_objects, json_writer
 from cloudcore.notebook import Table, html_of, table, words
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from datetime import datetime
+
+    from cloudcore.listing.json_form import JsonWriter
 
 __all__ = [
     "UNKNOWN",
@@ -36,6 +40,8 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+R = TypeVar("R")
+Reader: TypeAlias = "Callable[[Any], Any]"
 _LONGEST = 10**9
 """Records that a page may have."""
 
@@ -189,6 +195,10 @@ class CellState(StrEnum):
     """It was not asked: the directory proves that it has nothing, or it is disabled or gone."""
 
 
+_WHOLE = frozenset({CellState.ANSWERED, CellState.SKIPPED})
+_STATE = attrgetter("state")
+
+
 @attrs.frozen(kw_only=True)
 class CellReport:
     """One cell's part in a call.
@@ -263,22 +273,31 @@ class Layout:
     Args:
         names: In order; a row may have further values behind them.
         readers: For each name what turns the driver's value into Python's, None where they are the same.
+        forms: For each name the types whose values its reader leaves as they are.
         key: Where the record's key is.
     """
 
-    __slots__ = ("index", "key", "names", "readers")
+    __slots__ = ("forms", "index", "key", "names", "readers")
 
+    forms: tuple[frozenset[type], ...]
     index: dict[str, int]
     key: int | None
     names: tuple[str, ...]
-    readers: tuple[Callable[[Any], Any] | None, ...]
+    readers: tuple[Reader | None, ...]
 
     def __init__(
-        self, names: tuple[str, ...], readers: tuple[Callable[[Any], Any] | None, ...], key: int | None = None
+        self,
+        names: tuple[str, ...],
+        readers: tuple[Reader | None, ...],
+        forms: tuple[frozenset[type], ...],
+        key: int | None = None,
     ) -> None:
         self.names, self.key = names, key
-        self.readers = readers
+        self.readers, self.forms = readers, forms
         self.index = {name: position for position, name in enumerate(names)}
+
+
+_LAYOUT, _ROW = attrgetter("_layout"), attrgetter("_row")
 
 
 class Record(Mapping[str, Any]):
@@ -347,6 +366,34 @@ class Record(Mapping[str, Any]):
         return f"Record(cell={self.cell!r}, {', '.join(f'{name}={self[name]!r}' for name in self)})"
 
 
+def _columns_of(records: Sequence[Record]) -> dict[str, Sequence[Any]]:
+    """The values of each column, read all at once: several times faster than record by record."""
+    layouts, rows = list(map(_LAYOUT, records)), list(map(_ROW, records))
+    if len(set(layouts)) != 1:  # none, or of several queries
+        names = dict.fromkeys(name for record in records for name in record)
+        return {name: [record.get(name) for record in records] for name in names}
+    each = zip(layouts[0].names, layouts[0].readers, layouts[0].forms, zip(*rows, strict=False), strict=False)
+    return {name: _read(records, name, read, forms, values) for name, read, forms, values in each}
+
+
+def _read(
+    records: Sequence[Record], name: str, read: Reader | None, forms: frozenset[type], values: tuple[Any, ...]
+) -> Sequence[Any]:
+    if read is None or forms.issuperset(map(type, values)):
+        return values
+    try:
+        return [None if value is None else read(value) for value in values]
+    except ValueError:
+        return [record[name] for record in records]  # which says where it is
+
+
+def _written(write: Callable[[T], R], value: T, what: str) -> R:
+    try:
+        return write(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidArgument(f"{what}: {error}; leave it out of the query's columns", field=what) from error
+
+
 @attrs.frozen(kw_only=True)
 class Page:
     """Part of a result, in order.
@@ -370,12 +417,60 @@ class Page:
     @property
     def complete(self) -> bool:
         """Whether every cell that could contribute did."""
-        return all(report.state in {CellState.ANSWERED, CellState.SKIPPED} for report in self.cells.values())
+        return _WHOLE.issuperset(map(_STATE, self.cells.values()))
 
     def to_records(self) -> list[dict[str, Any]]:
         """The records as dictionaries, each with its ``cell``; it is ``cell_name`` where a column is called so."""
         name = "cell_name" if self.records and "cell" in self.records[0] else "cell"
         return [{**record, name: record.cell} for record in self.records]
+
+    def to_json(
+        self,
+        name: str = "records",
+        members: Mapping[str, Any] | None = None,
+        *,
+        cells: bool = False,
+        not_finite: NotFinite = "text",
+    ) -> bytes:
+        """The page as a JSON object, for the body of an answer: several times faster than by dictionaries.
+
+        Instants, dates and times of day are text by ISO 8601, instants in UTC; decimals, UUIDs and network addresses
+        are text, too; bytes are text in base64; numbers, booleans, arrays and documents are themselves.
+
+        Args:
+            name: Of the member that holds the records.
+            members: What else the object holds; None for ``complete``, ``next_cursor``, ``resume_cursor`` and
+                ``previous_cursor``.
+            cells: Name each record's cell, as :meth:`to_records` does. Tenants need not see it.
+            not_finite: What becomes of NaN and the infinities, which are no numbers of JSON: ``"text"`` (``"NaN"``,
+                ``"Infinity"``, ``"-Infinity"``), ``"null"``, or ``"refuse"``: an error.
+
+        Raises:
+            InvalidArgument: *members* has the *name*, or *not_finite* is none of these; or a value has no form in
+                JSON: leave its column out of the query.
+            UnreadableValue: A value is nothing that its column can hold.
+        """
+        if members is None:
+            members = {
+                "complete": self.complete,
+                "next_cursor": self.next_cursor,
+                "resume_cursor": self.resume_cursor,
+                "previous_cursor": self.previous_cursor,
+            }
+        if name in members:
+            raise InvalidArgument(f"members: {name!r} is what holds the records", field="members", value=name)
+        if not_finite not in get_args(NotFinite):
+            raise InvalidArgument(f"not_finite: {not_finite!r} is none of {get_args(NotFinite)}", field="not_finite")
+        writer = json_writer(not_finite)
+        records = self._records_as_json(writer, cells=cells)
+        rest = _written(writer.members, members, "members")
+        return f"{{{writer.value(name)}:{records}{',' if members else ''}{rest[1:]}".encode()
+
+    def _records_as_json(self, writer: JsonWriter, *, cells: bool) -> str:
+        columns = _columns_of(self.records)
+        if cells:
+            columns["cell_name" if "cell" in columns else "cell"] = [record.cell for record in self.records]
+        return json_objects({name: _written(writer.column, values, name) for name, values in columns.items()})
 
     def to_pandas(self) -> Any:
         """The records as a ``pandas.DataFrame``.
@@ -432,7 +527,7 @@ class Counts:
     @property
     def complete(self) -> bool:
         """Whether every cell that could contribute did."""
-        return all(report.state in {CellState.ANSWERED, CellState.SKIPPED} for report in self.cells.values())
+        return _WHOLE.issuperset(map(_STATE, self.cells.values()))
 
     def _repr_html_(self) -> str:
         groups = tuple((key, number, *self.sums_by.get(key, {}).values()) for key, number in self.by.items())

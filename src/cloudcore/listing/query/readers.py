@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from cloudcore.listing.query.kinds import Kind, plain
+from cloudcore.listing.query.kinds import FORMS, Kind, dashed, plain
 from cloudcore.listing.values import Layout
 
 if TYPE_CHECKING:
@@ -20,7 +20,17 @@ __all__ = ["layout_of"]
 def layout_of(columns: Mapping[str, Column], shown: Sequence[str], key: str) -> Layout:
     """How records of these columns are read."""
     names = tuple(shown)
-    return Layout(names, tuple(_reader(columns[name]) for name in names), names.index(key))
+    return Layout(
+        names,
+        tuple(_reader(columns[name]) for name in names),
+        tuple(_forms(columns[name].kind) for name in names),
+        names.index(key),
+    )
+
+
+def _forms(kind: Kind) -> frozenset[type]:
+    """Types that the reader gives back unread; instants gain their zone."""
+    return (frozenset() if kind is Kind.INSTANT else FORMS[kind]) | {type(None)}
 
 
 def _reader(column: Column) -> Callable[[Any], Any] | None:
@@ -51,5 +61,10 @@ def _integer(value: Any) -> int:
     return number
 
 
-_FAST: dict[Kind, Callable[[Any], Any]] = {Kind.INSTANT: _instant, Kind.TEXT: _text, Kind.INTEGER: _integer}
+_FAST: dict[Kind, Callable[[Any], Any]] = {
+    Kind.INSTANT: _instant,
+    Kind.TEXT: _text,
+    Kind.INTEGER: _integer,
+    Kind.UUID: dashed,
+}
 """For kinds that most columns are of."""
