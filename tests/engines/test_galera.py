@@ -7,11 +7,8 @@ goes red when the write that guards the decision is taken out.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import threading
 import uuid
-from concurrent.futures import ThreadPoolExecutor
-from typing import Self
 
 import pytest
 import sqlalchemy as sa
@@ -24,11 +21,8 @@ from cloudcore.errors import (
     CapacityExceeded,
     CloudcoreError,
     Conflict,
-    DatabaseBusy,
-    DatabaseUnavailable,
     GenerationConflict,
     GroupViolation,
-    OutcomeUnknown,
 )
 from cloudcore.placement.hosts import HostGroup
 from cloudcore.placement.ledger import host_groups
@@ -37,8 +31,8 @@ from cloudcore.placement.ledger.writes import Target
 from cloudcore.placement.rules.claims import Owner
 from cloudcore.placement.tables import host_groups as groups_table
 from tests import services
+from tests.engines.storm import Storm, held
 from tests.engines.together import at_once, crossing, new
-from tests.waiting import until
 
 pytestmark = pytest.mark.xdist_group("galera")
 OWNER = {"project_id": "p", "user_id": "u"}
@@ -232,44 +226,6 @@ def test_refresh_sees_what_another_node_acknowledged(trees, nodes):
 # ---- nodes that die and nodes that stop
 
 
-class Storm:
-    """Claims by six callers at three nodes, who repeat at another node with the same id whatever passes."""
-
-    def __init__(self, ledgers: list[AllocationLedger], hosts: list[str]) -> None:
-        self._ledgers, self._hosts = ledgers, hosts
-        self._over = threading.Event()
-        self.acknowledged: dict[str, str] = {}
-
-    def _claim(self, worker: int) -> None:
-        for number in itertools.count():
-            if self._over.is_set():
-                return
-            consumer, operation = str(uuid.uuid4()), str(uuid.uuid4())
-            host = self._hosts[number % len(self._hosts)]
-            for node in itertools.count(worker):
-                with contextlib.suppress(DatabaseUnavailable, DatabaseBusy, OutcomeUnknown):
-                    ledger = self._ledgers[node % len(self._ledgers)]
-                    ledger.claim(consumer, {host: {"VCPU": 1}}, operation_id=operation, **OWNER)
-                    self.acknowledged[consumer] = host
-                    break
-
-    def __enter__(self) -> Self:
-        self._pool = ThreadPoolExecutor(6)
-        self._callers = [self._pool.submit(self._claim, worker) for worker in range(6)]
-        return self
-
-    def goes_on(self) -> None:
-        """Return when some more claims were acknowledged, or a caller failed, which the end of the storm tells."""
-        enough = len(self.acknowledged) + 30
-        until(lambda: len(self.acknowledged) >= enough or any(caller.done() for caller in self._callers))
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        for caller in self._callers:
-            caller.result(120)  # what else it raised is a failure
-        self._pool.shutdown()
-
-
 @pytest.mark.parametrize("fault", ["kill", "pause"])
 def test_node_that_goes_away_in_a_storm(fault):
     """Callers repeat with the same operation id at another node: nothing acknowledged is lost, nothing done twice."""
@@ -295,13 +251,6 @@ def test_node_that_goes_away_in_a_storm(fault):
     cluster.settle()
     for address in addresses:
         with Database(address) as database:
-            with database.read() as connection:
-                held = dict(
-                    connection.exec_driver_sql(
-                        "SELECT c.uuid, p.uuid FROM allocations a JOIN consumers c ON c.id = a.consumer_id "
-                        "JOIN resource_providers p ON p.id = a.provider_id"
-                    ).all()
-                )
-            assert held == storm.acknowledged
+            assert held(database) == storm.acknowledged
             AllocationLedger(database).check()
     cluster.drop_database(url)

@@ -13,6 +13,7 @@ from cloudcore import AllocationLedger, PlacementTree
 from cloudcore.database import Database
 from cloudcore.errors import CapacityExceeded, SchemaMismatch
 from cloudcore.placement.tables import consumers
+from tests.engines.storm import held
 from tests.waiting import until
 
 pytestmark = pytest.mark.xdist_group("one-server")
@@ -44,15 +45,6 @@ def fill(ledgers, hosts, granted: list[tuple[str, str]], *, over=None) -> None:
     for thread in threads:
         thread.join(120)
         assert not thread.is_alive()
-
-
-def held(database) -> dict[str, str]:
-    with database.read() as connection:
-        rows = connection.exec_driver_sql(
-            "SELECT c.uuid, p.uuid FROM allocations a JOIN consumers c ON c.id = a.consumer_id "
-            "JOIN resource_providers p ON p.id = a.provider_id"
-        )
-        return dict(rows.all())
 
 
 @OWN

@@ -16,6 +16,7 @@ from cloudcore.attach import AttachmentManager
 from cloudcore.attach.journal.leases import Leases
 from cloudcore.attach.tables import attachment_locks
 from cloudcore.database import Database
+from cloudcore.database.standing import examine_database
 from cloudcore.errors import CapacityExceeded, InvalidArgument, VolumeBusy
 from cloudcore.listing import Cell, CellRouter, InstanceDirectory, InstanceStore, Query, Sort
 from cloudcore.placement.ledger.move_calls import Expired
@@ -238,3 +239,25 @@ def test_audit_of_records_does_not_take_a_create_under_way_for_a_dead_one(databa
                 store.create("c1", project_id="p")
         assert found == [[], [], [], []]
         assert len(store.audit(grace=dt.timedelta(seconds=-60))) == 0
+
+
+@OFF
+def test_changes_since_reaches_back_by_as_much_as_clocks_differ(database, off):
+    """When a record changed is told by whose clock changed it; by how far that is off, the doctor tells."""
+    create_schema(database)
+    with CellRouter([Cell("c1", database.engine)], directory=InstanceDirectory(database), deadline=60.0) as router:
+        store = InstanceStore(router)
+        changed, kept = (store.create("c1", project_id="p", display_name=name) for name in ("a", "b"))
+        since = dt.datetime.now(dt.UTC)
+        with far(off):
+            store.update(changed, display_name="c")
+            facts = {fact.name: fact for fact in examine_database(database)}
+
+        def found(moment: dt.datetime) -> set[str]:
+            return {record.uuid for record in router.page(Query(changes_since=moment)).records}
+
+        assert found(since) == ({changed} if off > dt.timedelta() else set())
+        assert found(since - abs(off)) >= {changed}
+        assert found(since - abs(off) - HOUR) == {changed, kept}
+        if "clock" in facts:
+            assert facts["clock"].advice is not None

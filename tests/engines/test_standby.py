@@ -12,6 +12,7 @@ from cloudcore import AllocationLedger, PlacementTree, create_schema
 from cloudcore.database import Database, RetryPolicy, open_engine
 from cloudcore.errors import DatabaseUnavailable, InvalidArgument, OutcomeUnknown
 from tests import services
+from tests.engines.storm import held
 from tests.waiting import until
 
 pytestmark = pytest.mark.xdist_group("standby")
@@ -63,14 +64,7 @@ def test_promotion_in_a_storm():
         for thread in threads:
             thread.join(120)
             assert not thread.is_alive()
-        with database.read() as connection:
-            held = dict(
-                connection.exec_driver_sql(
-                    "SELECT c.uuid, p.uuid FROM allocations a JOIN consumers c ON c.id = a.consumer_id "
-                    "JOIN resource_providers p ON p.id = a.provider_id"
-                ).all()
-            )
-        assert held == acknowledged
+        assert held(database) == acknowledged
         ledger.check()
         follower.refresh()
         follower.check()

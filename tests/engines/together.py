@@ -18,10 +18,7 @@ def at_once(*acts: Callable[[], object]) -> list:
 
     def run(number: int) -> None:
         barrier.wait(30)
-        try:
-            outcomes[number] = acts[number]()
-        except CloudcoreError as error:
-            outcomes[number] = error
+        outcomes[number] = _outcome(acts[number])
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(len(acts))]
     for thread in threads:
@@ -48,6 +45,33 @@ def crossing(*acts: Callable[[], object]) -> list:
         return at_once(*acts)
     finally:
         disarm("database.commit.before")
+
+
+def meanwhile(call: Callable[[], object], *others: Callable[[], object]) -> list:
+    """What *call* and *others* return or raise, when *others* are done as the first transaction of *call* would commit.
+
+    They must be at another node than *call*, which would otherwise hold what they wait for.
+    """
+    found: list = []
+
+    def act(_: str) -> None:
+        disarm("database.commit.before")
+        found.extend(_outcome(other) for other in others)
+
+    arm("database.commit.before", act)
+    try:
+        outcome = _outcome(call)
+    finally:
+        disarm("database.commit.before")
+    assert len(found) == len(others), "no transaction was committed"
+    return [outcome, *found]
+
+
+def _outcome(call: Callable[[], object]) -> object:
+    try:
+        return call()
+    except CloudcoreError as error:
+        return error
 
 
 def new(*names: str) -> list[str]:

@@ -1,12 +1,12 @@
 """Groups of instances in the database: the policy is checked where the claim is granted, not only where it is planned.
 
 Two schedulers may each see a host without a member and each place one there. So the transaction that claims for a
-member counts up the group's version first and looks at what the other members hold by now. Where a member is, its
-allocations say (its own, and during a move those of its migration); nothing else has to be kept in step.
+member holds the group's row first and looks at what the other members hold by now. Where a member is, its allocations
+say (its own, and during a move those of its migration); nothing else has to be kept in step.
 
-That write holds the group's row, which may be forgotten when no member is left. So whoever waited for it may find
-nothing, and records it again: one of several does, the others wait for that one. And whoever forgets members holds the
-row first, and looks only then: nobody is joining meanwhile.
+The group's row may be forgotten when no member is left. So whoever waited for it may find nothing, and records it
+again: one of several does, the others wait for that one. And whoever forgets members holds the row first, and looks
+only then: nobody is joining meanwhile.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from cloudcore._failpoints import failpoint
+from cloudcore.database.dialects import tells_other_nodes
 from cloudcore.errors import DatabaseBusy, GroupViolation, InvalidRequest
 from cloudcore.placement.ledger.session import Session
 from cloudcore.placement.rules.groups import HostGroup
@@ -45,6 +46,7 @@ JOIN resource_providers provider ON provider.id = allocations.provider_id
 
 
 _GROUP = "SELECT policy, max_per_host FROM host_groups WHERE uuid = ?"
+_LOCK = "SELECT policy, max_per_host, {tells} FROM host_groups WHERE uuid = ? FOR UPDATE"
 _HOLD = "UPDATE host_groups SET version = version + 1 WHERE uuid = ?"
 _GROUPS_OF = """
 SELECT instance, host_groups.uuid, policy, max_per_host FROM host_groups
@@ -95,10 +97,15 @@ def lock_group(session: Session, group: HostGroup) -> None:
 
 
 def _hold(session: Session, group: str) -> list[Any]:
-    """Keep the group's row for this transaction, and return it: by a write, since a lock holds on one node only."""
-    if session.dialect != "mysql":
+    """Keep the group's row for this transaction, and return it: see :func:`cloudcore.database.hold`."""
+    if session.dialect == "postgresql":
         return session.all(f"{_HOLD} RETURNING policy, max_per_host", (group,))
-    return session.all(_GROUP, (group,)) if session.run(_HOLD, (group,)) else []
+    if session.dialect == "sqlite":
+        return session.all(_GROUP, (group,))
+    rows = session.all(_LOCK.replace("{tells}", tells_other_nodes(session.connection)), (group,))
+    if rows and rows[0][2]:
+        session.run(_HOLD, (group,))
+    return [row[:2] for row in rows]
 
 
 def group_of(session: Session, instance: str) -> HostGroup | None:
