@@ -13,9 +13,12 @@ import attrs
 
 __all__ = [
     "BlockSource",
+    "CopyPhase",
     "DetachOutcome",
     "Disk",
     "DiskBus",
+    "DiskCopier",
+    "DiskCopy",
     "DiskLimits",
     "DiskSource",
     "DiskState",
@@ -289,4 +292,71 @@ class GuestFreezer(Protocol):
 
         Raises:
             GuestAgentUnavailable, DeadlineExceeded: They may still wait: repeat it, or restart the guest.
+        """
+
+
+class CopyPhase(StrEnum):
+    """How far the copy of a running guest's disk to another place has come."""
+
+    NONE = "none"  # the guest has the disk where it was, and nothing is copied
+    COPYING = "copying"
+    READY = "ready"  # both places hold the same, and every write goes to both before the guest hears of its end
+    DONE = "done"  # the guest has the disk at the new place; `pivot_disk` sees to both of its definitions
+
+
+@attrs.frozen(kw_only=True)
+class DiskCopy:
+    """The copy of a disk under a running guest.
+
+    Attributes:
+        phase: See :class:`CopyPhase`.
+        done, total: In bytes; *total* may grow while the guest writes. Both 0 where there is nothing to tell.
+    """
+
+    phase: CopyPhase
+    done: int = 0
+    total: int = 0
+
+
+@runtime_checkable
+class DiskCopier(Protocol):
+    """What a hypervisor may offer beside :class:`GuestDisks`: another place for a disk, under a running guest.
+
+    Every method can be repeated. *disk* says where the bytes are to be (its source); how the guest sees the disk stays.
+    """
+
+    def copy_disk(self, instance_id: str, volume_id: str, disk: Disk) -> DiskCopy:
+        """Begin to copy what the guest's disk of *volume_id* holds to the place of *disk*, or go on with that.
+
+        Raises:
+            DeviceNotFound, GuestNotFound: There is nothing to copy.
+            Conflict: The guest is off; or something else is done with the disk.
+            InvalidDisk, UnsupportedFeature: It cannot be copied there.
+        """
+
+    def disk_copy(self, instance_id: str, volume_id: str, disk: Disk) -> DiskCopy:
+        """How far that is. Of a guest that is off, its definition says where the disk is.
+
+        Raises:
+            DeviceNotFound, GuestNotFound: There is no such disk.
+        """
+
+    def pivot_disk(self, instance_id: str, volume_id: str, disk: Disk) -> None:
+        """Give the guest the disk at the new place, in both of its definitions, and close the old one.
+
+        Raises:
+            Conflict: The copy is not ready; nothing was done.
+            DeadlineExceeded, HypervisorUnavailable: Unknown: ask :meth:`disk_copy`.
+        """
+
+    def abort_disk_copy(self, instance_id: str, volume_id: str) -> None:
+        """Copy no more; the guest goes on with the disk where it is. No copy, no disk and no guest are no errors."""
+
+    def rename_disk(self, instance_id: str, volume_id: str, new_volume_id: str) -> None:
+        """The guest's disk of *volume_id* is the one of *new_volume_id* from now on.
+
+        A running guest goes on seeing the old id as its serial until it is started again.
+
+        Raises:
+            DeviceNotFound, GuestNotFound: It has neither.
         """

@@ -315,16 +315,6 @@ def test_two_processes_recover_at_once(open_manager, embedded, kill):
     assert managers[0].audit().clean
 
 
-def test_swap_is_refused(manager, embedded):
-    shared, other = embedded.create_volume(multiattach=True).id, embedded.create_volume().id
-    made = manager.attach(shared, instance(), host="compute-1")
-    with pytest.raises(errors.Conflict, match="multi-attach"):
-        manager.swap(made.id, other)
-    exclusive = manager.attach(other, instance(), host="compute-1")
-    with pytest.raises(errors.UnsupportedFeature, match="running guest"):
-        manager.swap(exclusive.id, embedded.create_volume().id)
-
-
 # --- guests ----------------------------------------------------------------------------------------------------------
 
 

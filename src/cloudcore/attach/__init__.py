@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from cloudcore.attach.lifecycle.rules import AttachPlan, AttachRequest, Limits, Policy, Violation
     from cloudcore.attach.lifecycle.states import State
+    from cloudcore.attach.lifecycle.swapping import SwapPlan, SwapRequest
     from cloudcore.attach.manager import AttachmentManager
     from cloudcore.attach.volumes.cinder import CinderVolumes
     from cloudcore.attach.volumes.embedded import EmbeddedVolumes
@@ -74,6 +75,8 @@ _EXPORTS = {
     "RecoveryReport": "cloudcore.attach.lifecycle.records",
     "State": "cloudcore.attach.lifecycle.states",
     "StoryLine": "cloudcore.attach.lifecycle.records",
+    "SwapPlan": "cloudcore.attach.lifecycle.swapping",
+    "SwapRequest": "cloudcore.attach.lifecycle.swapping",
     "Violation": "cloudcore.attach.lifecycle.rules",
     "Volume": "cloudcore.attach.volumes.values",
     "VolumeAttachment": "cloudcore.attach.volumes.values",
@@ -113,6 +116,8 @@ __all__ = [
     "RecoveryReport",
     "State",
     "StoryLine",
+    "SwapPlan",
+    "SwapRequest",
     "Violation",
     "Volume",
     "VolumeAttachment",

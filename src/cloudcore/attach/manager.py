@@ -25,6 +25,7 @@ from cloudcore.attach.journal.lock_names import volume_lock
 from cloudcore.attach.journal.moves import MoveStore
 from cloudcore.attach.lifecycle.records import Attachment, Extension, ManagerStatus, MoveKind, RecoveryReport
 from cloudcore.attach.lifecycle.rules import AttachPlan, Limits
+from cloudcore.attach.lifecycle.swapping import SwapRequest
 from cloudcore.attach.volumes.embedded import EmbeddedVolumes
 from cloudcore.attach.workflow.attaching import Attacher
 from cloudcore.attach.workflow.detaching import Detacher
@@ -33,14 +34,13 @@ from cloudcore.attach.workflow.moves import Moves
 from cloudcore.attach.workflow.recovery import Recovery
 from cloudcore.attach.workflow.restart import recover_all
 from cloudcore.attach.workflow.snapshots import Snapshots
+from cloudcore.attach.workflow.swaps import Swaps
 from cloudcore.database import Database, RetryPolicy
 from cloudcore.disks import DiskBus, GuestDisks
 from cloudcore.errors import (
     CloudcoreError,
-    Conflict,
     InvalidArgument,
     InvariantViolated,
-    UnsupportedFeature,
 )
 from cloudcore.observability import observed
 
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from cloudcore.attach.lifecycle.fencing import Fencer
     from cloudcore.attach.lifecycle.records import HostRefresh, InstanceSnapshot, Move, StoryLine
     from cloudcore.attach.lifecycle.rules import Policy
+    from cloudcore.attach.lifecycle.swapping import SwapPlan
     from cloudcore.attach.volumes.interface import VolumeService
     from cloudcore.attach.volumes.values import AttachMode
     from cloudcore.observability import Observer
@@ -130,6 +131,15 @@ class AttachmentManager:
             self.volumes,
             id_factory=id_factory,
         )
+        self._swaps = Swaps(
+            self._journal,
+            self._move_rows,
+            self._driver,
+            self._leases,
+            self._recovery,
+            self.volumes,
+            id_factory=id_factory,
+        )
         self._moves = Moves(
             self._journal,
             self._move_rows,
@@ -138,6 +148,7 @@ class AttachmentManager:
             self._recovery,
             self.volumes,
             self._snapshots,
+            self._swaps,
             fencer=fencer,
             id_factory=id_factory,
         )
@@ -154,7 +165,14 @@ class AttachmentManager:
             id_factory=id_factory,
         )
         self._detacher = Detacher(
-            self._journal, self._move_rows, self._driver, self._leases, self._recovery, self.volumes, fencer=fencer
+            self._journal,
+            self._move_rows,
+            self._driver,
+            self._leases,
+            self._recovery,
+            self.volumes,
+            self._swaps,
+            fencer=fencer,
         )
         self._auditor = Auditor(
             self._journal, self._driver, self._leases, self._recovery, self._move_rows, self.volumes, self.hosts
@@ -359,26 +377,54 @@ class AttachmentManager:
             raise InvalidArgument(f"delete: {delete!r} is neither True nor False", field="delete", value=delete)
         return self._detacher.set_delete_on_termination(normalise_uuid(attachment_id, "attachment_id"), delete=delete)
 
-    @observed("attach.swap", "attachment_id", "new_volume_id", level=logging.INFO, answer=_told)
-    def swap(self, attachment_id: str, new_volume_id: str) -> Attachment:
-        """Refuse to replace the volume under a running guest; *new_volume_id* is only looked up.
+    @observed("attach.swap_volume", "instance_id", "volume_id", "new_volume_id", level=logging.INFO, answer=_told)
+    def swap_volume(
+        self,
+        instance_id: str,
+        volume_id: str,
+        new_volume_id: str,
+        *,
+        on_progress: Callable[[int, int], object] | None = None,
+    ) -> Attachment:
+        """Let the instance's guest go on with another volume while it runs: what it holds is copied, then changed over.
+
+        For a retype or a migration that the volume service has begun, and for which it waits: then the service is told
+        how it ended, keeps *volume_id* for what was the new volume, and deletes the old bytes. Otherwise the instance
+        has *new_volume_id* afterwards, and the old volume is kept.
+
+        Takes as long as the copy: other verbs on the two volumes, and on the instance, wait or are refused meanwhile.
+        What failed is undone, and the guest goes on with the old volume. What died in the middle is finished or undone
+        by :meth:`recover`, by :meth:`revert_move`, or goes on when this is called again.
+
+        Args:
+            instance_id: UUID.
+            volume_id: UUID of a volume that it has.
+            new_volume_id: UUID of an available volume that is no smaller.
+            on_progress: Called while it is copied with how many bytes are, and how many are to be. What it raises ends
+                the copy, is raised again, and everything is as before.
+
+        Returns:
+            The instance's new attachment; the old one is absent.
 
         Raises:
-            Conflict: One of the two volumes is multi-attach: its other users would go on with the old bytes.
-            UnsupportedFeature: Copying under a running guest is not part of :class:`~cloudcore.disks.GuestDisks`.
+            AttachmentNotFound, VolumeNotFound: There is no such volume, or the instance does not have it.
+            InUse: Others use one of the volumes.
+            Conflict, VolumeBusy, InvalidArgument: A rule forbids it (:meth:`plan_swap` lists them), or the instance is
+                in a move. Nothing was done.
+            UnsupportedFeature: A volume is encrypted, or the hypervisor cannot. Nothing was done.
+            WrongHost: Its host is not served here. Nothing was touched.
+            CloudcoreError: What failed; a note says if it could not be undone.
         """
-        leg = self._journal.get(normalise_uuid(attachment_id, "attachment_id"))
-        new = self.volumes.volume(new_volume_id)
-        if leg.settings.shareable or new.multiattach:
-            raise Conflict(
-                f"attachment {leg.id} cannot swap volume {leg.volume_id} for {new.id}: multi-attach volumes have users "
-                f"who would go on with the old one",
-                identifier=leg.id,
-            )
-        raise UnsupportedFeature(
-            f"attachment {leg.id}: copying under a running guest is not supported; detach, copy, attach",
-            needed="block copy",
-        )
+        request = SwapRequest(instance_id=instance_id, volume_id=volume_id, new_volume_id=new_volume_id)
+        return self._swaps.swap(request, on_progress)
+
+    def plan_swap(self, instance_id: str, volume_id: str, new_volume_id: str) -> SwapPlan:
+        """Say every rule that :meth:`swap_volume` would break with these arguments. Touches nothing.
+
+        Raises:
+            InvalidArgument, AttachmentNotFound, VolumeNotFound, WrongHost, UnsupportedFeature: Nothing can be planned.
+        """
+        return self._swaps.plan(SwapRequest(instance_id=instance_id, volume_id=volume_id, new_volume_id=new_volume_id))
 
     @observed("attach.extend", "volume_id", "size", level=logging.INFO)
     def extend(self, volume_id: str, size: int) -> Extension:

@@ -9,6 +9,7 @@ from cloudcore._extras import require_extra
 from cloudcore._values import normalise_uuid, require_text
 from cloudcore.disks import DetachOutcome
 from cloudcore.errors import DeadlineExceeded, GuestNotFound, HypervisorError, InvalidArgument
+from cloudcore.hypervisor.disks.copying import CopyOperations
 from cloudcore.hypervisor.disks.guests import Hint, Waiters
 from cloudcore.hypervisor.disks.libvirt_driver import LibvirtDriver
 from cloudcore.hypervisor.disks.migration import Migration, cancel
@@ -22,7 +23,7 @@ from cloudcore.hypervisor.timeouts import Timeouts, time_limit
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from cloudcore.disks import Disk, DiskState
+    from cloudcore.disks import Disk, DiskCopy, DiskState
     from cloudcore.hypervisor.facts.host import HostFacts
 
 __all__ = ["LibvirtHypervisor"]
@@ -85,6 +86,7 @@ class LibvirtHypervisor:
         )
         self._driver = LibvirtDriver(self._connection, self._waiters, self._timeouts)
         self._disks = DiskOperations(self._driver, self._timeouts)
+        self._copies = CopyOperations(self._driver, self._timeouts)
 
     def _listen(self, connection: Any) -> list[int]:
         return self._driver.listen(connection)
@@ -156,6 +158,26 @@ class LibvirtHypervisor:
     def resize_disk(self, instance_id: str, volume_id: str, size: int) -> None:
         """See :meth:`cloudcore.disks.GuestDisks.resize_disk`."""
         self._disks.resize(instance_id, volume_id, size)
+
+    def copy_disk(self, instance_id: str, volume_id: str, disk: Disk) -> DiskCopy:
+        """See :meth:`cloudcore.disks.DiskCopier.copy_disk`."""
+        return self._copies.begin(instance_id, volume_id, disk)
+
+    def disk_copy(self, instance_id: str, volume_id: str, disk: Disk) -> DiskCopy:
+        """See :meth:`cloudcore.disks.DiskCopier.disk_copy`."""
+        return self._copies.state(instance_id, volume_id, disk)
+
+    def pivot_disk(self, instance_id: str, volume_id: str, disk: Disk) -> None:
+        """See :meth:`cloudcore.disks.DiskCopier.pivot_disk`."""
+        self._copies.pivot(instance_id, volume_id, disk)
+
+    def abort_disk_copy(self, instance_id: str, volume_id: str) -> None:
+        """See :meth:`cloudcore.disks.DiskCopier.abort_disk_copy`."""
+        self._copies.abort(instance_id, volume_id)
+
+    def rename_disk(self, instance_id: str, volume_id: str, new_volume_id: str) -> None:
+        """See :meth:`cloudcore.disks.DiskCopier.rename_disk`."""
+        self._copies.rename(instance_id, volume_id, new_volume_id)
 
     def freeze(self, instance_id: str) -> None:
         """See :meth:`cloudcore.disks.GuestFreezer.freeze`; by QEMU's guest agent."""

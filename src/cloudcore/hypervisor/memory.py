@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Self
 
 from cloudcore._values import normalise_uuid, require_text
 from cloudcore.errors import AlreadyExists, HypervisorUnavailable, InvalidArgument
+from cloudcore.hypervisor.disks.copying import CopyOperations
 from cloudcore.hypervisor.disks.guests import GuestState, Hint
 from cloudcore.hypervisor.disks.memory_driver import Fault, LockedGuest, MemoryDriver, MemoryGuest, Unplug
 from cloudcore.hypervisor.disks.operations import DiskOperations
@@ -14,7 +15,7 @@ from cloudcore.hypervisor.facts.host import HostFacts, NumaCell, PagePool, Stora
 from cloudcore.hypervisor.timeouts import Timeouts
 
 if TYPE_CHECKING:
-    from cloudcore.disks import DetachOutcome, Disk, DiskState
+    from cloudcore.disks import DetachOutcome, Disk, DiskCopy, DiskState
     from cloudcore.hypervisor.disks.memory_driver import MemoryFaults
 
 __all__ = ["Fault", "MemoryHypervisor"]
@@ -67,6 +68,7 @@ class MemoryHypervisor:
         self._timeouts = timeouts or Timeouts(detach=0.2, paused=0.2)
         self._driver = MemoryDriver(host)
         self._disks = DiskOperations(self._driver, self._timeouts)
+        self._copies = CopyOperations(self._driver, self._timeouts)
         self._secrets: dict[str, tuple[str, str, bytes]] = {}
 
     def __repr__(self) -> str:
@@ -139,6 +141,7 @@ class MemoryHypervisor:
         """Switch a guest off. A transient one is gone then."""
         with self._guest(instance_id) as guest:
             guest.state, guest.live, guest.asked, guest.orphans = GuestState.OFF, {}, set(), {}
+            guest.copies = {}
             guest.frozen = False
             if guest.transient:
                 del self._driver.guests[normalise_uuid(instance_id, "instance_id")]
@@ -230,6 +233,26 @@ class MemoryHypervisor:
     def resize_disk(self, instance_id: str, volume_id: str, size: int) -> None:
         """See :meth:`cloudcore.disks.GuestDisks.resize_disk`."""
         self._disks.resize(instance_id, volume_id, size)
+
+    def copy_disk(self, instance_id: str, volume_id: str, disk: Disk) -> DiskCopy:
+        """See :meth:`cloudcore.disks.DiskCopier.copy_disk`."""
+        return self._copies.begin(instance_id, volume_id, disk)
+
+    def disk_copy(self, instance_id: str, volume_id: str, disk: Disk) -> DiskCopy:
+        """See :meth:`cloudcore.disks.DiskCopier.disk_copy`."""
+        return self._copies.state(instance_id, volume_id, disk)
+
+    def pivot_disk(self, instance_id: str, volume_id: str, disk: Disk) -> None:
+        """See :meth:`cloudcore.disks.DiskCopier.pivot_disk`."""
+        self._copies.pivot(instance_id, volume_id, disk)
+
+    def abort_disk_copy(self, instance_id: str, volume_id: str) -> None:
+        """See :meth:`cloudcore.disks.DiskCopier.abort_disk_copy`."""
+        self._copies.abort(instance_id, volume_id)
+
+    def rename_disk(self, instance_id: str, volume_id: str, new_volume_id: str) -> None:
+        """See :meth:`cloudcore.disks.DiskCopier.rename_disk`."""
+        self._copies.rename(instance_id, volume_id, new_volume_id)
 
     def freeze(self, instance_id: str) -> None:
         """See :meth:`cloudcore.disks.GuestFreezer.freeze`."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from cloudcore.attach.lifecycle.states import HOLDS, USES_HOST, State
+from cloudcore.attach.lifecycle.swapping import SwapRequest
 from cloudcore.notebook import Table, html_of, table
 
 if TYPE_CHECKING:
@@ -161,8 +162,24 @@ def classify(snapshot: Snapshot) -> tuple[Finding, ...]:
         *_of_disks(snapshot, disks.items()),
         *_of_connections(snapshot),
     ]
+    swapping = {move.instance_id for move in snapshot.moves.values() if move.kind == "swap"}
+    found = [one for one in found if one.instance_id not in swapping] + list(_of_swaps(snapshot))
     kept = [one for one in found if one.volume_id not in snapshot.in_motion]
     return tuple(sorted(kept, key=lambda f: (f.volume_id, f.instance_id or "", f.kind, f.service_id or "")))
+
+
+def _of_swaps(snapshot: Snapshot) -> Iterator[Finding]:
+    """Half of a swap looks like anything: until it is over nothing else is said of its instance, nor mended."""
+    for move in snapshot.moves.values():
+        if move.kind == "swap" and move.instance_id in {instance for _, instance in snapshot.pairs}:
+            said = (("moves", f"a swap that is {move.phase}: {move.note}"), ("leases", "nobody is at work on it"))
+            yield Finding(
+                kind=Kind.INTERRUPTED,
+                volume_id=SwapRequest.of(move).volume_id,
+                instance_id=move.instance_id,
+                host=move.source,
+                evidence=said,
+            )
 
 
 # --- the journal's legs against the others ---------------------------------------------------------------------------

@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from cloudcore.disks import DetachOutcome, DiskState
+import attrs
+
+from cloudcore.disks import CopyPhase, DetachOutcome, DiskCopy, DiskState
 from cloudcore.errors import Conflict, DeviceNotFound
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ class MemoryGuests:
         self._host = host
         self._mutex = threading.Lock()
         self._disks: dict[tuple[str, str], Disk] = {}
+        self._copies: dict[tuple[str, str], Disk] = {}
 
     @property
     def host(self) -> str:
@@ -70,3 +73,50 @@ class MemoryGuests:
         with self._mutex:
             if (instance_id, volume_id) not in self._disks:
                 raise DeviceNotFound(f"guest {instance_id} has no volume {volume_id}", identifier=volume_id)
+
+    # --- copies -------------------------------------------------------------------------------------------------------
+
+    def copy_disk(self, instance_id: str, volume_id: str, disk: Disk) -> DiskCopy:
+        """See :class:`~cloudcore.disks.DiskCopier`; there are no bytes, so it is ready at once."""
+        with self._mutex:
+            found = self._require(instance_id, volume_id)
+            other = self._copies.setdefault((instance_id, volume_id), disk)
+            if found.source != disk.source and other.source != disk.source:
+                raise Conflict(f"volume {volume_id} of guest {instance_id} is copied elsewhere", identifier=volume_id)
+        return self.disk_copy(instance_id, volume_id, disk)
+
+    def disk_copy(self, instance_id: str, volume_id: str, disk: Disk) -> DiskCopy:
+        """See :class:`~cloudcore.disks.DiskCopier`."""
+        with self._mutex:
+            if self._require(instance_id, volume_id).source == disk.source:
+                return DiskCopy(phase=CopyPhase.DONE)
+            copied = (instance_id, volume_id) in self._copies
+        return DiskCopy(phase=CopyPhase.READY if copied else CopyPhase.NONE)
+
+    def pivot_disk(self, instance_id: str, volume_id: str, disk: Disk) -> None:
+        """See :class:`~cloudcore.disks.DiskCopier`."""
+        with self._mutex:
+            found = self._require(instance_id, volume_id)
+            if self._copies.pop((instance_id, volume_id), None) is None and found.source != disk.source:
+                raise Conflict(f"volume {volume_id} of guest {instance_id} is not copied", identifier=volume_id)
+            self._disks[instance_id, volume_id] = attrs.evolve(found, source=disk.source)
+
+    def abort_disk_copy(self, instance_id: str, volume_id: str) -> None:
+        """See :class:`~cloudcore.disks.DiskCopier`."""
+        with self._mutex:
+            self._copies.pop((instance_id, volume_id), None)
+
+    def rename_disk(self, instance_id: str, volume_id: str, new_volume_id: str) -> None:
+        """See :class:`~cloudcore.disks.DiskCopier`."""
+        with self._mutex:
+            if (instance_id, new_volume_id) in self._disks:
+                return
+            found = self._require(instance_id, volume_id)
+            del self._disks[instance_id, volume_id]
+            self._disks[instance_id, new_volume_id] = attrs.evolve(found, volume_id=new_volume_id)
+
+    def _require(self, instance_id: str, volume_id: str) -> Disk:
+        found = self._disks.get((instance_id, volume_id))
+        if found is None:
+            raise DeviceNotFound(f"guest {instance_id} has no volume {volume_id}", identifier=volume_id)
+        return found

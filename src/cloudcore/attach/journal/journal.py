@@ -45,7 +45,7 @@ _SPARE = (
     .values(when_gone=None)
 )
 _CHANGING = (
-    "operation_id", "fingerprint",
+    "operation_id", "fingerprint", "volume_id",
     "role", "host", "state", "service_id", "consumer_key", "exclusive_key", "version", "settings", "device",
     "when_gone", "note",
     "updated_at",

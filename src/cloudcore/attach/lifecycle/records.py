@@ -40,8 +40,8 @@ Role = Literal["main", "next", "past"]
 WhenGone = Literal["keep", "delete"]
 """What becomes of a volume whose attachment is on its way out: a user's detach keeps it, termination may delete it."""
 
-MoveKind = Literal["live", "cold", "shelve", "evacuation", "refresh", "rebuild", "snapshot"]
-"""How an instance leaves its host; a refresh and a rebuild come back, and during a snapshot it stays where it is."""
+MoveKind = Literal["live", "cold", "shelve", "evacuation", "refresh", "rebuild", "snapshot", "swap"]
+"""How an instance leaves its host; a refresh and a rebuild come back, and during a snapshot and a swap it stays."""
 
 
 @attrs.frozen(kw_only=True)
@@ -284,12 +284,14 @@ class Move:
         instance_id: UUID.
         kind: See :data:`MoveKind`.
         phase: ``"beginning"``, ``"begun"`` (of a rebuild ``"reimaging"``), ``"confirming"``, ``"reverting"``, or
-            ``"ending"`` with its instance. Of a snapshot ``"freezing"``, then ``"frozen"``.
+            ``"ending"`` with its instance. Of a snapshot ``"freezing"``, then ``"frozen"``; of a swap ``"copying"``,
+            ``"pivoting"``, ``"completing"``, or ``"undoing"``.
         source: Host that the instance leaves.
         destination: Host that it goes to; None for a shelved instance.
         legs: The second legs (live), or the held ones.
         disks: For a live move: the disks as the destination's definition must have them, in the order of *legs*.
-        note: Evidence under which the source counts as dead, if it does; a rebuild's image, a snapshot's name.
+        note: Evidence under which the source counts as dead, if it does; a rebuild's image, a snapshot's name; of a
+            swap the old volume and the new.
     """
 
     instance_id: str

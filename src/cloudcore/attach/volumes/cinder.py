@@ -15,6 +15,7 @@ import attrs
 from cloudcore._values import normalise_uuid, require_integer
 from cloudcore.attach.volumes.cinder_calls import Calls
 from cloudcore.attach.volumes.cinder_http import Http, noauth_session
+from cloudcore.attach.volumes.cinder_migrations import CinderMigrations
 from cloudcore.attach.volumes.cinder_rules import (
     BUSY,
     GIB,
@@ -122,6 +123,7 @@ class CinderVolumes:
         self._deadline = deadline
         self._all_projects = all_projects
         self._snapshots = CinderSnapshots(self._calls, all_projects=all_projects, page_size=page_size)
+        self._migrations = CinderMigrations(self._calls, self.volume)
         self._own: Session | None = None
 
     @classmethod
@@ -310,6 +312,13 @@ class CinderVolumes:
             return False
         log.info("volume %s gets image %s", volume.id, image_id)
         return True
+
+    def complete_migration(self, volume_id: str, new_volume_id: str, *, error: bool = False) -> str:
+        """As :meth:`VolumeService.complete_migration <cloudcore.attach.VolumeService.complete_migration>`.
+
+        Cinder lets admins alone.
+        """
+        return self._migrations.complete(volume_id, new_volume_id, error=error)
 
     def snapshot(self, volume_id: str, name: str) -> VolumeSnapshot:
         """As :meth:`VolumeService.snapshot <cloudcore.attach.VolumeService.snapshot>`."""

@@ -150,6 +150,7 @@ def read_volume(body: Mapping[str, Any], features: VolumeFeatures) -> Volume:
         project_id=body.get("os-vol-tenant-attr:tenant_id"),
         volume_type=body.get("volume_type"),
         availability_zone=body.get("availability_zone"),
+        migration_status=body.get("os-vol-mig-status-attr:migstat") or body.get("migration_status"),
     )
 
 

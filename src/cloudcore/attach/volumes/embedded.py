@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from cloudcore._failpoints import failpoint
 from cloudcore._values import normalise_uuid, require_integer
 from cloudcore.attach.tables import embedded_attachments, embedded_snapshots, embedded_volumes
+from cloudcore.attach.volumes.embedded_migrations import begin_migration, complete_migration, stored_under
 from cloudcore.attach.volumes.embedded_snapshots import EmbeddedSnapshots
 from cloudcore.attach.volumes.values import (
     MAX_BYTES,
@@ -180,7 +181,7 @@ class EmbeddedVolumes:
 
         self._database.run(work)
         if self._directory is not None:
-            with self._path(identifier).open("ab") as file:
+            with self._path(self._stored(identifier)).open("ab") as file:
                 file.truncate(size)
         return self.volume(identifier)
 
@@ -205,8 +206,37 @@ class EmbeddedVolumes:
         if source is None or Path(source).stat().st_size > size:
             why = "there is no such image" if source is None else f"it does not fit into {size} bytes"
             raise InvalidArgument(f"image_id: {image_id}: {why}", field="image_id", value=image_id)
-        with Path(source).open("rb") as image, self._path(volume_id).open("r+b") as volume:
+        with Path(source).open("rb") as image, self._path(self._stored(volume_id)).open("r+b") as volume:
             shutil.copyfileobj(image, volume)
+
+    def begin_migration(self, volume_id: str) -> Volume:
+        """Make a volume that is to take the place of *volume_id*, which then waits, as Cinder's retype does.
+
+        Whoever uses it changes over (:meth:`AttachmentManager.swap_volume`), and says so by
+        :meth:`complete_migration`.
+
+        Raises:
+            VolumeNotFound: There is none.
+            Conflict: It migrates already.
+        """
+        old = self.volume(volume_id)
+        new = self.create_volume(
+            old.size,
+            name=old.name,
+            multiattach=old.multiattach,
+            bootable=old.bootable,
+            read_only=old.read_only,
+            project_id=old.project_id,
+        )
+        self._database.run(lambda connection: begin_migration(connection, old.id, new.id))
+        return self.volume(new.id)
+
+    def complete_migration(self, volume_id: str, new_volume_id: str, *, error: bool = False) -> str:
+        """See :meth:`VolumeService.complete_migration`."""
+        old, new = normalise_uuid(volume_id, "volume_id"), normalise_uuid(new_volume_id, "new_volume_id")
+        unused = self._database.run(lambda connection: complete_migration(connection, old, new, error=error))
+        self._drop(unused)
+        return old
 
     def snapshot(self, volume_id: str, name: str) -> VolumeSnapshot:
         """See :meth:`VolumeService.snapshot`."""
@@ -224,10 +254,10 @@ class EmbeddedVolumes:
         """See :meth:`VolumeService.delete_volume`."""
         identifier = normalise_uuid(volume_id, "volume_id")
 
-        def work(connection: Connection) -> None:
+        def work(connection: Connection) -> str | None:
             found = _find_volume(connection, identifier, lock=True)
             if found is None:
-                return
+                return None
             records = _records(connection, identifier)
             if records:
                 raise InUse(
@@ -241,10 +271,13 @@ class EmbeddedVolumes:
             if kept:
                 raise Conflict(f"volume {identifier} has {kept} snapshots; delete them first", identifier=identifier)
             connection.execute(sa.delete(_V).where(_V.c.id == identifier))
+            return stored_under(found)
 
-        self._database.run(work)
-        if self._directory is not None:
-            self._path(identifier).unlink(missing_ok=True)
+        self._drop(self._database.run(work))
+
+    def _drop(self, stored: str | None) -> None:
+        if stored is not None and self._directory is not None:
+            self._path(stored).unlink(missing_ok=True)
 
     # --- attachments --------------------------------------------------------------------------------------------------
 
@@ -354,27 +387,32 @@ class EmbeddedVolumes:
 
     # --- the rest -----------------------------------------------------------------------------------------------------
 
-    def _path(self, volume_id: str) -> Path:
+    def _path(self, stored: str) -> Path:
         assert self._directory is not None
-        return self._directory / f"volume-{volume_id}"
+        return self._directory / f"volume-{stored}"
+
+    def _stored(self, volume_id: str) -> str:
+        """The name under which its bytes are kept."""
+        with self._database.read() as connection:
+            return stored_under(_require_volume(connection, volume_id))
 
     def _attachment(self, record: Row[Any], volume: Row[Any] | None) -> VolumeAttachment:
-        mapped = record.connector is not None and volume is not None
+        mapped = record.connector is not None
         return VolumeAttachment(
             id=record.id,
             volume_id=record.volume_id,
             instance_id=record.instance_id,
             status=AttachmentStatus(record.status),
             mode=record.mode,
-            connection=self._connection(record) if mapped else None,
+            connection=self._connection(record, stored_under(volume)) if mapped and volume is not None else None,
             attached_at=record.attached_at,
         )
 
-    def _connection(self, record: Row[Any]) -> ConnectionInfo:
+    def _connection(self, record: Row[Any], stored: str) -> ConnectionInfo:
         common = {"volume_id": record.volume_id, "attachment_id": record.id, "access_mode": "rw", "encrypted": False}
         if self._directory is not None:
-            return ConnectionInfo("local", {"device_path": str(self._path(record.volume_id)), **common})
-        name = f"embedded/volume-{record.volume_id}"
+            return ConnectionInfo("local", {"device_path": str(self._path(stored)), **common})
+        name = f"embedded/volume-{stored}"
         return ConnectionInfo("rbd", {"name": name, "hosts": ["127.0.0.1"], "ports": ["6789"], **common})
 
     def check(self) -> None:
@@ -494,4 +532,5 @@ def _set_status(connection: Connection, volume_id: str, status: str) -> None:
 
 
 def _volume(row: Row[Any]) -> Volume:
-    return Volume(id=row.id, name=row.name, status=row.status, size=row.size, **row.settings)
+    settings = {name: value for name, value in row.settings.items() if name != "name_id"}
+    return Volume(id=row.id, name=row.name, status=row.status, size=row.size, **settings)

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from cloudcore._values import normalise_uuid, require_text
 from cloudcore.attach.tables import embedded_snapshots, embedded_volumes
+from cloudcore.attach.volumes.embedded_migrations import stored_under
 from cloudcore.attach.volumes.values import VolumeSnapshot
 from cloudcore.database import hold
 from cloudcore.errors import VolumeNotFound
@@ -48,7 +49,8 @@ class EmbeddedSnapshots:
             found = connection.execute(sa.select(_S).where(same)).one_or_none()
             if found is None:
                 if self._directory is not None:
-                    shutil.copyfile(self._directory / f"volume-{volume_id}", self._directory / f"snapshot-{identifier}")
+                    stored = self._directory / f"volume-{stored_under(volume)}"
+                    shutil.copyfile(stored, self._directory / f"snapshot-{identifier}")
                 row = {"id": identifier, "volume_id": volume_id, "name": name, "size": volume.size}
                 connection.execute(sa.insert(_S), row)
                 found = connection.execute(sa.select(_S).where(same)).one()

@@ -189,6 +189,26 @@ class VolumeService(Protocol):
             OutcomeUnknown: It may be written, or still be being written; repeat.
         """
 
+    def complete_migration(self, volume_id: str, new_volume_id: str, *, error: bool = False) -> str:
+        """End a migration that the service began and for which it waits: who uses the volume has changed over, or not.
+
+        The service then keeps the id *volume_id* for what *new_volume_id* was, with its attachments, and deletes the
+        old bytes; with *error* it deletes the new volume. Safe to repeat.
+
+        Args:
+            volume_id: The volume that migrates. Without *error* it has no attachment any more.
+            new_volume_id: The one that takes its place.
+            error: It was not changed over.
+
+        Returns:
+            The id under which the volume goes on.
+
+        Raises:
+            Conflict: They are in no migration of the one to the other (any more).
+            VolumeNotFound, PolicyDenied, VolumeServiceUnavailable: See the class.
+            OutcomeUnknown: Repeat.
+        """
+
     def snapshot(self, volume_id: str, name: str) -> VolumeSnapshot:
         """Keep what the volume holds now, whether it is in use or not; it is ``available`` on return.
 

@@ -32,6 +32,9 @@ AttachMode = Literal["rw", "ro"]
 
 MAX_BYTES = 2**63 - 1
 
+_SETTLED = {None, "", "none", "success", "error", "deleting"}
+"""Cinder's migration statuses in which nobody waits for anything."""
+
 _HIDDEN = "***"
 _OPEN_KEYS = frozenset(
     {
@@ -107,6 +110,8 @@ class Volume:
         project_id: Owner, None if the service does not say.
         volume_type: Name of its type, None if it has none.
         availability_zone: None if the service has none.
+        migration_status: Of a volume on its way to another backend, ``"migrating"`` and more; of the one that takes its
+            place, ``"target:"`` and the first one's id. None if there is none, or the service does not say.
     """
 
     id: str = attrs.field(converter=_volume_id)
@@ -122,6 +127,12 @@ class Volume:
     project_id: str | None = None
     volume_type: str | None = None
     availability_zone: str | None = None
+    migration_status: str | None = None
+
+    @property
+    def migrating(self) -> bool:
+        """The service is about to move it to another backend, and waits for whoever uses it."""
+        return self.migration_status not in _SETTLED and not str(self.migration_status).startswith("target:")
 
     @size.validator
     def _check_size(self, _: Any, value: int) -> None:

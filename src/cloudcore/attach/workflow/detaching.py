@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from cloudcore.attach.volumes.interface import VolumeService
     from cloudcore.attach.workflow.driver import Driver, Result
     from cloudcore.attach.workflow.recovery import Recovery
+    from cloudcore.attach.workflow.swaps import Swaps
 
 __all__ = ["Detacher"]
 
@@ -45,9 +46,11 @@ class Detacher:
         leases: Leases,
         recovery: Recovery,
         volumes: VolumeService,
+        swaps: Swaps,
         *,
         fencer: Fencer | None,
     ) -> None:
+        self._swaps = swaps
         self._journal = journal
         self._rows = rows
         self._driver = driver
@@ -174,6 +177,9 @@ class Detacher:
         failures: list[CloudcoreError] = []
         with self._leases.hold([instance_lock(instance_id)]):
             move = self._rows.find(instance_id)
+            if move is not None and move.kind == "swap":
+                self._swaps.settle(move)  # the service waits to hear what came of it
+                move = None
             if move is not None:
                 self._rows.set_phase(move, "ending")  # nobody confirms or reverts it any more
             for volume_id in sorted({leg.volume_id for leg in self._journal.select(instance_id=instance_id)}):

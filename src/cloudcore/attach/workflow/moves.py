@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from cloudcore.attach.workflow.driver import Driver, Result
     from cloudcore.attach.workflow.recovery import Recovery
     from cloudcore.attach.workflow.snapshots import Snapshots
+    from cloudcore.attach.workflow.swaps import Swaps
     from cloudcore.disks import Disk
 
 __all__ = ["Moves"]
@@ -59,6 +60,7 @@ class Moves:
         recovery: Recovery,
         volumes: VolumeService,
         snapshots: Snapshots,
+        swaps: Swaps,
         *,
         fencer: Fencer | None,
         id_factory: Callable[[], str],
@@ -70,6 +72,7 @@ class Moves:
         self._recovery = recovery
         self._volumes = volumes
         self._snapshots = snapshots
+        self._swaps = swaps
         self._fencer = fencer
         self._steps = MoveSteps(journal, driver, recovery, id_factory=id_factory)
 
@@ -226,6 +229,9 @@ class Moves:
             if move.kind == "snapshot":
                 self._snapshots.undo(move)
                 return self._steps.main_legs(instance_id)
+            if move.kind == "swap":
+                self._swaps.settle(move)
+                return self._steps.main_legs(instance_id)
             if move.kind == "evacuation":
                 raise Refused(
                     f"instance {instance_id} cannot go back: {move.source} was fenced ({move.note}). Confirm the move, "
@@ -262,6 +268,9 @@ class Moves:
                 return False
             if move.kind == "snapshot":
                 self._snapshots.undo(move)
+                return True
+            if move.kind == "swap":
+                self._swaps.settle(move)
                 return True
             self._settle(instance_id)
             if move.phase == "beginning" and move.kind == "live":

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cloudcore.hypervisor.disks.xml import DiskEntry
 
 __all__ = [
+    "CopyDriver",
     "Device",
     "GuestDriver",
     "GuestState",
@@ -248,3 +249,25 @@ class GuestDriver(Protocol):
 
     def resize(self, instance_id: str, entry: DiskEntry, size: int) -> None:
         """Tell a running guest the size in bytes."""
+
+
+class CopyDriver(GuestDriver, Protocol):
+    """The primitives of copies under a running guest."""
+
+    def begin_copy(self, instance_id: str, entry: DiskEntry, disk: Disk) -> None:
+        """Copy what *entry* holds to the place of *disk*, and from then on what the guest writes, until it is ended.
+
+        A write goes to both places before the guest hears that it is done.
+        """
+
+    def copied(self, instance_id: str, entry: DiskEntry) -> tuple[int, int, bool] | None:
+        """Bytes copied, bytes in all, and whether both places hold the same; None if it is copied no more."""
+
+    def end_copy(self, instance_id: str, entry: DiskEntry, *, pivot: bool) -> None:
+        """Change over to the new place, in both definitions; or copy no more. Done when it returns."""
+
+    def redefine(self, instance_id: str, entry: DiskEntry, disk: Disk) -> None:
+        """Give the persistent definition's *entry* the source and the volume id of *disk*; nothing else changes."""
+
+    def rename(self, instance_id: str, entry: DiskEntry, disk: Disk) -> None:
+        """The running guest's *entry*, which has the bytes of *disk*, is that volume from now on."""

@@ -8,11 +8,25 @@ import logging
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
+import attrs
+
 from cloudcore._extras import require_extra
 from cloudcore.errors import DeviceNotFound, GuestBusy, GuestNotFound, HypervisorError, MissingExtra, UnsupportedFeature
 from cloudcore.hypervisor.disks.guests import GuestState, GuestView, Hint, Scope, TargetTaken, UnplugRunning, Waiters
 from cloudcore.hypervisor.disks.monitor import OpenDisks, command, failure_text, read_open
-from cloudcore.hypervisor.disks.xml import KEPT, DiskEntry, bootable_xml, disk_xml, domain_disks, removed_disks
+from cloudcore.hypervisor.disks.xml import (
+    KEPT,
+    RENAMED,
+    DiskEntry,
+    bootable_xml,
+    copy_xml,
+    disk_xml,
+    domain_disks,
+    mirror_ready,
+    removed_disks,
+    replaced_xml,
+    volume_of,
+)
 from cloudcore.hypervisor.libvirt.errors import (
     ACCESS_DENIED,
     INTERNAL_ERROR,
@@ -39,6 +53,8 @@ _log = logging.getLogger(__name__)
 _LIVE, _CONFIG = 1, 2  # VIR_DOMAIN_AFFECT_*
 _FLAGS = {Scope.LIVE: _LIVE, Scope.PERSISTENT: _CONFIG}
 _SECURE, _INACTIVE = 1 << 0, 1 << 1  # VIR_DOMAIN_XML_*
+_COPY = 1 << 1 | 1 << 2 | 1 << 3  # VIR_DOMAIN_BLOCK_COPY_*: REUSE_EXT, TRANSIENT_JOB, SYNCHRONOUS_WRITES
+_PIVOT = 1 << 1  # VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT
 _BYTES = 1  # VIR_DOMAIN_BLOCK_RESIZE_BYTES
 _PAUSED_STATES = frozenset({3, 7})  # VIR_DOMAIN_PAUSED, VIR_DOMAIN_PMSUSPENDED
 
@@ -138,6 +154,60 @@ class LibvirtDriver:
             domain.blockResize(entry.target, size, _BYTES)
 
         self._change(f"resize {entry.target} of guest {instance_id} to {size} bytes", instance_id, resize)
+
+    # --- copies ------------------------------------------------------------------------------------------------------
+
+    def begin_copy(self, instance_id: str, entry: DiskEntry, disk: Disk) -> None:
+        """See :class:`~cloudcore.hypervisor.disks.guests.CopyDriver`.
+
+        libvirt wants to be told that the copy may end with the guest, since it cannot go on with it then.
+        """
+        xml = copy_xml(disk)
+        self._change(
+            f"copy {entry.target} of guest {instance_id}",
+            instance_id,
+            lambda domain: domain.blockCopy(entry.target, xml, None, _COPY),
+        )
+
+    def copied(self, instance_id: str, entry: DiskEntry) -> tuple[int, int, bool] | None:
+        """See :class:`~cloudcore.hypervisor.disks.guests.CopyDriver`."""
+
+        def look(connection: Any) -> tuple[int, int, bool] | None:
+            domain = connection.lookupByUUIDString(instance_id)
+            found = domain.blockJobInfo(entry.target, 0) if domain.isActive() else None
+            if not found:
+                return None
+            return found["cur"], found["end"], mirror_ready(domain.XMLDesc(0), entry.target)
+
+        what = f"look at the copy of {entry.target} of guest {instance_id}"
+        return self._connection.call(what, look, identifier=instance_id, repeat=True)
+
+    def end_copy(self, instance_id: str, entry: DiskEntry, *, pivot: bool) -> None:
+        """See :class:`~cloudcore.hypervisor.disks.guests.CopyDriver`."""
+        self._change(
+            f"{'pivot' if pivot else 'end the copy of'} {entry.target} of guest {instance_id}",
+            instance_id,
+            lambda domain: domain.blockJobAbort(entry.target, _PIVOT if pivot else 0),
+        )
+
+    def redefine(self, instance_id: str, entry: DiskEntry, disk: Disk) -> None:
+        """See :class:`~cloudcore.hypervisor.disks.guests.CopyDriver`."""
+        xml = replaced_xml(entry, disk)
+        self._change(
+            f"redefine {entry.target} of guest {instance_id}",
+            instance_id,
+            lambda domain: domain.updateDeviceFlags(xml, _CONFIG),
+        )
+
+    def rename(self, instance_id: str, entry: DiskEntry, disk: Disk) -> None:
+        """See :class:`~cloudcore.hypervisor.disks.guests.CopyDriver`."""
+        old = entry.disk.volume_id if entry.disk else ""
+        xml = disk_xml(attrs.evolve(disk, target=entry.target))
+        self._change(
+            f"rename {entry.target} of guest {instance_id}",
+            instance_id,
+            lambda domain: _note(domain, f"{RENAMED}{volume_of(entry.alias or old)}", xml, _LIVE),
+        )
 
     def _change(self, what: str, instance_id: str, change: Callable[[Any], None]) -> None:
         libvirt = require_extra("libvirt", "libvirt")
@@ -255,17 +325,23 @@ def _secrets(objects: str, closed: set[str]) -> list[str]:
 
 
 def _keep(domain: Any, volume_id: str, xml: str | None, flags: int) -> None:
-    """Write *xml* of a disk into the metadata of a definition, or take it out."""
+    """Write *xml* of a disk that is taken out into the metadata of a definition, or forget it."""
     libvirt = require_extra("libvirt", "libvirt")
-    kept = None if xml is None else f"<disk>{escape(xml)}</disk>"
-    key = None if xml is None else "cloudcore"
     try:
-        domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, kept, key, f"{KEPT}{volume_id}", flags)
+        _note(domain, f"{KEPT}{volume_id}", xml, flags)
     except libvirt.libvirtError as error:
         failure = failure_of(error)
         if connection_lost(failure) or is_missing_guest(failure):
             raise
         _log.info("volume %s cannot be kept in the metadata: %s", volume_id, failure.message)
+
+
+def _note(domain: Any, space: str, xml: str | None, flags: int) -> None:
+    """Write *xml* of a disk into the metadata under *space*, or take it out."""
+    libvirt = require_extra("libvirt", "libvirt")
+    kept = None if xml is None else f"<disk>{escape(xml)}</disk>"
+    key = None if xml is None else "cloudcore"
+    domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, kept, key, space, flags)
 
 
 def _view(domain: Any) -> GuestView:

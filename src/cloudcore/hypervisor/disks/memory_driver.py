@@ -22,7 +22,7 @@ from cloudcore.hypervisor.disks.monitor import OpenDisks
 from cloudcore.hypervisor.disks.xml import DiskEntry, alias_of, disk_xml, domain_disks, effective
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from cloudcore.disks import Disk
 
@@ -58,7 +58,8 @@ class MemoryFaults:
         lose_events: No event arrives.
         away: No connection: every call fails, nothing is done.
         planned: Faults of the next calls of a primitive (``"view"``, ``"settle"``, ``"plug"``, ``"unplug"``,
-            ``"release"``, ``"forget"``, ``"resize"``, ``"freeze"``, ``"thaw"``), in order; None lets one pass.
+            ``"release"``, ``"forget"``, ``"resize"``, ``"freeze"``, ``"thaw"``, ``"begin_copy"``, ``"copied"``,
+            ``"end_copy"``, ``"redefine"``, ``"rename"``), in order; None lets one pass.
     """
 
     lose_events: bool = False
@@ -89,6 +90,7 @@ class MemoryGuest:
     persistent: dict[str, Disk] = attrs.Factory(dict)
     asked: set[str] = attrs.Factory(set)  # targets that it was asked to let go
     removed: dict[str, Disk] = attrs.Factory(dict)  # by volume: taken out of the persistent definition by a detach
+    copies: dict[str, Disk] = attrs.Factory(dict)  # by target: where its live disk is copied to
     orphans: dict[str, Disk] = attrs.Factory(dict)  # by volume: it has them, and its live definition has lost them
 
     def disks(self, scope: Scope) -> dict[str, Disk]:
@@ -225,6 +227,48 @@ class MemoryDriver:
 
         self._call("resize", work)
 
+    def begin_copy(self, instance_id: str, entry: DiskEntry, disk: Disk) -> None:
+        """See :meth:`.CopyDriver.begin_copy`. There are no bytes, so both places hold the same at once."""
+
+        def work() -> None:
+            guest = self.guest(instance_id)
+            if entry.target not in guest.live:
+                raise HypervisorError(f"guest {instance_id} is not running")
+            guest.copies[entry.target] = disk
+
+        self._call("begin_copy", work)
+
+    def copied(self, instance_id: str, entry: DiskEntry) -> tuple[int, int, bool] | None:
+        """See :meth:`.CopyDriver.copied`."""
+        known = self._call("copied", lambda: entry.target in self.guest(instance_id).copies)
+        return (1, 1, True) if known else None
+
+    def end_copy(self, instance_id: str, entry: DiskEntry, *, pivot: bool) -> None:
+        """See :meth:`.CopyDriver.end_copy`."""
+
+        def work() -> None:
+            guest = self.guest(instance_id)
+            copy = guest.copies.pop(entry.target, None)
+            if copy is None:
+                raise HypervisorError(f"guest {instance_id} has no copy of {entry.target} under way", code=1)
+            for disks in (guest.live, guest.persistent) if pivot else ():
+                if entry.target in disks:
+                    disks[entry.target] = attrs.evolve(disks[entry.target], source=copy.source)
+
+        self._call("end_copy", work)
+
+    def redefine(self, instance_id: str, entry: DiskEntry, disk: Disk) -> None:
+        """See :meth:`.CopyDriver.redefine`."""
+        self._call("redefine", lambda: self._exchange(self.guest(instance_id).persistent, entry, disk))
+
+    def rename(self, instance_id: str, entry: DiskEntry, disk: Disk) -> None:
+        """See :meth:`.CopyDriver.rename`."""
+        self._call("rename", lambda: self._exchange(self.guest(instance_id).live, entry, disk))
+
+    @staticmethod
+    def _exchange(disks: dict[str, Disk], entry: DiskEntry, disk: Disk) -> None:
+        disks[entry.target] = attrs.evolve(disks[entry.target], source=disk.source, volume_id=disk.volume_id)
+
     def freeze(self, instance_id: str, *, frozen: bool) -> None:
         """Let the guest's file systems wait, or go on."""
 
@@ -291,16 +335,17 @@ def _view(instance_id: str, guest: MemoryGuest) -> GuestView:
     return GuestView(
         instance_id=instance_id,
         state=guest.state,
-        live=None if off else tuple(_entries(guest.live)),
+        live=None if off else tuple(_entries(guest.live, guest.copies)),
         persistent=None if guest.transient else tuple(_entries(guest.persistent)),
         removed=tuple(_entries(guest.removed)),
     )
 
 
-def _entries(disks: dict[str, Disk]) -> Iterator[DiskEntry]:
+def _entries(disks: dict[str, Disk], copies: Mapping[str, Disk] | None = None) -> Iterator[DiskEntry]:
     """Through XML and back, so that nothing is promised that libvirt would not keep."""
-    for disk in disks.values():
-        yield from domain_disks(f"<domain><devices>{disk_xml(disk)}</devices></domain>")
+    for target, disk in disks.items():
+        (entry,) = domain_disks(f"<domain><devices>{disk_xml(disk)}</devices></domain>")
+        yield attrs.evolve(entry, copying=(copies or {}).get(target))
 
 
 class LockedGuest:

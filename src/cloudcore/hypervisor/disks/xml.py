@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from typing import TYPE_CHECKING
 
 import attrs
 
@@ -23,19 +24,26 @@ from cloudcore.hypervisor.disks.options_xml import (
     read_limits,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 __all__ = [
     "KEPT",
     "PREFIXES",
+    "RENAMED",
     "SECRET_KINDS",
     "DiskEntry",
     "alias_of",
     "bootable_xml",
     "check_disk",
+    "copy_xml",
     "differences",
     "disk_xml",
     "domain_disks",
     "effective",
+    "mirror_ready",
     "removed_disks",
+    "replaced_xml",
     "same_bytes",
     "secret_xml",
     "volume_of",
@@ -52,6 +60,8 @@ SECRET_KINDS = {"ceph": "name", "iscsi": "target", "volume": "volume"}
 """Kinds of libvirt secrets, and the element that says what each is the key of."""
 KEPT = "urn:cloudcore:removed-disk:"
 """Namespaces of metadata that keep a disk while it is being detached; the volume id comes after it."""
+RENAMED = "urn:cloudcore:renamed-disk:"
+"""Namespaces of metadata that keep which volume a running guest's disk is now; the id in its alias comes after it."""
 
 
 def alias_of(volume_id: str) -> str:
@@ -68,14 +78,15 @@ def volume_of(alias: str) -> str:
 class DiskEntry:
     """One disk of a definition.
 
-    *disk* is None for what is no volume (CD-ROMs, disks without a volume id). *xml* is the element as it was read,
-    *indexes* the numbers that libvirt gives the images of a live one.
+    *disk* is None for what is no volume (CD-ROMs, disks without a volume id). *copying* says where it is being copied
+    to. *xml* is the element as it was read, *indexes* the numbers that libvirt gives the images of a live one.
     """
 
     target: str
     alias: str | None = None
     serial: str | None = None
     disk: Disk | None = None
+    copying: Disk | None = None
     indexes: frozenset[int] = frozenset()
     xml: str = attrs.field(default="", repr=False)
 
@@ -249,17 +260,69 @@ def domain_disks(source: str) -> tuple[DiskEntry, ...]:
     Raises:
         HypervisorError: *source* is not well-formed.
     """
-    return tuple(_entry(element) for element in parse(source, "guest definition").iterfind("devices/disk"))
+    root = parse(source, "guest definition")
+    renamed = _kept(root, RENAMED) if RENAMED in source else {}
+    return tuple(_by_its_name(_entry(element), renamed) for element in root.iterfind("devices/disk"))
+
+
+def _by_its_name(entry: DiskEntry, renamed: Mapping[str, DiskEntry]) -> DiskEntry:
+    """A running guest's disk keeps its alias for life. One that got another volume's bytes is that volume's."""
+    known = renamed.get(entry.disk.volume_id) if entry.disk else None
+    if (
+        known is None
+        or known.disk is None
+        or entry.disk is None
+        or not same_bytes(known.disk.source, entry.disk.source)
+    ):
+        return entry
+    return attrs.evolve(entry, disk=attrs.evolve(entry.disk, volume_id=known.disk.volume_id))
 
 
 def removed_disks(source: str) -> tuple[DiskEntry, ...]:
     """The disks that were taken out of a definition, as its metadata keeps them. What cannot be read is left out."""
-    found = []
-    for kept in parse(source, "guest definition").iterfind("metadata/*"):
-        if kept.tag.startswith(f"{{{KEPT}") and kept.text:
+    return tuple(_kept(parse(source, "guest definition"), KEPT).values())
+
+
+def _kept(root: Element, space: str) -> dict[str, DiskEntry]:
+    """The disks that are kept in the metadata under *space*, by what comes after it."""
+    found = {}
+    for kept in root.iterfind("metadata/*"):
+        if kept.tag.startswith(f"{{{space}") and kept.text:
             with contextlib.suppress(HypervisorError):
-                found.append(attrs.evolve(_entry(parse(kept.text, "disk in metadata")), xml=kept.text))
-    return tuple(found)
+                name = kept.tag.partition(space)[2].partition("}")[0]
+                found[name] = attrs.evolve(_entry(parse(kept.text, "disk in metadata")), xml=kept.text)
+    return found
+
+
+def copy_xml(disk: Disk) -> str:
+    """The ``<disk>`` that a copy goes to: where, and in which format."""
+    whole = parse(disk_xml(attrs.evolve(disk, target=disk.target or f"{PREFIXES[disk.bus]}a")), "disk")
+    root = Element("disk", type=_kind(disk.source))
+    _add(root, "driver", name="qemu", type=_format(disk.source))
+    root.extend(whole.findall("source"))
+    return to_text(root)
+
+
+def mirror_ready(definition: str, target: str) -> bool:
+    """Whether both places of the disk that is copied hold the same, as the live definition has it."""
+    for element in parse(definition, "guest definition").iterfind("devices/disk"):
+        if attribute(element, "target", "dev") == target:
+            return attribute(element, "mirror", "ready") == "yes"
+    return False
+
+
+def replaced_xml(entry: DiskEntry, disk: Disk) -> str:
+    """The element of *entry* with the source, the alias and the serial of *disk*, and everything else as it was."""
+    root, wanted = parse(entry.xml, "disk"), parse(disk_xml(attrs.evolve(disk, target=entry.target)), "disk")
+    root.set("type", wanted.get("type", "file"))
+    for tag in ("source", "serial", "alias"):
+        old, new = root.find(tag), wanted.find(tag)
+        if old is not None and new is not None:
+            root[list(root).index(old)] = new
+    driver, form = root.find("driver"), attribute(wanted, "driver", "type")
+    if driver is not None and form is not None:
+        driver.set("type", form)
+    return to_text(root)
 
 
 def _entry(element: Element) -> DiskEntry:
@@ -271,6 +334,7 @@ def _entry(element: Element) -> DiskEntry:
         alias=alias,
         serial=serial,
         disk=None if volume_id is None else _disk(element, volume_id, target),
+        copying=_copying(element, volume_id, target),
         indexes=frozenset(number(one.get("index")) for one in element.iter("source") if one.get("index")),
         xml=to_text(element),
     )
@@ -319,6 +383,20 @@ def _unit(element: Element) -> int | None:
         return None
     elsewhere = any(number(address.get(name)) for name in ("controller", "bus", "target"))
     return None if elsewhere else number(address.get("unit"))
+
+
+def _copying(element: Element, volume_id: str | None, target: str) -> Disk | None:
+    """The place that a running copy goes to."""
+    mirror = element.find("mirror")
+    if volume_id is None or mirror is None or mirror.get("job") != "copy":
+        return None
+    place = Element("disk", type=mirror.get("type", "file"))
+    form, source = mirror.find("format"), mirror.find("source")
+    if form is not None:
+        _add(place, "driver", type=form.get("type", "raw"))
+    if source is not None:
+        place.append(source)
+    return Disk(volume_id=volume_id, source=_source(place), target=target or None)
 
 
 def _optional_number(value: str | None) -> int | None:

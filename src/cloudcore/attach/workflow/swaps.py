@@ -1,0 +1,441 @@
+"""Another volume under a running guest: copied, changed over, and the old one given back.
+
+The row among the moves says how far it came, the legs of the two volumes what has to be ended:
+
+===============  ======================================================================================================
+phase            what holds, and what leads out
+===============  ======================================================================================================
+``copying``      the guest lives on the old volume, a second leg (``next``) holds the new one. Undone, whoever died; or
+                 gone on with when the same swap is asked for again
+``pivoting``     both volumes hold the same, and every write goes to both. The guest is asked which it has. If its host
+                 is dead the new one counts: it has everything that the guest was told is written, whether the guest had
+                 changed over or not
+``completing``   the guest lives on the new volume. Finished: the old leg is ended, the service told, the row deleted
+``undoing``      the new leg is being taken back, and the service told that nothing came of it
+===============  ======================================================================================================
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+import attrs
+
+from cloudcore._failpoints import failpoint
+from cloudcore.attach.journal.lock_names import instance_lock, volume_lock
+from cloudcore.attach.lifecycle.failures import failure
+from cloudcore.attach.lifecycle.records import Attachment, Move
+from cloudcore.attach.lifecycle.states import Event, Instruction, State
+from cloudcore.attach.lifecycle.swapping import SwapPlan, SwapRequest, swap_violations, takes_place
+from cloudcore.disks import CopyPhase, DiskCopier
+from cloudcore.errors import (
+    AttachmentNotFound,
+    CloudcoreError,
+    Conflict,
+    DeviceNotFound,
+    GuestNotFound,
+    UnsupportedFeature,
+    VolumeNotFound,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sqlalchemy.engine import Connection
+
+    from cloudcore.attach.journal.journal import Journal
+    from cloudcore.attach.journal.leases import Lease, Leases
+    from cloudcore.attach.journal.moves import MoveStore
+    from cloudcore.attach.volumes.interface import VolumeService
+    from cloudcore.attach.workflow.driver import Driver, Result
+    from cloudcore.attach.workflow.recovery import Recovery
+    from cloudcore.disks import Disk
+
+    OnProgress = Callable[[int, int], object]
+
+__all__ = ["Swaps"]
+
+_FIRST_LOOK, _LAST_LOOK = 0.02, 1.0
+"""Seconds between looks at how far a copy is."""
+
+
+class Swaps:
+    """Swaps volumes, and finishes or undoes what was interrupted. May be shared between threads."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        rows: MoveStore,
+        driver: Driver,
+        leases: Leases,
+        recovery: Recovery,
+        volumes: VolumeService,
+        *,
+        id_factory: Callable[[], str],
+    ) -> None:
+        self._journal = journal
+        self._rows = rows
+        self._driver = driver
+        self._leases = leases
+        self._recovery = recovery
+        self._volumes = volumes
+        self._new_id = id_factory
+
+    # --- the verb -----------------------------------------------------------------------------------------------------
+
+    def plan(self, request: SwapRequest) -> SwapPlan:
+        """See :meth:`AttachmentManager.plan_swap`."""
+        leg = self._leg_of(request)
+        old, new = self._volumes.volume(request.volume_id), self._volumes.volume(request.new_volume_id)
+        running = False
+        if leg.state is State.ATTACHED:
+            self._copier(leg.host)
+            guests = self._driver.host(leg).guests
+            running = guests.disk_state(leg.instance_id, leg.volume_id).live is not None
+        found = swap_violations(
+            leg,
+            old,
+            new,
+            old_users=self._users(old.id, besides=leg.instance_id),
+            new_users=self._users(new.id, besides=None),
+            running=running,
+        )
+        return SwapPlan(
+            request=attrs.evolve(request, migration=takes_place(old, new)), old=old, new=new, violations=found
+        )
+
+    def swap(self, request: SwapRequest, on_progress: OnProgress | None) -> Attachment:
+        """See :meth:`AttachmentManager.swap_volume`."""
+        with self._leases.hold([instance_lock(request.instance_id)]), self._volumes_of(request) as lease:
+            move = self._rows.find(request.instance_id)
+            if move is None:
+                move = self._start(request)
+            elif not _same(move, request) or move.phase == "undoing":
+                raise Conflict(
+                    f"instance {request.instance_id} is in a {move.kind} ({move.phase}); finish or revert that first",
+                    identifier=request.instance_id,
+                )
+            elif move.phase == "pivoting" and not self._changed_over(lease, move):
+                move = self._enter(move, "copying")
+            return self._run(lease, move, on_progress)
+
+    def _run(self, lease: Lease, move: Move, on_progress: OnProgress | None) -> Attachment:
+        try:
+            if move.phase == "copying":
+                self._copy(lease, move, on_progress)
+                move = self._enter(move, "pivoting")
+                failpoint("attach.swap.pivoting")
+                self._pivot(lease, move)
+                failpoint("attach.swap.pivoted")
+        except Exception as error:
+            self._give_up(lease, move, error)
+            raise
+        return self._finish(lease, move)
+
+    def _start(self, request: SwapRequest) -> Move:
+        plan = self.plan(request)
+        if plan.violations:
+            error = plan.violations[0].as_error()
+            for violation in plan.violations[1:]:
+                error.add_note(f"also: {violation.code}: {violation.message}")
+            raise error
+        leg = self._leg_of(request)
+        move = Move(
+            instance_id=request.instance_id,
+            kind="swap",
+            phase="copying",
+            source=str(leg.host),
+            destination=leg.host,
+            note=plan.request.note,
+        )
+        self._rows.begin(move, self._journal.now())
+        return move
+
+    def _give_up(self, lease: Lease, move: Move, error: Exception) -> None:
+        """It failed: undo it, unless the guest has changed over, or nobody knows."""
+        try:
+            if self._changed_over(lease, move):
+                error.add_note(
+                    f"the guest of instance {move.instance_id} has the new volume: recover() finishes the swap"
+                )
+            else:
+                self._undo(lease, move)
+        except CloudcoreError as second:
+            error.add_note(
+                f"the swap of instance {move.instance_id} is {move.phase} ({second}): recover() goes on with it"
+            )
+
+    # --- what was interrupted -----------------------------------------------------------------------------------------
+
+    def settle(self, move: Move) -> bool:
+        """Finish or undo a swap whose process died. The lease on the instance is held.
+
+        Returns:
+            Whether the guest has the new volume now.
+
+        Raises:
+            CloudcoreError: It could not be; repeat it.
+        """
+        with self._volumes_of(SwapRequest.of(move)) as lease:
+            if self._changed_over(lease, move):
+                self._finish(lease, move)
+                return True
+            self._undo(lease, move)
+            return False
+
+    def _changed_over(self, lease: Lease, move: Move) -> bool:
+        """Whether the guest lives on the new volume; of a dead host, whether that has everything that was written."""
+        if move.phase in {"completing", "undoing"}:
+            return move.phase == "completing"
+        if self._lost(move):
+            return move.phase == "pivoting"
+        new = self._new_leg(move)
+        if new is None or new.state is not State.STAGED:
+            return new is not None and new.role == "main"
+        disk, request = self._disk(lease, move, new), SwapRequest.of(move)
+        try:
+            copy = self._copier(move.source).disk_copy(move.instance_id, request.volume_id, disk)
+        except (DeviceNotFound, GuestNotFound):
+            return move.phase == "pivoting"  # as if its host were dead
+        return copy.phase is CopyPhase.DONE
+
+    # --- copying ------------------------------------------------------------------------------------------------------
+
+    def _copy(self, lease: Lease, move: Move, on_progress: OnProgress | None) -> None:
+        request, copier = SwapRequest.of(move), self._copier(move.source)
+        disk = self._disk(lease, move, self._stage(lease, move))
+        copy = copier.copy_disk(move.instance_id, request.volume_id, disk)
+        failpoint("attach.swap.copying")
+        pause = _FIRST_LOOK
+        while copy.phase is CopyPhase.COPYING:
+            if on_progress is not None:
+                on_progress(copy.done, copy.total)
+            self._leases.wait(pause)
+            lease.require()
+            pause = min(2 * pause, _LAST_LOOK)
+            copy = copier.disk_copy(move.instance_id, request.volume_id, disk)
+        if copy.phase is CopyPhase.NONE:
+            raise Conflict(
+                f"volume {request.volume_id} of instance {move.instance_id} is copied no more: the copy failed, "
+                f"somebody ended it, or the guest stopped",
+                identifier=request.volume_id,
+            )
+        if on_progress is not None:
+            on_progress(copy.done, copy.total)
+
+    def _stage(self, lease: Lease, move: Move) -> Attachment:
+        """The new volume's leg: mapped to the host and connected, and not yet the guest's."""
+        existing = self._new_leg(move)
+        if existing is not None and existing.interrupted:
+            self._recovery.salvage(lease, existing)
+            existing = self._new_leg(move)
+        if existing is not None:
+            return existing
+        request, now = SwapRequest.of(move), self._journal.now()
+        old, new = self._leg_of(request), self._volumes.volume(request.new_volume_id)
+        settings = attrs.evolve(
+            old.settings, size=new.size, service_uuid=new.service_uuid, shared_targets=new.shared_targets
+        )
+        staged = attrs.evolve(
+            old,
+            id=self._new_id(),
+            volume_id=new.id,
+            role="next",
+            state=State.CREATING,
+            service_id=None,
+            operation_id=None,
+            fingerprint=None,
+            version=0,
+            settings=settings,
+            device=None,
+            note=None,
+            created_at=now,
+            updated_at=now,
+        )
+        self._journal.database.run(lambda connection: self._journal.begin(connection, staged))
+        failpoint("attach.swap.begun")
+        result = self._driver.run(lease, staged, Instruction.CREATE, release=False)
+        if result.leg.state is State.STAGED:
+            return result.leg
+        raise self._failure(result)
+
+    def _pivot(self, lease: Lease, move: Move) -> None:
+        disk = self._disk(lease, move, self._require_new_leg(move))
+        self._copier(move.source).pivot_disk(move.instance_id, SwapRequest.of(move).volume_id, disk)
+
+    def _disk(self, lease: Lease, move: Move, leg: Attachment) -> Disk:
+        """The guest's disk, as before, with the bytes of *leg*."""
+        return attrs.evolve(self._driver.disk(lease, leg), volume_id=SwapRequest.of(move).volume_id)
+
+    # --- forward ------------------------------------------------------------------------------------------------------
+
+    def _finish(self, lease: Lease, move: Move) -> Attachment:
+        """The guest has changed over: end what was, and say so."""
+        if move.phase == "pivoting":
+            if not self._lost(move):
+                with suppress(DeviceNotFound, GuestNotFound):
+                    self._pivot(lease, move)  # so that both definitions have it, whatever died in between
+            new = self._take_over(lease, move)
+            move = self._enter(move, "completing")
+        else:
+            new = self._take_over(lease, move)
+        self._end_old(lease, move)
+        failpoint("attach.swap.ended")
+        new = self._settle_name(lease, move, new)
+        self._tell_size(move, new)
+        self._rows.end(move)
+        return new
+
+    def _take_over(self, lease: Lease, move: Move) -> Attachment:
+        """Let the new leg be the instance's and the old one be past, in one transaction."""
+        new = self._require_new_leg(move)
+        if new.role == "main":
+            return new
+        old = self._leg_of(SwapRequest.of(move))
+
+        def leave(connection: Connection) -> None:
+            state, now = State.DISCONNECTING, self._journal.now()
+            past = attrs.evolve(old, role="past", state=state, version=old.version + 1, updated_at=now)
+            self._journal.replace(connection, lease, old, past, Event.LEFT)
+
+        failpoint("attach.swap.take_over")
+        new, _ = self._journal.advance(lease, new, Event.ARRIVED, role="main", with_others=leave)
+        failpoint("attach.swap.taken_over")
+        return new
+
+    def _end_old(self, lease: Lease, move: Move) -> None:
+        request = SwapRequest.of(move)
+        for leg in self._journal.select(volume_id=request.volume_id, instance_id=move.instance_id):
+            if leg.role == "past" and leg.interrupted:
+                result = self._recovery.salvage(lease, leg)
+                if result.leg.state is not State.ABSENT:
+                    raise self._failure(result)
+
+    def _settle_name(self, lease: Lease, move: Move, new: Attachment) -> Attachment:
+        """Under which id the volume goes on: of a migration the old one, by the service's word."""
+        request = SwapRequest.of(move)
+        if request.migration:
+            try:
+                kept = self._volumes.complete_migration(request.volume_id, request.new_volume_id)
+            except (Conflict, VolumeNotFound):  # somebody has given the migration up: the new volume is one like others
+                kept = request.new_volume_id
+            failpoint("attach.swap.told")
+            if kept == request.volume_id:
+                return self._renamed(lease, new, kept)
+        if not self._lost(move):
+            with suppress(DeviceNotFound, GuestNotFound):
+                copier = self._copier(move.source)
+                copier.rename_disk(move.instance_id, request.volume_id, request.new_volume_id)
+        return new
+
+    def _renamed(self, lease: Lease, leg: Attachment, volume_id: str) -> Attachment:
+        if leg.volume_id == volume_id:
+            return leg
+        after = attrs.evolve(leg, volume_id=volume_id, version=leg.version + 1, updated_at=self._journal.now())
+        self._journal.database.run(lambda c: self._journal.replace(c, lease, leg, after, "migrated"))
+        failpoint("attach.swap.renamed")
+        return after
+
+    def _tell_size(self, move: Move, leg: Attachment) -> None:
+        """A larger volume: the guest is told."""
+        volume_id, size = SwapRequest.of(move).volume_id, leg.settings.size
+        legs = self._journal.select(volume_id=volume_id, instance_id=move.instance_id, absent=True)
+        before = next((old.settings.size for old in reversed(legs) if old.role == "past"), size)
+        if size > before and not self._lost(move):
+            with suppress(DeviceNotFound, GuestNotFound):
+                self._driver.host(leg).guests.resize_disk(leg.instance_id, leg.volume_id, size)
+
+    # --- back ---------------------------------------------------------------------------------------------------------
+
+    def _undo(self, lease: Lease, move: Move) -> None:
+        """The guest has not changed over: end the copy and the new leg, and say so."""
+        move = self._enter(move, "undoing")
+        request = SwapRequest.of(move)
+        if not self._lost(move):
+            with suppress(DeviceNotFound, GuestNotFound):
+                self._copier(move.source).abort_disk_copy(move.instance_id, request.volume_id)
+        failpoint("attach.swap.aborted")
+        new = self._new_leg(move)
+        if new is not None:
+            if new.interrupted:
+                result = self._recovery.salvage(lease, new)
+            else:
+                result = self._recovery.lead_away(lease, new, Event.UNDO, note="the swap is undone")
+            if result.leg.state is not State.ABSENT:
+                raise self._failure(result)
+        failpoint("attach.swap.undone")
+        if request.migration:
+            with suppress(Conflict, VolumeNotFound):  # somebody has given it up already
+                self._volumes.complete_migration(request.volume_id, request.new_volume_id, error=True)
+        self._rows.end(move)
+
+    # --- looking ------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _volumes_of(self, request: SwapRequest) -> Iterator[Lease]:
+        with self._leases.hold(sorted(map(volume_lock, (request.volume_id, request.new_volume_id)))) as lease:
+            yield lease
+
+    def _enter(self, move: Move, phase: str) -> Move:
+        if move.phase != phase:
+            self._rows.set_phase(move, phase)
+        return attrs.evolve(move, phase=phase)
+
+    def _lost(self, move: Move) -> bool:
+        """Whether the host is dead. It is asked first.
+
+        Raises:
+            WrongHost: It is not served here, and not known to be dead.
+            CloudcoreError: It cannot be reached, and is not known to be dead.
+        """
+        leg = self._journal.select(instance_id=move.instance_id)[0]
+        return self._recovery.guest_says(move.source, leg) is None
+
+    def _leg_of(self, request: SwapRequest) -> Attachment:
+        found = self._journal.select(volume_id=request.volume_id, instance_id=request.instance_id)
+        main = next((leg for leg in found if leg.role == "main"), None)
+        if main is None:
+            raise AttachmentNotFound(
+                f"instance {request.instance_id} does not have volume {request.volume_id}", identifier=request.volume_id
+            )
+        return main
+
+    def _new_leg(self, move: Move) -> Attachment | None:
+        """The new volume's, wherever it is; after the service has renamed it, too."""
+        request = SwapRequest.of(move)
+        found = self._journal.select(volume_id=request.new_volume_id, instance_id=move.instance_id)
+        if not found and move.phase == "completing":
+            found = self._journal.select(volume_id=request.volume_id, instance_id=move.instance_id)
+        return next((leg for leg in found if leg.role != "past"), None)
+
+    def _require_new_leg(self, move: Move) -> Attachment:
+        found = self._new_leg(move)
+        if found is None:
+            raise Conflict(
+                f"instance {move.instance_id} has lost its new volume: {move.note}", identifier=move.instance_id
+            )
+        return found
+
+    def _users(self, volume_id: str, *, besides: str | None) -> list[str]:
+        """Instances that have the volume, by the journal or by the service."""
+        users = {leg.instance_id for leg in self._journal.select(volume_id=volume_id)}
+        users |= {str(record.instance_id) for record in self._volumes.attachments(volume_id=volume_id)}
+        return sorted(users - {besides})
+
+    def _copier(self, host: str | None) -> DiskCopier:
+        guests = self._driver.host_named(str(host)).guests
+        if not isinstance(guests, DiskCopier):
+            raise UnsupportedFeature(
+                f"the hypervisor of {host} copies no disks under running guests", needed="block copy"
+            )
+        return guests
+
+    def _failure(self, result: Result) -> CloudcoreError:
+        return failure(result.leg, result.error, "swap", self._journal.story(result.leg.id))
+
+
+def _same(move: Move, request: SwapRequest) -> bool:
+    return move.kind == "swap" and SwapRequest.of(move) == attrs.evolve(
+        request, migration=SwapRequest.of(move).migration
+    )

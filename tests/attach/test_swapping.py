@@ -1,0 +1,463 @@
+"""Another volume under a running guest: refused in time, done whole or not at all, and led out of wherever it dies."""
+
+import datetime as dt
+
+import pytest
+
+from cloudcore import _failpoints, errors
+from cloudcore.attach.hosts.guests import MemoryGuests
+from cloudcore.attach.lifecycle.fencing import Evidence
+from cloudcore.attach.lifecycle.states import State
+from cloudcore.attach.volumes.embedded import EmbeddedVolumes
+from cloudcore.hypervisor import MemoryHypervisor
+from cloudcore.hypervisor.disks.memory_driver import Fault
+from cloudcore.testing.volumes import GIB, FakeVolumes
+
+from .conftest import instance
+
+HERE, THERE = "compute-1", "compute-2"
+
+
+class Killed(BaseException):
+    pass
+
+
+class Fencer:
+    def evidence(self, host):
+        if host != HERE:
+            return None
+        return Evidence(host=host, kind="power-off", by="operator", at=dt.datetime(2026, 1, 1, tzinfo=dt.UTC))
+
+
+class World:
+    """An instance with a volume, and another volume that is to take its place."""
+
+    def __init__(self, new_manager, embedded, *, migration):
+        self.service, self.new_manager, self.migration = embedded, new_manager, migration
+        self.volumes = FakeVolumes(embedded)
+        self.hosts = {name: MemoryHypervisor(name) for name in (HERE, THERE)}
+        self.manager = self.open()
+        self.who = instance()
+        self.hosts[HERE].add_guest(self.who)
+        self.old = embedded.create_volume().id
+        self.first = self.manager.attach(self.old, self.who, host=HERE, bus="scsi", delete_on_termination=True)
+        self.new = embedded.begin_migration(self.old).id if migration else embedded.create_volume().id
+
+    def open(self, *, fencer=None, without=()):
+        served = [host for name, host in self.hosts.items() if name not in without]
+        return self.new_manager(self.volumes, served, patience=20.0, fencer=fencer)
+
+    def swap(self, manager=None, **options):
+        return (manager or self.manager).swap_volume(self.who, self.old, self.new, **options)
+
+    def killed_at(self, point, call=None):
+        def die(_):
+            _failpoints.disarm()
+            raise Killed
+
+        _failpoints.arm(point, die)
+        try:
+            with pytest.raises(Killed):
+                (call or self.swap)()
+        finally:
+            _failpoints.disarm()
+
+    def images(self):
+        """What the guest has, by volume: the names of the images in its live and in its persistent definition."""
+        return {
+            state.volume_id: (
+                state.live and state.live.source.image,
+                state.persistent and state.persistent.source.image,
+            )
+            for state in self.hosts[HERE].disk_states()
+        }
+
+    def records(self):
+        return {record.volume_id for record in self.service.attachments(instance_id=self.who)}
+
+    def changed_over(self, manager=None):
+        """The guest, the journal and the service agree that it has the new bytes."""
+        name = self.old if self.migration else self.new
+        image = f"volume-{self.new}"
+        if not self.hosts[HERE].faults.away:
+            assert self.images() == {name: (image, image)}
+        (leg,) = (manager or self.manager).attachments(instance_id=self.who)
+        assert (leg.volume_id, leg.state, leg.role) == (name, State.ATTACHED, "main")
+        assert leg.settings.delete_on_termination
+        assert self.records() == {name}
+        known = {volume.id: volume.status for volume in self.service.volumes()}
+        assert known == ({name: "in-use"} if self.migration else {name: "in-use", self.old: "available"})
+        return True
+
+    def as_before(self, manager=None):
+        """They agree that it has the old ones."""
+        image = f"volume-{self.old}"
+        if not self.hosts[HERE].faults.away:
+            assert self.images() == {self.old: (image, image)}
+        (leg,) = (manager or self.manager).attachments(instance_id=self.who)
+        assert (leg.id, leg.state, leg.role) == (self.first.id, State.ATTACHED, "main")
+        assert self.records() == {self.old}
+        known = {volume.id: volume.status for volume in self.service.volumes()}
+        assert known == ({self.old: "in-use"} if self.migration else {self.old: "in-use", self.new: "available"})
+        if self.migration:
+            assert self.service.volume(self.old).migration_status == "error"
+        return True
+
+    def over(self, manager=None):
+        manager = manager or self.manager
+        assert manager.move(self.who) is None
+        if not self.hosts[HERE].faults.away:
+            assert manager.audit().clean
+        changed = next(iter(manager.attachments(instance_id=self.who))).id != self.first.id
+        return self.changed_over(manager) if changed else not self.as_before(manager)
+
+
+@pytest.fixture(params=["swap", "migration"])
+def world(request, new_manager, embedded):
+    return World(new_manager, embedded, migration=request.param == "migration")
+
+
+@pytest.fixture
+def plain(new_manager, embedded):
+    return World(new_manager, embedded, migration=False)
+
+
+# --- done ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_guest_goes_on_with_the_new_bytes(world):
+    """Under the id that the service keeps: a migration's volume keeps its own."""
+    told = []
+    made = world.swap(on_progress=lambda done, total: told.append((done, total)))
+    assert world.changed_over()
+    assert (made.volume_id == world.old) is world.migration
+    assert made.settings.bus == "scsi"
+    assert told[-1] == (1, 1)
+    assert world.manager.attachment(world.first.id).state is State.ABSENT
+    assert world.manager.audit().clean
+    assert world.manager.recover().complete
+    world.manager.detach(made.id)
+    assert world.hosts[HERE].disk_states() == ()
+    if world.migration:
+        assert [volume.id for volume in world.service.volumes()] == [world.old]
+
+
+def test_the_guest_may_be_paused_and_the_volume_larger(new_manager, embedded):
+    world = World(new_manager, embedded, migration=False)
+    world.new = embedded.create_volume(2 * GIB).id
+    world.hosts[HERE].pause(world.who)
+    world.swap()
+    assert world.hosts[HERE].size(world.who, world.new) == 2 * GIB
+
+
+def test_guests_that_exist_only_in_memory(new_manager, journal_database, tmp_path):
+    """And bytes that are files: what the service deletes is the old volume's file."""
+    with EmbeddedVolumes(journal_database, directory=tmp_path) as volumes:
+        manager, who = new_manager(volumes, MemoryGuests()), instance()
+        old = volumes.create_volume(4096).id
+        manager.attach(old, who)
+        new = volumes.begin_migration(old).id
+        made = manager.swap_volume(who, old, new)
+        assert made.volume_id == old
+        assert [path.name for path in tmp_path.glob("volume-*")] == [f"volume-{new}"]
+        other = volumes.create_volume(4096).id
+        assert manager.swap_volume(who, old, other).volume_id == other
+        assert manager.audit().clean
+        volumes.delete_volume(old)
+        assert [path.name for path in tmp_path.glob("volume-*")] == [f"volume-{other}"]
+
+
+# --- refused ---------------------------------------------------------------------------------------------------------
+
+
+def shared(world):
+    world.old = world.service.create_volume(multiattach=True).id
+    world.manager.attach(world.old, world.who, host=HERE)
+    world.hosts[HERE].add_guest(other := instance())
+    world.manager.attach(world.old, other, mode="ro", host=HERE)
+    world.new = world.service.create_volume(multiattach=True).id
+
+
+def one_shareable(world):
+    world.new = world.service.create_volume(multiattach=True).id
+
+
+def smaller(world):
+    world.new = world.service.create_volume(GIB - 1).id
+
+
+def used(world):
+    world.manager.reserve(world.new, instance())
+
+
+def reserved_elsewhere(world):
+    world.service.set_status(world.new, "reserved")
+
+
+def broken(world):
+    world.service.set_status(world.new, "error")
+
+
+def encrypted(world):
+    world.new = world.service.create_volume(encrypted=True).id
+
+
+def read_only(world):
+    world.new = world.service.create_volume(read_only=True).id
+
+
+def for_another(world):
+    third = world.service.create_volume().id
+    world.new = world.service.begin_migration(third).id
+
+
+def to_another(world):
+    world.service.begin_migration(world.old)
+
+
+def off(world):
+    world.hosts[HERE].stop(world.who)
+
+
+def not_its_own(world):
+    world.who = instance()
+
+
+def unknown(world):
+    world.new = instance()
+
+
+def itself(world):
+    world.new = world.old
+
+
+def moving(world):
+    world.manager.begin_move(world.who, THERE)
+
+
+def unable(world):
+    guests = MemoryGuests(HERE)
+
+    class Less:
+        host = HERE
+        attach_disk, detach_disk = guests.attach_disk, guests.detach_disk
+        disk_state, disk_states, resize_disk = guests.disk_state, guests.disk_states, guests.resize_disk
+
+    world.hosts[HERE] = Less()
+    world.manager = world.open()
+
+
+@pytest.mark.parametrize(
+    ("prepare", "expected"),
+    [
+        (shared, errors.InUse),
+        (one_shareable, errors.UnsupportedFeature),
+        (smaller, errors.InvalidArgument),
+        (used, errors.InUse),
+        (reserved_elsewhere, errors.VolumeBusy),
+        (broken, errors.Conflict),
+        (encrypted, errors.UnsupportedFeature),
+        (read_only, errors.Conflict),
+        (for_another, errors.Conflict),
+        (to_another, errors.Conflict),
+        (off, errors.Conflict),
+        (not_its_own, errors.AttachmentNotFound),
+        (unknown, errors.VolumeNotFound),
+        (itself, errors.InvalidArgument),
+        (moving, errors.Conflict),
+        (unable, errors.UnsupportedFeature),
+    ],
+    ids=lambda value: value.__name__,
+)
+def test_what_is_refused_is_refused_before_anything_is_done(plain, prepare, expected):
+    prepare(plain)
+    before = plain.volumes.calls[:]
+    legs, records = plain.manager.attachments(), plain.service.attachments()
+    with pytest.raises(expected):
+        plain.swap()
+    assert not {"create", "reserve", "update", "delete", "complete_migration"} & set(plain.volumes.calls[len(before) :])
+    assert (plain.manager.attachments(), plain.service.attachments()) == (legs, records)
+    if prepare is reserved_elsewhere:
+        plain.service.set_status(plain.new, "available")
+
+
+def test_every_rule_is_listed(plain):
+    plain.hosts[HERE].stop(plain.who)
+    plain.new = plain.service.create_volume(GIB // 2, multiattach=True).id
+    plan = plain.manager.plan_swap(plain.who, plain.old, plain.new)
+    assert not plan.possible
+    assert [violation.code for violation in plan.violations] == ["not-running", "too-small", "multiattach"]
+    assert plain.manager.move(plain.who) is None
+
+
+# --- interrupted -----------------------------------------------------------------------------------------------------
+
+BEFORE = (
+    "attach.move.begun",
+    "attach.swap.begun",
+    "attach.create.before",
+    "attach.create.after",
+    "attach.connect.after",
+    "attach.complete.after",
+    "hypervisor.copy.begun",
+    "attach.swap.copying",
+    "attach.swap.pivoting",
+)
+AFTER = (
+    "hypervisor.copy.pivoted",
+    "attach.swap.pivoted",
+    "attach.swap.take_over",
+    "attach.swap.taken_over",
+    "attach.disconnect.before",
+    "attach.unmap.before",
+    "attach.unmap.after",
+    "attach.swap.ended",
+    "attach.swap.told",
+    "attach.swap.renamed",
+    "attach.move.end",
+)
+
+
+WAYS = ("attach.create.after", "attach.swap.pivoting", "hypervisor.copy.pivoted", "attach.unmap.before")
+
+
+def reachable(world, point):
+    return world.migration or point not in {"attach.swap.told", "attach.swap.renamed"}
+
+
+@pytest.mark.parametrize(
+    ("point", "way"),
+    [
+        *((point, "recover") for point in (*BEFORE, *AFTER)),
+        *((point, way) for point in WAYS for way in ("revert", "again", "terminate")),
+    ],
+)
+def test_what_died_in_the_middle_is_led_out(world, point, way):
+    """Undone while the guest lives on the old bytes, finished once it lives on the new ones."""
+    if not reachable(world, point):
+        return
+    world.killed_at(point)
+    with pytest.raises(errors.Conflict):
+        world.manager.begin_move(world.who, THERE)
+    with pytest.raises(errors.Conflict):
+        world.manager.detach(world.first.id if point in BEFORE else world.manager.attachments()[-1].id)
+    if way == "terminate":
+        world.hosts[HERE].stop(world.who)
+        world.manager.terminate(world.who)
+        assert world.manager.attachments() == ()
+        assert world.service.attachments() == ()
+        assert world.manager.move(world.who) is None
+        return
+    manager = world.open()
+    if way == "recover":
+        manager.recover()
+        assert manager.recover().complete
+    elif way == "revert":
+        manager.revert_move(world.who)
+    else:
+        world.swap(manager)
+    assert world.over(manager) is (point in AFTER or way == "again")
+
+
+@pytest.mark.parametrize(
+    "point", ["attach.swap.aborted", "attach.unmap.after", "attach.swap.undone", "attach.move.end"]
+)
+def test_undoing_that_dies_goes_on(world, point):
+    world.killed_at("attach.swap.copying")
+    world.killed_at(point, world.manager.recover)
+    world.open().recover()
+    assert world.over() is False
+
+
+@pytest.mark.parametrize(
+    ("point", "served"), [(point, number % 2 == 0) for number, point in enumerate((*BEFORE, *AFTER))]
+)
+def test_with_evidence_that_the_host_is_dead_it_is_led_out(world, point, served):
+    """What was being changed over counts as changed over: the new volume has all that was written by then."""
+    if not reachable(world, point):
+        return
+    world.killed_at(point)
+    world.hosts[HERE].faults.away = True
+    without = () if served else (HERE,)
+    blind = world.open(without=without)
+    report = blind.recover()
+    assert point in AFTER or not report.complete
+    manager = world.open(fencer=Fencer(), without=without)
+    manager.recover()
+    assert manager.recover().complete
+    assert manager.move(world.who) is None
+    changed = point in AFTER or point == "attach.swap.pivoting"
+    assert world.changed_over(manager) if changed else world.as_before(manager)
+    manager.begin_move(world.who, THERE, kind="evacuation")
+    world.hosts[THERE].add_guest(world.who, state="off")
+    (moved,) = manager.confirm_move(world.who)
+    assert moved.host == THERE
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_guest_that_stops_meanwhile_comes_up_with_what_it_had(world, stopped):
+    """The copy ends with it."""
+    world.killed_at("attach.swap.copying")
+    world.hosts[HERE].stop(world.who)
+    if not stopped:
+        world.hosts[HERE].start(world.who)
+    world.manager.recover()
+    world.hosts[HERE].start(world.who)
+    assert world.over() is False
+
+
+# --- failed ----------------------------------------------------------------------------------------------------------
+
+
+def test_progress_may_end_it(world):
+    def enough(*_):
+        raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        world.swap(on_progress=enough)
+    assert world.over() is False
+
+
+@pytest.mark.parametrize("fault", [Fault.ERROR_BEFORE, Fault.TIMEOUT_BEFORE])
+@pytest.mark.parametrize("primitive", ["begin_copy", "end_copy"])
+def test_a_hypervisor_that_refuses(world, primitive, fault):
+    world.hosts[HERE].faults.plan(primitive, fault)
+    with pytest.raises(errors.CloudcoreError):
+        world.swap()
+    assert world.over() is False
+
+
+@pytest.mark.parametrize("fault", [Fault.ERROR_AFTER, Fault.TIMEOUT_AFTER, Fault.LOST_AFTER])
+@pytest.mark.parametrize("primitive", ["begin_copy", "end_copy"])
+def test_a_hypervisor_whose_answer_is_lost(world, primitive, fault):
+    """It is looked at what came of it."""
+    world.hosts[HERE].faults.plan(primitive, fault)
+    with pytest.raises(errors.CloudcoreError):
+        world.swap()
+    world.manager.recover()
+    assert world.over() is (primitive == "end_copy")
+
+
+@pytest.mark.parametrize("method", ["create", "complete", "delete", "complete_migration"])
+@pytest.mark.parametrize("after", [False, True])
+def test_a_service_whose_answer_is_lost(world, method, after):
+    if method == "complete_migration" and not world.migration:
+        return
+    world.volumes.fail(method, errors.OutcomeUnknown("lost"), after=after)
+    try:
+        world.swap()
+    except errors.CloudcoreError:
+        world.manager.recover()
+    world.over()
+
+
+def test_a_migration_that_was_given_up_meanwhile_leaves_a_plain_swap(new_manager, embedded):
+    """The guest has changed over, so the new volume is its own, whatever its name."""
+    world = World(new_manager, embedded, migration=True)
+    world.volumes.fail("complete_migration", errors.Conflict("in no migration"))
+    made = world.swap()
+    assert made.volume_id == world.new
+    assert world.images() == {world.new: (f"volume-{world.new}",) * 2}
+    assert world.records() == {world.new}
+    assert world.manager.move(world.who) is None
+    assert world.manager.audit().clean
