@@ -116,9 +116,14 @@ class DiskLimits:
 
 @attrs.frozen(kw_only=True)
 class LuksEncryption:
-    """The bytes are a LUKS container, opened by QEMU with the passphrase in the libvirt secret *secret_id*."""
+    """The bytes are a LUKS container, opened by QEMU with the passphrase in the libvirt secret *secret_id*.
+
+    A secret is one volume's; *key_id*, the passphrase's name at a key manager, may be that of several. It is in no
+    definition: a disk that is read back has none, and two that differ in nothing else are equal.
+    """
 
     secret_id: str
+    key_id: str | None = attrs.field(default=None, eq=False)
 
 
 @attrs.frozen(kw_only=True)

@@ -68,9 +68,9 @@ def test_the_guest_gets_it_with_its_key(manager, volumes, volume_service, hosts,
     volume, who = volume_service.create_volume(), instance()
     hosts[0].add_guest(who)
     made = manager.attach(volume, who, host="compute-1")
-    assert hosts[0].disk_state(who, volume).live.encryption == LuksEncryption(secret_id=KEY)
+    assert hosts[0].disk_state(who, volume).live.encryption == LuksEncryption(secret_id=volume)
     (disk,) = manager.begin_move(who, "compute-2").disks
-    assert disk.encryption == LuksEncryption(secret_id=KEY)
+    assert (disk.encryption, disk.encryption.key_id) == (LuksEncryption(secret_id=volume), KEY)
     manager.revert_move(who)
     assert KEY not in str(manager.story(made.id))
     manager.detach(made.id)

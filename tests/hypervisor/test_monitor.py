@@ -8,6 +8,7 @@ import uuid
 import pytest
 
 from cloudcore.disks import BlockSource, FileSource, IscsiSource, RbdSource
+from cloudcore.errors import OrphanedDevice
 from cloudcore.hypervisor import Timeouts, build_tree
 from cloudcore.hypervisor.disks.guests import GuestState
 from cloudcore.hypervisor.disks.memory_driver import MemoryDriver, MemoryGuest
@@ -79,6 +80,29 @@ def test_a_device_that_goes_between_two_looks_leaves_its_images_as_orphans(monke
     monkeypatch.setattr(driver, "settle", lambda _: answers.pop(0))
     found = OrphanRepair(driver, Timeouts()).look(guest)
     assert (found.devices, [node.name for node in found.nodes], answers) == (set(), [node.name for node in nodes], [])
+
+
+@pytest.mark.parametrize("source", [None, FileSource("/ours")])
+@pytest.mark.parametrize("open_for", [0, 1, 10**9])
+def test_an_image_in_use_is_anybodys_where_the_source_is_unknown(monkeypatch, source, open_for):
+    """Then it has to be closed before the volume counts as gone; with the source known it is none of ours."""
+    guest, node, left = str(uuid.UUID(int=1)), OpenNode(name="libvirt-3-format", file="/three"), [open_for]
+    driver = MemoryDriver("cn1")
+    driver.guests[guest] = MemoryGuest(state=GuestState.RUNNING, transient=False, slots=1)
+    monkeypatch.setattr(driver, "settle", lambda _: OpenDisks(nodes=(node,) if left[0] >= 0 else ()))
+
+    def release(_, *, nodes):
+        left[0] -= 1
+        return left[0] < 0
+
+    monkeypatch.setattr(driver, "release", release)
+    repair = OrphanRepair(driver, Timeouts(paused=0.2, detach=5), sleep=lambda _: None)
+    if source is None and open_for > 1:
+        with pytest.raises(OrphanedDevice, match=r"/three.*restart the guest"):
+            repair.remove(driver.view(guest), VOLUME, source)
+    else:
+        assert repair.remove(driver.view(guest), VOLUME, source)
+        assert (left[0] < 0) is (source is None or open_for == 0)
 
 
 @pytest.mark.parametrize(

@@ -5,15 +5,25 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any, Self
 
+import attrs
+
 from cloudcore._extras import require_extra
 from cloudcore._values import normalise_uuid, require_text
 from cloudcore.disks import DetachOutcome
-from cloudcore.errors import DeadlineExceeded, GuestNotFound, HypervisorError, InvalidArgument
+from cloudcore.errors import (
+    CloudcoreError,
+    DeadlineExceeded,
+    GuestNotFound,
+    HypervisorError,
+    InvalidArgument,
+    Transient,
+)
 from cloudcore.hypervisor.disks.copying import CopyOperations
 from cloudcore.hypervisor.disks.guests import Hint, Waiters
 from cloudcore.hypervisor.disks.libvirt_driver import LibvirtDriver
 from cloudcore.hypervisor.disks.migration import Migration, cancel
 from cloudcore.hypervisor.disks.operations import DiskOperations
+from cloudcore.hypervisor.disks.secrets import VolumeSecrets
 from cloudcore.hypervisor.disks.xml import SECRET_KINDS, check_disk, secret_xml
 from cloudcore.hypervisor.facts.documents import read_documents
 from cloudcore.hypervisor.libvirt.connection import Connection
@@ -65,7 +75,7 @@ class LibvirtHypervisor:
             passphrase: Called for a disk with ``encryption`` before it is plugged, or arrives here with its guest: what
                 opens it. It is put into the libvirt secret that the disk names, private and under the volume's id, and
                 taken out when no guest of this host has the volume any more. It is in no definition, log or error.
-                None leaves that to others.
+                None leaves that to others: they define the secret, for the manager's disks under the volume's id.
 
         Raises:
             MissingExtra: libvirt-python is not installed.
@@ -87,6 +97,7 @@ class LibvirtHypervisor:
         self._driver = LibvirtDriver(self._connection, self._waiters, self._timeouts)
         self._disks = DiskOperations(self._driver, self._timeouts)
         self._copies = CopyOperations(self._driver, self._timeouts)
+        self._secrets = VolumeSecrets(self._connection, passphrase, seconds=self._timeouts.change)
 
     def _listen(self, connection: Any) -> list[int]:
         return self._driver.listen(connection)
@@ -112,36 +123,19 @@ class LibvirtHypervisor:
     def attach_disk(self, instance_id: str, disk: Disk) -> DiskState:
         """See :meth:`cloudcore.disks.GuestDisks.attach_disk`."""
         check_disk(disk)
-        self._give_key(disk)
-        return self._disks.attach(instance_id, disk)
+        return self._disks.attach(instance_id, self._secrets.give(disk))
 
     def detach_disk(self, instance_id: str, volume_id: str) -> DetachOutcome:
         """See :meth:`cloudcore.disks.GuestDisks.detach_disk`."""
         outcome = self._disks.detach(instance_id, volume_id)
-        if outcome is DetachOutcome.DETACHED and self._passphrase is not None:
-            self._take_key(normalise_uuid(volume_id, "volume_id"))
+        if outcome is DetachOutcome.DETACHED:
+            self._forget_unused(normalise_uuid(volume_id, "volume_id"))
         return outcome
 
-    def _give_key(self, disk: Disk) -> None:
-        if disk.encryption is not None and self._passphrase is not None:
-            value = self._passphrase(disk)
-            volume_id = normalise_uuid(disk.volume_id, "volume_id")
-            self.define_secret(disk.encryption.secret_id, kind="volume", name=volume_id, value=value)
-
-    def _take_key(self, volume_id: str) -> None:
-        """Unless another guest here has the volume: it needs the key at its next start."""
-        if any(state.volume_id == volume_id for state in self._disks.states()):
-            return
-        libvirt = require_extra("libvirt", "libvirt")
-
-        def undefine(connection: Any) -> None:
-            try:
-                connection.secretLookupByUsage(libvirt.VIR_SECRET_USAGE_TYPE_VOLUME, volume_id).undefine()
-            except libvirt.libvirtError as error:
-                if error.get_error_code() not in {libvirt.VIR_ERR_NO_SECRET, libvirt.VIR_ERR_NO_SUPPORT}:
-                    raise
-
-        self._connection.call(f"undefine secret of volume {volume_id}", undefine, identifier=volume_id)
+    def _forget_unused(self, volume_id: str) -> None:
+        """What opens the volume, unless another guest here has it: that needs it at its next start."""
+        if self._passphrase is not None and not any(one.volume_id == volume_id for one in self._disks.states()):
+            self._secrets.take(volume_id)
 
     def disk_state(self, instance_id: str, volume_id: str) -> DiskState:
         """See :meth:`cloudcore.disks.GuestDisks.disk_state`."""
@@ -234,13 +228,12 @@ class LibvirtHypervisor:
             HypervisorError: libvirt refused; the guest runs on here.
         """
         identifier = normalise_uuid(instance_id, "instance_id")
-        plan = Migration(uri=uri, listen_address=listen_address, disks=tuple(disks), edit=edit)
         view = self._driver.view(identifier)
         if view is None and destination._driver.view(identifier) is not None:
             return  # a repeat after a lost answer
         encrypted = [one.disk for one in (view.live or ()) if one.disk and one.disk.encryption] if view else []
-        for disk in encrypted:
-            destination._give_key(disk)
+        given = self._give_at(destination, encrypted, tuple(disks))
+        plan = Migration(uri=uri, listen_address=listen_address, disks=given, edit=edit)
         try:
             self._connection.call(
                 f"migrate guest {identifier}",
@@ -253,10 +246,31 @@ class LibvirtHypervisor:
         except DeadlineExceeded:
             self._connection.call(f"cancel migration of {identifier}", lambda here: cancel(here, identifier))
             raise
+        except CloudcoreError as error:
+            if not isinstance(error, Transient):  # else the guest may be on its way still
+                for disk in encrypted:
+                    destination._forget_unused(disk.volume_id)
+            raise
         if destination._driver.view(identifier) is None:
             raise HypervisorError(f"guest {identifier} was moved to {destination.host}, and is not there")
-        for disk in encrypted if self._passphrase is not None else ():
-            self._take_key(disk.volume_id)
+        for disk in encrypted:
+            self._forget_unused(disk.volume_id)
+
+    def _give_at(
+        self, destination: LibvirtHypervisor, encrypted: list[Disk], given: tuple[Disk, ...]
+    ) -> tuple[Disk, ...]:
+        """Give *destination* what opens the guest's disks; *given*, and those that another secret opens there."""
+        told = {normalise_uuid(one.volume_id, "volume_id"): one for one in given}
+        opened = {}
+        for disk in encrypted:
+            named = told.get(disk.volume_id, disk)
+            there = destination._secrets.give(self._secrets.name_key(disk if named.encryption is None else named))
+            if disk.volume_id in told or there.encryption != disk.encryption:
+                opened[disk.volume_id] = attrs.evolve(named, encryption=there.encryption)
+        return (
+            *(opened.get(normalise_uuid(one.volume_id, "volume_id"), one) for one in given),
+            *(one for volume_id, one in opened.items() if volume_id not in told),
+        )
 
     # --- the rest ----------------------------------------------------------------------------------------------------
 

@@ -212,7 +212,7 @@ class Attachment:
             logical_block_size=options.logical_block_size,
             physical_block_size=options.physical_block_size,
             limits=options.limits,
-            encryption=None if key is None else LuksEncryption(secret_id=key),
+            encryption=None if key is None else LuksEncryption(secret_id=self.volume_id, key_id=key),
         )
 
 

@@ -64,29 +64,31 @@ class OrphanRepair:
     def remove(self, view: GuestView, volume_id: str, source: DiskSource | None) -> bool:
         """Have the guest let the orphaned disk of *volume_id* go; True when nothing of it is left.
 
-        Images that no device reads are closed with it, whosever they are: they can only be in the way.
+        Images that no device reads are closed with it, whosever they are: they can only be in the way. Where nobody
+        knows the *source*, each of them may be the volume's, so all have to be closed.
 
         Raises:
             OrphanedDevice: It cannot be taken out; only a restart of the guest ends it.
         """
         instance_id, alias = view.instance_id, alias_of(volume_id)
+        limit = self._timeouts.paused if view.state is GuestState.PAUSED else self._timeouts.detach
         asked_at = None
         started = time.monotonic()
         while True:
             found = self.look(instance_id)
-            if not found.of(volume_id, source):
-                self._close(instance_id, found)
-                if asked_at is not None:
-                    self._sleep(_EVENT)
-                return True
             waited = time.monotonic() - started
             if alias in found.devices:
                 if asked_at is None or time.monotonic() - asked_at > _ASK_AGAIN:
                     self._ask(instance_id, volume_id)
                     asked_at = time.monotonic()
-            elif not self._close(instance_id, found) and waited > self._timeouts.paused:
-                raise self._stuck(instance_id, volume_id, "its image is in use")
-            limit = self._timeouts.paused if view.state is GuestState.PAUSED else self._timeouts.detach
+            else:
+                closed, ours = self._close(instance_id, found), found.of(volume_id, source)
+                if not ours and (closed or source is not None):
+                    if asked_at is not None:
+                        self._sleep(_EVENT)
+                    return True
+                if not closed and waited > self._timeouts.paused:
+                    raise self._in_use(instance_id, volume_id, found, ours=ours)
             if waited > limit or time_left() <= _LOOK_AGAIN:
                 return False
             self._sleep(_LOOK_AGAIN)
@@ -111,6 +113,17 @@ class OrphanRepair:
             raise
         except CloudcoreError:
             return False
+
+    def _in_use(self, instance_id: str, volume_id: str, found: Orphans, *, ours: bool) -> OrphanedDevice:
+        if ours:
+            return self._stuck(instance_id, volume_id, "its image is in use")
+        files = ", ".join(sorted({node.file for node in found.nodes}))
+        return OrphanedDevice(
+            f"guest {instance_id} has no disk of volume {volume_id} any more, but its hypervisor keeps images in use "
+            f"that are of no disk ({files}), and nobody knows whether one is the volume's; restart the guest, then "
+            f"detach again",
+            identifier=volume_id,
+        )
 
     @staticmethod
     def _stuck(instance_id: str, volume_id: str, why: str) -> OrphanedDevice:

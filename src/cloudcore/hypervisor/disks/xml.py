@@ -242,10 +242,12 @@ def bootable_xml(definition: str, disk: str) -> str:
     return to_text(root)
 
 
-def secret_xml(secret_id: str, kind: str, name: str) -> str:
+def secret_xml(secret_id: str, kind: str, name: str, *, description: str | None = None) -> str:
     """Definition of a libvirt secret; *kind* is one of :data:`SECRET_KINDS`. The value is set apart from it."""
     root = Element("secret", ephemeral="no", private="yes")
     _add(root, "uuid").text = secret_id
+    if description is not None:
+        _add(root, "description").text = description
     usage = _add(root, "usage", type=kind)
     _add(usage, SECRET_KINDS[kind]).text = name
     return to_text(root)
