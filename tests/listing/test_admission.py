@@ -14,7 +14,7 @@ import pytest
 from cloudcore._cancellation import Cancellation
 from cloudcore.errors import Cancelled, CloudcoreError, Overloaded, Transient
 from cloudcore.listing import Cell, CellRouter, Query
-from cloudcore.listing.cells.admission import Admission
+from cloudcore.listing.cells.admission import Admission, Turn
 from cloudcore.listing.cells.promptness import Distance
 from tests.listing.conftest import THINGS, things
 from tests.waiting import until
@@ -26,10 +26,19 @@ class Line:
     def __init__(self, admission: Admission) -> None:
         self.admission, self.order, self.threads = admission, [], []
 
+    @contextlib.contextmanager
+    def turn(self, cells, patience):
+        turn = Turn(self.admission, cells)
+        try:
+            self.admission.enter(turn, patience)
+            yield turn
+        finally:
+            self.admission.leave(turn)
+
     def join(self, name, cells=1, patience=20.0, work=lambda turn: None, cancellation=None) -> None:
         def call() -> None:
             try:
-                with self.admission.turn(cells, patience) as turn:
+                with self.turn(cells, patience) as turn:
                     self.order.append(name)
                     work(turn)
             except CloudcoreError as error:
@@ -62,7 +71,7 @@ def line():
 
 def test_first_come_first_served(line):
     """In the order in which they came, one at a time."""
-    with line.admission.turn(1, 1.0):
+    with line.turn(1, 1.0):
         for name in "abcde":
             line.join(name)
         assert line.order == []
@@ -71,7 +80,7 @@ def test_first_come_first_served(line):
 
 def test_a_turn_that_is_lent_goes_to_the_next_and_whoever_returns_goes_first(line):
     """While it waits for cells, others work; then it does not stand in line again."""
-    with line.admission.turn(1, 1.0) as turn:
+    with line.turn(1, 1.0) as turn:
         gate = threading.Event()
         line.join("a", work=lambda _: gate.wait(20))
         line.join("b")
@@ -85,7 +94,7 @@ def test_a_turn_that_is_lent_goes_to_the_next_and_whoever_returns_goes_first(lin
 
 def test_cells_asked_at_once_are_bounded_whoever_has_lent_its_turn(line):
     """Ten at most together; one call that asks more goes alone."""
-    with line.admission.turn(8, 1.0) as turn:
+    with line.turn(8, 1.0) as turn:
         turn.lend()
         line.join("three", 3)
         line.join("one", 1)  # there would be room, but it came later
@@ -93,7 +102,7 @@ def test_cells_asked_at_once_are_bounded_whoever_has_lent_its_turn(line):
         turn.take_back()
     line.end()
     assert line.order == ["three", "one"]
-    with line.admission.turn(50, 1.0) as turn:
+    with line.turn(50, 1.0) as turn:
         turn.lend()
         line.join("one", 1)
         assert line.admission.waiting == 1
@@ -102,8 +111,8 @@ def test_cells_asked_at_once_are_bounded_whoever_has_lent_its_turn(line):
 
 def test_whoever_waits_too_long_hears_of_it_and_leaves_the_line(line):
     """With a transient error that says how long; those behind move up."""
-    with line.admission.turn(1, 1.0):
-        with pytest.raises(Overloaded, match="wait for one") as caught, line.admission.turn(1, 0.01):
+    with line.turn(1, 1.0):
+        with pytest.raises(Overloaded, match="wait for one") as caught, line.turn(1, 0.01):
             pass
         assert isinstance(caught.value, Transient)
         assert 0 < caught.value.seconds < 20
@@ -114,7 +123,7 @@ def test_whoever_waits_too_long_hears_of_it_and_leaves_the_line(line):
 def test_a_call_in_line_can_be_cancelled(line):
     """It leaves at once."""
     cancellation = Cancellation()
-    with line.admission.turn(1, 1.0):
+    with line.turn(1, 1.0):
         line.join("gone", cancellation=cancellation)
         line.join("next")
         cancellation.cancel()
@@ -125,7 +134,7 @@ def test_a_call_in_line_can_be_cancelled(line):
 def test_an_error_gives_the_turn_back(line):
     """Lent or not."""
     for lend in (False, True):
-        with contextlib.suppress(ZeroDivisionError), line.admission.turn(3, 1.0) as turn:
+        with contextlib.suppress(ZeroDivisionError), line.turn(3, 1.0) as turn:
             if lend:
                 turn.lend()
             _ = 1 / 0

@@ -86,7 +86,7 @@ def test_a_child_waits_for_no_lock_that_a_thread_of_its_parent_holds(cloud):
     router = cloud.router
     locks = [router._lock, router._breakers._lock, router._workers._lock, connections._READING.lock]
     for backend in router._backends.values():
-        locks += [backend._lock, backend.pool._free]
+        locks += [backend._lock, backend.pool._lock]
     with contextlib.ExitStack() as held:
         for lock in locks:
             held.enter_context(lock)

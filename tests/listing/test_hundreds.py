@@ -11,9 +11,10 @@ import time
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.pool import NullPool
 
 from cloudcore.database import open_engine
-from cloudcore.errors import InvalidArgument
+from cloudcore.errors import InvalidArgument, LimitExceeded
 from cloudcore.listing import Cell, CellRouter, CellState, Query
 from cloudcore.listing.cells.connections import OpenConnections, affordable
 from cloudcore.listing.cells.pool import ConnectionPool
@@ -162,6 +163,11 @@ def test_servers_are_left_when_nobody_asks(kind, databases, routers):
     with router.database("c0").read() as connection:
         assert connection.scalar(sa.text("SELECT 1")) == 1
     assert until(lambda: open_now() == 0)
+    kept = router.database("c0")
+    assert until(lambda: not router._workers._threads)
+    with kept.read() as connection:  # once nobody looks after connections any more
+        assert connection.scalar(sa.text("SELECT 1")) == 1
+    assert until(lambda: open_now() == 0)
     assert len(router.page(PAGE).records) == 15
     watcher.dispose()
 
@@ -199,6 +205,28 @@ def test_the_connections_in_use_lately_are_kept(thousand):
     for pool in pools:
         pool.close()
     assert opened.number == 0
+
+
+def test_what_the_callers_engines_keep_is_taken_off_and_refused_where_it_is_too_much(databases, routers):
+    """By their pools' size or by what the router uses of them at once; an engine of several cells counts once."""
+    engines = [sa.create_engine(databases.url("sqlite"), pool_size=size) for size in (3, 0)]
+    engines.append(sa.create_engine(databases.url("sqlite"), poolclass=NullPool))
+    url = Cell("url", databases.url("sqlite"))
+    cells = [Cell(f"c{number}", engine) for number, engine in enumerate((engines[0], *engines))]
+    router = routers([url, *cells[:2], cells[3]], source=THINGS, max_connections=10)
+    assert router._opened._kept == 7
+    with pytest.raises(LimitExceeded, match="keep 11 connections, and max_connections is 10") as caught:
+        router.add_cell(cells[2])
+    assert (caught.value.limit, caught.value.used) == (10, 11)
+    assert "c2" not in router.cells
+    router.add_cell(Cell("c2", engines[1], connections=7))
+    assert router._opened._kept == 0
+    assert router.page(Query(limit=5)).cells.keys() == {"url", "c0", "c1", "c2", "c3"}
+    router.remove_cell("c2")
+    assert router._opened._kept == 7
+    assert routers([url, *cells], source=THINGS)._opened._kept == affordable() - 11
+    for engine in engines:
+        engine.dispose()
 
 
 def test_bounds_are_positive_and_follow_the_descriptors_that_may_be_opened():

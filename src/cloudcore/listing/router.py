@@ -20,10 +20,12 @@ from cloudcore.errors import (
     InvalidArgument,
     InvalidCursor,
     InvalidQuery,
+    LimitExceeded,
 )
 from cloudcore.listing.cells.admission import Admission
 from cloudcore.listing.cells.backends import Backend, SharedBreakers
 from cloudcore.listing.cells.breakers import BreakerPolicy, Breakers, BreakerView
+from cloudcore.listing.cells.cell import engines_of, kept_by_engines
 from cloudcore.listing.cells.connections import OpenConnections, affordable
 from cloudcore.listing.cells.in_flight import ask_all
 from cloudcore.listing.cells.workers import Workers
@@ -122,7 +124,8 @@ class CellRouter:
         threads: Cells asked at once, at most, by all calls together. A call for which there is no room waits its turn,
             for *deadline* seconds at most.
         max_connections: Connections kept open, over all cells; beyond that, one is opened for a statement and closed
-            after it. By default as many as half of the descriptors that the process may open allow, 1,024 at most.
+            after it. By default as many as half of the descriptors that the process may open allow, 1,024 at most. What
+            the pools of engines of yours keep counts, too: the router keeps so many fewer itself, a few at least.
         idle_timeout: Seconds after which a connection that nobody uses is closed.
         cursor_keys: Secrets that cursors are signed with (HMAC-SHA256): a server that hands cursors to strangers gives
             one, and reads only its own back. The first signs, all are accepted, so that a key can be replaced while
@@ -132,6 +135,7 @@ class CellRouter:
 
     Raises:
         MissingExtra: The driver for some cell is not installed.
+        LimitExceeded: Engines among the cells keep more than *max_connections* by themselves.
     """
 
     def __init__(
@@ -162,6 +166,8 @@ class CellRouter:
                 field="idle_timeout" if not idle_timeout > 0 else "max_connections",
             )
         most = affordable() if max_connections is None else max_connections
+        self._most_connections = max_connections
+        self._with_engines: dict[str, Cell] = {}
         self._opened = OpenConnections(most, idle_timeout, clock)
         self._workers = Workers(threads, idle_timeout, self._opened)
         self._services = RouterServices(
@@ -201,14 +207,17 @@ class CellRouter:
         Raises:
             AlreadyExists: There is a cell of this name.
             MissingExtra: The driver for its database, or for that of a replica, is not installed.
+            LimitExceeded: With its engine, engines keep more connections than the *max_connections* that was given.
         """
         with self._lock:
             if cell.name in self._backends:
                 raise AlreadyExists(f"there is a cell {cell.name} already", identifier=cell.name)
+            with_engines = self._with_engines_of(cell)
             backend = Backend(
                 cell, self._deadline, self._breakers, opened=self._opened, hedging=self._hedging, clock=self._clock
             )
             self._backends = {**self._backends, cell.name: backend}
+            self._leave_to(with_engines)
 
     @observed("listing.remove_cell", "name", level=logging.INFO)
     def remove_cell(self, name: str) -> None:
@@ -220,8 +229,31 @@ class CellRouter:
         with self._lock:
             backend = self._backend(name)
             self._backends = {other: each for other, each in self._backends.items() if other != name}
+            self._leave_to({other: cell for other, cell in self._with_engines.items() if other != name})
         self._breakers.forget(name)
         backend.close()
+
+    def _with_engines_of(self, cell: Cell) -> dict[str, Cell]:
+        """The cells that have engines, with *cell*, unless these keep too many connections."""
+        if not engines_of(cell):
+            return self._with_engines
+        cells, most = {**self._with_engines, cell.name: cell}, self._most_connections
+        theirs = kept_by_engines(cells.values())
+        if most is not None and theirs > most:
+            raise LimitExceeded(
+                f"{cell.name}: with its engine, the pools of engines keep {theirs} connections, and max_connections is "
+                f"{most}: give the engines a smaller pool_size, or NullPool, or give URLs",
+                what="connections",
+                limit=most,
+                used=theirs,
+            )
+        return cells
+
+    def _leave_to(self, with_engines: dict[str, Cell]) -> None:
+        """What the engines of these cells keep is not kept here; where no bound was given, a few connections are."""
+        self._with_engines = with_engines
+        least = {} if self._most_connections is None else {"least": 0}
+        self._opened.leave_to_engines(kept_by_engines(with_engines.values()), **least)
 
     def breaker(self, cell: str) -> BreakerView:
         """How the breaker of a cell stands."""
@@ -509,10 +541,16 @@ class CellRouter:
         return frozenset(known.values()) if len(known) == len(keys) else None
 
     def close(self) -> None:
-        """End the threads and close the connections that the router opened. May be called twice."""
-        self._workers.close()
-        for backend in self._backends.values():
-            backend.close()
+        """End the threads and close the connections that the router opened.
+
+        May be called twice: one that a signal interrupted goes on where it was. Calls under way end with their pages,
+        or raise InvalidArgument as all later ones do.
+        """
+        try:
+            self._workers.close()
+        finally:
+            for backend in self._backends.values():
+                backend.close()
 
     def __enter__(self) -> Self:
         return self

@@ -15,16 +15,19 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from cloudcore._cancellation import Cancellation
 from cloudcore._forks import when_forked
-from cloudcore.errors import Cancelled, InvariantViolated, Overloaded
+from cloudcore.errors import InvariantViolated, Overloaded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
 __all__ = ["FAR", "LENDING", "Admission", "Turn"]
+
+T = TypeVar("T")
 
 LENDING = 0.1
 """Seconds for which a call keeps its turn while it waits for cells that usually answer sooner."""
@@ -33,18 +36,27 @@ FAR = 0.008
 
 
 class Turn:
-    """One call's leave to work. For the thread that has it."""
+    """One call's leave to work. For the thread that has it.
 
-    __slots__ = ("_admission", "bell", "cells", "working")
+    Attributes:
+        cells: How many cells the call asks.
+        working: It has a turn.
+        admitted: It is counted among the calls under way, working or not.
+        over: It has left, and everything that it had is back.
+    """
 
+    __slots__ = ("_admission", "admitted", "bell", "cells", "over", "working")
+
+    admitted: bool
     bell: threading.Lock
     cells: int
+    over: bool
     working: bool
 
     def __init__(self, admission: Admission, cells: int) -> None:
         self._admission = admission
         self.cells = cells
-        self.working = False
+        self.working = self.admitted = self.over = False
         self.bell = threading.Lock()
         """Rung when the turn has come."""
         self.bell.acquire()
@@ -64,6 +76,10 @@ class Turn:
 
 class Admission:
     """The turns of one router. Thread-safe. A forked child starts with none taken.
+
+    A signal may interrupt the main thread between any two calls that it makes, though not between two assignments. What
+    it cuts short here is repeated when the call leaves, so that neither its turn nor the one that it was just giving to
+    another is lost.
 
     Args:
         turns: Calls that work at once.
@@ -88,31 +104,55 @@ class Admission:
         """Calls in line."""
         return len(self._line)
 
-    @contextlib.contextmanager
-    def turn(self, cells: int, patience: float) -> Iterator[Turn]:
-        """A turn for a call that asks so many cells; waits for it for *patience* seconds at most.
+    def run(self, cells: int, patience: float, work: Callable[[Turn], T]) -> T:
+        """What *work* gives, called with a turn for so many cells; waits for it for *patience* seconds at most.
 
         Raises:
             Overloaded: It did not come. Nothing was asked.
             Cancelled: The call was cancelled in line.
         """
         turn = Turn(self, cells)
+        interrupt: BaseException | None = None
+        try:
+            self.enter(turn, patience)
+            return work(turn)
+        finally:
+            while not turn.over:
+                try:
+                    self.leave(turn)
+                except BaseException as error:
+                    interrupt = error
+            if interrupt is not None:
+                try:
+                    raise interrupt
+                finally:
+                    interrupt = None  # no circle of error, traceback and frame
+
+    def enter(self, turn: Turn, patience: float) -> None:
+        """Stand in line until *turn* has come. Afterwards, whatever this raises, call :meth:`leave`."""
         with self._lock:
             self._line.append(turn)
             self._admit()
-        try:
-            if not turn.working:
-                self._await(turn, patience)
-            yield turn
-        finally:
-            self._leave(turn)
+        if not turn.working:
+            self._await(turn, patience)
+
+    def leave(self, turn: Turn) -> None:
+        """Give back what the call has; may be repeated."""
+        with self._lock:
+            for line in (self._line, self._returning):
+                if turn in line:
+                    line.remove(turn)
+            if turn.admitted:
+                free, asked, calls = self._free + turn.working, self._asked - turn.cells, self._calls - 1
+                self._free, self._asked, self._calls, turn.admitted, turn.working = free, asked, calls, False, False
+            self._admit()
+            turn.over = True
 
     def lend(self, turn: Turn) -> None:
         """See :meth:`Turn.lend`."""
         with self._lock:
             if turn.working:
-                turn.working = False
-                self._free += 1
+                self._free, turn.working = self._free + 1, False
                 self._admit()
 
     def take_back(self, turn: Turn) -> None:
@@ -128,37 +168,46 @@ class Admission:
 
     def _admit(self) -> None:
         """Give the free turns to those next in line. Under the lock."""
-        while self._free and self._returning:
-            self._give(self._returning.popleft())
-        while self._free and self._line:
-            cells = self._line[0].cells
-            if self._calls and self._asked + cells > self._cells:
+        while self._returning and (self._free or self._returning[0].working):
+            self._give(self._returning)
+        while self._line and (self._free or self._line[0].admitted):
+            turn = self._line[0]
+            if not turn.admitted and self._calls and self._asked + turn.cells > self._cells:
                 return
-            self._asked += cells
-            self._calls += 1
-            self._give(self._line.popleft())
+            self._give(self._line)
 
-    def _give(self, turn: Turn) -> None:
-        self._free -= 1
-        turn.working = True
+    def _give(self, line: deque[Turn]) -> None:
+        """A turn to the first in *line*, who stays there until it has been told."""
+        turn = line[0]
+        if not turn.admitted:
+            free, asked, calls = self._free - 1, self._asked + turn.cells, self._calls + 1
+            self._free, self._asked, self._calls, turn.admitted, turn.working = free, asked, calls, True, True
+        elif not turn.working and line is self._returning:
+            self._free, turn.working = self._free - 1, True
         self._ring(turn)
+        line.popleft()
 
     def _await(self, turn: Turn, patience: float | None) -> None:
         cancellation = Cancellation.current()
         began = self._clock()
-        if cancellation is None:
-            came = turn.bell.acquire(timeout=-1 if patience is None else patience)
-        else:
-            with cancellation.stopped_by(lambda: self._ring(turn)):
-                came = turn.bell.acquire(timeout=-1 if patience is None else patience)
-            cancellation.check()
+        stopped: AbstractContextManager[None] = contextlib.nullcontext()
+        if cancellation is not None:
+            stopped = cancellation.stopped_by(lambda: self._ring(turn))
+        with stopped:
+            while not turn.working:
+                left = -1 if patience is None else max(0.0, began + patience - self._clock())
+                came = turn.bell.acquire(timeout=left)
+                if cancellation is not None:
+                    cancellation.check()
+                if not came:
+                    self._give_up(turn, self._clock() - began)
+
+    def _give_up(self, turn: Turn, waited: float) -> None:
+        """Raise, unless the turn has come at the last moment."""
         with self._lock:
             if turn.working:
                 return
             waiting = len(self._line)
-        if came:
-            raise Cancelled("the call was cancelled")
-        waited = self._clock() - began
         raise Overloaded(
             f"no turn within {waited:.3g} s: {waiting} calls of this router wait for one. "
             "Send fewer at once, or to more processes",
@@ -169,21 +218,6 @@ class Admission:
     def _ring(turn: Turn) -> None:
         with contextlib.suppress(RuntimeError):  # it has just been rung: its turn has come, or it was cancelled
             turn.bell.release()
-
-    def _leave(self, turn: Turn) -> None:
-        with self._lock:
-            if turn in self._line:
-                self._line.remove(turn)  # it never came
-                self._admit()
-                return
-            if turn in self._returning:
-                self._returning.remove(turn)
-            if turn.working:
-                turn.working = False
-                self._free += 1
-            self._asked -= turn.cells
-            self._calls -= 1
-            self._admit()
 
     def check(self) -> None:
         """Verify that every turn is free or with somebody. For when no call is under way.

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import sqlalchemy as sa
+from sqlalchemy.pool import NullPool, QueuePool
 
 from cloudcore._values import require_text
 from cloudcore.errors import InvalidArgument
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from sqlalchemy.engine import URL, Engine
 
     from cloudcore.database import PoolerMode
 
-__all__ = ["Cell"]
+__all__ = ["Cell", "engines_of", "kept_by_engines"]
 
 
 def _replicas(value: Any) -> tuple[Any, ...]:
@@ -31,7 +33,8 @@ class Cell:
     Attributes:
         name: Unique in its router, up to 64 characters.
         database: A URL, whose connections the router opens, keeps and closes; or an engine of yours, whose pool is
-            used for one statement at a time and whose session settings are left as they are.
+            used for one statement at a time and whose session settings are left as they are. What its pool keeps open
+            (``pool_size``) is yours to bound, and is taken off what the router keeps.
         replicas: Databases with the same content, asked when the first is late or away. Their rows may be as stale
             as they are.
         deadline: Seconds within which the cell must answer a page; None for the router's.
@@ -60,3 +63,25 @@ class Cell:
     def _check_deadline(self, _: attrs.Attribute[Any], value: float | None) -> None:
         if value is not None and not value > 0:
             raise InvalidArgument(f"deadline: {value!r} is no positive number of seconds", field="deadline")
+
+
+def engines_of(cell: Cell) -> frozenset[Engine]:
+    """Those among its databases that are engines of the caller's."""
+    return frozenset(each for each in (cell.database, *cell.replicas) if isinstance(each, sa.Engine))
+
+
+def kept_by_engines(cells: Iterable[Cell]) -> int:
+    """Connections that the pools of the callers' engines keep open once the router has used them."""
+    used: Counter[Engine] = Counter()
+    for cell in cells:
+        for engine in engines_of(cell):
+            used[engine] += cell.connections
+    return sum(_kept(engine, number) for engine, number in used.items())
+
+
+def _kept(engine: Engine, used: int) -> int:
+    """Of so many that are used at once."""
+    if isinstance(engine.pool, NullPool):
+        return 0
+    size = engine.pool.size() if isinstance(engine.pool, QueuePool) else 0
+    return min(size, used) if size else used  # 0 is no bound

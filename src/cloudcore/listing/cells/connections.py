@@ -22,6 +22,7 @@ from cloudcore.listing.cells.regex import RegexFunction
 from cloudcore.listing.query.dialects import dialect_name
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Callable, Iterator
 
     from sqlalchemy.engine import Dialect
@@ -32,16 +33,19 @@ if TYPE_CHECKING:
     Take = Callable[[Iterator[tuple[Any, ...]]], tuple[list[tuple[Any, ...]], bool]]
     """Reads rows as far as they are wanted, and says whether it left off before their end."""
 
-__all__ = ["OpenConnections", "PooledConnection", "Take", "affordable"]
+__all__ = ["OpenConnections", "Permit", "PooledConnection", "Take", "affordable", "ring"]
 
 T = TypeVar("T")
 
 
 class _Turns:
-    """A lock for the whole process; a forked child, where its holder is missing, has a new one."""
+    """A lock for the whole process; a forked child, where its holder is missing, has a new one.
+
+    It knows who has it: a signal may interrupt whoever has just got it before that is noted anywhere else.
+    """
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
 
 
 _READING = _Turns()
@@ -53,41 +57,63 @@ _TURN = 0.02
 """Seconds to wait for one's turn to read before reading beside the others."""
 
 
+class Permit:
+    """Leave to have one connection of a pool open.
+
+    A signal may interrupt whoever has it anywhere. Then it is found among those that were *lost*, as soon as nobody has
+    it any more, and whoever waits longest is woken to find it.
+
+    Attributes:
+        taken: It is counted in the pool.
+        counted: It is counted among all that the router has open.
+    """
+
+    __slots__ = ("_bells", "_lost", "counted", "taken")
+
+    counted: bool
+    taken: bool
+
+    def __init__(self, lost: deque[Permit], bells: deque[threading.Lock]) -> None:
+        self._lost, self._bells = lost, bells
+        self.taken = self.counted = False
+
+    def __del__(self) -> None:
+        if self.taken or self.counted:  # in any thread, perhaps one that has the pool's lock: so without it
+            self._lost.append(self)
+            ring(self._bells)
+
+
+def ring(bells: deque[threading.Lock]) -> None:
+    """Wake whoever waits longest. It takes no lock."""
+    with contextlib.suppress(IndexError):
+        bells.popleft().release()
+
+
 class PooledConnection:
-    """One connection, used by one thread at a time."""
+    """One connection, used by one thread at a time. It is closed when whoever used it was interrupted and is gone."""
 
     __slots__ = (
-        "_autocommit",
-        "_proxied",
-        "connection",
-        "cursor",
-        "dialect",
-        "form",
-        "idle_since",
-        "limit",
-        "local",
-        "mine",
-        "reader",
-        "regex",
-        "used",
-    )
+        "_autocommit", "_ended", "_limit", "_proxied", "connection", "cursor", "dialect", "form", "idle_since", "local",
+        "mine", "permit", "reader", "regex", "used",
+    )  # fmt: skip
 
     dialect: Dialect
     form: str
-    limit: float
     local: bool
     mine: bool
     used: bool
 
-    def __init__(self, proxied: PoolProxiedConnection, dialect: Dialect, *, mine: bool) -> None:
+    def __init__(self, proxied: PoolProxiedConnection, dialect: Dialect, *, mine: bool, permit: Permit) -> None:
+        self._ended = False
         self._proxied = proxied
+        self.permit = permit
         self.dialect = dialect
         self.form = f"{dialect_name(dialect)} {dialect.driver}"
         """Connections of one form take the same text and parameters."""
         self.local = dialect.name == "sqlite"
         self.mine = mine
         self.connection: Any = proxied.dbapi_connection
-        self.limit = math.inf
+        self._limit = [math.inf]
         self.used = False
         """Whether it was kept since an earlier statement."""
         self.idle_since: float = 0.0
@@ -134,11 +160,12 @@ class PooledConnection:
         elif kind == "mysql":
             self.cursor.execute(f"SET SESSION max_execution_time = {milliseconds}")
         else:
-            self.connection.set_progress_handler(lambda: time.monotonic() > self.limit, 50_000)
+            limit = self._limit  # and not the whole, which would be a circle
+            self.connection.set_progress_handler(lambda: time.monotonic() > limit[0], 50_000)
 
     def run(self, text: str, parameters: Any, limit: float) -> list[tuple[Any, ...]]:
         """All rows of one statement, as the driver gives them; *limit* is the monotonic instant to give up at."""
-        self.limit = limit
+        self._limit[0] = limit
         if self.reader is not None:
             reader, filled = self.reader, self.cursor.mogrify(text, parameters or None)
             return self._fetched(lambda: reader.read(filled))
@@ -150,7 +177,7 @@ class PooledConnection:
         """Rows of one statement as far as *take* reads, and whether it left off; all of them where all have come."""
         if not self.local:
             return self.run(text, parameters, limit), False
-        self.limit = limit
+        self._limit[0] = limit
         self._execute(text, parameters)
         rows, cut = self._fetched(lambda: take(self.cursor))
         if cut:
@@ -192,12 +219,14 @@ class PooledConnection:
 
     def _in_turn(self, read: Callable[[], T]) -> T:
         reading = _READING.lock
-        alone = reading.acquire(timeout=_TURN)
         try:
+            reading.acquire(timeout=_TURN)
             return read()
         finally:
-            if alone:
+            try:  # noqa: SIM105 - at once: a further call is a place for a signal
                 reading.release()
+            except RuntimeError:  # another's: this one read beside it
+                pass
 
     def abort(self) -> None:
         """From another thread: make the statement under way fail now."""
@@ -227,16 +256,28 @@ class PooledConnection:
             elif self.dialect.name in {"mysql", "mariadb"}:
                 self.connection.autocommit(self._autocommit)
         self._proxied.close()
+        self._ended = True
 
     def discard(self) -> None:
         """Close the connection for good."""
+        self._ended = True
         with contextlib.suppress(Exception):
             self._proxied.invalidate()
+
+    def abandon(self) -> None:
+        """Never touch the connection again: it is the parent's of this forked child."""
+        self._ended = True
+
+    def __del__(self) -> None:
+        if not self._ended:
+            self.discard()
 
 
 _RECENT = 5.0
 """Seconds for which an idle connection is left alone though others want to be opened: when pages go round more cells
 than connections are kept, closing one that the next page needs for one that this page needs would gain nothing."""
+_FEWEST, _MOST_KEPT = 16, 1024
+"""Connections that are kept, unless told otherwise."""
 _SHARE = 8
 """Of the connections kept, the part that is closed in one go to make room."""
 
@@ -269,6 +310,7 @@ class OpenConnections:
 
     def __init__(self, most: int, idle_timeout: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._most, self._idle_timeout, self._clock = most, idle_timeout, clock
+        self._kept = most
         self._keepers: weakref.WeakSet[Keeper] = weakref.WeakSet()
         self.attend: Callable[[], None] = lambda: None
         """Called when one is opened: sees to it that :meth:`close_unused` is called some time later."""
@@ -293,29 +335,33 @@ class OpenConnections:
     @property
     def crowded(self) -> bool:
         """Whether one that was just used is to be closed."""
-        return self.number > self._most
+        return self.number > self._kept
 
-    def enter(self) -> None:
+    def leave_to_engines(self, number: int, *, least: int = _FEWEST) -> None:
+        """Engines of the caller's keep so many of them; *least* are kept here all the same."""
+        self._kept = max(min(least, self._most), self._most - number)
+
+    def enter(self, permit: Permit) -> None:
         """One is about to be opened."""
         with self._lock:
-            self.number += 1
+            self.number, permit.counted = self.number + 1, True
             now = self._clock()
-            full = self.number > self._most and self._look_at <= now
+            full = self.number > self._kept and self._look_at <= now
             if full:
                 self._look_at = now + _RECENT  # nobody else need look meanwhile
         if full and self._close_oldest(now):
             self._look_at = now
         self.attend()
 
-    def leave(self) -> None:
-        """One was closed, or could not be opened."""
+    def leave(self, permit: Permit) -> None:
+        """One was closed, or could not be opened, or was not even counted. May be repeated."""
         with self._lock:
-            self.number -= 1
+            self.number, permit.counted = self.number - permit.counted, False
 
     def _close_oldest(self, now: float) -> bool:
         """Whether there were some to close."""
         idle = sorted(since for keeper in list(self._keepers) for since in keeper.idle() if since <= now - _RECENT)
-        closed = idle[: max(1, self._most // _SHARE)]
+        closed = idle[: max(1, self._kept // _SHARE)]
         self._close(closed[-1] if closed else -math.inf)
         return bool(closed)
 
@@ -344,7 +390,4 @@ def affordable() -> int:
     except ImportError:
         return _MOST_KEPT
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return _MOST_KEPT if descriptors == resource.RLIM_INFINITY else max(16, min(_MOST_KEPT, descriptors // 6))
-
-
-_MOST_KEPT = 1024
+    return _MOST_KEPT if descriptors == resource.RLIM_INFINITY else max(_FEWEST, min(_MOST_KEPT, descriptors // 6))

@@ -137,8 +137,13 @@ class RequestsInFlight:
         self._executors.append(executor)
         if len(self._requests) == 1 and executor.waiting[0].request.backend.direct:
             executor.own = True
-            with self._cancellable():
-                executor()  # the database itself keeps the deadline
+            try:
+                with self._cancellable():
+                    executor()  # the database itself keeps the deadline
+            except BaseException:  # a signal may come here: nobody asks for the answer
+                executor.running = None
+                self.stop()
+                raise
         else:
             self._start(executor)
 
@@ -176,7 +181,7 @@ class RequestsInFlight:
                 self._left = self._clock()
                 if self.turn is not None:
                     self.turn.take_back()
-        except Overloaded:
+        except BaseException:
             self.stop()
             raise
         return done

@@ -6,6 +6,7 @@ import contextlib
 import math
 import threading
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -24,7 +25,7 @@ from cloudcore.errors import (
     StatementRefused,
     UnreadableValue,
 )
-from cloudcore.listing.cells.connections import OpenConnections, PooledConnection
+from cloudcore.listing.cells.connections import OpenConnections, Permit, PooledConnection, ring
 from cloudcore.listing.cells.faults import refusal
 from cloudcore.listing.cells.table_layouts import TableLayouts
 
@@ -97,14 +98,19 @@ class ConnectionPool:
             self._opened.watch(self)
 
     def _start_empty(self) -> None:
-        self._free = threading.Condition()
+        self._lock = threading.Lock()
         self._idle: list[PooledConnection] = []
         """Taken from and added to without the lock: both are atomic."""
         self._room = self._connections
-        self._waiting = 0
+        self._bells: deque[threading.Lock] = deque()
+        """Of those that wait; whoever gives something back rings the first."""
+        self._lost: deque[Permit] = deque()
+        """Of those that were interrupted."""
 
     def _part(self) -> None:
         """In a forked child: the connections are the parent's, and so is whoever held the lock."""
+        for pooled in self._idle:
+            pooled.abandon()
         _abandoned.append(self._idle)
         self._start_empty()
 
@@ -114,23 +120,28 @@ class ConnectionPool:
         self._touched = self._clock()
         if self._engine is not None:
             return self._engine
-        with self._free:
+        with self._lock:
             if self._engine is None:
-                self._engine = _reading_engine(self._source, self._deadline, self._options)
+                self._engine = self._attended(_reading_engine(self._source, self._deadline, self._options))
             return self._engine
 
     @property
     def database(self) -> Database:
         """The same database for writing, opened on first use with the settings of cloudcore's own databases."""
         self._touched = self._clock()
-        self._opened.attend()
-        with self._free:
+        with self._lock:
             if self._database is None:
                 if self.mine:
                     self._database = Database(self._source, pool_size=2, pooler=self._options.get("pooler"))
+                    self._attended(self._database.engine)
                 else:
                     self._database = Database(self._source)
             return self._database
+
+    def _attended(self, engine: Engine) -> Engine:
+        """See to it, whenever the engine opens a connection, that somebody closes it when it is unused."""
+        event.listen(engine, "connect", lambda *_: self._opened.attend())
+        return engine
 
     def acquire(
         self, limit: float, *, fresh: bool = False, waits: Callable[[bool], None] | None = None
@@ -151,17 +162,15 @@ class ConnectionPool:
         except IndexError:
             pass
         engine = self.engine
-        kept = self._enter(limit, waits)
-        if kept is not None:
-            return kept
+        permit = Permit(self._lost, self._bells)
         try:
-            return self._open(engine)
-        except Exception as error:
-            self._leave()
+            kept = self._enter(permit, limit, waits)
+            return self._open(engine, permit) if kept is None else kept
+        except BaseException as error:
+            self._give_back(permit)
+            if isinstance(error, CloudcoreError) or not isinstance(error, Exception):
+                raise  # the caller's own thread was interrupted, if it is neither
             raise _typed(error, engine) from error
-        except BaseException:  # the caller's own thread was interrupted
-            self._leave()
-            raise
 
     def _forget_idle(self) -> None:
         with contextlib.suppress(IndexError):
@@ -172,24 +181,24 @@ class ConnectionPool:
         """Take a connection back after a statement that went well."""
         if not self.mine:
             pooled.release()
-            self._leave()
+            self._give_back(pooled.permit)
             return
         if self._opened.crowded:
             self.scrap(pooled)
             return
         pooled.used, pooled.idle_since = True, self._clock()
-        self._idle.append(pooled)
-        if self._waiting:  # whoever waits said so before looking for an idle one once more
-            with self._free:
-                self._free.notify()
-        if self._closed:
-            self._forget_idle()
+        try:
+            self._idle.append(pooled)
+        finally:
+            if self._bells:  # whoever waits said so before looking for an idle one once more
+                ring(self._bells)
+            if self._closed:
+                self._forget_idle()
 
     def scrap(self, pooled: PooledConnection) -> None:
         """Take a connection back for good."""
         pooled.discard()
-        self._closed_one()
-        self._leave()
+        self._give_back(pooled.permit)
 
     def blame(self, pooled: PooledConnection, error: Exception, *, broken: bool = False) -> CloudcoreError:
         """Take a connection back after *error*, for good if it may be the connection's; returns the error to raise.
@@ -208,72 +217,90 @@ class ConnectionPool:
             self.scrap(pooled)
         return typed
 
-    def _enter(self, limit: float, waits: Callable[[bool], None] | None) -> PooledConnection | None:
-        """Wait for an idle connection, or for the right to open one (None)."""
-        with self._free:
-            if self._room and not self._idle:
-                self._room -= 1
-                return None
-            self._waiting += 1
-            began = self._clock()
-            if waits is not None:
-                waits(True)
-            try:
-                while True:
-                    with contextlib.suppress(IndexError):
-                        return self._idle.pop()
-                    if self._room:
-                        self._room -= 1
-                        return None
-                    left = limit - self._clock()
-                    if left <= 0 or not self._free.wait(left):
-                        waited = self._clock() - began
-                        raise Overloaded(
-                            f"all {self._connections} connections to the cell were busy for {waited:.3g} s: "
-                            "give the cell more, or send fewer calls at once",
-                            seconds=waited,
-                        )
-            finally:
-                self._waiting -= 1
-                if waits is not None:
-                    waits(False)
-
-    def _open(self, engine: Engine) -> PooledConnection:
-        if self.mine:
-            self._opened.enter()
+    def _enter(self, permit: Permit, limit: float, waits: Callable[[bool], None] | None) -> PooledConnection | None:
+        """Wait for an idle connection, or until *permit* is taken (None)."""
+        if not self._idle and self._take(permit):
+            return None
+        bell = threading.Lock()
+        bell.acquire()
+        began, served = self._clock(), False
+        stand = self._bells.append
+        if waits is not None:
+            waits(True)
         try:
-            proxied = engine.raw_connection()
+            while True:
+                stand(bell)
+                kept = self._kept()
+                if kept is not None or self._take(permit):
+                    served = True
+                    return kept
+                left = limit - self._clock()
+                if left <= 0 or not bell.acquire(timeout=left):
+                    raise self._busy(self._clock() - began)
+                stand = self._bells.appendleft  # somebody was faster
+        finally:
             try:
-                pooled = PooledConnection(proxied, engine.dialect, mine=self.mine)
-                pooled.prepare(self._deadline)
-            except BaseException:
-                proxied.invalidate()
-                raise
+                self._bells.remove(bell)
+            except ValueError:
+                if not served:  # it was rung: let another look
+                    ring(self._bells)
+            if waits is not None:
+                waits(False)
+
+    def _kept(self) -> PooledConnection | None:
+        """An idle connection, if there is one."""
+        with contextlib.suppress(IndexError):
+            return self._idle.pop()
+        return None
+
+    def _take(self, permit: Permit) -> bool:
+        """Whether there is room for one connection more, which is *permit*'s then."""
+        with self._lock:
+            while self._lost:
+                lost = self._lost[0]
+                self._opened.leave(lost)
+                self._room, lost.taken = self._room + lost.taken, False
+                self._lost.popleft()
+            if not self._room:
+                return False
+            self._room, permit.taken = self._room - 1, True
+            return True
+
+    def _busy(self, waited: float) -> Overloaded:
+        return Overloaded(
+            f"all {self._connections} connections to the cell were busy for {waited:.3g} s: "
+            "give the cell more, or send fewer calls at once",
+            seconds=waited,
+        )
+
+    def _open(self, engine: Engine, permit: Permit) -> PooledConnection:
+        if self.mine:
+            self._opened.enter(permit)
+        pooled = PooledConnection(engine.raw_connection(), engine.dialect, mine=self.mine, permit=permit)
+        try:
+            pooled.prepare(self._deadline)
         except BaseException:
-            self._closed_one()
+            pooled.discard()
             raise
         return pooled
 
-    def _closed_one(self) -> None:
-        if self.mine:
-            self._opened.leave()
-
-    def _leave(self) -> None:
-        """One connection fewer is open."""
-        with self._free:
-            self._room += 1
-            self._free.notify()
+    def _give_back(self, permit: Permit) -> None:
+        """One connection fewer is open, if *permit* was taken. May be repeated."""
+        self._opened.leave(permit)
+        with self._lock:
+            self._room, permit.taken = self._room + permit.taken, False
+        ring(self._bells)
 
     @property
     def holds(self) -> bool:
         """Whether a connection is open."""
-        return bool(self._idle) or any(True for _ in self._engines())
+        return bool(self._idle) or any(pool.checkedin() or pool.checkedout() for _, pool in self._engines())
 
-    def _engines(self) -> Iterator[Engine]:
-        """Ours, where SQLAlchemy keeps connections: those of scattered calls, and those written by."""
+    def _engines(self) -> Iterator[tuple[Engine, QueuePool]]:
+        """Ours with their pools, where SQLAlchemy keeps connections: those of scattered calls, and those written by."""
         for engine in (self._engine, None if self._database is None else self._database.engine):
-            if engine is not None and isinstance(engine.pool, QueuePool) and engine.pool.checkedin():
-                yield engine
+            if engine is not None and isinstance(engine.pool, QueuePool):
+                yield engine, engine.pool
 
     def idle(self) -> list[float]:
         """Since when each idle connection is."""
@@ -289,8 +316,9 @@ class ConnectionPool:
                     break
                 self.scrap(oldest)
         if self._touched <= since:
-            for engine in self._engines():
-                engine.dispose()
+            for engine, pool in self._engines():
+                if pool.checkedin():
+                    engine.dispose()
 
     def close(self) -> None:
         """Close what is idle now and what is in use as soon as it is free. May be called twice."""

@@ -155,9 +155,9 @@ class Attempt:
                 self.pool.release(pooled)
                 self._unless_dropped()
             self.warm = pooled.used
-            with self._holding:
-                self.pooled = pooled
             try:
+                with self._holding:
+                    self.pooled = pooled
                 self._unless_dropped()  # once more: from here on it is the connection that is broken
                 result = use(self, pooled)
             except Exception as error:

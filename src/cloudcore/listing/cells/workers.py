@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
@@ -19,6 +20,15 @@ __all__ = ["CompletionQueue", "Receiver", "Workers"]
 
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
+
+
+def _keep(kept: list[T], take: Callable[[], T]) -> None:
+    """Add what *take*, a method of a deque, gives to *kept* in one step.
+
+    A signal may interrupt the main thread between any two calls that it makes: when ``worker = idle.pop()`` has taken a
+    worker out, and before that has a name.
+    """
+    kept.extend(map(operator.call, (take,)))
 
 
 class _Worker:
@@ -50,7 +60,7 @@ class Workers:
         self._maximum, self._idle_timeout, self._connections = maximum, idle_timeout, connections
         if connections is not None:
             connections.attend = self.attend
-        self._closed = False
+        self._closed = self._ended = False
         self._start_empty()
         when_forked(self, Workers._start_empty)
 
@@ -77,12 +87,15 @@ class Workers:
 
     def _hand(self, job: Callable[[], None] | None) -> bool:
         """Give *job* to a thread that waits, if one does."""
+        taken: list[_Worker] = []
         try:
-            worker = self._idle.pop()
+            _keep(taken, self._idle.pop)
         except IndexError:
             return False
-        worker.job = job
-        worker.bell.release()
+        finally:  # a signal in between loses no thread
+            for worker in taken:
+                worker.job = job
+                worker.bell.release()
         return True
 
     def attend(self) -> None:
@@ -101,27 +114,36 @@ class Workers:
             if len(self._threads) < self._maximum:
                 thread = threading.Thread(target=self._work, args=(job,), name="cloudcore-listing", daemon=True)
                 try:
-                    thread.start()
-                except RuntimeError as error:  # the system has no thread left
-                    if not self._threads:
-                        raise Overloaded(f"no cell can be asked: {error}", seconds=0.0) from error
-                else:
                     self._threads.add(thread)
+                    thread.start()
                     return
+                except BaseException as error:
+                    if thread.ident is None:  # should it run yet, it will say so itself
+                        self._threads.discard(thread)
+                    if not isinstance(error, RuntimeError):  # the caller was interrupted
+                        raise
+                    if not self._threads:  # the system has no thread left
+                        raise Overloaded(f"no cell can be asked: {error}", seconds=0.0) from error
             self._jobs.append(job)
         self._hand_over()  # one may have become idle just before
 
     def _hand_over(self) -> None:
         """Give jobs that wait to threads that wait: whoever makes one of the two looks for the other afterwards."""
         while self._jobs and self._idle:
+            taken: list[Callable[[], None]] = []
+            handed = False
             try:
-                job = self._jobs.popleft()
+                _keep(taken, self._jobs.popleft)
+                handed = self._hand(taken[0])
             except IndexError:
                 return
-            if not self._hand(job):
-                self._jobs.appendleft(job)
+            finally:
+                if taken and not handed:  # after a signal perhaps handed all the same: to do it twice does no harm
+                    self._jobs.appendleft(taken[0])
 
     def _work(self, job: Callable[[], None] | None) -> None:
+        with self._lock:
+            self._threads.add(threading.current_thread())
         worker = _Worker()
         while job is not None:
             job()
@@ -160,16 +182,20 @@ class Workers:
         return True
 
     def close(self, timeout: float = 1.0) -> None:
-        """End the threads; one that is stuck in a dead connection is left behind after *timeout* seconds."""
+        """End the threads; one that is stuck in a dead connection is left behind after *timeout* seconds.
+
+        May be called twice, and goes on where a signal interrupted it.
+        """
+        if self._ended:
+            return
         with self._lock:
-            if self._closed:
-                return
             self._closed = True
             threads = list(self._threads)
         while self._hand(None):
             pass
         for thread in threads:
             thread.join(timeout)
+        self._ended = True
 
 
 class Receiver(Protocol[T_contra]):

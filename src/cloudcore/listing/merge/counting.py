@@ -59,8 +59,9 @@ def count(
     """
     asking = {} if prepared.impossible else backends
     work = _work(services, prepared, backends, by, sums)
-    with services.turn(len(asking)) as turn:
-        results, outcomes, errors = ask_all(asking, work, start=services.start, clock=services.clock, turn=turn)
+    results, outcomes, errors = services.in_turn(
+        len(asking), lambda turn: ask_all(asking, work, start=services.start, clock=services.clock, turn=turn)
+    )
     for cell, error in errors.items():
         prepared.answer_for(cell, error)
     adding = _Adding(prepared.source.columns, by, sums)

@@ -77,8 +77,7 @@ class Pager:
             CellUnavailable: ``require="all"`` and some cell did not answer.
             Overloaded: Too many other calls were under way for too long.
         """
-        with self._services.turn(len(self._backends)) as turn:
-            return self._page(turn)
+        return self._services.in_turn(len(self._backends), self._page)
 
     def _page(self, turn: Turn) -> Page:
         self._driver.work_by(turn)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import attrs
 
@@ -11,13 +11,14 @@ from cloudcore.listing.query.kinds import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-    from contextlib import AbstractContextManager
 
     from cloudcore.listing.cells.admission import Admission, Turn
     from cloudcore.listing.cells.directory import Directory
     from cloudcore.listing.query.prepared import PreparedQuery
 
 __all__ = ["RouterServices"]
+
+T = TypeVar("T")
 
 
 @attrs.frozen(kw_only=True)
@@ -32,9 +33,9 @@ class RouterServices:
     """Seconds that a call waits in line."""
     cursor_keys: tuple[bytes, ...] = ()
 
-    def turn(self, cells: int) -> AbstractContextManager[Turn]:
-        """A call's turn to work, with so many cells."""
-        return self.admission.turn(cells, self.patience)
+    def in_turn(self, cells: int, work: Callable[[Turn], T]) -> T:
+        """What *work* gives, called when its turn to ask so many cells has come."""
+        return self.admission.run(cells, self.patience, work)
 
     def settle(self, prepared: PreparedQuery, keys: Iterable[str]) -> Mapping[str, str]:
         """The cells that own records found in two.

@@ -15,6 +15,7 @@ from cloudcore.listing.values import CellReport, Record
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from cloudcore.listing.cells.admission import Turn
     from cloudcore.listing.cells.backends import Backend
     from cloudcore.listing.merge.merging import Entry
     from cloudcore.listing.merge.services import RouterServices
@@ -75,13 +76,22 @@ class Stream(Iterator[Record]):
             CellUnavailable: ``require="all"`` and some cell did not answer.
             Cancelled: :meth:`cancel` was called; or the call that reads it was cancelled, then each time from now on.
             Overloaded: Too many other calls were under way for too long. Once cells were asked, each time from now on.
+            Cancelled: A signal interrupted it before. Nothing that it had not given out is lost to its resume_cursor.
         """
-        entry = next(self._block, None)
-        if entry is None:
-            entry = self._refill()
+        try:
+            entry = next(self._block, None)
+            if entry is None:
+                entry = self._refill()
+            record = Record(self._prepared.layout, entry[2], self._names[entry[1]])
+        except Exception:
+            raise
+        except BaseException:
+            self._block = iter(())
+            self._stopped = Cancelled("the stream was interrupted: go on with another, from resume_cursor")
+            raise
         self._last = entry
         self._numbers[entry[1]] += 1
-        return Record(self._prepared.layout, entry[2], self._names[entry[1]])
+        return record
 
     def _refill(self) -> Entry:
         if self._cancelled:
@@ -102,15 +112,17 @@ class Stream(Iterator[Record]):
         return next(self._block)
 
     def _next_block(self) -> list[Entry]:
-        with self._services.turn(len(self._names)) as turn:
-            self._driver.work_by(turn)
-            try:
-                return self._driver.advance()
-            except (Cancelled, Overloaded) as error:
-                self._stopped = error
-                raise
-            finally:
-                self._driver.work_by(None)
+        return self._services.in_turn(len(self._names), self._advance)
+
+    def _advance(self, turn: Turn) -> list[Entry]:
+        self._driver.work_by(turn)
+        try:
+            return self._driver.advance()
+        except (Cancelled, Overloaded) as error:
+            self._stopped = error
+            raise
+        finally:
+            self._driver.work_by(None)
 
     @property
     def cells(self) -> Mapping[str, CellReport]:

@@ -121,6 +121,9 @@ class InstanceDirectory:
                     raise blamed from error
                 pooled = self._pool.acquire(limit, fresh=True)  # it may have died with a server that is back
                 continue
+            except BaseException:  # a signal
+                self._pool.scrap(pooled)
+                raise
             self._pool.release(pooled)
             return rows
 
