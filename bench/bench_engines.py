@@ -103,8 +103,9 @@ def conflicts(before: list[int], after: list[int], claims: float, lasting: float
 def add(bench: Bench, name: str, writers: int, measured: Storm, plain: float | None, more: str = "") -> float:
     """A row: claims a second, beside those of the plain set-up."""
     rate, middle, late = measured
+    what, _, beside = name.partition("; ")
     bench.record(
-        f"{name}, {writers} writer{'s' if writers > 1 else ''}, claims/s",
+        f"{what}, {writers} writer{'s' if writers > 1 else ''}, claims/s" + (f"; {beside}" if beside else ""),
         ours=rate,
         peer=plain,
         ratio=rate / plain if plain else None,

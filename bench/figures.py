@@ -27,6 +27,7 @@ from bench.harness import HERE, REPOSITORY, RESULTS, bound_of, figure_of, second
 
 PAGE = REPOSITORY / "docs" / "explanation" / "figures.md"
 OURS, PROMISE, MISSED = "#2e6f9e", "#1d2733", "#c8443c"
+NARROW = "\N{NO-BREAK SPACE}"
 KINDS = ("ratios", "shares", "growth")
 """Of plots, as their files are named."""
 
@@ -34,12 +35,12 @@ TITLES = {
     "alternates": "Alternates",
     "attach": "Attachments",
     "engines": "Engines",
-    "ledger": "The ledger: claims and moves",
-    "listing": "Listing over cells",
-    "load": "Many callers at once",
+    "ledger": "Ledger",
+    "listing": "Listing",
+    "load": "Many callers",
     "scaling": "How it grows",
-    "search": "The search",
-    "select": "Selecting hosts",
+    "search": "Search",
+    "select": "Selection",
     "servers": "Servers in examples",
 }
 
@@ -60,17 +61,17 @@ UNIT = re.compile(r"^(\w+/s), |, (s|ms|µs|MB|%|ns a provider|bytes a provider|\
 # --- what was measured ------------------------------------------------------------------------------------------------
 
 
-def collect(results: Path, kept: Path) -> list[str]:
+def collect(results: Path, kept: Path, *, quick: bool = False) -> list[str]:
     """Take the files of *results* over into *kept*; the names of their areas.
 
-    Runs for a look are left alone, and so is what is not newer than the file that there is.
+    Runs that were *quick* are left alone unless they are asked for, and so is what is not newer than what there is.
     """
     kept.mkdir(parents=True, exist_ok=True)
     taken = []
     for path in sorted(results.glob("*.json")):
         found, there = json.loads(path.read_text()), kept / path.name
         known = there.exists() and date_of(found) <= date_of(json.loads(there.read_text()))
-        if not found.get("quick") and not known:
+        if not known and (quick or not found.get("quick")):
             shutil.copyfile(path, there)
             taken.append(path.stem)
     return taken
@@ -103,9 +104,9 @@ def promise(row: Mapping[str, Any]) -> str:
     bound = bound_of(row)
     if bound is None:
         return "–"
-    if bound.startswith("ratio"):
-        return f"{bound} {number(row['must'])}"
-    return f"{bound} {_told(row, row['must'])}"
+    sign = "≤" if bound.endswith("most") else "≥"
+    told = number(row["must"]) if bound.startswith("ratio") else _told(row, row["must"])
+    return f"{'ratio ' if bound.startswith('ratio') else ''}{sign} {told}"
 
 
 def missed(areas: Sequence[Mapping[str, Any]], told: Mapping[str, Mapping[str, str]] | None = None) -> list[str]:
@@ -120,7 +121,7 @@ def missed(areas: Sequence[Mapping[str, Any]], told: Mapping[str, Mapping[str, s
         for curve in area.get("curves", ()):
             if curve["met"] is False:
                 work = f"{curve['work']}, with more {curve['size']}"
-                power = f"power of at most {curve['must']:g}", f"{curve['slope']:.2f}"
+                power = f"power ≤ {curve['must']:g}", f"{curve['slope']:.2f}"
                 lines.append(_cells(title(area), work, *power, why.get(curve["work"], "")))
     return lines
 
@@ -207,11 +208,9 @@ def _line(row: Mapping[str, Any]) -> str:
     kept = {True: "yes", False: "**no**", None: "–"}[row["met"]]
     work, _, peer = row["work"].partition("; ")
     more = "; ".join(part for part in (f"beside {peer}" if peer else "", row.get("note", "")) if part)
-    cells = [
-        f"{plain(work)}<br><small>{more}</small>" if more else plain(work),
-        *(short(row, "ours"), short(row, "peer"), ratio, promise(row), kept),
-    ]
-    return _cells(*cells)
+    what = f"{plain(work)}<br><small>{more}</small>" if more else plain(work)
+    told = short(row, "ours"), short(row, "peer"), ratio, promise(row), kept
+    return _cells(what, *(figure.replace(" ", NARROW) for figure in told))  # which are not to be torn apart
 
 
 def plain(work: str) -> str:
@@ -223,7 +222,7 @@ def _growth(curve: Mapping[str, Any]) -> str:
     (first, low), (last, high) = curve["points"][0], curve["points"][-1]
     told = [figure_of(value, curve["unit"]) for value in (low, high)]
     ends = f"{told[0]} at {first:,} … {told[1]} at {last:,}"
-    promised = "–" if curve["must"] is None else f"at most {curve['must']:g}"
+    promised = "–" if curve["must"] is None else f"≤ {curve['must']:g}"
     return f"| {curve['work']} | {curve['size']} | {curve['slope']:.2f} | {ends} | {promised} |"
 
 
@@ -231,9 +230,9 @@ def _growth(curve: Mapping[str, Any]) -> str:
 
 
 def plot_ratios(area: Mapping[str, Any]) -> Figure | None:
-    """How many times as fast as the peer, beside what is promised; None where nothing was compared."""
+    """How many times as fast as the peer, beside what is promised; None where little was compared."""
     rows = [row for row in area["rows"] if row["ratio"] and bound_of(row) != "ratio at most"]
-    if not rows:
+    if len(rows) < 2:
         return None
     figure, axes = _bars(rows, [row["ratio"] for row in rows])
     for place, row in enumerate(rows):
@@ -246,9 +245,9 @@ def plot_ratios(area: Mapping[str, Any]) -> Figure | None:
 
 
 def plot_shares(area: Mapping[str, Any]) -> Figure | None:
-    """How much of what was promised is used; None where nothing of the kind was."""
+    """How much of what was promised is used; None where little of the kind was."""
     rows = [row for row in area["rows"] if bound_of(row) in {"at least", "at most", "ratio at most"} and row["ours"]]
-    if not rows:
+    if len(rows) < 2:
         return None
     used = {
         "at least": lambda row: row["must"] / row["ours"],
@@ -352,7 +351,7 @@ def main() -> None:
     asked = parser.parse_args()
     folder = asked.into.with_suffix("")
     if not asked.page:
-        taken = collect(asked.results, folder)
+        taken = collect(asked.results, folder, quick=asked.into != PAGE)
         print(f"taken over: {', '.join(taken) or 'nothing; run make bench'}")
     areas, told = read(folder), reasons()
     asked.into.write_text(page(areas, draw(areas, folder), told))

@@ -36,10 +36,10 @@ def test_every_row_and_every_broken_promise_stands_on_the_page(measured, tmp_pat
     told = {"listing": {"first page": "Nothing is as fast."}}
     text = figures.page(areas, plots, told)
     assert "| a page \\| of 50<br><small>beside a loop; warm</small> |" in text
-    assert "| memory | 10 MB | – | – | at most 20 MB | yes |" in text
-    assert "| square | hosts | 2.00 | 1 µs at 1 … 10 ms at 100 | at most 1.5 |" in text
+    assert "| memory | 10\N{NO-BREAK SPACE}MB | – | – | ≤\N{NO-BREAK SPACE}20\N{NO-BREAK SPACE}MB | yes |" in text
+    assert "| square | hosts | 2.00 | 1 µs at 1 … 10 ms at 100 | ≤ 1.5 |" in text
     assert "| rate | callers | 1.00 | 100 claims/s at 1 … 400 claims/s at 4 | – |" in text
-    assert "| [Listing over cells](#listing-over-cells) | 2 of 5 |" in text
+    assert "| [Listing](#listing) | 2 of 5 |" in text
     unmet = figures.missed(areas, told)
     assert len(unmet) == 3
     assert sum(line.endswith("| Nothing is as fast. |") for line in unmet) == 1
