@@ -42,6 +42,7 @@
     │   ├── GroupViolation                      affinity or anti-affinity of a group of instances
     │   ├── FencingRequired                     force without evidence that the host is dead
     │   ├── DetachFailed                        the guest refuses to let a device go
+    │   ├── FlushFailed                         a device is kept: what was written has not reached its volume
     │   ├── GuestAgentUnavailable               nobody in the guest answers, who could make its file systems wait
     │   └── NoValidHost                         carries the report: for each host, why
     │       └── MaxRetriesExceeded              every alternate was tried; carries each attempt
@@ -99,6 +100,7 @@ __all__ = [
     "DetachFailed",
     "DeviceNotFound",
     "FencingRequired",
+    "FlushFailed",
     "GenerationConflict",
     "GroupViolation",
     "GuestAgentUnavailable",
@@ -616,6 +618,16 @@ class DetachFailed(Refused):
     """The guest or the hypervisor refused for good to let a device go.
 
     What to do: look at the guest: it holds the device. Stop its use, or the guest, and detach again.
+    """
+
+    identifier: str | None
+
+
+class FlushFailed(Refused):
+    """A host could not bring to a volume what had been written to its device; the device is kept, with what it holds.
+
+    What to do: mend the path from the host to the storage, and repeat it. ``terminate(force=True)`` gives up what was
+    written.
     """
 
     identifier: str | None

@@ -17,6 +17,7 @@ from cloudcore.database import Database
 from cloudcore.schema import create_schema
 from tests import services
 from tests.attach.cinder_pool import VolumePool, pool
+from tests.attach.san.fixtures import brick, san  # noqa: F401 - fixtures
 
 
 @attrs.define

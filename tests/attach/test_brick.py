@@ -1,5 +1,7 @@
 """The adapter for os-brick, against a stand-in with its interface: iSCSI and its kin need kernel parts."""
 
+import sys
+
 import pytest
 
 from cloudcore import errors
@@ -134,7 +136,8 @@ def test_misuse():
         BrickConnector("compute-1", lock_path="/x", by_qemu=frozenset({"nfs"}))
 
 
-def test_the_package_is_optional():
+def test_the_package_is_optional(monkeypatch):
+    monkeypatch.setitem(sys.modules, "os_brick.opts", None)
     connector = BrickConnector("compute-1", lock_path="/x")
     with pytest.raises(errors.MissingExtra, match=r"cloudcore\[brick\]"):
         connector.describe()

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from cloudcore.attach.audit.auditor import HealReport
     from cloudcore.attach.audit.findings import AuditReport, Finding
     from cloudcore.attach.hosts.brick import BrickConnector
-    from cloudcore.attach.hosts.connectors import HostConnector, PlainConnector
+    from cloudcore.attach.hosts.connectors import ConnectionKeeper, HostConnector, PlainConnector
     from cloudcore.attach.hosts.guests import MemoryGuests
     from cloudcore.attach.lifecycle.fencing import Evidence, Fencer
     from cloudcore.attach.lifecycle.records import (
@@ -56,6 +56,7 @@ _EXPORTS = {
     "BrickConnector": "cloudcore.attach.hosts.brick",
     "CinderVolumes": "cloudcore.attach.volumes.cinder",
     "ConnectionInfo": "cloudcore.attach.volumes.values",
+    "ConnectionKeeper": "cloudcore.attach.hosts.connectors",
     "Connector": "cloudcore.attach.volumes.values",
     "EmbeddedVolumes": "cloudcore.attach.volumes.embedded",
     "Evidence": "cloudcore.attach.lifecycle.fencing",
@@ -96,6 +97,7 @@ __all__ = [
     "BrickConnector",
     "CinderVolumes",
     "ConnectionInfo",
+    "ConnectionKeeper",
     "Connector",
     "EmbeddedVolumes",
     "Evidence",

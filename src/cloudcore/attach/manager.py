@@ -352,7 +352,8 @@ class AttachmentManager:
 
         Args:
             instance_id: UUID.
-            force: Skip the guests and hosts that the fencer has evidence of being dead.
+            force: Skip the guests and hosts that the fencer has evidence of being dead; on living hosts give up what
+                cannot be brought to the volume any more (see :class:`~cloudcore.errors.FlushFailed`), as Nova does.
 
         Returns:
             The attachments whose guest has not let go yet.

@@ -10,8 +10,9 @@ import sqlalchemy as sa
 
 from cloudcore._failpoints import failpoint
 from cloudcore.attach.audit.findings import AuditReport, Finding, Remedy, Snapshot, classify
+from cloudcore.attach.hosts.connectors import ConnectionKeeper
 from cloudcore.attach.journal.lock_names import volume_lock
-from cloudcore.attach.lifecycle.states import Event, State
+from cloudcore.attach.lifecycle.states import AT_REST, Event, State
 from cloudcore.attach.tables import attachment_legs
 from cloudcore.disks import OrphanFinder
 from cloudcore.errors import CloudcoreError, VolumeNotFound
@@ -107,6 +108,8 @@ class Auditor:
             disks=disks,
             connections=connections,
             in_motion=in_motion,
+            releasing=frozenset(name for name, _ in self._keepers()),
+            lost=self._lost(after),
             statuses=statuses,
         )
         skipped = tuple(sorted(in_motion & wanted))
@@ -186,6 +189,19 @@ class Auditor:
             if volumes is not None
         }
 
+    def _keepers(self) -> list[tuple[str, ConnectionKeeper]]:
+        found = ((name, host.connector) for name, host in self._hosts.items())
+        return [(name, connector) for name, connector in found if isinstance(connector, ConnectionKeeper)]
+
+    def _lost(self, legs: Iterable[Attachment]) -> frozenset[str]:
+        keepers = dict(self._keepers())
+        return frozenset(
+            leg.id
+            for leg in legs
+            if leg.state in AT_REST and leg.device is not None and leg.host in keepers
+            if not keepers[leg.host].has(leg.device)
+        )
+
     # --- mending ------------------------------------------------------------------------------------------------------
 
     def heal(
@@ -242,6 +258,11 @@ class Auditor:
         if remedy is Remedy.DELETE_RECORD:
             self._volumes.delete(str(finding.service_id))
             return None
+        if remedy is Remedy.RELEASE:
+            keeper = self._hosts[str(finding.host)].connector
+            assert isinstance(keeper, ConnectionKeeper)
+            keeper.release(finding.volume_id)
+            return None
         if remedy is Remedy.UNPLUG:
             host = self._hosts[str(finding.host)]
             outcome = host.guests.detach_disk(str(finding.instance_id), finding.volume_id)
@@ -253,7 +274,17 @@ class Auditor:
         if remedy is Remedy.REPLUG:
             self._driver.replug(lease, leg)
             return None
+        if remedy is Remedy.RECONNECT:
+            return self._reconnect(lease, leg)
         return self._lead_away(lease, leg, finding)
+
+    def _reconnect(self, lease: Lease, leg: Attachment) -> str | None:
+        before, device = leg.device, self._driver.reconnect(lease, leg).device
+        if before is None or device is None or device.source != before.source:
+            return f"{leg.host} is connected again, elsewhere than the guest's disk says: stop the guest, and refresh()"
+        if self._driver.host(leg).guests.disk_state(leg.instance_id, leg.volume_id).live is not None:
+            return f"{leg.host} is connected again; a guest that runs still has the lost device: stop and start it"
+        return None
 
     def _lead_away(self, lease: Lease, leg: Attachment, finding: Finding) -> str | None:
         event = {Remedy.QUARANTINE: Event.VANISHED, Remedy.DROP: Event.UNDO}.get(

@@ -47,6 +47,7 @@ class Kind(StrEnum):
     UNKNOWN_DISK = "unknown-disk"  # a guest has a volume that the journal does not know
     VOLUME_STATUS = "volume-status"  # the service's status of a volume disagrees with its own records
     LEFTOVER_CONNECTION = "leftover-connection"  # a host is connected to what nobody there uses
+    DEVICE_LOST = "device-lost"  # a host no longer has the device of a volume that a guest there uses
 
 
 class Remedy(StrEnum):
@@ -60,6 +61,8 @@ class Remedy(StrEnum):
     DELETE_RECORD = "delete-record"
     UNPLUG = "unplug"
     DROP = "drop"  # undo the second attachment
+    RELEASE = "release"  # disconnect the host from the volume
+    RECONNECT = "reconnect"  # connect the host to the volume again
 
 
 @attrs.frozen(kw_only=True)
@@ -136,6 +139,8 @@ class Snapshot:
         statuses: The service's status of each of those volumes that it knows; empty if it could not be asked.
         disks: For each host that answered: its guests' disks.
         connections: For each host that can tell: volumes connected there.
+        releasing: Hosts that can end a connection that nobody uses.
+        lost: Attachments whose device is gone from a host that can tell.
         in_motion: Volumes to leave alone.
     """
 
@@ -147,6 +152,8 @@ class Snapshot:
     disks: Mapping[str, tuple[DiskState, ...]]
     connections: Mapping[str, tuple[str, ...]]
     in_motion: frozenset[str] = frozenset()
+    releasing: frozenset[str] = frozenset()
+    lost: frozenset[str] = frozenset()
     statuses: Mapping[str, str] = attrs.field(factory=dict)
 
 
@@ -218,6 +225,9 @@ def _at_rest(snapshot: Snapshot, disks: _Disks, leg: Attachment, said: list[tupl
             told = [*said, ("service", record.status), *guest]
             sure = leg.state is not State.ATTACHED or state is not None
             yield _finding(leg, Kind.INCOMPLETE, told, Remedy.COMPLETE if sure else None)
+    if leg.id in snapshot.lost:
+        told = [*said, *guest, ("host", "its device is gone")]
+        yield _finding(leg, Kind.DEVICE_LOST, told, Remedy.RECONNECT)
     if leg.state is State.ATTACHED and known and not _arriving_elsewhere(snapshot, leg):
         yield from _guest_differs(leg, [*said, *guest], state)
 
@@ -337,8 +347,19 @@ def _of_connections(snapshot: Snapshot) -> Iterator[Finding]:
     for host, volumes in snapshot.connections.items():
         for volume_id in volumes:
             if (host, volume_id) not in users:
-                said = (("host", "connected"), ("journal", "nobody there uses it"), ("guests", "none has it"))
-                yield Finding(kind=Kind.LEFTOVER_CONNECTION, volume_id=volume_id, host=host, evidence=said)
+                asked = host in snapshot.disks
+                said = (
+                    ("host", "connected"),
+                    ("journal", "nobody there uses it"),
+                    ("guests", "none has it" if asked else "could not be asked"),
+                )
+                yield Finding(
+                    kind=Kind.LEFTOVER_CONNECTION,
+                    volume_id=volume_id,
+                    host=host,
+                    evidence=said,
+                    remedy=Remedy.RELEASE if asked and host in snapshot.releasing else None,
+                )
 
 
 def _finding(leg: Attachment, kind: Kind, said: list[tuple[str, str]], remedy: Remedy | None) -> Finding:

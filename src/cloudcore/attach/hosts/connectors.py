@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cloudcore.attach.volumes.values import ConnectionInfo
     from cloudcore.disks import GuestDisks
 
-__all__ = ["Host", "HostConnector", "PlainConnector", "verify_device"]
+__all__ = ["ConnectionKeeper", "Host", "HostConnector", "PlainConnector", "verify_device"]
 
 
 @runtime_checkable
@@ -68,6 +68,24 @@ class HostConnector(Protocol):
 
     def connections(self) -> tuple[str, ...] | None:
         """Volume ids of what is connected on the host, None where that cannot be told."""
+
+
+@runtime_checkable
+class ConnectionKeeper(Protocol):
+    """What a :class:`HostConnector` may have beside: it knows what it connected, and can end what nobody uses.
+
+    :meth:`AttachmentManager.audit` finds what is left over, and what was lost, only by one.
+    """
+
+    def has(self, device: HostDevice) -> bool:
+        """Whether *device*, of an earlier connect, is still there."""
+
+    def release(self, volume_id: str) -> None:
+        """End every connection of the volume on this host. Only called where nobody uses it.
+
+        Raises:
+            CloudcoreError: As of :meth:`HostConnector.disconnect`.
+        """
 
 
 class PlainConnector:

@@ -256,10 +256,12 @@ class ConnectionInfo:
     Attributes:
         kind: Cinder's ``driver_volume_type``: ``"rbd"``, ``"iscsi"``, ``"local"``, ...
         data: The driver's words. ``repr()`` and ``str()`` of this object mask what is not known to be harmless.
+        volume_id: Which volume it is, where that is known; it makes no other connection of it.
     """
 
     kind: str
     data: Mapping[str, Any] = attrs.field(converter=_frozen, hash=False)
+    volume_id: str | None = attrs.field(default=None, eq=False, kw_only=True)
 
     @classmethod
     def from_cinder(cls, mapping: Mapping[str, Any]) -> Self:

@@ -112,12 +112,19 @@ class Detacher:
             )
 
     def _take_back(
-        self, lease: Lease, leg: Attachment, evidence: str | None, wish: WhenGone, *, release: bool
+        self,
+        lease: Lease,
+        leg: Attachment,
+        evidence: str | None,
+        wish: WhenGone,
+        *,
+        release: bool,
+        force: bool = False,
     ) -> Result:
         """Lead one leg away; a wish that it is on its way out with already stands."""
         if leg.interrupted:
             leg = self._give_up_hold(lease, leg)
-            result = self._recovery.salvage(lease, leg, evidence=evidence)
+            result = self._recovery.salvage(lease, leg, evidence=evidence, force=force)
             if result.leg.interrupted or result.leg.state is State.ABSENT:
                 return result
             leg = result.leg
@@ -126,7 +133,7 @@ class Detacher:
         leg, instruction = self._journal.advance(
             lease, leg, event, note=evidence, settings=settings, when_gone=leg.when_gone or wish
         )
-        return self._driver.run(lease, leg, instruction, release=release)
+        return self._driver.run(lease, leg, instruction, release=release, force=force)
 
     def _give_up_hold(self, lease: Lease, leg: Attachment) -> Attachment:
         """An attach that began with a held volume would hold it again when it is undone; nobody wants that any more."""
@@ -204,7 +211,7 @@ class Detacher:
             legs = self._journal.select(volume_id=volume_id, instance_id=instance_id)
             for leg in sorted(legs, key=lambda leg: leg.role):
                 evidence = self._evidence(leg, force=force)
-                self._told(self._take_back(lease, leg, evidence, _wish(leg), release=False))
+                self._told(self._take_back(lease, leg, evidence, _wish(leg), release=False, force=force))
 
     def _evidence(self, leg: Attachment, *, force: bool) -> str | None:
         """Why the leg's host is skipped; None if it is not."""

@@ -122,6 +122,7 @@ class Driver:
         undo: bool = False,
         release: bool = True,
         info: ConnectionInfo | None = None,
+        force: bool = False,
     ) -> Result:
         """Follow the table from *instruction* until nothing is left to do.
 
@@ -132,12 +133,13 @@ class Driver:
             undo: Nobody waits for it any more: undo it if the guest turns out not to have the disk.
             release: Give the lease back together with the last write.
             info: The connection, if it is known; else the service is asked.
+            force: Give up what cannot be brought to the volume.
 
         Returns:
             The leg where it ended: at rest, waiting for its guest, or stuck where a probe or an undo found nobody to
             talk to. The first error on the way is in the result, not raised.
         """
-        work = Work(leg, lease, info)
+        work = Work(leg, lease, info, force=force)
         with ExitStack() as guard:
             guarded = False
             while instruction is not None:
@@ -350,6 +352,17 @@ class Driver:
         """Give the guest again what it should have, in both of its definitions."""
         work = Work(leg, lease)
         self.host(leg).guests.attach_disk(leg.instance_id, self._instructions.disk(work))
+
+    def reconnect(self, lease: Lease, leg: Attachment) -> Attachment:
+        """Connect the leg's host again, which has lost the device, and write down which one it is now.
+
+        Raises:
+            Conflict: What is there now is another one.
+        """
+        device = self._instructions.device(Work(leg, lease))
+        after = attrs.evolve(leg, device=device, version=leg.version + 1, updated_at=self._journal.now())
+        self._journal.database.run(lambda c: self._journal.replace(c, lease, leg, after, "reconnected"))
+        return after
 
     def extend(self, lease: Lease, leg: Attachment, size: int) -> Attachment:
         """Tell the host and the guest of *leg* that its volume has *size* bytes now, and write it down.

@@ -76,7 +76,10 @@ class Outcome:
 
 @attrs.define
 class Work:
-    """What one run knows of a leg beyond the journal. The connection lives only here."""
+    """What one run knows of a leg beyond the journal. The connection lives only here.
+
+    With *force* the host gives up what it cannot bring to the volume any more.
+    """
 
     leg: Attachment
     lease: Lease
@@ -84,6 +87,7 @@ class Work:
     device: HostDevice | None = None
     error: CloudcoreError | None = None
     repeats: int = 0
+    force: bool = False
 
 
 class Instructions:
@@ -283,7 +287,7 @@ class Instructions:
             work.info = self._volumes.attachment(_service_id(work.leg)).connection
         if work.info is None:
             raise VolumeServiceError(f"attachment {work.leg.service_id} is not mapped, though the journal says so")
-        return work.info
+        return attrs.evolve(work.info, volume_id=work.leg.volume_id)
 
     def device(self, work: Work) -> HostDevice:
         """The device on the host, made (again) if need be, and verified."""
@@ -370,11 +374,14 @@ class Instructions:
         others = self._other_users(leg, host)
         if others:
             return Outcome(Event.DONE, {"device": None}, note=f"still used on {host.name} by {', '.join(others)}")
+        force = work.force
         try:
             info = self.connection(work)
-        except (AttachmentNotFound, VolumeServiceError):
+        except AttachmentNotFound:  # the volume may be somebody else's already: nothing is to be brought to it
+            info, force = None, True
+        except VolumeServiceError:
             info = None
-        host.connector.disconnect(info, device, force=leg.state is State.QUARANTINED or info is None)
+        host.connector.disconnect(info, device, force=force)
         failpoint("attach.disconnect.after")
         return Outcome(Event.DONE, {"device": None})
 

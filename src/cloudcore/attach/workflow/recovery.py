@@ -99,7 +99,15 @@ class Recovery:
         mains = [o for o in legs if o.role == "main" and o.instance_id == leg.instance_id]
         return not any(main.state is State.ATTACHED for main in mains)
 
-    def salvage(self, lease: Lease, leg: Attachment, *, forward: bool = False, evidence: str | None = None) -> Result:
+    def salvage(
+        self,
+        lease: Lease,
+        leg: Attachment,
+        *,
+        forward: bool = False,
+        evidence: str | None = None,
+        force: bool = False,
+    ) -> Result:
         """Finish or undo one interrupted leg. The lease on its volume is held, so whoever drove it is dead.
 
         A host that is served here is asked first, and the fencer only where it could not be reached.
@@ -109,6 +117,7 @@ class Recovery:
             leg: As the journal has it.
             forward: Finish it, even where that takes a step that nobody waits for.
             evidence: Why its host counts as dead; None to look.
+            force: Give up what cannot be brought to the volume.
 
         Raises:
             WrongHost: Its next step belongs to a host that is not served here, and that is not known to be dead.
@@ -121,7 +130,7 @@ class Recovery:
             leg, instruction = self._journal.advance(
                 lease, leg, Event.UNDO, note="interrupted, and nobody waits for it"
             )
-        result = self._driver.run(lease, leg, instruction, undo=not forward, release=False)
+        result = self._driver.run(lease, leg, instruction, undo=not forward, release=False, force=force)
         return self._past_a_dead_host(lease, result)
 
     def lead_away(self, lease: Lease, leg: Attachment, event: Event, *, note: str | None, **changes: Any) -> Result:

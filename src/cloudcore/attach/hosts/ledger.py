@@ -1,0 +1,136 @@
+"""Which volumes a host was connected to, written down on that host: nothing else there says whose a device is.
+
+An entry is made before anything is done on the host and struck out when the device is gone, so a crash in between
+leaves an entry too many, never one too few. It holds the address of the volume, without which it cannot be disconnected
+once the volume service has forgotten it, and no secret. Devices do not outlive a boot: entries of an earlier one are
+none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from cloudcore.attach.lifecycle.records import HostDevice
+from cloudcore.attach.volumes.values import ConnectionInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["ConnectionLedger", "Entry"]
+
+_ADDRESS = frozenset(
+    {
+        "addressing_mode", "alias", "encrypted", "enforce_multipath", "export", "format", "host_nqn",
+        "initiator_target_lun_map", "initiator_target_map", "mount_point_base", "name", "nqn", "ns_id", "portals",
+        "replica_count", "target_iqn", "target_iqns", "target_lun", "target_luns", "target_nqn", "target_port",
+        "target_portal", "target_portals", "target_wwn", "target_wwns", "transport_type", "vol_uuid", "volume_nguid",
+        "volume_replicas",
+    }
+)  # fmt: skip
+"""What os-brick needs to find a volume's devices again. Users and passwords are not among it."""
+
+
+@attrs.frozen(kw_only=True)
+class Entry:
+    """One connection.
+
+    Attributes:
+        volume_id: UUID.
+        kind: Of the connection.
+        address: Where the volume is; the part of the connection information that is no secret.
+        device: What was made of it; None while it is being made, or if that was interrupted.
+    """
+
+    volume_id: str
+    kind: str
+    address: Mapping[str, Any]
+    device: HostDevice | None = None
+
+    @classmethod
+    def of(cls, volume_id: str, info: ConnectionInfo, device: HostDevice | None = None) -> Entry:
+        """The entry for a connection."""
+        address = {key: value for key, value in info.data.items() if key in _ADDRESS}
+        return cls(
+            volume_id=volume_id, kind=info.kind, address=json.loads(json.dumps(address, default=str)), device=device
+        )
+
+    @property
+    def info(self) -> ConnectionInfo:
+        """The connection, without its secrets: enough to disconnect."""
+        return ConnectionInfo(self.kind, self.address, volume_id=self.volume_id)
+
+    @property
+    def place(self) -> str:
+        """What two connections to the same place have in common."""
+        return hashlib.sha256(json.dumps([self.kind, self.address], sort_keys=True).encode()).hexdigest()[:16]
+
+
+class ConnectionLedger:
+    """The entries of one host, a file each. May be shared between threads and processes.
+
+    Args:
+        folder: Made on first use. Everybody who may write in it may have this host disconnected.
+        boot_id: Of the host's present operation; by default the kernel's.
+    """
+
+    def __init__(self, folder: str, *, boot_id: str | None = None) -> None:
+        self._folder = Path(folder)
+        self._boot_id = boot_id
+
+    def enter(self, entry: Entry) -> None:
+        """Write *entry* down, in place of one for the same volume at the same place."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self._path(entry)
+        text = json.dumps(
+            {
+                "boot": self._boot(),
+                "volume_id": entry.volume_id,
+                "kind": entry.kind,
+                "address": entry.address,
+                "device": None if entry.device is None else entry.device.as_json(),
+            }
+        )
+        scratch = path.with_suffix(f".{os.getpid()}")
+        with scratch.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+
+    def strike(self, entry: Entry) -> None:
+        """The connection is gone."""
+        self._path(entry).unlink(missing_ok=True)
+
+    def entries(self) -> tuple[Entry, ...]:
+        """Those of this boot, by volume id; those of earlier ones are removed."""
+        found = []
+        for path in sorted(self._folder.glob("*.json")):
+            with suppress(FileNotFoundError):  # struck out meanwhile
+                told = json.loads(path.read_text())
+                if told["boot"] != self._boot():
+                    path.unlink(missing_ok=True)
+                    continue
+                found.append(
+                    Entry(
+                        volume_id=told["volume_id"],
+                        kind=told["kind"],
+                        address=told["address"],
+                        device=HostDevice.from_json(told["device"]),
+                    )
+                )
+        return tuple(found)
+
+    def _path(self, entry: Entry) -> Path:
+        return self._folder / f"{entry.volume_id}.{entry.place}.json"
+
+    def _boot(self) -> str:
+        if self._boot_id is None:
+            self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return self._boot_id
