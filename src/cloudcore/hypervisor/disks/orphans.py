@@ -77,10 +77,11 @@ class OrphanRepair:
         while True:
             found = self.look(instance_id)
             waited = time.monotonic() - started
+            just_asked = False  # then it is looked at once more, however long the first look took
             if alias in found.devices:
                 if asked_at is None or time.monotonic() - asked_at > _ASK_AGAIN:
                     self._ask(instance_id, volume_id)
-                    asked_at = time.monotonic()
+                    asked_at, just_asked = time.monotonic(), True
             else:
                 closed, ours = self._close(instance_id, found), found.of(volume_id, source)
                 if not ours and (closed or source is not None):
@@ -89,7 +90,7 @@ class OrphanRepair:
                     return True
                 if not closed and waited > self._timeouts.paused:
                     raise self._in_use(instance_id, volume_id, found, ours=ours)
-            if waited > limit or time_left() <= _LOOK_AGAIN:
+            if (waited > limit and not just_asked) or time_left() <= _LOOK_AGAIN:
                 return False
             self._sleep(_LOOK_AGAIN)
 
