@@ -139,6 +139,52 @@ def test_reshape_by_the_ledger_is_followed_as_an_edit(open_tree: Open, ledger_da
     assert other["cn1-numa"].generation == 1
 
 
+@pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)
+def test_use_is_read_in_one_statement_on_postgresql(open_tree: Open, ledger_database: Database) -> None:
+    """Unless something else changed as well, which is read as it is elsewhere."""
+    tree, other = open_tree(), open_tree()
+    add_host(tree)
+    add_host(tree, "cn2")
+    tree.add("empty")
+    other.refresh()
+    ledger = AllocationLedger(ledger_database)
+    numa = [tree[f"{host}-numa"].uuid for host in ("cn1", "cn2")]
+
+    def claim(amount: int) -> None:
+        ledger.claim(str(uuids.uuid4()), {uuid: {"VCPU": amount} for uuid in numa}, project_id="p", user_id="u")
+
+    def sent_by_a_refresh(expected: int) -> int:
+        sent: list[str] = []
+        engine = ledger_database.engine
+        arguments = (engine, "before_cursor_execute", lambda _c, _k, statement, *_: sent.append(statement))
+        sa.event.listen(*arguments)
+        try:
+            assert other.refresh() == expected
+        finally:
+            sa.event.remove(*arguments)
+        return len(sent)
+
+    assert sent_by_a_refresh(0) == 1
+    claim(2)
+    claim(3)
+    assert sent_by_a_refresh(2) == 1
+    assert [other.usage(f"{host}-numa") for host in ("cn1", "cn2")] == [{"VCPU": 5}] * 2
+    claim(1)
+    tree.set_traits("cn1-numa", {"CUSTOM_B"})
+    assert sent_by_a_refresh(2) > 1
+    tree.set_traits("empty", {"CUSTOM_C"})
+    assert sent_by_a_refresh(1) > 1
+    assert (other["cn1-numa"].traits, other["empty"].traits) == ({"CUSTOM_B"}, {"CUSTOM_C"})
+    claim(1)
+    tree.remove("empty")
+    other.refresh()
+    assert names(other) == ["cn1", "cn1-numa", "cn2", "cn2-numa"]
+    ledger_database.run(lambda connection: prune_changes(connection, keep=1))
+    claim(1)
+    other.refresh()
+    assert other.usage("cn1-numa") == {"VCPU": 8}
+
+
 def test_use_alone_is_told_from_edits(open_tree: Open, ledger_database: Database) -> None:
     """On SQLite a follower is told what is in use, without ids to look up, unless something else changed as well."""
     tree = open_tree()

@@ -191,7 +191,9 @@ class DatabaseBinding:
         return self._index
 
     def _read_use(self) -> _News | None:
-        """Read what is in use, when the feed tells that nothing else changed; None when it does not."""
+        """Read what is in use in one go, when nothing else changed; None when it did, or that cannot be told."""
+        if self._database.dialect == "postgresql":
+            return self._read_use_in_one_statement()
         found = self._watch.use_since(self._watermark)
         if found is None:
             return None
@@ -199,6 +201,17 @@ class DatabaseBinding:
         numbers = [row[0] for row in rows]
         places, known = self._up_to_date_index().find(np.asarray(numbers, dtype=np.int64))
         news = _News(watermark=watermark, count=len(set(numbers)), rows=rows, places=places)
+        return news if known.all() else None
+
+    def _read_use_in_one_statement(self) -> _News | None:
+        rows, watermark = store.read_use_since(self._database, self._watermark)
+        if any(row[1] is None for row in rows):  # gone, or without inventories
+            return None
+        if not rows:
+            return _News(watermark=watermark, count=0)
+        numbers, generations = (np.asarray([row[column] for row in rows], dtype=np.int64) for column in (0, 3))
+        places, known = self._up_to_date_index().find(numbers, generations)
+        news = _News(watermark=watermark, count=len(set(numbers.tolist())), rows=rows, places=places)
         return news if known.all() else None
 
     def _read_news(self) -> _News:

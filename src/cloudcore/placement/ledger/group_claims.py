@@ -7,6 +7,8 @@ is the same as a single claim's: an inventory gives all that the group wants of 
 
 On PostgreSQL a group is one statement and one round trip, as a claim is. It grants what it can and leaves alone what
 does not fit in: that, each caller then claims by itself, beside the others.
+
+One module, since both ways must grant by the same rules, to the same claims.
 """
 
 from __future__ import annotations

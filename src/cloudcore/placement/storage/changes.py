@@ -82,17 +82,24 @@ CASE WHEN pg_is_in_recovery() -- a standby's snapshot does not list who is in pr
      ELSE pg_current_snapshot()::text END
 """
 _POSTGRESQL_START = sa.text(f"SELECT {_POSTGRESQL_NOW}".replace("::", r"\:\:"))
-_POSTGRESQL_SINCE = sa.text(
-    """
-SELECT now.watermark, now.ahead, now.pruned, news.provider_id
+_POSTGRESQL_NEWS = """
+SELECT now.watermark, now.ahead, now.pruned, {columns}
 FROM (SELECT {now} AS watermark,
-             pg_snapshot_xmax(CAST(:old AS pg_snapshot)) > pg_snapshot_xmax(pg_current_snapshot()) AS ahead,
-             pg_snapshot_xmin(CAST(:old AS pg_snapshot))::text::bigint
+             pg_snapshot_xmax(CAST(%(old)s AS pg_snapshot)) > pg_snapshot_xmax(pg_current_snapshot()) AS ahead,
+             pg_snapshot_xmin(CAST(%(old)s AS pg_snapshot))::text::bigint
              < COALESCE((SELECT pruned FROM provider_change_slots WHERE slot = 0), 0) AS pruned) AS now
 LEFT JOIN (SELECT DISTINCT provider_id FROM provider_changes
-           WHERE slot = 0 AND position >= pg_snapshot_xmin(CAST(:old AS pg_snapshot))::text::bigint
-           AND NOT pg_visible_in_snapshot(position::text::xid8, CAST(:old AS pg_snapshot))) AS news ON true
-""".replace("{now}", _POSTGRESQL_NOW).replace("::", r"\:\:")
+           WHERE slot = 0 AND position >= pg_snapshot_xmin(CAST(%(old)s AS pg_snapshot))::text::bigint
+           AND NOT pg_visible_in_snapshot(position::text::xid8, CAST(%(old)s AS pg_snapshot))) AS news ON true {use}
+""".replace("{now}", _POSTGRESQL_NOW)
+_POSTGRESQL_SINCE = _POSTGRESQL_NEWS.replace("{columns}", "news.provider_id").replace("{use}", "")
+_POSTGRESQL_USE_OF_EACH = """
+LEFT JOIN LATERAL (SELECT i.resource_class, i.used, p.generation FROM resource_providers p
+                   LEFT JOIN inventories i ON i.provider_id = p.id
+                   WHERE p.id = news.provider_id OFFSET 0) AS use ON true -- looked up one by one: few of many changed
+"""
+_POSTGRESQL_USE = _POSTGRESQL_NEWS.replace("{use}", _POSTGRESQL_USE_OF_EACH).replace(
+    "{columns}", "news.provider_id, use.resource_class, use.used, use.generation"
 )
 
 
@@ -203,12 +210,32 @@ def use_since(connection: sqlite3.Connection, watermark: str) -> tuple[list[tupl
 def _since_snapshot(connection: Connection, watermark: str | None) -> tuple[frozenset[int], str]:
     if watermark is None:
         return frozenset(), str(connection.execute(_POSTGRESQL_START).scalar_one())
+    rows = _news(connection, _POSTGRESQL_SINCE, watermark)
+    return frozenset(row[3] for row in rows if row[3] is not None), str(rows[0][0])
+
+
+def use_since_snapshot(connection: Connection, watermark: str) -> tuple[list[tuple[Any, ...]], str]:
+    """On PostgreSQL: what is in use of all that changed since *watermark*, and the new watermark.
+
+    One statement, which sees one moment, be it outside any transaction. Rows are (provider id, class, units,
+    generation), one for each class of such a provider; without a class for a provider that has none, and without a
+    generation for one that is gone.
+
+    Raises:
+        WatermarkLost, InvalidArgument: As :func:`changes_since` does.
+    """
+    rows = _news(connection, _POSTGRESQL_USE, watermark)
+    return [row[3:] for row in rows if row[3] is not None], str(rows[0][0])
+
+
+def _news(connection: Connection, statement: str, watermark: str) -> list[tuple[Any, ...]]:
     if not watermark or watermark.strip("0123456789:,"):
         raise _not_a_watermark(watermark)
-    rows = connection.execute(_POSTGRESQL_SINCE, {"old": watermark}).all()
-    if rows[0].ahead or rows[0].pruned:
+    cursor: Any = connection.exec_driver_sql(statement, {"old": watermark}).cursor
+    rows: list[tuple[Any, ...]] = cursor.fetchall()
+    if rows[0][1] or rows[0][2]:
         raise _lost(watermark)
-    return frozenset(row.provider_id for row in rows if row.provider_id is not None), str(rows[0].watermark)
+    return rows
 
 
 def _since_positions(connection: Connection, watermark: str | None) -> tuple[frozenset[int], str]:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import sqlalchemy as sa
 
+from cloudcore.database import translate
 from cloudcore.placement.forest.values import FrozenDict, Inventory, Provider
-from cloudcore.placement.storage.changes import changes_since, use_since
+from cloudcore.placement.storage.changes import changes_since, use_since, use_since_snapshot
 from cloudcore.placement.tables import resource_providers
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ __all__ = [
     "read_some",
     "read_times",
     "read_usage",
+    "read_use_since",
 ]
 
 _CHUNK = 10_000
@@ -285,6 +287,22 @@ def read_usage(connection: Connection, ids: Iterable[int]) -> list[tuple[int, st
     for statement in _of_ids(_USAGE, "p.id", ids):
         rows += _fetch(connection, statement)
     return rows
+
+
+def read_use_since(database: Database, watermark: str) -> tuple[list[tuple[Any, ...]], str]:
+    """On PostgreSQL in one round trip what :func:`changes_since` and then :func:`read_usage` tell, and of one moment.
+
+    Those that are gone have a row without a class and without a generation.
+
+    Raises:
+        WatermarkLost, InvalidArgument: See :func:`changes_since`.
+        DatabaseUnavailable, DatabaseBusy, DatabaseError: It does not answer.
+    """
+    try:
+        with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            return use_since_snapshot(connection, watermark)
+    except sa.exc.SQLAlchemyError as error:
+        raise translate(error, database.engine) from error
 
 
 def read_some(
