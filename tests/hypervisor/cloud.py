@@ -94,12 +94,22 @@ class EmbeddedCloud:
     hosts: dict[str, Compute]
     url: str
 
+    def manager(self) -> AttachmentManager:
+        """A manager over the host, as a process that starts now would open it."""
+        return AttachmentManager(self.url, self.volumes, [host.hypervisor for host in self.hosts.values()])
+
     def volume(self) -> str:
         """A new volume of 4 MiB, whose file QEMU may write."""
-        found = self.volumes.create_volume(4 << 20)
+        return self._writable(self.volumes.create_volume(4 << 20).id)
+
+    def migrate(self, volume_id: str) -> str:
+        """A new volume that is to take the place of *volume_id*."""
+        return self._writable(self.volumes.begin_migration(volume_id).id)
+
+    def _writable(self, volume_id: str) -> str:
         for path in Path(self.hosts[HOSTS[0]].server.images, "embedded").iterdir():
             path.chmod(0o666)
-        return found.id
+        return volume_id
 
     def status(self, volume_id: str) -> str:
         """What the service says of it."""

@@ -15,7 +15,7 @@ from cloudcore._values import normalise_uuid
 from cloudcore.disks import CopyPhase, Disk, DiskCopy
 from cloudcore.errors import CloudcoreError, Conflict, DeviceNotFound, GuestNotFound
 from cloudcore.hypervisor.disks.guests import CopyDriver, Scope
-from cloudcore.hypervisor.disks.xml import check_disk, same_bytes
+from cloudcore.hypervisor.disks.xml import alias_of, check_disk, same_bytes
 from cloudcore.hypervisor.timeouts import time_limit
 
 if TYPE_CHECKING:
@@ -67,6 +67,9 @@ class CopyOperations:
             if found.phase not in {CopyPhase.READY, CopyPhase.DONE}:
                 raise Conflict(f"volume {volume_id} of guest {view.instance_id} is not copied", identifier=volume_id)
             if live is not None and not _at(live, disk):
+                if live.disk is not None and live.alias not in {None, alias_of(volume_id)}:  # it was renamed before
+                    moved = attrs.evolve(live.disk, source=disk.source)
+                    self._driver.rename(view.instance_id, live, moved)
                 self._driver.end_copy(view.instance_id, live, pivot=True)
                 failpoint("hypervisor.copy.pivoted")
             self._redefine(self._view(instance_id), volume_id, disk)

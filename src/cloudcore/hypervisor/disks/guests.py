@@ -270,4 +270,4 @@ class CopyDriver(GuestDriver, Protocol):
         """Give the persistent definition's *entry* the source and the volume id of *disk*; nothing else changes."""
 
     def rename(self, instance_id: str, entry: DiskEntry, disk: Disk) -> None:
-        """The running guest's *entry*, which has the bytes of *disk*, is that volume from now on."""
+        """The running guest's *entry* is the volume of *disk* while it has its bytes there, be that now or later."""

@@ -16,7 +16,6 @@ from cloudcore.hypervisor.disks.guests import GuestState, GuestView, Hint, Scope
 from cloudcore.hypervisor.disks.monitor import OpenDisks, command, failure_text, read_open
 from cloudcore.hypervisor.disks.xml import (
     KEPT,
-    RENAMED,
     DiskEntry,
     bootable_xml,
     copy_xml,
@@ -24,6 +23,7 @@ from cloudcore.hypervisor.disks.xml import (
     domain_disks,
     mirror_ready,
     removed_disks,
+    renamed_space,
     replaced_xml,
     volume_of,
 )
@@ -201,12 +201,12 @@ class LibvirtDriver:
 
     def rename(self, instance_id: str, entry: DiskEntry, disk: Disk) -> None:
         """See :class:`~cloudcore.hypervisor.disks.guests.CopyDriver`."""
-        old = entry.disk.volume_id if entry.disk else ""
-        xml = disk_xml(attrs.evolve(disk, target=entry.target))
+        alias = volume_of(entry.alias or "") or disk.volume_id
+        space, xml = renamed_space(alias, disk.source), disk_xml(attrs.evolve(disk, target=entry.target))
         self._change(
             f"rename {entry.target} of guest {instance_id}",
             instance_id,
-            lambda domain: _note(domain, f"{RENAMED}{volume_of(entry.alias or old)}", xml, _LIVE),
+            lambda domain: _note(domain, space, xml, _LIVE),
         )
 
     def _change(self, what: str, instance_id: str, change: Callable[[Any], None]) -> None:

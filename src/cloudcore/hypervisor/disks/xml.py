@@ -7,6 +7,7 @@ definition. The serial is the fallback, for guests that others made: on device t
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,7 @@ __all__ = [
     "effective",
     "mirror_ready",
     "removed_disks",
+    "renamed_space",
     "replaced_xml",
     "same_bytes",
     "secret_xml",
@@ -61,7 +63,7 @@ SECRET_KINDS = {"ceph": "name", "iscsi": "target", "volume": "volume"}
 KEPT = "urn:cloudcore:removed-disk:"
 """Namespaces of metadata that keep a disk while it is being detached; the volume id comes after it."""
 RENAMED = "urn:cloudcore:renamed-disk:"
-"""Namespaces of metadata that keep which volume a running guest's disk is now; the id in its alias comes after it."""
+"""Namespaces of metadata that keep which volume a running guest's disk is now; :func:`renamed_space` ends them."""
 
 
 def alias_of(volume_id: str) -> str:
@@ -269,15 +271,18 @@ def domain_disks(source: str) -> tuple[DiskEntry, ...]:
 
 def _by_its_name(entry: DiskEntry, renamed: Mapping[str, DiskEntry]) -> DiskEntry:
     """A running guest's disk keeps its alias for life. One that got another volume's bytes is that volume's."""
-    known = renamed.get(entry.disk.volume_id) if entry.disk else None
-    if (
-        known is None
-        or known.disk is None
-        or entry.disk is None
-        or not same_bytes(known.disk.source, entry.disk.source)
-    ):
+    if entry.disk is None:
+        return entry
+    known = renamed.get(renamed_space(entry.disk.volume_id, entry.disk.source).removeprefix(RENAMED))
+    if known is None or known.disk is None:
         return entry
     return attrs.evolve(entry, disk=attrs.evolve(entry.disk, volume_id=known.disk.volume_id))
+
+
+def renamed_space(volume_id: str, source: DiskSource) -> str:
+    """Where it is kept which volume the disk with the alias of *volume_id* is, once it has its bytes at *source*."""
+    place = hashlib.sha256("\n".join(_place(source)).encode()).hexdigest()
+    return f"{RENAMED}{volume_id}:{place[:16]}"
 
 
 def removed_disks(source: str) -> tuple[DiskEntry, ...]:
