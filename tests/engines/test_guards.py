@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import sqlalchemy as sa
 
-from cloudcore import AllocationLedger, PlacementTree, create_schema
+from cloudcore import AllocationLedger, PlacementTree
 from cloudcore.attach import EmbeddedVolumes
 from cloudcore.attach.journal.journal import Journal
 from cloudcore.attach.journal.leases import Leases
@@ -123,7 +123,7 @@ def test_row_is_written_where_other_nodes_are_told(nodes):
     indirect=["dialect"],
 )
 def test_row_is_locked_where_there_is_one_server(database, version):
-    create_schema(database, areas=["placement"])
+    database.run(groups_table.create)
     group = fresh()
     database.run(
         lambda connection: connection.execute(
@@ -333,3 +333,22 @@ def test_leg_of_an_attachment_takes_one_step_at_a_time(nodes, meanwhile):
         leases.close()
         assert manager.recover().complete
         assert manager.attachments() == ()
+
+
+def test_no_step_is_written_under_a_lease_that_another_has(nodes):
+    """Whoever took it has not gone on with the leg yet: its version is still what the former holder knows."""
+    with AttachmentManager(nodes[0], EmbeddedVolumes(nodes[0])) as manager:
+        leg = manager.attach(manager.volumes.create_volume().id, fresh())
+        leases, journal = Leases(nodes[0]), Journal(nodes[1], now)
+        with leases.hold([f"volume/{leg.volume_id}"]) as lease:
+            taken = sa.update(attachment_locks).where(attachment_locks.c.name == lease.names[0])
+            with nodes[0].write() as connection:
+                connection.execute(taken.values(owner="elsewhere/1/2/3"))
+            ready(nodes[1])
+            with pytest.raises(GenerationConflict, match="lease"):
+                journal.advance(lease, leg, Event.DETACH)
+            with nodes[0].write() as connection:
+                connection.execute(taken.values(owner=lease.owner))
+        assert journal.get(leg.id) == leg
+        leases.close()
+        manager.detach(leg.id)

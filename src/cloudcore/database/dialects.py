@@ -40,16 +40,19 @@ def hold(connection: Connection, table: sa.Table, key: sa.ColumnElement[bool]) -
     up too, and of two nodes one is undone and tries again. PostgreSQL counts it up in any case, in the statement that
     takes the lock: a transaction of REPEATABLE READ that has waited must not go on with what it saw before.
     """
-    counted = sa.update(table).where(key).values(version=table.c.version + 1)
-    if connection.dialect.name == "postgresql":
-        return connection.execute(counted.returning(*table.c)).one_or_none()
     if connection.dialect.name == "sqlite":
         return connection.execute(sa.select(table).where(key)).one_or_none()
+    if connection.dialect.name == "postgresql":
+        return connection.execute(_counted(table, key).returning(*table.c)).one_or_none()
     told = sa.literal_column(tells_other_nodes(connection), sa.Integer()).label("tells_other_nodes")
     row = connection.execute(sa.select(table, told).where(key).with_for_update()).one_or_none()
     if row is not None and row.tells_other_nodes:
-        connection.execute(counted)
+        connection.execute(_counted(table, key))
     return row
+
+
+def _counted(table: sa.Table, key: sa.ColumnElement[bool]) -> sa.Update:
+    return sa.update(table).where(key).values(version=table.c.version + 1)
 
 
 def tells_other_nodes(connection: Connection) -> str:
