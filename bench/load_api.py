@@ -24,6 +24,7 @@ COLUMNS = ("uuid", "display_name", "vm_state", "project_id", "host", "flavor", "
 
 def create_app():
     """The application; called by uvicorn."""
+    from anyio import CapacityLimiter
     from fastapi import FastAPI, Response
 
     from cloudcore.aio import AsyncCellRouter
@@ -31,7 +32,7 @@ def create_app():
     from cloudcore.listing import Cell, CellRouter, Query
 
     cells = [Cell(f"cell{number:02}", url) for number, url in enumerate(json.loads(os.environ["LOAD_CELLS"]))]
-    router = AsyncCellRouter(CellRouter(cells))
+    router = AsyncCellRouter(CellRouter(cells), limiter=CapacityLimiter(2))  # near cells: others would only wait
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -273,27 +273,31 @@ class Layout:
     Args:
         names: In order; a row may have further values behind them.
         readers: For each name what turns the driver's value into Python's, None where they are the same.
-        forms: For each name the types whose values its reader leaves as they are.
         key: Where the record's key is.
+        forms: For each name the types whose values its reader leaves as they are.
+        told: For each name what turns the driver's value into what JSON holds, None where the reader does.
     """
 
-    __slots__ = ("forms", "index", "key", "names", "readers")
+    __slots__ = ("forms", "index", "key", "names", "readers", "told")
 
     forms: tuple[frozenset[type], ...]
     index: dict[str, int]
     key: int | None
     names: tuple[str, ...]
     readers: tuple[Reader | None, ...]
+    told: tuple[Reader | None, ...]
 
     def __init__(
         self,
         names: tuple[str, ...],
         readers: tuple[Reader | None, ...],
-        forms: tuple[frozenset[type], ...],
         key: int | None = None,
+        *,
+        forms: tuple[frozenset[type], ...],
+        told: tuple[Reader | None, ...],
     ) -> None:
         self.names, self.key = names, key
-        self.readers, self.forms = readers, forms
+        self.readers, self.forms, self.told = readers, forms, told
         self.index = {name: position for position, name in enumerate(names)}
 
 
@@ -367,12 +371,14 @@ class Record(Mapping[str, Any]):
 
 
 def _columns_of(records: Sequence[Record]) -> dict[str, Sequence[Any]]:
-    """The values of each column, read all at once: several times faster than record by record."""
-    layouts, rows = list(map(_LAYOUT, records)), list(map(_ROW, records))
-    if len(set(layouts)) != 1:  # none, or of several queries
+    """The values of each column as JSON holds them, read all at once: several times faster than record by record."""
+    layouts = set(map(_LAYOUT, records))
+    if len(layouts) != 1:  # none, or of several queries
         names = dict.fromkeys(name for record in records for name in record)
         return {name: [record.get(name) for record in records] for name in names}
-    each = zip(layouts[0].names, layouts[0].readers, layouts[0].forms, zip(*rows, strict=False), strict=False)
+    (layout,) = layouts
+    readers = [told or read for told, read in zip(layout.told, layout.readers, strict=True)]
+    each = zip(layout.names, readers, layout.forms, zip(*map(_ROW, records), strict=False), strict=False)
     return {name: _read(records, name, read, forms, values) for name, read, forms, values in each}
 
 

@@ -23,8 +23,9 @@ def layout_of(columns: Mapping[str, Column], shown: Sequence[str], key: str) -> 
     return Layout(
         names,
         tuple(_reader(columns[name]) for name in names),
-        tuple(_forms(columns[name].kind) for name in names),
         names.index(key),
+        forms=tuple(_forms(columns[name].kind) for name in names),
+        told=tuple(_instant_as_text if columns[name].kind is Kind.INSTANT else None for name in names),
     )
 
 
@@ -41,6 +42,8 @@ def _reader(column: Column) -> Callable[[Any], Any] | None:
 
 
 def _instant(value: Any) -> datetime:
+    if value.__class__ is str:
+        value = datetime.fromisoformat(value)
     if value.__class__ is datetime:
         if value.tzinfo is None:
             result: datetime = value.replace(tzinfo=UTC)
@@ -49,6 +52,15 @@ def _instant(value: Any) -> datetime:
         return instant
     read: datetime = plain(Kind.INSTANT, value)
     return read
+
+
+def _instant_as_text(value: Any) -> str:
+    """By RFC 3339: what the instant's ``isoformat()`` is, without giving it a zone only to ask for its offset."""
+    if value.__class__ is str:
+        value = datetime.fromisoformat(value)
+    if value.__class__ is datetime and value.tzinfo is None:
+        return f"{value.isoformat()}+00:00"
+    return _instant(value).isoformat()
 
 
 def _text(value: Any) -> str:
