@@ -60,6 +60,7 @@ _EXTRAS = {
     "rich": ("rich",),
     "cli": ("click",),
     "brick": ("os-brick",),
+    "castellan": ("castellan",),
 }
 _CLIENT = " (after: apt-get install libmariadb-dev pkg-config gcc python3-dev)"
 _NEEDS = {

@@ -21,6 +21,7 @@
     │   ├── ProviderNotFound, InventoryNotFound, ConsumerNotFound, MoveNotFound
     │   ├── NameNotFound                        placement: a resource class or trait that nobody added
     │   ├── VolumeNotFound, AttachmentNotFound
+    │   ├── KeyNotFound                         the key manager has no such key
     │   └── GuestNotFound, DeviceNotFound
     ├── Conflict (RuntimeError)               the state forbids it; read again, then decide
     │   ├── AlreadyExists
@@ -51,6 +52,7 @@
     │   ├── DatabaseBusy                        deadlock, serialization failure, lock time-out
     │   ├── CellUnavailable                     listing with require="all"
     │   ├── VolumeServiceUnavailable (ConnectionError)
+    │   ├── KeyManagerUnavailable (ConnectionError)
     │   ├── VolumeBusy                          another attach or detach of this volume is in flight
     │   ├── HypervisorUnavailable (ConnectionError)
     │   ├── GuestBusy                           the guest takes no change at this moment
@@ -124,6 +126,8 @@ __all__ = [
     "InvalidTransition",
     "InvariantViolated",
     "InventoryNotFound",
+    "KeyManagerUnavailable",
+    "KeyNotFound",
     "LimitExceeded",
     "MaxRetriesExceeded",
     "MissingExtra",
@@ -397,6 +401,13 @@ class MoveNotFound(NotFound):
     """No move of this migration is recorded.
 
     What to do: check the migration's uuid, and that ``begin_move`` was called with it.
+    """
+
+
+class KeyNotFound(NotFound):
+    """The key manager has no such key, or one without bytes.
+
+    What to do: see whether the key of the encrypted volume was deleted; without it nothing opens the volume.
     """
 
 
@@ -702,6 +713,14 @@ class VolumeServiceUnavailable(Unavailable, ConnectionError):
     """The volume service cannot be reached; nothing was sent, or what was sent had no effect.
 
     What to do: see that the service answers; then make the same call again.
+    """
+
+
+class KeyManagerUnavailable(Unavailable, ConnectionError):
+    """The key manager cannot be reached, or failed; it gave out no key.
+
+    What to do: see that it answers, and that those on whose behalf it is asked can log in; then make the same call
+    again.
     """
 
 

@@ -14,6 +14,7 @@ from cloudcore._lazy import lazy_exports
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cloudcore.hypervisor.castellan_keys import CastellanKeys
     from cloudcore.hypervisor.disks.memory_driver import Fault, Unplug
     from cloudcore.hypervisor.facts.host import HostFacts
     from cloudcore.hypervisor.interface import Hypervisor
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     )
 
 _EXPORTS = {
+    "CastellanKeys": "cloudcore.hypervisor.castellan_keys",
     "CurrentInventory": "cloudcore.hypervisor.tree.values",
     "CurrentProvider": "cloudcore.hypervisor.tree.values",
     "CurrentTree": "cloudcore.hypervisor.tree.values",
@@ -72,6 +74,7 @@ __dir__: Callable[[], list[str]]
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
 
 __all__ = [
+    "CastellanKeys",
     "CurrentInventory",
     "CurrentProvider",
     "CurrentTree",
