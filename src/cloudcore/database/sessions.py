@@ -22,6 +22,7 @@ __all__ = [
     "adopt_engine",
     "at_rest",
     "bound_each_transaction",
+    "close_for_good",
     "enforce_foreign_keys",
     "is_galera",
     "leave_lost_sessions",
@@ -65,6 +66,22 @@ def adopt_engine(engine: object) -> Engine:
     leave_lost_sessions(engine)
     part_when_forked(engine)
     return engine
+
+
+def close_for_good(engine: Engine) -> None:
+    """Close what is idle now, and what is in use as soon as it is given back; open nothing any more."""
+
+    def refuse(*_: object) -> None:
+        raise InvalidArgument(
+            f"{engine.url.render_as_string(hide_password=True)} is closed: open it anew", field="database"
+        )
+
+    def drop(_: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+        record.invalidate()
+
+    _listen(engine, "do_connect", refuse)
+    _listen(engine, "checkin", drop)
+    engine.dispose()
 
 
 def refuse_dirty_reads(connection: Connection) -> None:

@@ -18,6 +18,7 @@ from cloudcore.database.retrying import RetryPolicy
 from cloudcore.database.sessions import (
     adopt_engine,
     at_rest,
+    close_for_good,
     is_galera,
     read_what_is_committed,
     refuse_autocommit,
@@ -312,9 +313,12 @@ class Database:
             raise DeadlineExceeded(str(error), seconds=timeout) from error
 
     def close(self) -> None:
-        """Close the connections, unless the engine is the caller's. May be called twice."""
+        """Close the connections, unless the engine is the caller's. May be called twice.
+
+        A transaction under way goes on to its end; whatever would need another connection raises InvalidArgument.
+        """
         if self._owned:
-            self.engine.dispose()
+            close_for_good(self.engine)
 
     def __enter__(self) -> Self:
         return self

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from cloudcore.database import Database, hold, insert_ignoring_duplicates
 from cloudcore.database.statement_events import told_statement
-from cloudcore.errors import AlreadyExists, Conflict, DatabaseUnavailable, InstanceNotFound
+from cloudcore.errors import AlreadyExists, Conflict, DatabaseUnavailable, InstanceNotFound, InvalidArgument
 from cloudcore.listing.cells.directory import Entries
 from cloudcore.listing.cells.pool import ConnectionPool, in_memory
 from cloudcore.listing.query.compiled import FixedStatement
@@ -81,7 +81,7 @@ class InstanceDirectory:
 
     def __init__(self, source: Database | str | URL | Engine) -> None:
         self.database = Database.of(source)
-        self._owned = self.database is not source
+        self._owned, self._closed = self.database is not source, False
         create_directory_tables(self.database.engine)
         engine = self.database.engine
         opened_here = not isinstance(source, Database | sa.Engine) and not in_memory(engine.url)
@@ -109,6 +109,8 @@ class InstanceDirectory:
 
     def _ask(self, statement: FixedStatement, values: dict[str, Any]) -> list[tuple[Any, ...]]:
         """The rows of a statement that every page sends: as cached text, past SQLAlchemy's executor."""
+        if self._closed:
+            raise InvalidArgument("the directory is closed; make a new one", field="directory")
         limit = monotonic() + _PATIENCE
         pooled = self._pool.acquire(limit)
         while True:
@@ -321,7 +323,8 @@ class InstanceDirectory:
         return stored
 
     def close(self) -> None:
-        """Close the connections, unless the database is the caller's."""
+        """Close the connections, unless the database is the caller's. What is asked later raises InvalidArgument."""
+        self._closed = True
         self._pool.close()
         if self._owned:
             self.database.close()

@@ -1,0 +1,162 @@
+"""Closed in the midst of calls: each call under way ends with its answer or a typed error, and nobody hangs.
+
+The router's own test is in ``tests/listing/test_exits.py``; what libvirt needs in ``tests/hypervisor/test_unplug.py``.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import itertools
+import threading
+import uuid
+from collections.abc import Callable
+
+import attrs
+import pytest
+import sqlalchemy as sa
+
+from cloudcore import AllocationLedger, AttachmentManager, HostSelector, PlacementTree, ResourceRequest, create_schema
+from cloudcore.attach import EmbeddedVolumes
+from cloudcore.database import Database, open_engine
+from cloudcore.errors import CloudcoreError, InvalidArgument
+from cloudcore.listing import InstanceDirectory
+from tests.waiting import until
+
+CALLERS = 4
+SMALL = ResourceRequest.from_query("resources=VCPU:1&limit=1")
+
+
+@attrs.frozen
+class Used:
+    """Something that is called by several threads and then closed."""
+
+    call: Callable[[int], object]
+    close: Callable[[], object]
+
+
+def opened(url: str) -> str:
+    create_schema(url)
+    with PlacementTree.open(url) as tree:
+        tree.add("host", inventory={"VCPU": 10_000})
+    return url
+
+
+def a_tree(url: str) -> Used:
+    tree = PlacementTree.open(opened(url))
+    return Used(lambda number: (tree.add(f"h{number}", inventory={"VCPU": 1}), tree.refresh()), tree.close)
+
+
+def a_ledger(url: str, group_commit: int = 0) -> Used:
+    with PlacementTree.open(opened(url)) as tree:
+        host = tree.roots()[0].uuid
+    ledger = AllocationLedger(url, group_commit=group_commit)
+
+    def claim(_: int) -> None:
+        ledger.claim(str(uuid.uuid4()), {host: {"VCPU": 1}}, project_id="p", user_id="u")
+
+    return Used(claim, ledger.close)
+
+
+def a_selector(url: str) -> Used:
+    tree, ledger = PlacementTree.open(opened(url)), AllocationLedger(url)
+    selector = HostSelector(tree, ledger, cell_of=lambda _: "cell")
+
+    def select(_: int) -> None:
+        selector.select(SMALL, project_id="p", user_id="u")
+
+    return Used(select, lambda: (ledger.close(), tree.close()))
+
+
+def a_manager(url: str) -> Used:
+    """With embedded volumes in the same database."""
+    manager = AttachmentManager(opened(url))
+
+    def reserve(_: int) -> None:
+        manager.reserve(manager.volumes.create_volume().id, str(uuid.uuid4()))
+
+    return Used(reserve, manager.close)
+
+
+def volumes(url: str) -> Used:
+    create_schema(url)
+    made = EmbeddedVolumes(url)
+    return Used(lambda _: made.volume(made.create_volume().id), made.close)
+
+
+def a_directory(url: str) -> Used:
+    directory = InstanceDirectory(url)
+    return Used(lambda number: directory.cells_of_tenant(f"t{number}"), directory.close)
+
+
+KINDS = {
+    "tree": a_tree,
+    "ledger": a_ledger,
+    "ledger in groups": functools.partial(a_ledger, group_commit=16),
+    "selector": a_selector,
+    "manager": a_manager,
+    "volumes": volumes,
+    "directory": a_directory,
+}
+
+
+def sessions(url: str) -> int:
+    """Of others, in this database of a server."""
+    text = {
+        "postgresql": "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+        "AND pid <> pg_backend_pid()",
+        "mysql": "SELECT count(*) FROM information_schema.processlist WHERE db = database() AND id <> connection_id()",
+    }
+    engine = open_engine(url)
+    with engine.connect() as connection:
+        found: int = connection.scalar(sa.text(text[Database(engine).dialect]))
+    engine.dispose()
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_closed_in_the_midst_of_calls(kind, database_url, dialect):
+    """By another thread. Later calls are refused, and open nothing."""
+    threads = threading.active_count()
+    used = KINDS[kind](database_url)
+    numbers, heard, done = itertools.count(), [], threading.Semaphore(0)
+
+    def work() -> None:
+        try:
+            while True:
+                used.call(next(numbers))
+                done.release()
+        except BaseException as error:
+            heard.append(error)
+
+    callers = [threading.Thread(target=work) for _ in range(CALLERS)]
+    for caller in callers:
+        caller.start()
+    for _ in range(2 * CALLERS):
+        assert done.acquire(timeout=60), heard
+    used.close()
+    for caller in callers:
+        caller.join(60)
+        assert not caller.is_alive()
+    assert all(isinstance(error, CloudcoreError) for error in heard), heard
+    with pytest.raises(InvalidArgument, match="closed"):
+        used.call(next(numbers))
+    used.close()
+    until(lambda: threading.active_count() <= threads)
+    if dialect != "sqlite":
+        heard.clear()  # errors keep what was under way
+        until(lambda: sessions(database_url) == 0)
+
+
+@pytest.mark.parametrize("dialect", ["postgresql", "mariadb"], indirect=True)
+def test_what_is_in_use_at_the_close_is_closed_when_it_is_given_back(database_url, dialect):
+    """At once, not when somebody collects garbage; what was under way ends well."""
+    database = Database(database_url)
+    gc.disable()
+    try:
+        with database.read() as connection:
+            database.close()
+            assert connection.scalar(sa.text("SELECT 1")) == 1
+        until(lambda: sessions(database_url) == 0, 20)
+    finally:
+        gc.enable()
