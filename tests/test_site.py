@@ -1,10 +1,16 @@
 """The site as `make docs` makes it: without a warning, with every public name, and nothing fetched from elsewhere."""
 
+import contextlib
+import functools
+import http.server
 import importlib
+import json
+import queue
 import re
 import shutil
 import subprocess
 import sys
+import threading
 import urllib.parse
 from pathlib import Path
 
@@ -74,6 +80,77 @@ def test_diagrams_are_drawn(pages):
     """Once for light and once for dark, in the page itself."""
     (page,) = (text for path, text in pages.items() if path.name == "architecture.html")
     assert page.count('<div class="diagram only-light"><svg') == page.count('<div class="diagram only-dark"><svg') == 1
+
+
+# Each page in a frame of each width; what is wider than the frame is told, with the element that sticks out furthest.
+LOOK = """<!doctype html><meta charset="utf-8"><script>
+const look = page => new Promise(done => {
+  const frame = Object.assign(document.createElement("iframe"), {src: page, height: 900}), found = [];
+  frame.onload = () => {
+    const inside = frame.contentDocument, root = inside.documentElement;
+    for (const width of [390, 1440, 1600]) {
+      frame.width = width;
+      if (root.scrollWidth > root.clientWidth) {
+        const ends = [...inside.querySelectorAll("body *")].map(one => [one.getBoundingClientRect().right, one]);
+        const [, worst] = ends.reduce((a, b) => b[0] > a[0] ? b : a);
+        found.push(`${page} at ${width}: ${root.scrollWidth}, ${worst.outerHTML.slice(0, 200)}`);
+      }
+    }
+    frame.remove();
+    done(found);
+  };
+  document.body.append(frame);
+});
+onload = async () => {
+  const found = [];
+  onerror = message => found.push(message);
+  for (const page of PAGES) found.push(...await look(page));
+  fetch("/", {method: "POST", body: JSON.stringify(found)});
+};
+</script><body></body>"""
+
+
+def test_no_page_is_wider_than_the_window(site, pages, tmp_path):
+    """On a telephone and on large screens, in a real browser: what is wide scrolls by itself."""
+    browser = shutil.which("chromium")
+    if browser is None:
+        pytest.skip("no browser: apt-get install chromium")
+    names = sorted(str(page.relative_to(site)) for page in pages)
+    (site / "look.html").write_text(LOOK.replace("PAGES", json.dumps(names)))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", f"--user-data-dir={tmp_path}"]
+    with served(site) as (port, told):
+        command = [browser, *options, f"http://127.0.0.1:{port}/look.html"]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            found = told.get(timeout=600)
+        finally:
+            process.terminate()
+            process.wait(30)
+    assert found == []
+
+
+@contextlib.contextmanager
+def served(folder):
+    """The port at which *folder* is served, and a queue of what is posted there."""
+    told = queue.Queue()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def do_POST(self):
+            told.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=folder)) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_port, told
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_spelling():
