@@ -211,7 +211,7 @@ def test_pending_claims_of_a_group_have_deadlines_of_their_own(pair):
     assert (late - soon).total_seconds() == pytest.approx(540, abs=1)
 
 
-@pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("dialect", ["postgresql", "pgbouncer"], indirect=True)
 def test_group_on_postgresql_is_one_statement(ledger_database):
     """A hundred claims, some of one host: one statement grants all that fit; the others are left alone."""
     ledger = AllocationLedger(ledger_database)

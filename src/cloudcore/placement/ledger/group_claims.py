@@ -252,11 +252,16 @@ _TYPED = _TYPED.format(3, 4, 5, 6)
 
 
 @functools.cache
-def _text(sql: str, row: str, count: int, dialect: str, *, joined: bool) -> str:
-    if dialect == "mysql":
-        rows = " UNION ALL ".join([_TYPED] * count) if joined else f"VALUES {', '.join([row] * count)}"
+def _text(sql: str, row: str, count: int, server: str, *, joined: bool) -> str:
+    plain = ", ".join([row] * count)
+    if server == "sqlite":
+        rows = f"SELECT * FROM (VALUES {plain}) WHERE column1 IS NOT NULL"  # noqa: S608 - constants
+    elif not joined:
+        rows = f"VALUES {plain}"
+    elif server == "mariadb" and count > 1:  # a list is planned at once, each SELECT of a union by itself
+        rows = f"{_TYPED} UNION ALL VALUES {', '.join([row] * (count - 1))}"
     else:
-        rows = f"SELECT * FROM (VALUES {', '.join([row] * count)}) WHERE column1 IS NOT NULL"  # noqa: S608 - constants
+        rows = " UNION ALL ".join([_TYPED] * count)
     return sql.replace("{rows}", rows)
 
 
@@ -269,6 +274,7 @@ def _parts(
     and kept on SQLite: room for a power of two of rows, or for some times 64, and NULLs where there are fewer.
     """
     width = len(rows[0])
+    server = "mariadb" if getattr(session.connection.dialect, "is_mariadb", False) else session.dialect
     for start in range(0, len(rows), _LARGEST):
         part = rows[start : start + _LARGEST]
         room = len(part)
@@ -276,7 +282,7 @@ def _parts(
             room = 1 << (room - 1).bit_length() if room <= 64 else -(-room // 64) * 64
         values = [value for one in part for value in one]
         values += [None] * (width * (room - len(part)))
-        yield _text(sql, row or marks(width), room, session.dialect, joined=joined), values
+        yield _text(sql, row or marks(width), room, server, joined=joined), values
 
 
 def _run(session: Session, sql: str, rows: Sequence[Sequence[Any]], row: str = "", *, joined: bool = False) -> int:
