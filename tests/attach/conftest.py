@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import uuid
 from collections.abc import Iterator
@@ -13,7 +14,9 @@ from cloudcore.attach.manager import AttachmentManager
 from cloudcore.attach.volumes.cinder import CinderVolumes
 from cloudcore.attach.volumes.embedded import EmbeddedVolumes
 from cloudcore.attach.volumes.interface import VolumeService
+from cloudcore.attach.volumes.values import VolumeSnapshot
 from cloudcore.database import Database
+from cloudcore.errors import VolumeNotFound
 from cloudcore.schema import create_schema
 from tests import services
 from tests.attach.cinder_pool import VolumePool, pool
@@ -38,6 +41,20 @@ class ServiceUnderTest:
         self.made.append(made)
         return made
 
+    def image(self) -> str:
+        """Id of an image that the service can write over a volume."""
+        if self.kind == "embedded":
+            return str(uuid.uuid4())
+        return _cinder(self.kind).add_image(b"an operating system".ljust(4096, b"."))
+
+    def snapshots(self) -> list[VolumeSnapshot]:
+        """Of the volumes that there are; not those that a real service is deleting."""
+        found = []
+        for volume in self.made:
+            with contextlib.suppress(VolumeNotFound):
+                found += [one for one in self.service.snapshots(volume) if one.status != "deleting"]
+        return found
+
     def statuses(self, volume_id: str) -> tuple[str, list[str]]:
         """Status of the volume and of its attachments."""
         found = self.service.attachments(volume_id=volume_id)
@@ -61,10 +78,14 @@ def journal_database(sqlite_database):
     return sqlite_database
 
 
+def _cinder(kind: str) -> services.CinderService:
+    return services.cinder("rbd" if kind == "cinder-rbd" else "file")
+
+
 def open_service(kind: str, database: object) -> ServiceUnderTest:
     if kind == "embedded":
         return ServiceUnderTest(kind, EmbeddedVolumes(database))
-    server = services.cinder("rbd" if kind == "cinder-rbd" else "file")
+    server = _cinder(kind)
     return ServiceUnderTest(kind, CinderVolumes.noauth(server.endpoint, project_id=services.PROJECT), pool(server))
 
 

@@ -1,11 +1,13 @@
 """An image is written over the volume that an instance boots from, without that ever being free for somebody else."""
 
+import re
+import subprocess
 import uuid
 from pathlib import Path
 
 import pytest
 
-from cloudcore import _failpoints, errors
+from cloudcore import errors
 from cloudcore.attach.lifecycle.states import State
 from cloudcore.attach.volumes.embedded import EmbeddedVolumes
 from cloudcore.hypervisor import MemoryHypervisor
@@ -13,12 +15,9 @@ from cloudcore.testing.volumes import FakeVolumes
 from tests import services
 
 from .conftest import instance
+from .dying import killed_at
 
 HERE, THERE = "compute-1", "compute-2"
-
-
-class Killed(BaseException):
-    pass
 
 
 class Cloud:
@@ -34,11 +33,6 @@ class Cloud:
         self.manager.attach(self.root, self.who, host=HERE, boot_order=1)
         self.manager.attach(self.data, self.who, host=HERE)
 
-    def image(self):
-        if self.under_test.kind == "embedded":
-            return str(uuid.uuid4())
-        return services.cinder("file").add_image(b"an operating system".ljust(4096, b"."))
-
     def as_before(self):
         """Both volumes are attached, used by nobody else, and in the guest as they were."""
         assert self.manager.move(self.who) is None
@@ -51,23 +45,25 @@ class Cloud:
             assert self.hosts[HERE].disk_state(self.who, volume).present
         assert self.manager.audit().clean
 
-    def killed_at(self, point, call):
-        def die(_):
-            _failpoints.disarm()
-            raise Killed
-
-        _failpoints.arm(point, die)
-        try:
-            with pytest.raises(Killed):
-                call()
-        finally:
-            _failpoints.disarm()
-
 
 BOTH = pytest.mark.parametrize(
-    "volume_service", ["embedded", pytest.param("cinder", marks=pytest.mark.services)], indirect=True
+    "volume_service",
+    [
+        "embedded",
+        pytest.param("cinder", marks=pytest.mark.services),
+        pytest.param("cinder-rbd", marks=pytest.mark.services),
+    ],
+    indirect=True,
 )
-"""Cinder with a driver of files: how a back end gets the bytes of an image is not the matter here."""
+
+
+def first_bytes(volume):
+    """Of an image in Ceph."""
+    storage = services.ceph()
+    place = f"rbd:{storage.pool}/volume-{volume}:id={storage.user}:conf={storage.conf}:keyring={storage.keyring}"
+    read = ["qemu-io", "-f", "raw", "-r", "-c", "read -v 0 512", place]
+    lines = subprocess.run(read, check=True, capture_output=True, text=True).stdout.splitlines()
+    return b"".join(bytes.fromhex(line[11:58]) for line in lines if re.match(r"[0-9a-f]{8}:", line))
 
 
 @pytest.fixture
@@ -81,7 +77,9 @@ def test_the_root_volume_gets_the_image(cloud):
     seen = []
     cloud.volumes.on("reimage", lambda volume, _: seen.append((volume, *cloud.under_test.statuses(volume))))
     kept = next(leg for leg in cloud.manager.attachments(volume_id=cloud.data))
-    cloud.manager.rebuild(cloud.who, cloud.image())
+    cloud.manager.rebuild(cloud.who, cloud.under_test.image())
+    if cloud.under_test.kind == "cinder-rbd":
+        assert first_bytes(cloud.root).startswith(b"an operating system.")
     assert seen == [(cloud.root, "reserved", ["reserved"])]
     assert cloud.manager.attachment(kept.id).version == kept.version
     cloud.as_before()
@@ -113,7 +111,7 @@ def test_the_bytes_are_the_images(new_manager, journal_database, tmp_path):
 @pytest.mark.parametrize("volume_service", ["embedded"], indirect=True)
 def test_who_cannot_be_rebuilt(cloud, new_manager):
     """Nothing is touched."""
-    image, before = cloud.image(), cloud.manager.attachments()
+    image, before = cloud.under_test.image(), cloud.manager.attachments()
     cloud.hosts[HERE].start(cloud.who)
     with pytest.raises(errors.Conflict, match="stop it first"):
         cloud.manager.rebuild(cloud.who, image)
@@ -161,8 +159,9 @@ def cases():
 @pytest.mark.parametrize(("volume_service", "point", "way"), list(cases()), indirect=["volume_service"])
 def test_what_died_in_the_middle(cloud, point, way):
     """Goes on, goes back or ends, and nobody else got the volume meanwhile."""
-    image = cloud.image()
-    cloud.killed_at(point, lambda: cloud.manager.rebuild(cloud.who, image))
+    image = cloud.under_test.image()
+    with killed_at(point):
+        cloud.manager.rebuild(cloud.who, image)
     with pytest.raises(errors.CloudcoreError):
         cloud.volumes.reserve(cloud.root, instance())
     if way == "terminate":
@@ -187,8 +186,8 @@ def test_an_image_that_could_not_be_written(cloud, error, after):
     """The volume stays reserved; the call repeated goes on, also with another image."""
     cloud.volumes.fail("reimage", error, after=after)
     with pytest.raises(type(error)):
-        cloud.manager.rebuild(cloud.who, cloud.image())
+        cloud.manager.rebuild(cloud.who, cloud.under_test.image())
     assert cloud.under_test.statuses(cloud.root) == ("reserved", ["reserved"])
     assert cloud.manager.audit().clean
-    cloud.manager.rebuild(cloud.who, cloud.image())
+    cloud.manager.rebuild(cloud.who, cloud.under_test.image())
     cloud.as_before()

@@ -27,7 +27,6 @@ import contextlib
 import functools
 import json
 import os
-import shlex
 import signal
 import sys
 import time
@@ -35,12 +34,13 @@ import traceback
 
 import eventlet
 import os_brick
-from cinder import coordination, exception, objects, rpc, service, utils, version
+from cinder import coordination, exception, objects, privsep, rpc, service, utils, version
 from cinder.common import config, constants
 from cinder.db import migration
 from eventlet import wsgi
 from eventlet.green import socket
 from eventlet.semaphore import Semaphore
+from os_brick import privileged as os_brick_privileged
 from oslo_config import cfg
 from oslo_log import log
 from oslo_privsep import priv_context
@@ -267,13 +267,25 @@ def converse(process, connection):
             stream.flush()
 
 
+def run_without_sudo():
+    """What Cinder does as root, it does as whoever runs the tests: its volumes are theirs.
+
+    Else it asks a process that it starts by ``sudo cinder-rootwrap``, which nobody has set up here: a reimage is the
+    first to need it, for the RBD driver looks at the image, and writes it over the volume, as root.
+    """
+    utils.get_root_helper = lambda: "env"
+    priv_context.init(root_helper=["env"])
+    privsep.sys_admin_pctxt.set_client_mode(False)
+    os_brick_privileged.default.set_client_mode(False)
+
+
 def prepare(arguments):
     """What Cinder's own commands do before they create services."""
     objects.register_all()
     cfg.CONF(arguments, project="cinder", version=version.version_string())
     config.set_middleware_defaults()
     log.setup(cfg.CONF, "cinder")
-    priv_context.init(root_helper=shlex.split(utils.get_root_helper()))
+    run_without_sudo()
     os_brick.setup(cfg.CONF)
     migration.db_sync()
     coordination.COORDINATOR.start()

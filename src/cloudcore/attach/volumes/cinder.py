@@ -288,7 +288,11 @@ class CinderVolumes:
             nonlocal asked, lost
             volume = self.volume(volume_id)
             if asked and volume.status.startswith("error"):
-                raise Conflict(f"image {image_id} could not be written to volume {volume_id}", identifier=volume_id)
+                raise Conflict(
+                    f"image {image_id} could not be written to volume {volume_id}, which Cinder calls {volume.status}: "
+                    f"the log of its volume service says why; name another image, or mend that and repeat",
+                    identifier=volume_id,
+                )
             if asked and volume.status != "downloading":
                 return True
             asked = volume.status == "downloading" or self._ask_to_reimage(volume, image_id)
