@@ -4,31 +4,18 @@ What must hold whatever is called: no bare error; no volume free while a guest m
 somebody kept; and in the end a documented way out.
 """
 
-import datetime as dt
-
 import pytest
 
-from cloudcore import _failpoints, errors
-from cloudcore.attach.lifecycle.fencing import Evidence
+from cloudcore import errors
 from cloudcore.attach.lifecycle.states import State
 from cloudcore.disks import DetachOutcome
 from cloudcore.hypervisor import MemoryHypervisor
 from cloudcore.testing.volumes import GIB, FakeVolumes
 
 from .conftest import instance
+from .dying import Fencer, killed_at
 
 HERE, THERE = "compute-1", "compute-2"
-
-
-class Killed(BaseException):
-    pass
-
-
-class Fencer:
-    def evidence(self, host):
-        if host != HERE:
-            return None
-        return Evidence(host=host, kind="power-off", by="operator", at=dt.datetime(2026, 1, 1, tzinfo=dt.UTC))
 
 
 class World:
@@ -49,18 +36,6 @@ class World:
             self.volume, self.who, host=HERE, delete_on_termination=True, boot_order=1
         )
 
-    def killed_at(self, point, call):
-        def die(_):
-            _failpoints.disarm()
-            raise Killed
-
-        _failpoints.arm(point, die)
-        try:
-            with pytest.raises(Killed):
-                call()
-        finally:
-            _failpoints.disarm()
-
     def leg(self):
         return next(iter(self.manager.attachments(volume_id=self.volume)), None)
 
@@ -74,13 +49,18 @@ class World:
 
 
 def killed_attaching(point):
-    return lambda world: world.killed_at(point, world.attach)
+    def prepare(world):
+        with killed_at(point):
+            world.attach()
+
+    return prepare
 
 
 def killed_detaching(point):
     def prepare(world):
         made = world.attach()
-        world.killed_at(point, lambda: world.manager.detach(made.id, boot_volume=True))
+        with killed_at(point):
+            world.manager.detach(made.id, boot_volume=True)
 
     return prepare
 
@@ -115,7 +95,17 @@ def off(world):
 def killed_rebuilding(point):
     def prepare(world):
         off(world)
-        world.killed_at(point, lambda: world.manager.rebuild(world.who, instance()))
+        with killed_at(point):
+            world.manager.rebuild(world.who, world.service.image())
+
+    return prepare
+
+
+def killed_in_a_snapshot(point):
+    def prepare(world):
+        world.attach()
+        with killed_at(point):
+            world.manager.snapshot(world.who, "nightly")
 
     return prepare
 
@@ -145,8 +135,14 @@ STATES = {
     "unmapped-unwritten": killed_detaching("attach.unmap.after"),
     "pending": pending,
     "attached-off": off,
+    "rebuild-begun": killed_rebuilding("attach.move.begun"),
     "set-aside": killed_rebuilding("attach.aside.reserved"),
     "reimaged-unwritten": killed_rebuilding("attach.reimaged"),
+    "rebuild-placing": killed_rebuilding("attach.map.after"),
+    "rebuilt-unwritten": killed_rebuilding("attach.complete.after"),
+    "freezing": killed_in_a_snapshot("attach.move.begun"),
+    "frozen": killed_in_a_snapshot("attach.snapshot.frozen"),
+    "snapshot-unwritten": killed_in_a_snapshot("attach.snapshot.made"),
 }
 
 
@@ -183,7 +179,8 @@ VERBS = {
 def cases():
     for state in STATES:
         for host in ("alive", "dead-evidence", "dead"):
-            yield pytest.param("embedded", state, host, id=f"embedded-{state}-{host}")
+            marks = [pytest.mark.slow] if state in {"rebuild-begun", "rebuilt-unwritten", "freezing"} else []
+            yield pytest.param("embedded", state, host, id=f"embedded-{state}-{host}", marks=marks)
             often = (state, host) in {("completed-unwritten", "dead-evidence"), ("complete-uncertain", "alive")}
             marks = [pytest.mark.services] if often else [pytest.mark.services, pytest.mark.slow]
             yield pytest.param("cinder-rbd", state, host, id=f"cinder-rbd-{state}-{host}", marks=marks)
@@ -199,7 +196,7 @@ def one_verb(world, state, host, name, verb):
     STATES[state](world)
     had = world.guest_has_it()
     world.hosts[HERE].faults.away = host != "alive"
-    fencer = Fencer() if host == "dead-evidence" else None
+    fencer = Fencer(HERE) if host == "dead-evidence" else None
     manager = world.open(fencer=fencer, without=() if name in {"live", "cold"} else () if host == "alive" else (HERE,))
     told = f"{state}, {host}, {name}"
     if world.leg() is not None or name not in {"detach", "detach-force", "flag"}:
@@ -233,16 +230,18 @@ def end(world, host, told):
     """The way out: with evidence by force, else once the host is back."""
     if host == "dead":
         world.hosts[HERE].faults.away = False
-    fencer = Fencer() if host == "dead-evidence" else None
+    fencer = Fencer(HERE) if host == "dead-evidence" else None
     manager = world.open(fencer=fencer, without=(HERE,) if fencer else ())
     for guest in (world.who, *{leg.instance_id for leg in manager.attachments(volume_id=world.volume)}):
         assert manager.terminate(guest, force=fencer is not None) == (), told
         assert manager.move(guest) is None, told
     assert manager.attachments(volume_id=world.volume) == (), told
     manager.recover()
+    assert world.service.snapshots() == [], told
     if world.volume in world.service.made and exists(world):
         assert world.service.statuses(world.volume) == ("available", []), told
     if fencer is None:
         assert not world.guest_has_it(), told
+        assert not world.hosts[HERE].frozen(world.who), told
     for leg in world.manager.attachments():
         assert leg.state is State.ABSENT, told

@@ -2,12 +2,13 @@
 
 import pytest
 
-from cloudcore import _failpoints, errors
+from cloudcore import errors
 from cloudcore.attach.hosts.guests import MemoryGuests
 from cloudcore.attach.lifecycle.states import State
 from cloudcore.testing.volumes import FakeVolumes
 
 from .conftest import instance
+from .dying import killed_at
 
 
 class Guests(MemoryGuests):
@@ -93,18 +94,10 @@ def test_it_is_kept_through_a_failed_build(manager, volume_service, here, there)
 def test_a_crash_leaves_it_free_or_reserved(manager, volume_service, point):
     """An interrupted reservation is undone, an interrupted build gives the reservation back."""
 
-    class Killed(BaseException):
-        pass
-
-    def die(_):
-        _failpoints.disarm()
-        raise Killed
-
     volume, who = volume_service.create_volume(), instance()
     if point == "attach.map.after":
         manager.reserve(volume, who)
-    _failpoints.arm(point, die)
-    with pytest.raises(Killed):
+    with killed_at(point):
         manager.attach(volume, who, host="compute-1") if point == "attach.map.after" else manager.reserve(volume, who)
     assert manager.recover().complete
     states = [leg.state for leg in manager.attachments()]

@@ -8,10 +8,9 @@ import uuid
 
 import pytest
 
-from cloudcore import _failpoints, errors
+from cloudcore import errors
 from cloudcore.attach.hosts.connectors import PlainConnector
 from cloudcore.attach.hosts.guests import MemoryGuests
-from cloudcore.attach.lifecycle.fencing import Evidence
 from cloudcore.attach.lifecycle.records import HostDevice
 from cloudcore.attach.lifecycle.rules import Limits
 from cloudcore.attach.lifecycle.states import State
@@ -21,6 +20,7 @@ from cloudcore.testing.stored import StoredHost, StoredWorld, WatchedVolumes
 from cloudcore.testing.volumes import GIB, FakeVolumes
 
 from .conftest import instance
+from .dying import Fencer, killed_at
 
 BACKEND = "33333333-3333-4333-8333-333333333333"
 
@@ -63,35 +63,6 @@ def open_manager(new_manager, volumes, here, there):
 @pytest.fixture
 def manager(open_manager):
     return open_manager()
-
-
-@pytest.fixture
-def kill():
-    """Arm a point with an error that nothing expects: the work stops there, as if the process had died."""
-
-    class Killed(BaseException):
-        pass
-
-    def at(name):
-        def die(_):
-            _failpoints.disarm()
-            raise Killed
-
-        _failpoints.arm(name, die)
-        return Killed
-
-    yield at
-    _failpoints.disarm()
-
-
-class DeadHosts:
-    def __init__(self, *hosts):
-        self.hosts = hosts
-
-    def evidence(self, host):
-        if host not in self.hosts:
-            return None
-        return Evidence(host=host, kind="power-off", by="the controller", at=dt.datetime(2026, 1, 1, tzinfo=dt.UTC))
 
 
 # --- refused before any effect ---------------------------------------------------------------------------------------
@@ -227,20 +198,20 @@ def test_an_operation_that_came_to_nothing_can_be_repeated(manager, embedded, vo
     assert manager.attach(volume, who, host="compute-1", operation_id="o1") == made
 
 
-def test_an_interrupted_operation_is_settled_by_its_repeat(manager, embedded, kill):
+def test_an_interrupted_operation_is_settled_by_its_repeat(manager, embedded):
     """The guest has the disk, so the repeat finds it attached."""
     volume, who = embedded.create_volume().id, instance()
-    with pytest.raises(kill("attach.plug.after")):
+    with killed_at("attach.plug.after"):
         manager.attach(volume, who, host="compute-1", operation_id="o1")
     made = manager.attach(volume, who, host="compute-1", operation_id="o1")
     assert made.state is State.ATTACHED
     assert manager.audit().clean
 
 
-def test_the_next_attach_settles_what_a_dead_one_left(manager, embedded, kill):
+def test_the_next_attach_settles_what_a_dead_one_left(manager, embedded):
     """Otherwise a reservation would keep everybody from the volume."""
     volume = embedded.create_volume(multiattach=True).id
-    with pytest.raises(kill("attach.reserve.after")):
+    with killed_at("attach.reserve.after"):
         manager.attach(volume, instance(), host="compute-1")
     assert embedded.volume(volume).status == "reserved"
     made = manager.attach(volume, instance(), host="compute-1")
@@ -298,10 +269,10 @@ def test_whoever_lost_the_lease_writes_nothing(open_manager, embedded, volumes, 
     assert embedded.volume(volume).status == "available"
 
 
-def test_two_processes_recover_at_once(open_manager, embedded, kill):
+def test_two_processes_recover_at_once(open_manager, embedded):
     """Each settles what the other has not; neither disturbs the other."""
     for point in ("attach.map.after", "attach.plug.after", "attach.reserve.after"):
-        with pytest.raises(kill(point)):
+        with killed_at(point):
             open_manager().attach(embedded.create_volume().id, instance(), host="compute-1")
     managers, reports = [open_manager() for _ in range(4)], []
     threads = [threading.Thread(target=lambda m=manager: reports.append(m.recover())) for manager in managers]
@@ -420,7 +391,7 @@ def test_a_device_that_is_another_one(open_manager, embedded, here):
     assert embedded.volume(volume).status == "available"
 
 
-def test_a_device_that_changed(open_manager, embedded, here, kill):
+def test_a_device_that_changed(open_manager, embedded, here):
     """Between the crash and the recovery the address was given to another device: the guest does not get it."""
 
     class Changing(StoredHost):
@@ -458,11 +429,11 @@ def test_only_the_last_user_disconnects(manager, embedded, here):
     assert here.connections() == ()
 
 
-def test_an_arriving_user_counts(manager, embedded, here, kill):
+def test_an_arriving_user_counts(manager, embedded, here):
     """One has connected and no more when its process dies; the other leaves; the device stays for the first."""
     volume, arriving = embedded.create_volume(multiattach=True).id, instance()
     other = manager.attach(volume, instance(), host="compute-1")
-    with pytest.raises(kill("attach.plug.before")):
+    with killed_at("attach.plug.before"):
         manager.attach(volume, arriving, host="compute-1")
     manager.detach(other.id)
     assert here.connections() == (volume,)
@@ -510,9 +481,9 @@ def test_a_step_belongs_to_its_host(open_manager, embedded, here, there):
     local.detach(made.id)
 
 
-def test_interrupted_work_of_another_host_is_left_to_it(open_manager, embedded, here, there, kill):
+def test_interrupted_work_of_another_host_is_left_to_it(open_manager, embedded, here, there):
     local, remote = open_manager(here), open_manager(there)
-    with pytest.raises(kill("attach.plug.before")):
+    with killed_at("attach.plug.before"):
         local.attach(embedded.create_volume().id, instance())
     assert "compute-1" in remote.recover().left[0][1]
     assert local.recover().complete
@@ -580,16 +551,16 @@ def test_force_needs_evidence(open_manager, embedded, world, there):
     manager = open_manager()
     made = manager.attach(volume, who, host="compute-1")
     world.kill_host("compute-1")
-    for blind in (open_manager(there), open_manager(there, fencer=DeadHosts("compute-9"))):
+    for blind in (open_manager(there), open_manager(there, fencer=Fencer("compute-9"))):
         with pytest.raises(errors.FencingRequired) as caught:
             blind.detach(made.id, force=True)
         assert caught.value.host == "compute-1"
         with pytest.raises(errors.FencingRequired):
             blind.begin_move(who, "compute-2", kind="evacuation")
     assert manager.attachment(made.id) == made
-    fenced = open_manager(there, fencer=DeadHosts("compute-1"))
+    fenced = open_manager(there, fencer=Fencer("compute-1"))
     assert fenced.detach(made.id, force=True).state is State.ABSENT
-    assert any("the controller" in (line.note or "") for line in fenced.story(made.id))
+    assert any("operator" in (line.note or "") for line in fenced.story(made.id))
     assert embedded.volume(volume).status == "available"
 
 
@@ -598,7 +569,7 @@ def test_evacuation(open_manager, embedded, world, there):
     volume, who = embedded.create_volume().id, instance()
     open_manager().attach(volume, who, host="compute-1")
     world.kill_host("compute-1")
-    manager = open_manager(there, fencer=DeadHosts("compute-1"))
+    manager = open_manager(there, fencer=Fencer("compute-1"))
     manager.begin_move(who, "compute-2", kind="evacuation")
     with pytest.raises(errors.Refused, match="fenced"):
         manager.revert_move(who)
@@ -607,12 +578,12 @@ def test_evacuation(open_manager, embedded, world, there):
     assert manager.audit().clean
 
 
-def test_interrupted_work_of_a_dead_host(open_manager, embedded, world, here, there, kill):
+def test_interrupted_work_of_a_dead_host(open_manager, embedded, world, here, there):
     """Whoever has the evidence may end it."""
-    with pytest.raises(kill("attach.plug.after")):
+    with killed_at("attach.plug.after"):
         open_manager(here).attach(embedded.create_volume().id, instance())
     world.kill_host("compute-1")
-    manager = open_manager(there, fencer=DeadHosts("compute-1"))
+    manager = open_manager(there, fencer=Fencer("compute-1"))
     assert [leg.state for leg in manager.recover().settled] == [State.ABSENT]
     assert manager.audit().clean
 

@@ -3,7 +3,7 @@
 import attrs
 import pytest
 
-from cloudcore import _failpoints, errors
+from cloudcore import errors
 from cloudcore.attach.lifecycle.states import State
 from cloudcore.attach.volumes.values import ConnectionInfo
 from cloudcore.disks import RbdSource
@@ -12,6 +12,7 @@ from cloudcore.hypervisor.disks.memory_driver import Fault
 from cloudcore.testing.volumes import FakeVolumes
 
 from .conftest import instance
+from .dying import killed_at
 
 
 class Moving(FakeVolumes):
@@ -110,18 +111,8 @@ def test_a_running_guest_keeps_what_it_has(manager, host, off):
 def test_what_died_in_the_middle_goes_on_or_back(manager, volumes, volume_service, host, off, point, back):
     who, made = off
     volumes.monitor = "mon-2"
-
-    class Killed(BaseException):
-        pass
-
-    def die(_):
-        _failpoints.disarm()
-        raise Killed
-
-    _failpoints.arm(point, die)
-    with pytest.raises(Killed):
+    with killed_at(point):
         manager.refresh(who)
-    _failpoints.disarm()
     manager.recover()
     if back and manager.move(who) is not None:
         manager.revert_move(who)

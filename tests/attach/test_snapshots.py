@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from cloudcore import _failpoints, errors
+from cloudcore import errors
 from cloudcore.attach.hosts.guests import MemoryGuests
 from cloudcore.attach.volumes.embedded import EmbeddedVolumes
 from cloudcore.hypervisor import MemoryHypervisor
@@ -12,10 +12,7 @@ from cloudcore.hypervisor.disks.memory_driver import Fault
 from cloudcore.testing.volumes import FakeVolumes
 
 from .conftest import instance
-
-
-class Killed(BaseException):
-    pass
+from .dying import killed_at
 
 
 class Cloud:
@@ -34,9 +31,7 @@ class Cloud:
         self.volumes.on("snapshot", lambda *_: self.seen.append(self.host.frozen(self.who)))
 
     def snapshots(self):
-        """Of all volumes that the test made; not those that a real service is deleting."""
-        found = [one for volume in self.under_test.made for one in self.under_test.service.snapshots(volume)]
-        return [one for one in found if one.status != "deleting"]
+        return self.under_test.snapshots()
 
     def clear(self):
         for one in self.snapshots():
@@ -150,16 +145,8 @@ def test_what_failed_leaves_nothing(cloud, error, after):
 def test_a_guest_whose_process_died_is_thawed(cloud, point, way):
     """And what was made is no snapshot of one instant, so it goes."""
 
-    def die(_):
-        _failpoints.disarm()
-        raise Killed
-
-    _failpoints.arm(point, die)
-    try:
-        with pytest.raises(Killed):
-            cloud.manager.snapshot(cloud.who, "nightly")
-    finally:
-        _failpoints.disarm()
+    with killed_at(point):
+        cloud.manager.snapshot(cloud.who, "nightly")
     assert cloud.host.frozen(cloud.who) == (point != "attach.move.begun")
     assert len(cloud.snapshots()) == (2 if point == "attach.snapshot.made" else 0)
     with pytest.raises(errors.Conflict):

@@ -4,13 +4,14 @@ import datetime as dt
 
 import pytest
 
-from cloudcore import _failpoints, errors
+from cloudcore import errors
 from cloudcore.attach.hosts.guests import MemoryGuests
 from cloudcore.attach.lifecycle.states import State
 from cloudcore.disks import DetachOutcome
 from cloudcore.testing.volumes import FakeVolumes
 
 from .conftest import instance
+from .dying import killed_at
 
 
 class Guests(MemoryGuests):
@@ -167,18 +168,8 @@ def test_the_wish_survives_a_crash(manager, attach, volume_service, point):
     goes, stays, who = volume_service.create_volume(), volume_service.create_volume(), instance()
     attach(goes, who)
     attach(stays, who, delete_on_termination=False)
-
-    class Killed(BaseException):
-        pass
-
-    def die(_):
-        _failpoints.disarm()
-        raise Killed
-
-    _failpoints.arm(point, die)
-    with pytest.raises(Killed):
+    with killed_at(point):
         manager.terminate(who)
-    _failpoints.disarm()
     manager.recover()
     assert kept(volume_service, goes)
     assert manager.terminate(who) == ()

@@ -4,32 +4,16 @@ The world is walked: a move is brought to a state (or killed there), a host dies
 names is tried, by a process that serves both hosts and by one that serves only the living one.
 """
 
-import datetime as dt
-
 import pytest
 
-from cloudcore import _failpoints, errors
-from cloudcore.attach.lifecycle.fencing import Evidence
+from cloudcore import errors
 from cloudcore.attach.lifecycle.states import State
 from cloudcore.hypervisor import MemoryHypervisor
 
 from .conftest import instance
+from .dying import Fencer, killed_at
 
 SOURCE, GOAL, SPARE = "source", "goal", "spare"
-
-
-class Killed(BaseException):
-    pass
-
-
-class Fencer:
-    def __init__(self, *dead):
-        self.dead = dead
-
-    def evidence(self, host):
-        if host not in self.dead:
-            return None
-        return Evidence(host=host, kind="power-off", by="operator", at=dt.datetime(2026, 1, 1, tzinfo=dt.UTC))
 
 
 class World:
@@ -45,7 +29,8 @@ class World:
     def start(self, state="running"):
         self.hosts[SOURCE].add_guest(self.who, state=state)
         for volume in self.volumes:
-            self.manager.attach(volume, self.who, host=SOURCE)
+            order = 1 if volume == self.volumes[0] else None
+            self.manager.attach(volume, self.who, host=SOURCE, boot_order=order)
 
     def kill(self, name):
         self.hosts[name].faults.away = True
@@ -54,23 +39,6 @@ class World:
     def open(self, *dead, without=()):
         served = [host for name, host in self.hosts.items() if name not in without]
         return self.new_manager(self.service.service, served, patience=20.0, fencer=Fencer(*dead))
-
-    def killed_at(self, point, times, call):
-        """Let *call* die when it passes *point* for the *times*-th time."""
-        left = [times]
-
-        def die(_):
-            left[0] -= 1
-            if left[0] == 0:
-                _failpoints.disarm()
-                raise Killed
-
-        _failpoints.arm(point, die)
-        try:
-            with pytest.raises(Killed):
-                call()
-        finally:
-            _failpoints.disarm()
 
     def users(self):
         """On which living hosts the guest has which volume."""
@@ -96,17 +64,20 @@ def live(world, *, arrived=False):
 
 def live_beginning(world):
     world.start()
-    world.killed_at("attach.create.after", 2, lambda: world.manager.begin_move(world.who, GOAL))
+    with killed_at("attach.create.after", 2):
+        world.manager.begin_move(world.who, GOAL)
 
 
 def live_confirming(world):
     live(world, arrived=True)
-    world.killed_at("attach.arrive.after", 1, lambda: world.manager.confirm_move(world.who))
+    with killed_at("attach.arrive.after", 1):
+        world.manager.confirm_move(world.who)
 
 
 def live_reverting(world):
     live(world)
-    world.killed_at("attach.unmap.before", 1, lambda: world.manager.revert_move(world.who))
+    with killed_at("attach.unmap.before", 1):
+        world.manager.revert_move(world.who)
 
 
 def off(world, kind):
@@ -119,7 +90,8 @@ def off(world, kind):
 def off_beginning(world, kind):
     world.start(state="off")
     goal = None if kind == "shelve" else GOAL
-    world.killed_at("attach.unplug.before", 2, lambda: world.manager.begin_move(world.who, goal, kind=kind))
+    with killed_at("attach.unplug.before", 2):
+        world.manager.begin_move(world.who, goal, kind=kind)
     if goal is not None:
         world.hosts[goal].add_guest(world.who, state="off")
 
@@ -128,12 +100,14 @@ def off_confirming(world, kind):
     off(world, kind)
     if kind == "shelve":
         world.hosts[GOAL].add_guest(world.who, state="off")
-    world.killed_at("attach.plug.after", 2, lambda: world.manager.confirm_move(world.who, GOAL))
+    with killed_at("attach.plug.after", 2):
+        world.manager.confirm_move(world.who, GOAL)
 
 
 def off_reverting(world, kind):
     off(world, kind)
-    world.killed_at("attach.plug.after", 2, lambda: world.manager.revert_move(world.who))
+    with killed_at("attach.plug.after", 2):
+        world.manager.revert_move(world.who)
 
 
 def evacuation(world):
@@ -146,7 +120,32 @@ def evacuation(world):
 def evacuation_confirming(world):
     evacuation(world)
     manager = world.open(SOURCE)
-    world.killed_at("attach.plug.after", 2, lambda: manager.confirm_move(world.who))
+    with killed_at("attach.plug.after", 2):
+        manager.confirm_move(world.who)
+
+
+def rebuilding(point):
+    def prepare(world):
+        world.start(state="off")
+        with killed_at(point):
+            world.manager.rebuild(world.who, world.service.image())
+
+    return prepare
+
+
+def rebuild_reverting(world):
+    rebuilding("attach.aside.reserved")(world)
+    with killed_at("attach.map.after"):
+        world.manager.revert_move(world.who)
+
+
+def snapshotting(point):
+    def prepare(world):
+        world.start()
+        with killed_at(point):
+            world.manager.snapshot(world.who, "nightly")
+
+    return prepare
 
 
 MOVES = {
@@ -157,6 +156,13 @@ MOVES = {
     "live-reverting": live_reverting,
     "evacuation-begun": evacuation,
     "evacuation-confirming": evacuation_confirming,
+    "rebuild-beginning": rebuilding("attach.unmap.before"),
+    "rebuild-reimaging": rebuilding("attach.reimaged"),
+    "rebuild-confirming": rebuilding("attach.plug.after"),
+    "rebuild-reverting": rebuild_reverting,
+    "snapshot-freezing": snapshotting("attach.move.begun"),
+    "snapshot-frozen": snapshotting("attach.snapshot.frozen"),
+    "snapshot-made": snapshotting("attach.snapshot.made"),
 }
 for one in ("cold", "shelve"):
     MOVES[f"{one}-begun"] = lambda world, kind=one: off(world, kind)
@@ -233,6 +239,7 @@ def test_with_evidence_every_state_leads_to_a_living_host(world, name, dead, ser
     for volume in world.volumes:
         assert world.service.statuses(volume) == ("in-use", ["attached"])
     assert manager.recover().complete
+    assert world.service.snapshots() == []
     assert manager.terminate(world.who) == ()
 
 
@@ -254,6 +261,7 @@ def test_an_instance_can_end_in_any_state(world, name, dead, served):
     for volume in world.volumes:
         assert world.service.statuses(volume) == ("available", [])
     assert world.users() == set()
+    assert world.service.snapshots() == []
     assert manager.terminate(world.who) == ()
 
 

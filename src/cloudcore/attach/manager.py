@@ -172,6 +172,7 @@ class AttachmentManager:
             self._recovery,
             self.volumes,
             self._swaps,
+            self._snapshots,
             fencer=fencer,
         )
         self._auditor = Auditor(

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from cloudcore.attach.volumes.interface import VolumeService
     from cloudcore.attach.workflow.driver import Driver, Result
     from cloudcore.attach.workflow.recovery import Recovery
+    from cloudcore.attach.workflow.snapshots import Snapshots
     from cloudcore.attach.workflow.swaps import Swaps
 
 __all__ = ["Detacher"]
@@ -47,6 +48,7 @@ class Detacher:
         recovery: Recovery,
         volumes: VolumeService,
         swaps: Swaps,
+        snapshots: Snapshots,
         *,
         fencer: Fencer | None,
     ) -> None:
@@ -57,6 +59,7 @@ class Detacher:
         self._leases = leases
         self._recovery = recovery
         self._volumes = volumes
+        self._snapshots = snapshots
         self._fencer = fencer
 
     # --- one attachment -----------------------------------------------------------------------------------------------
@@ -80,6 +83,8 @@ class Detacher:
     def _at_rest(self, leg: Attachment) -> Iterator[None]:
         """Check that the instance is in no move, or shelved: then keep it so meanwhile.
 
+        A snapshot that is not under way any more is undone: whoever made it is dead, and its guest may be frozen.
+
         Raises:
             Conflict: It is on its way.
         """
@@ -89,6 +94,9 @@ class Detacher:
             return
         with self._leases.hold([instance_lock(leg.instance_id)]):
             move = self._rows.find(leg.instance_id)
+            if move is not None and move.kind == "snapshot" and move.phase != "ending":
+                self._snapshots.undo(move)
+                move = None
             if move is not None and not (move.shelved and leg.host is None):
                 raise Conflict(
                     f"instance {leg.instance_id} is in a {move.kind} move from {move.source}; confirm or revert it "
@@ -188,6 +196,8 @@ class Detacher:
                 self._swaps.settle(move)  # the service waits to hear what came of it
                 move = None
             if move is not None:
+                if move.kind == "snapshot":
+                    self._snapshots.give_up(move)
                 self._rows.set_phase(move, "ending")  # nobody confirms or reverts it any more
             for volume_id in sorted({leg.volume_id for leg in self._journal.select(instance_id=instance_id)}):
                 try:

@@ -148,7 +148,10 @@ class MoveSteps:
     def place(self, lease: Lease, move: Move, leg: Attachment, host: str) -> None:
         """Give a held volume to the guest on *host*; take it from where an earlier attempt placed it, if need be."""
         if leg.interrupted:
-            leg = self._recovery.salvage(lease, leg, forward=leg.host in {None, host}).leg
+            result = self._recovery.salvage(lease, leg, forward=leg.host in {None, host})
+            leg = result.leg
+            if leg.interrupted:  # nobody could be asked: holding the volume would only wait for what stands still
+                raise self.failure(result)
             if leg.state is State.ABSENT:  # undone: the volume is held again
                 leg = self._main_leg(leg)
         if leg.state is State.ATTACHED and leg.host == host:

@@ -7,6 +7,7 @@ made so far, which is no snapshot of one instant.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import attrs
@@ -80,11 +81,24 @@ class Snapshots:
             CloudcoreError: It could not be thawed, or something could not be deleted; repeat it.
         """
         self._thaw(move)
+        self._delete_made(move)
+        self._rows.end(move)
+
+    def give_up(self, move: Move) -> None:
+        """As :meth:`undo`, of an instance that ends: one that cannot be thawed, being paused, stays so. The row stays.
+
+        Raises:
+            CloudcoreError: Something that was made could not be deleted; repeat it.
+        """
+        with suppress(CloudcoreError):
+            self._thaw(move)
+        self._delete_made(move)
+
+    def _delete_made(self, move: Move) -> None:
         for leg in self._legs(move.instance_id):
             for made in self._volumes.snapshots(leg.volume_id):
                 if made.name == move.note:
                     self._volumes.delete_snapshot(made.id)
-        self._rows.end(move)
 
     def _legs(self, instance_id: str) -> tuple[Attachment, ...]:
         return tuple(leg for leg in self._journal.select(instance_id=instance_id) if leg.role == "main")
