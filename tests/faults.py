@@ -20,6 +20,7 @@ Thread-safe; nothing outlives `close()`.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import select
 import socket
 import struct
@@ -46,10 +47,10 @@ class _Pair:
 
 
 class Proxy:
-    """A TCP proxy on a free loopback port in front of a server's port."""
+    """A TCP proxy on a free loopback port in front of a server's port; of several servers each is given its turn."""
 
-    def __init__(self, target: int, host: str = "127.0.0.1") -> None:
-        self._target = (host, target)
+    def __init__(self, *targets: int) -> None:
+        self._targets = itertools.cycle(targets)
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.port: int = self._listener.getsockname()[1]
         self._lock = threading.Lock()
@@ -139,8 +140,10 @@ class Proxy:
 
     def _serve(self, client: socket.socket) -> None:
         self._open.wait()
+        with self._lock:
+            target = next(self._targets)
         try:
-            server = socket.create_connection(self._target, timeout=10)
+            server = socket.create_connection(("127.0.0.1", target), timeout=10)
         except OSError:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             client.close()
