@@ -169,7 +169,8 @@ class Cinder:
                 services = json.load(answer)["services"]
         except (OSError, ValueError):
             return False
-        return [service["state"] for service in services] == ["up", "up"]
+        backends = str(self._settings.get("enabled_backends", self._backend)).split(",")
+        return [service["state"] for service in services] == ["up"] * (1 + len(backends))
 
     def stop(self) -> None:
         if self._daemon:

@@ -17,6 +17,7 @@ pytest is needed to run it, not to import it.
 
 from __future__ import annotations
 
+import functools
 import threading
 import uuid
 from collections import defaultdict
@@ -129,6 +130,18 @@ class VolumeServiceContract:
         volumes.delete(made.id)
         assert volumes.volume(volume_id).status == "available"
         _expect(AttachmentNotFound, lambda: volumes.attachment(made.id))
+
+    def test_no_migration_can_be_completed(self, volumes: VolumeService, new_volume: Callable[..., str]) -> None:
+        """That the service has not begun; nothing is done to either volume."""
+        volume_id, other = new_volume(), new_volume()
+        made = volumes.create(volume_id, _instance(), _connector())
+        for error in (False, True):
+            refuse = functools.partial(volumes.complete_migration, volume_id, other, error=error)
+            _expect(Conflict, refuse)
+        assert (volumes.volume(volume_id).status, volumes.volume(other).status) == ("attaching", "available")
+        assert [record.id for record in volumes.attachments(volume_id=volume_id)] == [made.id]
+        _expect(VolumeNotFound, lambda: volumes.complete_migration(_instance(), other))
+        volumes.delete(made.id)
 
     def test_a_reservation_can_be_given_back(self, volumes: VolumeService, new_volume: Callable[..., str]) -> None:
         """Without ever having been mapped."""

@@ -21,7 +21,7 @@ class FileDriver(driver.VolumeDriver):
 
     def _update_volume_stats(self):
         self._stats = {
-            "volume_backend_name": "file",
+            "volume_backend_name": self.configuration.safe_get("volume_backend_name"),
             "vendor_name": "cloudcore tests",
             "driver_version": self.VERSION,
             "storage_protocol": "file",
