@@ -136,6 +136,17 @@ def test_misuse():
         BrickConnector("compute-1", lock_path="/x", by_qemu=frozenset({"nfs"}))
 
 
+def test_a_helper_that_fails(connector, module, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("sudo: s3cret")
+
+    monkeypatch.setattr(module, "get_connector_properties", fail)
+    with pytest.raises(errors.Unavailable, match="root_helper") as caught:
+        connector.describe()
+    assert "s3cret" not in str(caught.value)
+    assert caught.value.__context__ is None
+
+
 def test_the_package_is_optional(monkeypatch):
     monkeypatch.setitem(sys.modules, "os_brick.opts", None)
     connector = BrickConnector("compute-1", lock_path="/x")

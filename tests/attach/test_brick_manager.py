@@ -266,6 +266,22 @@ def test_two_connections_of_one_volume_are_two_entries(tmp_path):
     assert ledger.entries() == (second,)
 
 
+@on_the_host
+def test_a_file_that_is_no_entry(san, volumes, manager):
+    """The audit says what it could not see, and goes on."""
+    volume = volumes.on_the_array(san, IQN, 1)
+    leg = manager.attach(volume, instance(), host="compute-1")
+    (folder,) = san.locks.glob("cloudcore-connections")
+    for text in ("", "[]", "{}", '{"device": 1, "boot": 2}'):
+        (folder / "x.json").write_text(text)
+        report = manager.audit()
+        ((store, why),) = report.blind
+        assert (store, "x.json" in why, report.findings) == ("connections of compute-1", True, ())
+    (folder / "x.json").unlink()
+    manager.detach(leg.id)
+    assert manager.audit().clean
+
+
 def test_it_keeps_connections(brick):
     assert isinstance(brick, ConnectionKeeper)
 

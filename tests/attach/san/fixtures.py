@@ -39,6 +39,7 @@ def san(tmp_path, monkeypatch):
     """An array, and os-brick set up in this process for the host that it serves; its waits are cut short."""
     require_namespaces()
     import os_brick.utils
+    from os_brick import privileged
     from os_brick.initiator.connectors import nvmeof
     from os_brick.privileged import rootwrap
     from oslo_config import cfg
@@ -48,6 +49,8 @@ def san(tmp_path, monkeypatch):
     monkeypatch.setenv("SAN", str(tmp_path))
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setattr(brick_calls, "_set_up", None)
+    for context in (privileged.default, privileged.brick_privsep_hide_output):
+        monkeypatch.setattr(context, "client_mode", context.client_mode)
     sleep = os_brick.utils._time_sleep
     monkeypatch.setattr(os_brick.utils, "_time_sleep", lambda seconds: sleep(min(seconds, 0.005)))
     monkeypatch.setattr(nvmeof.NVMeOFConnector, "native_multipath_supported", None)
@@ -81,6 +84,6 @@ class SanVolumes(EmbeddedVolumes):
         self.connections[volume] = iscsi(iqn, lun, volume)
         return volume
 
-    def _connection(self, record):
+    def _connection(self, record, *_):
         known = self.connections[record.volume_id]
         return ConnectionInfo(known.kind, {**known.data, "attachment_id": record.id})

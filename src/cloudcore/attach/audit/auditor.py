@@ -90,7 +90,7 @@ class Auditor:
         blind: list[tuple[str, str]] = []
         before, busy = self._legs(volume_id), self._busy()
         disks = self._disks(volume_id, blind)
-        connections = self._connections(volume_id)
+        connections = self._connections(volume_id, blind)
         pairs = self._pairs(volume_id)
         wanted = {volume for volume, _ in pairs}
         wanted |= {state.volume_id for states in disks.values() for state in states}
@@ -181,13 +181,17 @@ class Auditor:
             found[name] = tuple(s for s in told.values() if s.present and volume_id in {None, s.volume_id})
         return found
 
-    def _connections(self, volume_id: str | None) -> dict[str, tuple[str, ...]]:
-        told = {name: host.connector.connections() for name, host in self._hosts.items()}
-        return {
-            name: tuple(one for one in volumes if volume_id in {None, one})
-            for name, volumes in told.items()
-            if volumes is not None
-        }
+    def _connections(self, volume_id: str | None, blind: list[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
+        found = {}
+        for name, host in self._hosts.items():
+            try:
+                told = host.connector.connections()
+            except CloudcoreError as error:
+                blind.append((f"connections of {name}", f"{type(error).__name__}: {error}"))
+                continue
+            if told is not None:
+                found[name] = tuple(one for one in told if volume_id in {None, one})
+        return found
 
     def _keepers(self) -> list[tuple[str, ConnectionKeeper]]:
         found = ((name, host.connector) for name, host in self._hosts.items())

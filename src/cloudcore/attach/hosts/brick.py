@@ -98,6 +98,7 @@ class BrickConnector:
 
         Raises:
             MissingExtra: os-brick is not installed.
+            Unavailable: It failed, or its privileged helper did.
         """
         with self._mutex:
             if self._described is None:
@@ -217,7 +218,11 @@ class BrickConnector:
     # --- what is connected --------------------------------------------------------------------------------------------
 
     def connections(self) -> tuple[str, ...] | None:
-        """Volumes that were connected here and not disconnected, whose device is there or may be."""
+        """Volumes that were connected here and not disconnected, whose device is there or may be.
+
+        Raises:
+            Conflict: Somebody else wrote in *state_path*.
+        """
         found = {one.volume_id for one in self._ledger.entries() if one.device is None or self.has(one.device)}
         return tuple(sorted(found))
 

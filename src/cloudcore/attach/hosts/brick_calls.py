@@ -14,6 +14,7 @@ from cloudcore.errors import (
     FlushFailed,
     InvalidArgument,
     OutcomeUnknown,
+    Unavailable,
     UnsupportedFeature,
 )
 
@@ -49,10 +50,19 @@ class Brick:
         self._module = module
 
     def properties(self, ip: str, multipath: bool, enforce_multipath: bool, host: str) -> dict[str, Any]:
-        """What it reports of this host."""
-        report = self._loaded().get_connector_properties
-        found: dict[str, Any] = report(self._root_helper or "", ip, multipath, enforce_multipath, host=host)
-        return found
+        """What it reports of this host.
+
+        Raises:
+            Unavailable: It, or its privileged helper, failed.
+        """
+        report, name = self._loaded().get_connector_properties, ""
+        try:
+            found: dict[str, Any] = report(self._root_helper or "", ip, multipath, enforce_multipath, host=host)
+        except Exception as error:  # os-brick raises what its tools raise
+            name = type(error).__name__
+        else:
+            return found
+        raise Unavailable(f"os-brick could not describe host {host} ({name}): see what its root_helper says")
 
     def connector(self, kind: str, **options: Any) -> Any:
         """Its connector for a kind of connection."""

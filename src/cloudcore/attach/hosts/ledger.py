@@ -19,6 +19,7 @@ import attrs
 
 from cloudcore.attach.lifecycle.records import HostDevice
 from cloudcore.attach.volumes.values import ConnectionInfo
+from cloudcore.errors import Conflict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -109,22 +110,19 @@ class ConnectionLedger:
         self._path(entry).unlink(missing_ok=True)
 
     def entries(self) -> tuple[Entry, ...]:
-        """Those of this boot, by volume id; those of earlier ones are removed."""
+        """Those of this boot, by volume id; those of earlier ones are removed.
+
+        Raises:
+            Conflict: A file is no entry: it was written by somebody else.
+        """
         found = []
         for path in sorted(self._folder.glob("*.json")):
             with suppress(FileNotFoundError):  # struck out meanwhile
-                told = json.loads(path.read_text())
-                if told["boot"] != self._boot():
-                    path.unlink(missing_ok=True)
-                    continue
-                found.append(
-                    Entry(
-                        volume_id=told["volume_id"],
-                        kind=told["kind"],
-                        address=told["address"],
-                        device=HostDevice.from_json(told["device"]),
-                    )
-                )
+                boot, entry = _read(path)
+                if boot == self._boot():
+                    found.append(entry)
+                else:
+                    path.unlink()
         return tuple(found)
 
     def _path(self, entry: Entry) -> Path:
@@ -134,3 +132,16 @@ class ConnectionLedger:
         if self._boot_id is None:
             self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return self._boot_id
+
+
+def _read(path: Path) -> tuple[str, Entry]:
+    text = path.read_text()
+    try:
+        told = json.loads(text)
+        device = HostDevice.from_json(told["device"])
+        return told["boot"], Entry(
+            volume_id=told["volume_id"], kind=told["kind"], address=told["address"], device=device
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise Conflict(f"{path} is no entry of a connection: look at it, and remove it", identifier=str(path))
