@@ -32,7 +32,6 @@ FROM = {
         volumes
         open_manager
         manager
-        kill
         test_a_half_confirmed_cold_move_goes_back
         test_a_live_move_between_two_processes
         test_a_move_is_one_at_a_time
