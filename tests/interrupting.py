@@ -52,10 +52,15 @@ class Moments:
         self.count += 1
 
 
-def at_each_moment(call: Callable[[], object], folder: str, *, step: int = 1, first: int = 0) -> Iterator[str]:
-    """Make *call* again and again, interrupted at each *step*-th moment; where, each time; until none is left."""
-    number = first
-    while True:
+def at_each_moment(
+    call: Callable[[], object], folder: str, *, step: int = 1, first: int = 0, ends: int = 1
+) -> Iterator[str]:
+    """Make *call* again and again, interrupted at each *step*-th moment; where, each time.
+
+    Until *ends* calls in a row have come to their end before that: more than one where they go several ways.
+    """
+    number, ended = first, 0
+    while ended < ends:
         moments = Moments(number, folder)
         try:
             sys.setprofile(moments)
@@ -64,7 +69,9 @@ def at_each_moment(call: Callable[[], object], folder: str, *, step: int = 1, fi
             pass
         finally:
             sys.setprofile(None)
-        if moments.raised is None:
-            return
-        yield moments.raised
         number += step
+        if moments.raised is None:
+            ended += 1
+        else:
+            ended = 0
+            yield moments.raised

@@ -33,6 +33,7 @@ from cloudcore.aio import (
     AsyncPlacementTree,
 )
 from cloudcore.aio.facade import Facade
+from cloudcore.aio.listing import AsyncStream
 from cloudcore.errors import Cancelled, CapacityExceeded, InvalidQuery
 
 pytestmark = pytest.mark.anyio
@@ -110,6 +111,39 @@ async def test_tasks_that_step_at_once_share_a_stream(tmp_path, monkeypatch):
         assert sorted(found) == [f"web-{number:04}" for number in range(60)]
         with pytest.raises(StopAsyncIteration):
             await anext(stream)
+
+
+class OneAtATime:
+    """A stream that notes how many threads were in it at once."""
+
+    def __init__(self) -> None:
+        self.inside = self.most = 0
+        self.left = iter(range(4))
+        self.second = threading.Event()
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> int:
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        if self.inside > 1:
+            self.second.set()
+        self.second.wait(0.1)  # for another, if it can come in
+        self.inside -= 1
+        return next(self.left)
+
+
+async def test_tasks_that_step_at_once_are_never_in_the_stream_together(tmp_path, monkeypatch):
+    """Which is for one thread at a time."""
+    monkeypatch.setattr("cloudcore.aio.listing._BLOCK", 1)
+    only = OneAtATime()
+    async with AsyncCellRouter(_router(tmp_path, each=1)) as router:
+        stream = AsyncStream(router, lambda: only)
+        async with anyio.create_task_group() as tasks:
+            for _ in range(4):
+                tasks.start_soon(stream.__anext__)
+    assert only.most == 1
 
 
 async def test_a_stream_left_early_leaves_nothing_under_way(tmp_path):

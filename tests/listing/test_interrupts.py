@@ -233,3 +233,13 @@ def test_the_turn_to_read_is_not_lost_with_whoever_was_interrupted():
     with ThreadPoolExecutor(1) as other:
         for where in at_each_moment(read, "listing"):
             assert other.submit(lambda: lock.acquire(blocking=False) and (lock.release() or True)).result(), where
+
+
+def test_who_reads_beside_another_leaves_the_turn_to_it():
+    """What was not got in time is not given back."""
+    lock = connections._READING.lock
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(lock.acquire).result()
+        connections.PooledConnection._in_turn(SimpleNamespace(), lambda: None)
+        assert not lock.acquire(blocking=False)
+        other.submit(lock.release).result()

@@ -108,7 +108,10 @@ class GroupCommit(Generic[Request, Answer]):
             except BaseException as error:
                 interrupt = error
         if interrupt is not None:
-            raise interrupt
+            try:
+                raise interrupt
+            finally:
+                interrupt = None  # no circle: what its frames hold, such as a transaction, goes with it
         if ticket.error is not None:
             raise ticket.error
         return self._alone(request) if ticket.answer is None else ticket.answer
