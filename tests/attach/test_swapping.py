@@ -5,6 +5,7 @@ import datetime as dt
 import pytest
 
 from cloudcore import _failpoints, errors
+from cloudcore.attach.audit.findings import Kind
 from cloudcore.attach.hosts.guests import MemoryGuests
 from cloudcore.attach.lifecycle.fencing import Evidence
 from cloudcore.attach.lifecycle.states import State
@@ -347,6 +348,7 @@ def test_what_died_in_the_middle_is_led_out(world, point, way):
         assert world.manager.attachments() == ()
         assert world.service.attachments() == ()
         assert world.manager.move(world.who) is None
+        assert len(world.service.volumes()) == (0 if world.migration else 1)  # nobody waits for a migration's end
         return
     manager = world.open()
     if way == "recover":
@@ -357,6 +359,17 @@ def test_what_died_in_the_middle_is_led_out(world, point, way):
     else:
         world.swap(manager)
     assert world.over(manager) is (point in AFTER or way == "again")
+
+
+@pytest.mark.parametrize("point", ["attach.swap.copying", "hypervisor.copy.pivoted", "attach.swap.ended"])
+def test_half_a_swap_is_nothing_that_an_audit_mends(world, point):
+    """Another id in the journal than in the guest is no lost disk: it says what is unfinished."""
+    world.killed_at(point)
+    report = world.manager.audit()
+    assert [(one.kind, one.instance_id, one.remedy) for one in report.findings] == [(Kind.INTERRUPTED, world.who, None)]
+    world.manager.heal(report, apply=True)
+    world.manager.recover()
+    world.over()
 
 
 @pytest.mark.parametrize(
