@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from cloudcore import _failpoints
 from cloudcore.attach import State
 from cloudcore.errors import Conflict, InUse
 from tests.hypervisor.cloud import Cloud, open_cloud, token
@@ -126,3 +127,36 @@ def test_a_paused_guest_keeps_its_disk_until_it_goes_on(cloud, pair, manager):
         assert third.attachment(attachment.id).state is State.ABSENT
     assert cloud.status(volume_id) == "available"
     assert cloud.watchers(volume_id, awaited=0) == 0
+
+
+def test_another_volume_under_a_running_guest(cloud, pair, manager):
+    """From one image of Ceph to another: the bytes follow, those written meanwhile too; the old one is closed."""
+    old, new = cloud.volume(), cloud.volume()
+    manager.attach(old, pair[0], host="host-a")
+    a, _ = consoles(cloud, pair)
+    disk = a.wait_disk(old)
+    texts = [token() for _ in range(3)]
+    a.write(disk, 1, texts[0])
+
+    def write(point, block):
+        def act(_):
+            _failpoints.disarm()
+            a.write(disk, block, texts[block - 1])
+
+        _failpoints.arm(point, act)
+
+    write("attach.swap.copying", 2)
+    try:
+        made = manager.swap_volume(pair[0], old, new)
+    finally:
+        _failpoints.disarm()
+    a.write(disk, 3, texts[2])
+    assert (made.volume_id, cloud.status(old), cloud.status(new)) == (new, "available", "in-use")
+    assert [a.read(disk, block) for block in (1, 2, 3)] == texts
+    assert (cloud.watchers(old, awaited=0), cloud.watchers(new, awaited=1)) == (0, 1)
+    assert manager.detach(made.id).state is State.ABSENT
+    a.wait_disk(old, present=False)
+    assert cloud.watchers(new, awaited=0) == 0
+    manager.attach(new, pair[0], host="host-a")
+    disk = a.wait_disk(new)
+    assert [a.read(disk, block) for block in (1, 2, 3)] == texts
