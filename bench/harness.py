@@ -58,7 +58,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 from bench import machine
 from bench.options import Options
@@ -488,8 +488,10 @@ def bound_of(row: Mapping[str, Any]) -> Bound | None:
     Anything else is told by whether it was met.
     """
     must, met = row["must"], row["met"]
-    if must is None or "bound" in row:
-        return row.get("bound")
+    if must is None:
+        return None
+    if row.get("bound"):
+        return cast("Bound", row["bound"])
     if row.get("note", "").startswith("at most") or ("ours_min" in row and row["ratio"] is None):
         return "at most"
     if row["ratio"] is not None and met == (row["ratio"] >= must):

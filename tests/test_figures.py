@@ -98,6 +98,7 @@ def test_only_what_is_newer_and_whole_is_taken_over(measured, tmp_path, change, 
     ("row", "bound"),
     [
         ({"ours": 1, "ratio": None, "must": None, "met": None}, None),
+        ({"ours": 800.0, "ratio": 0.4, "must": None, "met": None, "bound": "at least"}, None),
         ({"ours": 0.5, "ours_min": 0.4, "ratio": None, "must": 1, "met": True}, "at most"),
         ({"ours": 75.0, "ratio": None, "must": 60, "met": False}, "at most"),
         ({"ours": 432.0, "ratio": None, "must": 600, "met": False}, "at least"),
