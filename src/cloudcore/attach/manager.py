@@ -357,7 +357,7 @@ class AttachmentManager:
                 cannot be brought to the volume any more (see :class:`~cloudcore.errors.FlushFailed`), as Nova does.
 
         Returns:
-            The attachments whose guest has not let go yet.
+            The attachments whose guest has not let go yet: one that is frozen never does. Stop it, and repeat.
 
         Raises:
             FencingRequired: With *force*: a host that is not served here is not known to be dead.

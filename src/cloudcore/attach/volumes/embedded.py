@@ -397,23 +397,33 @@ class EmbeddedVolumes:
             return stored_under(_require_volume(connection, volume_id))
 
     def _attachment(self, record: Row[Any], volume: Row[Any] | None) -> VolumeAttachment:
-        mapped = record.connector is not None
+        connection = None
+        if record.connector is not None and volume is not None:
+            connection, stored = self._connection(record), stored_under(volume)
+            if stored != record.volume_id:
+                connection = ConnectionInfo(connection.kind, {**connection.data, **self._place(stored)})
         return VolumeAttachment(
             id=record.id,
             volume_id=record.volume_id,
             instance_id=record.instance_id,
             status=AttachmentStatus(record.status),
             mode=record.mode,
-            connection=self._connection(record, stored_under(volume)) if mapped and volume is not None else None,
+            connection=connection,
             attached_at=record.attached_at,
         )
 
-    def _connection(self, record: Row[Any], stored: str) -> ConnectionInfo:
+    def _connection(self, record: Row[Any]) -> ConnectionInfo:
+        """How the volume is reached, if its bytes are kept under its own id."""
         common = {"volume_id": record.volume_id, "attachment_id": record.id, "access_mode": "rw", "encrypted": False}
+        place = self._place(record.volume_id)
         if self._directory is not None:
-            return ConnectionInfo("local", {"device_path": str(self._path(stored)), **common})
-        name = f"embedded/volume-{stored}"
-        return ConnectionInfo("rbd", {"name": name, "hosts": ["127.0.0.1"], "ports": ["6789"], **common})
+            return ConnectionInfo("local", {**place, **common})
+        return ConnectionInfo("rbd", {**place, "hosts": ["127.0.0.1"], "ports": ["6789"], **common})
+
+    def _place(self, stored: str) -> dict[str, str]:
+        if self._directory is not None:
+            return {"device_path": str(self._path(stored))}
+        return {"name": f"embedded/volume-{stored}"}
 
     def check(self) -> None:
         """Verify that statuses and records agree.
