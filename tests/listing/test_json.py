@@ -215,6 +215,11 @@ VALUES = st.recursive(
 )  # fmt: skip
 
 
+def test_names_are_text_and_no_formats():
+    columns = {"100%": ["1"], "%s %(a)d": ["2"], '"\\': ["3"]}
+    assert strictly(json_objects(columns).encode()) == [{"100%": 1, "%s %(a)d": 2, '"\\': 3}]
+
+
 @given(st.lists(st.tuples(VALUES, VALUES), max_size=5), st.text(), st.text())
 def test_any_values_come_back_as_what_was_written(rows, name, other):
     writer = json_writer("text")
