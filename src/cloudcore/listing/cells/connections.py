@@ -97,6 +97,7 @@ class PooledConnection:
         "mine", "permit", "reader", "regex", "used",
     )  # fmt: skip
 
+    permit: Permit
     dialect: Dialect
     form: str
     local: bool
