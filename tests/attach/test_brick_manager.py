@@ -173,6 +173,42 @@ def test_a_connection_that_nobody_uses(san, volumes, manager, brick):
 
 
 @on_the_host
+def test_a_volume_that_migrates(san, volumes, manager, brick):
+    """The host counts the new device as the old volume's, whose id the service keeps."""
+    volume, guest = volumes.on_the_array(san, IQN, 1), instance()
+    manager.attach(volume, guest, host="compute-1")
+    new = volumes.begin_migration(volume).id
+    san.lun(IQN, 2)
+    volumes.connections[new] = iscsi(IQN, 2, new)
+    made = manager.swap_volume(guest, volume, new)
+    assert made.volume_id == volume
+    assert brick.connections() == (volume,)
+    assert list(san.state["devices"]) == ["sdb"]
+    volumes.connections[volume] = iscsi(IQN, 2, volume)
+    assert manager.audit().clean
+    manager.detach(made.id)
+    assert brick.connections() == ()
+    assert not san.state["sessions"]
+
+
+@on_the_host
+def test_a_device_that_an_attachment_has_is_not_left_over(san, volumes, manager, brick):
+    """Though it was connected under another name, as while its volume migrated."""
+    volume = volumes.on_the_array(san, IQN, 1)
+    leg = manager.attach(volume, instance(), host="compute-1")
+    before = instance()
+    brick.rename(volume, before)
+    assert (brick.connections(), brick.devices(before)) == ((before,), (leg.device,))
+    assert manager.audit().clean
+    for _ in range(2):
+        brick.rename(before, volume)
+    assert brick.connections() == (volume,)
+    manager.detach(leg.id)
+    assert brick.connections() == ()
+    assert manager.audit().clean
+
+
+@on_the_host
 def test_a_connection_that_was_interrupted(san, volumes, manager, brick, monkeypatch):
     """It is written down before anything is done."""
     volume = volumes.on_the_array(san, IQN, 1)

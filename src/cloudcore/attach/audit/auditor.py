@@ -182,7 +182,10 @@ class Auditor:
         return found
 
     def _connections(self, volume_id: str | None, blind: list[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
-        found = {}
+        """Without those whose device an attachment has, under whatever name of the volume."""
+        found, keepers = {}, dict(self._keepers())
+        legs = self._journal.select() if keepers else ()
+        held = {(leg.host, leg.device.source) for leg in legs if leg.device is not None}
         for name, host in self._hosts.items():
             try:
                 told = host.connector.connections()
@@ -190,7 +193,9 @@ class Auditor:
                 blind.append((f"connections of {name}", f"{type(error).__name__}: {error}"))
                 continue
             if told is not None:
-                found[name] = tuple(one for one in told if volume_id in {None, one})
+                asked = [one for one in told if volume_id in {None, one}]
+                devices = {one: keepers[name].devices(one) if name in keepers else () for one in asked}
+                found[name] = tuple(one for one in asked if not any((name, d.source) in held for d in devices[one]))
         return found
 
     def _keepers(self) -> list[tuple[str, ConnectionKeeper]]:

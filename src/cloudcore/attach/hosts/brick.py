@@ -11,6 +11,8 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from cloudcore._values import require_text
 from cloudcore.attach.hosts.brick_calls import Brick, guarded
 from cloudcore.attach.hosts.connectors import PlainConnector
@@ -229,6 +231,16 @@ class BrickConnector:
     def has(self, device: HostDevice) -> bool:
         """See :class:`~cloudcore.attach.ConnectionKeeper`."""
         return os.path.exists(str(device.details.get("path")))
+
+    def devices(self, volume_id: str) -> tuple[HostDevice, ...]:
+        """See :class:`~cloudcore.attach.ConnectionKeeper`."""
+        return tuple(one.device for one in self._entries_of(volume_id) if one.device is not None)
+
+    def rename(self, volume_id: str, new_id: str) -> None:
+        """See :class:`~cloudcore.attach.ConnectionKeeper`."""
+        for entry in self._entries_of(volume_id):
+            self._ledger.enter(attrs.evolve(entry, volume_id=new_id))
+            self._ledger.strike(entry)
 
     def release(self, volume_id: str) -> None:
         """See :class:`~cloudcore.attach.ConnectionKeeper`."""

@@ -80,6 +80,12 @@ class ConnectionKeeper(Protocol):
     def has(self, device: HostDevice) -> bool:
         """Whether *device*, of an earlier connect, is still there."""
 
+    def devices(self, volume_id: str) -> tuple[HostDevice, ...]:
+        """The devices that were made for the volume and not ended; without those whose making was interrupted."""
+
+    def rename(self, volume_id: str, new_id: str) -> None:
+        """Count what is connected as *volume_id* as volume *new_id*, which it is after a migration. Can be repeated."""
+
     def release(self, volume_id: str) -> None:
         """End every connection of the volume on this host. Only called where nobody uses it.
 

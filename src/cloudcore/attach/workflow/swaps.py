@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from cloudcore._failpoints import failpoint
+from cloudcore.attach.hosts.connectors import ConnectionKeeper
 from cloudcore.attach.journal.lock_names import instance_lock, volume_lock
 from cloudcore.attach.lifecycle.failures import failure
 from cloudcore.attach.lifecycle.records import Attachment, Move
@@ -332,6 +333,10 @@ class Swaps:
     def _renamed(self, lease: Lease, leg: Attachment, volume_id: str) -> Attachment:
         if leg.volume_id == volume_id:
             return leg
+        if self._driver.serves(leg.host):
+            keeper = self._driver.host(leg).connector
+            if isinstance(keeper, ConnectionKeeper):
+                keeper.rename(leg.volume_id, volume_id)
         after = attrs.evolve(leg, volume_id=volume_id, version=leg.version + 1, updated_at=self._journal.now())
         self._journal.database.run(lambda c: self._journal.replace(c, lease, leg, after, "migrated"))
         failpoint("attach.swap.renamed")
