@@ -17,7 +17,8 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Decision, Sampler, SamplingResult
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, use_span
 
 from cloudcore import Cell, CellRouter, InstanceDirectory, InstanceStore
 from cloudcore.errors import DatabaseUnavailable
@@ -167,6 +168,17 @@ def test_the_parts_of_an_operation_that_is_not_sampled_are_no_spans():
     assert sdk.counted("cloudcore.events") == {("database.retry",): 1}  # what took seconds is a part, not an event
     telemetry.event("listing.statement", {"seconds": 0.01})
     assert sampler.asked == ["placement.outer", "listing.statement"]
+
+
+def test_a_part_of_a_trace_that_others_do_not_sample_is_no_span():
+    """Whatever our own sampler would say."""
+    sdk = Sdk(ALWAYS_ON)
+    context = SpanContext(trace_id=1, span_id=1, is_remote=False, trace_flags=TraceFlags(0))
+    with use_span(NonRecordingSpan(context)):
+        sdk.telemetry.event("listing.statement", {"seconds": 0.01})
+    assert not sdk.spans("listing.statement")
+    sdk.telemetry.event("listing.statement", {"seconds": 0.01})
+    assert len(sdk.spans("listing.statement")) == 1
 
 
 def test_what_worker_threads_tell_stands_in_the_operation(sdk):

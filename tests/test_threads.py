@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -18,6 +19,8 @@ from cloudcore.hypervisor import Timeouts
 from cloudcore.hypervisor.libvirt.connection import Connection
 from cloudcore.listing.cells.workers import Workers
 from tests import services
+from tests.interrupting import at_each_moment
+from tests.waiting import until
 
 
 @attrs.frozen
@@ -145,3 +148,25 @@ def test_cells_are_asked_by_the_threads_that_there_are(monkeypatch):
     over.set()
     assert done.wait(30)
     made.close()
+
+
+def test_a_thread_whose_start_was_interrupted_is_known_or_is_none():
+    """So that it is counted, and the next job finds it or a place for another."""
+    before = set(threading.enumerate())
+
+    def running() -> set[threading.Thread]:
+        found = {thread for thread in threading.enumerate() if thread.name == "cloudcore-listing"} - before
+        return {thread for thread in found if thread.is_alive()}  # the interpreter lists some that it never started
+
+    for number in itertools.count():
+        made, done = Workers(1, idle_timeout=3600.0), threading.Event()
+        call = functools.partial(made.run, int)
+        where = next(at_each_moment(call, "listing/cells/workers", first=number), None)
+        made.run(done.set)
+        assert done.wait(30), where
+        until(lambda made=made: made._threads == running(), 30)
+        made.close()
+        until(lambda: not running(), 30)
+        if where is None:
+            break
+    assert number > 5

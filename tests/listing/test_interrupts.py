@@ -108,7 +108,7 @@ def test_a_stream_that_is_interrupted_goes_on_from_its_cursor(kind, make):
         streams[0]._merge._batch = 8
         given.extend(streams[0])  # no signal comes between a record and its place there
 
-    for where in at_each_moment(read, "listing", step=3 * STEPS[kind]):
+    for where in at_each_moment(read, "listing", step=5 * STEPS[kind]):
         if streams:
             cursor = streams[0].resume_cursor
             rest = [] if cursor is None else list(router.stream(ALL, cursor=cursor))
@@ -209,7 +209,7 @@ def test_a_close_that_is_interrupted_is_finished_by_the_next(make, databases):
         routers[0].close()
 
     for number in itertools.count():
-        routers[:] = [CellRouter(template.cells.values(), source=THINGS, deadline=60.0)]
+        routers[:] = [CellRouter(template.cells.values(), source=THINGS, deadline=60.0, idle_timeout=3600.0)]
         assert routers[0].page(PAGE).complete
         where = next(at_each_moment(closing, "listing", first=number), None)
         routers[0].close()
@@ -218,7 +218,7 @@ def test_a_close_that_is_interrupted_is_finished_by_the_next(make, databases):
         if where is None:
             break
     template.close()
-    until(lambda: threading.active_count() <= before)
+    until(lambda: threading.active_count() <= before, 20)
     assert number > 20
 
 
