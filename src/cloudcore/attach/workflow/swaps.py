@@ -1,6 +1,7 @@
 """Another volume under a running guest: copied, changed over, and the old one given back.
 
-The row among the moves says how far it came, the legs of the two volumes what has to be ended:
+One module, because forward and back are the same few steps. The row among the moves says how far it came, the legs of
+the two volumes what has to be ended:
 
 ===============  ======================================================================================================
 phase            what holds, and what leads out

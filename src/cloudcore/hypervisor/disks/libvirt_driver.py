@@ -12,19 +12,17 @@ import attrs
 
 from cloudcore._extras import require_extra
 from cloudcore.errors import DeviceNotFound, GuestBusy, GuestNotFound, HypervisorError, MissingExtra, UnsupportedFeature
+from cloudcore.hypervisor.disks.copy_xml import copy_xml, mirror_ready, replaced_xml
 from cloudcore.hypervisor.disks.guests import GuestState, GuestView, Hint, Scope, TargetTaken, UnplugRunning, Waiters
 from cloudcore.hypervisor.disks.monitor import OpenDisks, command, failure_text, read_open
 from cloudcore.hypervisor.disks.xml import (
     KEPT,
     DiskEntry,
     bootable_xml,
-    copy_xml,
     disk_xml,
     domain_disks,
-    mirror_ready,
     removed_disks,
     renamed_space,
-    replaced_xml,
     volume_of,
 )
 from cloudcore.hypervisor.libvirt.errors import (

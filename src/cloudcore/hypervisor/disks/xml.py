@@ -2,6 +2,8 @@
 
 The alias ``ua-<volume id>`` is how a disk is found again; libvirt keeps user aliases in the live and in the persistent
 definition. The serial is the fallback, for guests that others made: on device type ``lun`` there is none.
+
+One module, because what is written and what is read have to be each other's mirror, field by field.
 """
 
 from __future__ import annotations
@@ -37,15 +39,12 @@ __all__ = [
     "alias_of",
     "bootable_xml",
     "check_disk",
-    "copy_xml",
     "differences",
     "disk_xml",
     "domain_disks",
     "effective",
-    "mirror_ready",
     "removed_disks",
     "renamed_space",
-    "replaced_xml",
     "same_bytes",
     "secret_xml",
     "volume_of",
@@ -299,37 +298,6 @@ def _kept(root: Element, space: str) -> dict[str, DiskEntry]:
                 name = kept.tag.partition(space)[2].partition("}")[0]
                 found[name] = attrs.evolve(_entry(parse(kept.text, "disk in metadata")), xml=kept.text)
     return found
-
-
-def copy_xml(disk: Disk) -> str:
-    """The ``<disk>`` that a copy goes to: where, and in which format."""
-    whole = parse(disk_xml(attrs.evolve(disk, target=disk.target or f"{PREFIXES[disk.bus]}a")), "disk")
-    root = Element("disk", type=_kind(disk.source))
-    _add(root, "driver", name="qemu", type=_format(disk.source))
-    root.extend(whole.findall("source"))
-    return to_text(root)
-
-
-def mirror_ready(definition: str, target: str) -> bool:
-    """Whether both places of the disk that is copied hold the same, as the live definition has it."""
-    for element in parse(definition, "guest definition").iterfind("devices/disk"):
-        if attribute(element, "target", "dev") == target:
-            return attribute(element, "mirror", "ready") == "yes"
-    return False
-
-
-def replaced_xml(entry: DiskEntry, disk: Disk) -> str:
-    """The element of *entry* with the source, the alias and the serial of *disk*, and everything else as it was."""
-    root, wanted = parse(entry.xml, "disk"), parse(disk_xml(attrs.evolve(disk, target=entry.target)), "disk")
-    root.set("type", wanted.get("type", "file"))
-    for tag in ("source", "serial", "alias"):
-        old, new = root.find(tag), wanted.find(tag)
-        if old is not None and new is not None:
-            root[list(root).index(old)] = new
-    driver, form = root.find("driver"), attribute(wanted, "driver", "type")
-    if driver is not None and form is not None:
-        driver.set("type", form)
-    return to_text(root)
 
 
 def _entry(element: Element) -> DiskEntry:
