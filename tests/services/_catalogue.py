@@ -104,9 +104,7 @@ def create(name: str, folder: Path, ports: Ports, depend: Depend) -> Service:
         "postgresql": lambda: _databases.PostgreSQL(
             folder, ports, durable=variant.endswith("durable"), small_disk=variant == "small-disk"
         ),
-        "mariadb": lambda: _databases.MariaDB(
-            folder, ports, durable=variant.endswith("durable"), small_disk=variant == "small-disk"
-        ),
+        "mariadb": lambda: _databases.MariaDB(folder, ports, durable=variant.endswith("durable")),
         "galera": lambda: _clusters.Galera(folder, ports, impatient=bool(variant)),
         "postgresql-pair": lambda: _clusters.Pair(folder, ports, synchronous=not variant.endswith("asynchronous")),
         "pgbouncer": lambda: _clusters.Pooler(folder, ports, lambda: depend("postgresql")),

@@ -159,12 +159,11 @@ class MariaDB:
     """One MariaDB server.
 
     `durable` as in `PostgreSQL`: without it the log is written but not synced at each commit, and there is no binary
-    log, which production has for its replicas. With `small_disk` the folder of its database `small`, which is there
-    from the start, is a file system of a few megabytes: mounted for this process alone, it is gone with it.
+    log, which production has for its replicas.
     """
 
-    def __init__(self, folder: Path, ports: Ports, *, durable: bool, small_disk: bool = False) -> None:
-        self._folder, self._port, self._durable, self._small_disk = folder, ports.one(), durable, small_disk
+    def __init__(self, folder: Path, ports: Ports, *, durable: bool) -> None:
+        self._folder, self._port, self._durable = folder, ports.one(), durable
         self._password = secrets.token_hex(8)
         self._daemon: Daemon | None = None
 
@@ -209,8 +208,6 @@ class MariaDB:
         if not self._durable:
             settings += ["--innodb-flush-method=nosync", "--innodb-doublewrite=0"]
         command = unprivileged([server, *common, *settings])
-        if self._small_disk:
-            command = with_small_disk(give(data / "small"), command)
         return Daemon("mariadb", command, log=self._folder / "log", cwd=self._folder)
 
     def stop(self) -> None:
