@@ -107,7 +107,7 @@ class PooledConnection:
     def __init__(self, proxied: PoolProxiedConnection, dialect: Dialect, *, mine: bool, permit: Permit) -> None:
         self._ended = False
         self._proxied = proxied
-        self.permit: Permit = permit
+        self.permit = permit
         self.dialect = dialect
         self.form = f"{dialect_name(dialect)} {dialect.driver}"
         """Connections of one form take the same text and parameters."""
