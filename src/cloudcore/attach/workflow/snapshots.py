@@ -97,7 +97,7 @@ class Snapshots:
     def _delete_made(self, move: Move) -> None:
         for leg in self._legs(move.instance_id):
             for made in self._volumes.snapshots(leg.volume_id):
-                if made.name == move.note:
+                if made.name == move.note and made.status != "deleting":  # a repeat: Cinder refuses a second time
                     self._volumes.delete_snapshot(made.id)
 
     def _legs(self, instance_id: str) -> tuple[Attachment, ...]:
