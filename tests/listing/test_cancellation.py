@@ -12,7 +12,7 @@ import pytest
 
 from cloudcore._cancellation import Cancellation
 from cloudcore.errors import Cancelled
-from cloudcore.listing import Cell, Query
+from cloudcore.listing import Cell, Query, Stream
 from cloudcore.listing.cells import in_flight
 from cloudcore.listing.cells.connections import PooledConnection
 from cloudcore.listing.cells.pool import ConnectionPool
@@ -157,10 +157,10 @@ def test_what_waited_for_a_connection_when_it_was_cancelled_sends_no_statement(c
     assert door.connections == 2
 
 
-def started(router, cancellation) -> object:
+def started(router, cancellation) -> Stream:
     """A stream whose first record was taken under *cancellation*; each batch is small."""
 
-    def begin() -> object:
+    def begin() -> Stream:
         stream = router.stream(Query(sort=["size"], limit=None))
         stream._merge._batch = 4
         next(stream)
@@ -169,9 +169,8 @@ def started(router, cancellation) -> object:
     return cancellation.run(begin)
 
 
-def test_each_part_of_a_stream_heeds_the_cancellation_of_the_call_that_reads_it(cells, door, routers):
-    """Not that of the call that began it, which has long ended."""
-    router = routers(cells, source=THINGS)
+def cancelled_while_read(router, door) -> Stream:
+    """A stream that one call began, and another read that was cancelled while it waited for the cells."""
     stream = started(router, Cancellation())
     later = Cancellation()
     door.asking.clear()
@@ -180,6 +179,13 @@ def test_each_part_of_a_stream_heeds_the_cancellation_of_the_call_that_reads_it(
     later.cancel()
     assert isinstance(call.end(door), Cancelled)
     door.open()
+    return stream
+
+
+def test_each_part_of_a_stream_heeds_the_cancellation_of_the_call_that_reads_it(cells, door, routers):
+    """Not that of the call that began it, which has long ended."""
+    router = routers(cells, source=THINGS)
+    cancelled_while_read(router, door)
     assert all(router.breaker(cell.name).failures == 0 for cell in cells)
 
 
@@ -195,14 +201,7 @@ def test_the_end_of_the_call_that_began_a_stream_does_not_end_the_stream(cells, 
 def test_a_stream_that_was_cancelled_says_so_whenever_it_is_read(cells, door, routers):
     """Rather than wait for ever for what was stopped, or seem to be at its end; its cursor goes on."""
     router = routers(cells, source=THINGS)
-    stream = started(router, Cancellation())
-    later = Cancellation()
-    door.asking.clear()
-    call = Call(later, list, stream)
-    assert door.arrived.acquire(timeout=LONG)
-    later.cancel()
-    assert isinstance(call.end(door), Cancelled)
-    door.open()
+    stream = cancelled_while_read(router, door)
     with pytest.raises(Cancelled):
         next(stream)
     assert 0 < len(list(router.stream(Query(sort=["size"], limit=None), cursor=stream.resume_cursor))) < 80
