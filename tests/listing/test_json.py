@@ -40,7 +40,7 @@ TYPES = {
     "document": (sa.JSON(), [{"a": [1, 2.5, {"ü": None}]}, [True], "text", 3, None]),
     "digest": (sa.BINARY(4).with_variant(sa.LargeBinary(4), "postgresql", "sqlite"), [b"\xff\x00ab", None]),
     "blob": (sa.LargeBinary(), [bytes(range(256)), b"", None]),
-    'odd "d" näme': (sa.Integer(), [1, None]),
+    'odd "%d" näme': (sa.Integer(), [1, None]),
 }
 POSTGRESQL = {
     "address": (postgresql.INET(), [ipaddress.ip_address("::1"), None]),

@@ -168,7 +168,7 @@ class PooledConnection:
         """All rows of one statement, as the driver gives them; *limit* is the monotonic instant to give up at."""
         self._limit[0] = limit
         if self.reader is not None:
-            reader, filled = self.reader, self.cursor.mogrify(text, parameters or None)
+            reader, filled = self.reader, self.cursor.mogrify(text, parameters)
             return self._fetched(lambda: reader.read(filled))
         self._execute(text, parameters)
         rows: list[tuple[Any, ...]] = self._fetched(self.cursor.fetchall)
