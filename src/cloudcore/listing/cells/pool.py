@@ -317,7 +317,7 @@ class ConnectionPool:
                 self.scrap(oldest)
         if self._touched <= since:
             for engine, pool in self._engines():
-                if pool.checkedin():
+                if pool.checkedin() and not pool.checkedout():  # else what is in use would come back to no pool
                     engine.dispose()
 
     def close(self) -> None:
