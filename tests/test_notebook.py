@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tqdm import tqdm
 
-from cloudcore import Cell, CellRouter, Inventory, PlacementTree, Query
+from cloudcore import Cell, CellRouter, InstanceDirectory, InstanceStore, Inventory, PlacementTree, Query
 from cloudcore.errors import InvalidArgument, MissingExtra, NoValidHost
 from cloudcore.notebook import ROWS, Table, html_of, progress, table, words
 from cloudcore.placement import headroom, plan_drain
@@ -70,6 +70,8 @@ def test_every_answer_shows_itself(world):
         refused.value.report,
         headroom(tree, world.flavors, cell_of=world.cell_of),
         plan_drain(tree, [world.guests[guest].host], request_of=world.request_of),
+        world.volumes.create_volume(2**30, name="data"),
+        world.attachments.attachments()[0],
         world.attachments.audit(),
         world.attachments.heal(),
         world.attachments.recover(),
@@ -86,6 +88,28 @@ def test_every_answer_shows_itself(world):
     for answer in answers:
         reader = read(answer._repr_html_())
         assert "".join(reader.texts).strip(), type(answer)
+
+
+def test_a_page_says_whose_rows_are_missing(tmp_path):
+    """With a cell away nobody knows whether more follow; the sentence names the cells, a few of very many."""
+    alive = Cell("alive", f"sqlite:///{tmp_path}/alive.db")
+    dead = [Cell(f"dead{number}", f"sqlite:///{tmp_path}/none/{number}.db") for number in range(7)]
+    with CellRouter([alive, *dead], directory=InstanceDirectory(f"sqlite:///{tmp_path}/directory.db")) as router:
+        store = InstanceStore(router)
+        store.create_tables("alive")
+        store.create("alive", project_id="blue")
+        page, counted = router.page()._repr_html_(), router.count()._repr_html_()
+        for cell in dead[1:]:
+            router.remove_cell(cell.name)
+        one = router.page()._repr_html_()
+        router.remove_cell("dead0")
+        assert "1 record, no more follow; every cell answered" in router.page()._repr_html_()
+    for told in (page, counted):
+        assert "dead0 (down)" in told
+        assert "and 2 more did not answer in full" in told
+    assert "no more follow" not in page
+    assert "the other cells have no more" in page
+    assert "Missing: dead0 (down) did not answer" in one
 
 
 def test_names_from_outside_are_escaped(tmp_path):

@@ -3,6 +3,7 @@
 import contextlib
 import datetime as dt
 import logging
+import re
 import threading
 import uuid
 
@@ -754,6 +755,21 @@ def test_an_instance_ends(manager, embedded, world):
     assert manager.terminate(who) == ()
     assert [volume.id for volume in embedded.volumes()] == [data.volume_id]
     assert manager.terminate(who) == ()
+
+
+def test_an_id_of_something_else_is_told_apart(manager, embedded):
+    """Whoever detaches by the volume or the instance hears how to find the attachment."""
+    volume, who = embedded.create_volume().id, instance()
+    attached = manager.attach(volume, who, host="compute-1")
+    for wrong, told in (
+        (volume, "the id of a volume: attachments(volume_id=…)"),
+        (who, "the id of an instance: attachments(instance_id=…)"),
+        (instance(), "attach() returns it"),
+    ):
+        for call in (manager.detach, manager.attachment):
+            with pytest.raises(errors.AttachmentNotFound, match=re.escape(told)):
+                call(wrong)
+    assert manager.attachments() == (attached,)
 
 
 def test_old_stories_are_forgotten(manager, embedded):

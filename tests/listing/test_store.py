@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -232,3 +234,23 @@ def test_placeholders_never_count_as_seen(clouds, routers):
         cursor = page.next_cursor
     assert len(found) == 7
     assert not any(record.unknown for record in found)
+
+
+def test_a_wrong_column_is_answered_with_the_right_ones(cloud):
+    """Both to write and to change; whoever guesses need not look the table up."""
+    with pytest.raises(InvalidArgument, match=r"no column colour; there are uuid, .*deleted_at, tags, metadata$"):
+        cloud.store.create("cell1", project_id="t1", colour="blue")
+    with pytest.raises(InvalidArgument, match=r"changed here: colour, uuid; there are project_id, .*launched_at$"):
+        cloud.store.update(UUID, uuid=OTHER, colour="blue")
+
+
+def test_the_table_of_columns_in_the_reference_is_the_tables():
+    page = (Path(__file__).parents[2] / "docs/reference/listing.md").read_text()
+    part = page.partition("### Columns of an instance")[2].partition("\n#")[0]
+    told = [
+        name
+        for line in part.splitlines()
+        if line.startswith("| `")
+        for name in re.findall("`([a-z_]+)`", line.split("|")[1])
+    ]
+    assert told == [*instances.c.keys(), "tags", "metadata"]

@@ -104,7 +104,8 @@ class InstanceStore:
         unknown = values.keys() - set(_i.keys())
         if unknown or not values.get("project_id"):
             wrong = f"no column {', '.join(sorted(unknown))}" if unknown else "project_id is missing"
-            raise InvalidArgument(f"instance: {wrong}", field="values")
+            columns = ", ".join((*_i.keys(), "tags", "metadata"))
+            raise InvalidArgument(f"instance: {wrong}; there are {columns}", field="values")
         row = dict.fromkeys(_i.keys())
         row.update(vm_state="active", locked=False, hidden=False, deleted=False, created_at=self._clock())
         row.update(values)
@@ -137,7 +138,10 @@ class InstanceStore:
         """
         wrong = (changes.keys() & _FIXED) | (changes.keys() - set(_i.keys()))
         if wrong:
-            raise InvalidArgument(f"these cannot be changed here: {', '.join(sorted(wrong))}", field="changes")
+            changeable = ", ".join(name for name in _i.keys() if name not in _FIXED)  # noqa: SIM118 - a collection of columns
+            raise InvalidArgument(
+                f"these cannot be changed here: {', '.join(sorted(wrong))}; there are {changeable}", field="changes"
+            )
         cell, stored = self._owner(uuid)
         tenant, host = changes.get("project_id", stored["project_id"]), changes.get("host", stored["host"])
         routed = (tenant, host) != self._directory.told(stored["uuid"])  # not: the record, which a killed call changed

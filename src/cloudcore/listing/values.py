@@ -197,6 +197,7 @@ class CellState(StrEnum):
 
 _WHOLE = frozenset({CellState.ANSWERED, CellState.SKIPPED})
 _STATE = attrgetter("state")
+_NAMED = 5  # cells that a sentence names at most; a table has them all
 
 
 @attrs.frozen(kw_only=True)
@@ -503,12 +504,18 @@ class Page:
         )
 
     def _repr_html_(self) -> str:
-        more = "more follow" if self.next_cursor else "no more follow"
-        complete = "every cell answered" if self.complete else "not every cell answered"
-        return html_of(
-            f"{len(self.records)} records, {more}; {complete}",
-            table(self.records, title="Records"),
-            _told_cells(self.cells),
+        return html_of(self._told(), table(self.records, title="Records"), _told_cells(self.cells))
+
+    def _told(self) -> str:
+        """How many records these are, what follows, and which cells are not whole."""
+        records = f"{len(self.records)} record{'' if len(self.records) == 1 else 's'}"
+        away = _cells_away(self.cells)
+        if away is None:
+            return f"{records}, {'more may follow' if self.next_cursor else 'no more follow'}; every cell answered"
+        more = "the other cells may have more" if self.next_cursor else "the other cells have no more"
+        return (
+            f"{records}, and {more}. Missing: {away} did not answer in full, so there may be rows that are not here; "
+            "how many, nobody can say. A page from resume_cursor on gives them when it is possible"
         )
 
 
@@ -538,11 +545,20 @@ class Counts:
     def _repr_html_(self) -> str:
         groups = tuple((key, number, *self.sums_by.get(key, {}).values()) for key, number in self.by.items())
         sums = "".join(f"; {name}: {words(value)}" for name, value in self.sums.items())
+        away = _cells_away(self.cells)
+        missing = "" if away is None else f". Missing: {away} did not answer in full, and counts for nothing here"
         return html_of(
-            f"{self.total} records{sums}",
+            f"{self.total} record{'' if self.total == 1 else 's'}{sums}{missing}",
             Table(title="Of each", headings=("value", "records", *self.sums), rows=groups),
             _told_cells(self.cells),
         )
+
+
+def _cells_away(cells: Mapping[str, CellReport]) -> str | None:
+    """The cells that did not answer, by name; None where all did."""
+    away = [f"{report.name} ({report.state})" for report in cells.values() if report.state not in _WHOLE]
+    hidden = len(away) - _NAMED
+    return ", ".join(away[:_NAMED]) + (f" and {hidden} more" if hidden > 0 else "") if away else None
 
 
 def _told_cells(cells: Mapping[str, CellReport]) -> Table:

@@ -80,8 +80,17 @@ class Journal:
         with self.database.read() as connection:
             row = connection.execute(_BY_ID, {"the_id": attachment_id}).one_or_none()
         if row is None:
-            raise AttachmentNotFound(f"no attachment {attachment_id} in the journal", identifier=attachment_id)
+            raise self._unknown(attachment_id)
         return _attachment(row)
+
+    def _unknown(self, attachment_id: str) -> AttachmentNotFound:
+        """What to say of an id that no attachment has: often it is that of a volume, or of an instance."""
+        hint = "attach() returns it, and attachments(volume_id=…) lists those of a volume"
+        with self.database.read() as connection:
+            for what, column in {"a volume": _T.c.volume_id, "an instance": _T.c.instance_id}.items():
+                if connection.execute(sa.select(_T.c.id).where(column == attachment_id).limit(1)).first():
+                    hint = f"this is the id of {what}: attachments({column.name}=…) lists its attachments"
+        return AttachmentNotFound(f"no attachment {attachment_id} in the journal; {hint}", identifier=attachment_id)
 
     def of_volume(self, connection: Connection, volume_id: str) -> list[Attachment]:
         """Its legs that are not absent."""

@@ -185,6 +185,9 @@ class Attachment:
         names = ("id", "volume_id", "instance_id", "host", "state", "mode", "note")
         return {name: getattr(self, name) for name in names}
 
+    def _repr_html_(self) -> str:
+        return table([self], title="Attachment")._repr_html_()
+
     @property
     def interrupted(self) -> bool:
         """Work on it was begun and not finished: somebody is at it, or died over it."""

@@ -11,6 +11,7 @@ import attrs
 
 from cloudcore._values import FrozenDict, normalise_uuid, require_integer, require_text
 from cloudcore.errors import InvalidArgument, InvalidConnector
+from cloudcore.notebook import table
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -128,6 +129,10 @@ class Volume:
     volume_type: str | None = None
     availability_zone: str | None = None
     migration_status: str | None = None
+
+    def _repr_html_(self) -> str:
+        names = ("id", "name", "status", "size", "multiattach", "bootable", "encrypted")
+        return table([self], names, title="Volume")._repr_html_()
 
     @property
     def migrating(self) -> bool:
