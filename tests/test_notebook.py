@@ -21,6 +21,7 @@ from cloudcore.testing.worlds import small_world
 
 HOSTILE = "<script>alert('x')</script>&\"<b>"
 MIGRATION = "0b7e9b4c-3b0e-4c57-8d2b-9c7d8a1f2e03"
+HELD = "c1a5b0de-6f0e-4b8f-9e49-0f5d2b1f7a10"
 
 
 class Reader(HTMLParser):
@@ -80,6 +81,12 @@ def test_every_answer_shows_itself(world):
         world.selector.select_destination(guest, MIGRATION, world.request_of(guest)),
         world.ledger.move(MIGRATION),
         world.ledger.confirm_move(MIGRATION),
+        world.ledger.claim(
+            HELD, {tree[world.guests[guest].host].uuid: {"DISK_GB": 1}}, project_id="blue", user_id="ada"
+        ),
+        world.ledger.holders(next(iter(world.ledger.allocations(guest)))),
+        world.ledger.moves(),
+        world.selector.preview(world.flavors["small"])[0][0],
         table(world.ledger.usages_by_type()),
         table(world.attachments.attachments()),
         tree.to_table(),
@@ -225,3 +232,25 @@ def test_healing_tells_how_far_it_is(world):
 
 def test_sentences_and_empty_tables():
     assert read(html_of("a < b", Table(headings=("x",), rows=()))).texts == ["a < b"]
+
+
+def test_allocations_show_names_where_a_tree_is_given(world):
+    """And a move's story is a column only where it is asked for."""
+    guest = next(iter(world.guests))
+    world.selector.select_destination(guest, "9d1c9f0e-1c57-4b54-8d0c-3f1b6a7f2c55", world.request_of(guest))
+    moves = world.ledger.moves()
+    assert isinstance(moves, list)
+    made = table(moves, names=world.tree)
+    assert "story" not in made.headings
+    (row,) = made.to_records()
+    assert set(row["source"]) == {world.tree[uuid].name for uuid in moves[0].source}
+    assert table(moves, ["instance", "story"]).headings == ("instance", "story")
+    assert table(moves).to_records()[0]["source"] == moves[0].source
+    world.ledger.revert_move("9d1c9f0e-1c57-4b54-8d0c-3f1b6a7f2c55")
+    assert "none" in world.ledger.moves()._repr_html_()
+
+
+def test_one_is_not_plural():
+    tree = PlacementTree()
+    tree.add("cn1")
+    assert "1 provider in 1 tree>" in repr(tree)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import Enum
 from html import escape
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import attrs
 
@@ -28,6 +28,8 @@ from cloudcore._extras import require_extra
 from cloudcore.errors import InvalidArgument
 
 __all__ = ["Bar", "Table", "html_of", "progress", "table", "words"]
+
+T = TypeVar("T")
 
 ROWS = 50
 """Rows that are shown at most; the rest are counted in a last line. Data frames have them all."""
@@ -51,6 +53,11 @@ def words(value: Any) -> str:
     if isinstance(value, list | tuple | set | frozenset):
         return ", ".join(words(each) for each in value)
     return str(value)
+
+
+def counted(number: int, thing: str) -> str:
+    """``1 provider``, ``2 providers``."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def _pair(key: Any, value: Any) -> str:
@@ -153,6 +160,13 @@ def _flat(value: Any) -> Any:
     return words(value)
 
 
+class Shown(list[T]):
+    """A list of values that shows itself as a table; a list in everything else."""
+
+    def _repr_html_(self) -> str:
+        return table(self, most=len(self))._repr_html_() if self else "<p>none</p>"
+
+
 def html_of(*parts: Table | str) -> str:
     """Tables and sentences, one below the other; the sentences are escaped."""
     return "<div>" + "\n".join(_html(part) for part in parts if not isinstance(part, Table) or part.rows) + "</div>"
@@ -171,6 +185,7 @@ def table(
     *,
     title: str = "",
     most: int = 1_000,
+    names: Iterable[Any] = (),
 ) -> Table:
     """Make a table of what a call returned: one row for each value, one column for each attribute.
 
@@ -183,24 +198,33 @@ def table(
         columns: Names of attributes, in this order; all that are public by default.
         title: What they are.
         most: Of how many values the table is made; with more there, it says that there are.
+        names: Providers, such as a whole tree: allocations show their names instead of their uuids, which are all
+            that the ledger knows.
 
     Raises:
         InvalidArgument: *columns* names what a value does not have.
     """
     if isinstance(values, Mapping):
-        pairs = [({"": key} | _fields(value)) for key, value in values.items()]
+        pairs = [({"": key} | _fields(value, columns or ())) for key, value in values.items()]
         columns = None if columns is None else ["", *columns]
     else:
         pairs = []
         for value in values:
-            pairs.append(_fields(value))
+            pairs.append(_fields(value, columns or ()))
             if len(pairs) > most:
                 break
+    called = {provider.uuid: provider.name for provider in names}
+    if called:
+        pairs = [{name: _named(value, called) for name, value in row.items()} for row in pairs]
     return _made(pairs[:most], columns, title, None if len(pairs) > most else 0)
 
 
-def _fields(value: Any) -> dict[str, Any]:
-    """The public fields of a value, by name."""
+def _named(value: Any, names: Mapping[str, str]) -> Any:
+    return {names.get(key, key): each for key, each in value.items()} if isinstance(value, Mapping) else value
+
+
+def _fields(value: Any, asked: Sequence[str]) -> dict[str, Any]:
+    """The public fields of a value, by name: those that it shows by default, and those *asked* for."""
     if isinstance(value, Mapping):
         cell = getattr(value, "cell", None)
         kept = {str(name): each for name, each in value.items()}
@@ -208,7 +232,8 @@ def _fields(value: Any) -> dict[str, Any]:
     row = getattr(value, "_table_row_", None)
     if row is not None:
         own: dict[str, Any] = row()
-        return own
+        known = attrs.fields_dict(type(value)) if attrs.has(type(value)) else {}
+        return own | {name: getattr(value, name) for name in asked if name in known and name not in own}
     if not attrs.has(type(value)):
         return {"value": value}
     fields = attrs.fields(type(value))

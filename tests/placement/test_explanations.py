@@ -8,7 +8,7 @@ import hypothesis
 import pytest
 from hypothesis import given
 
-from cloudcore.errors import NoValidHost
+from cloudcore.errors import InvalidRequest, NoValidHost
 from cloudcore.placement import PlacementTree, Rejection, SearchReport
 from tests.placement import oracle, ours
 from tests.placement.test_scenarios_worked import numa, pooled
@@ -154,3 +154,21 @@ def test_reasons_are_counted_over_all_hosts() -> None:
     assert (report.hosts, report.fits) == (3, 0)
     assert report.counts == {"capacity VCPU": 2, "no_inventory VCPU": 1}
     assert [rejection.host for rejection in report.nearest(5)] == ["h1", "h2"]
+
+
+def test_a_misspelt_class_is_guessed():
+    """Only where no provider has it, and the guess is near."""
+    tree = PlacementTree()
+    tree.add("cn1", inventory={"VCPU": 8, "MEMORY_MB": 1024, "CUSTOM_FPGA": 1})
+    tree.add("cn2", inventory={"VCPU": 8})
+
+    def told(query):
+        return tree.candidates(query).report().summary()
+
+    with pytest.raises(InvalidRequest, match=r"MEMORY_GB .*: did you mean MEMORY_MB\?"):
+        told("resources=MEMORY_GB:8")  # where the standard names are known
+    with pytest.raises(InvalidRequest, match=r"did you mean HW_NUMA_ROOT\?"):
+        told("resources=VCPU:8&required=HW_NUMA_ROT")
+    assert told("resources1=CUSTOM_FGPA:1").endswith("no provider has CUSTOM_FGPA: did you mean CUSTOM_FPGA?")
+    assert told("resources=CUSTOM_ELSE:1").endswith("no provider has CUSTOM_ELSE")
+    assert "no provider" not in told("resources=MEMORY_MB:8")

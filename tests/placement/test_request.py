@@ -228,3 +228,20 @@ def test_no_value_breaks_a_request(groups: object, rest: dict) -> None:
 )
 def test_no_value_breaks_a_group(arguments: dict) -> None:
     attempt(lambda: RequestGroup(**arguments))
+
+
+@pytest.mark.parametrize(
+    ("query", "hint"),
+    [
+        ("resources1=VCPU:4&required=HW_NUMA_ROOT", "required stands alone: did you mean required1 beside resources1?"),
+        ("resources=VCPU:4&required1=HW_NUMA_ROOT", "required1 stands alone: did you mean required beside resources?"),
+        ("resources_a=VCPU:4&member_of=3a55ea0e-4d0b-4a0f-9a66-4c4a5e6a3c11", "did you mean member_of_a beside"),
+        ("resources1=VCPU:4&required=!CUSTOM_X", "did you mean required1 beside resources1?"),
+    ],
+)
+def test_a_forgotten_suffix_is_guessed(query, hint):
+    """A condition whose group asks for nothing: the likeliest slip is its number."""
+    with pytest.raises(InvalidRequest) as refused:
+        ResourceRequest.from_query(query)
+    assert hint in str(refused.value)
+    assert refused.value.field.startswith("resources")

@@ -22,6 +22,7 @@ from cloudcore.errors import (
     ProviderNotFound,
     UnsupportedFeature,
 )
+from cloudcore.notebook import counted
 from cloudcore.observability import observed
 from cloudcore.placement.forest.usage_checks import read_allocations
 from cloudcore.placement.forest.values import Provider
@@ -608,7 +609,8 @@ class PlacementTree(TreeEdits):
         with self._state.lock:
             shown = list(self) if provider is None else self.subtree(provider)
             rows = rows_of(shown, self._state.forest.usage)
-        title = f"{len(shown)} providers" if provider is None else f"{shown[0].name}: {len(shown)} providers"
+        title = counted(len(shown), "provider")
+        title = title if provider is None else f"{shown[0].name}: {title}"
         return rows, max(0, len(shown) - ROWS), title
 
     def to_table(self) -> Table:
@@ -632,4 +634,5 @@ class PlacementTree(TreeEdits):
 
     def __repr__(self) -> str:
         forest, bound = self._state.forest, "" if self._binding is None else ", bound to a database"
-        return f"<{type(self).__name__}: {len(forest.providers)} providers in {len(forest.roots)} trees{bound}>"
+        found = f"{counted(len(forest.providers), 'provider')} in {counted(len(forest.roots), 'tree')}"
+        return f"<{type(self).__name__}: {found}{bound}>"

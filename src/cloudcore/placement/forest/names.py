@@ -7,13 +7,19 @@ custom nor standard is refused. Without them every well-formed name passes.
 from __future__ import annotations
 
 import re
+from difflib import get_close_matches
 from functools import cache, lru_cache
+from typing import TYPE_CHECKING
 
 from cloudcore._values import require_name
 from cloudcore.errors import InvalidArgument, InvalidProvider
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 __all__ = [
     "SHARES_VIA_AGGREGATE",
+    "guess",
     "is_known_trait",
     "is_standard_class",
     "is_standard_trait",
@@ -70,6 +76,12 @@ def standard_traits() -> frozenset[str]:
     return _standard_traits() or frozenset()
 
 
+def guess(name: str, known: Iterable[str]) -> str:
+    """``: did you mean X?``, the known name nearest to a misspelt one; nothing where none is near."""
+    close = get_close_matches(name, sorted(known), n=1, cutoff=0.75)
+    return f": did you mean {close[0]}?" if close else ""
+
+
 def is_standard_class(name: str) -> bool:
     """Whether *name* is a standard class; without ``os-resource-classes``, whether it could be one."""
     return not name.startswith("CUSTOM_") and bool(_NAME.match(name)) and _known_class(name)
@@ -94,7 +106,8 @@ def require_resource_class(value: str, field: str, error: type[InvalidArgument] 
     require_name(value, field, error)
     if not _known_class(value):
         raise error(
-            f"{field}: {value} is no standard resource class (os-resource-classes) and does not begin with CUSTOM_",
+            f"{field}: {value} is no standard resource class (os-resource-classes) and does not begin with CUSTOM_"
+            f"{guess(value, standard_resource_classes())}",
             field=field,
             value=value,
         )
@@ -110,7 +123,8 @@ def require_trait(value: str, field: str, error: type[InvalidArgument] = Invalid
     require_name(value, field, error)
     if not _known_trait(value):
         raise error(
-            f"{field}: {value} is no standard trait (os-traits) and does not begin with CUSTOM_",
+            f"{field}: {value} is no standard trait (os-traits) and does not begin with CUSTOM_"
+            f"{guess(value, standard_traits())}",
             field=field,
             value=value,
         )

@@ -62,6 +62,7 @@ class HostChoice:
         cell: Name of the cell that the host belongs to.
         allocations: ``{provider uuid: {resource class: amount}}``, amounts in the unit of each class.
         mappings: ``{group suffix: provider uuids}``: which provider satisfies which group of the request.
+        names: ``{provider uuid: name}`` of what it takes beside its root, as read at selection; for people.
         generations: ``{provider uuid: generation}`` as read at selection; a hint of staleness, never a condition.
         weight: The host's score, higher is better.
         rank: Place among all hosts that fitted, 0 is the best.
@@ -73,6 +74,7 @@ class HostChoice:
     cell: str
     allocations: Allocations = attrs.field(converter=_freeze_allocations)
     mappings: Mappings = attrs.field(factory=dict, converter=_freeze_mappings)
+    names: Mapping[str, str] = attrs.field(factory=dict, converter=_freeze)
     generations: Mapping[str, int] = attrs.field(factory=dict, converter=_freeze)
     weight: float = 0.0
     rank: int = 0
@@ -90,7 +92,21 @@ class HostChoice:
             "generations": dict(self.generations),
             "weight": self.weight,
             "rank": self.rank,
+            **({"names": dict(self.names)} if self.names else {}),
         }
+
+    def _table_row_(self) -> dict[str, Any]:
+        names = {**self.names, self.root: self.name}
+        return {
+            "name": self.name,
+            "cell": self.cell,
+            "weight": self.weight,
+            "rank": self.rank,
+            "allocations": {names.get(provider, provider): held for provider, held in self.allocations.items()},
+        }
+
+    def _repr_html_(self) -> str:
+        return html_of(table([self]))
 
 
 @attrs.frozen(kw_only=True)
@@ -105,6 +121,7 @@ class Selection:
         alternates: Fallbacks in the order in which they are to be tried.
         project_id: Owner of the claim.
         user_id: User of the claim.
+        migration: UUID of the migration that holds the source, where the primary is the destination of a move.
         extra: Fields of the JSON form that this release does not know; they travel on unchanged.
     """
 
@@ -113,6 +130,7 @@ class Selection:
     alternates: tuple[HostChoice, ...] = ()
     project_id: str
     user_id: str
+    migration: str | None = None
     extra: Mapping[str, Any] = attrs.field(factory=dict, converter=_freeze)
 
     def __attrs_post_init__(self) -> None:
@@ -136,15 +154,17 @@ class Selection:
             "cell": self.cell,
             "primary (claimed)": self.primary.name,
             "alternates (not claimed)": [choice.name for choice in self.alternates],
-            "allocations": self.primary.allocations,
+            "allocations": self.primary._table_row_()["allocations"],
+            "migration": self.migration,
         }
 
     def _repr_html_(self) -> str:
-        columns = ("name", "cell", "weight", "rank", "allocations")
+        moves = f"; it moves here, and migration {self.migration} holds the source" if self.migration else ""
+        primary = "Destination, claimed" if self.migration else "Primary, claimed"
         return html_of(
-            f"Instance {self.instance}, claimed for project {self.project_id}",
-            table([self.primary], columns, title="Primary, claimed"),
-            table(self.alternates, columns, title="Alternates, not claimed"),
+            f"Instance {self.instance}, claimed for project {self.project_id}{moves}",
+            table([self.primary], title=primary),
+            table(self.alternates, title="Alternates, not claimed"),
         )
 
     @property
@@ -172,6 +192,7 @@ class Selection:
             "user_id": self.user_id,
             "primary": self.primary.as_json(),
             "alternates": [alternate.as_json() for alternate in self.alternates],
+            **({"migration": self.migration} if self.migration else {}),
         }
         text = _to_json(body)
         return f'{text[:-1]},"seal":"{_seal(text, key)}"}}'
@@ -193,6 +214,8 @@ class Selection:
                 "primary": _choice(body.pop("primary")),
                 "alternates": tuple(_choice(alternate) for alternate in body.pop("alternates")),
             }
+            if body.get("migration") is not None:
+                known["migration"] = normalise_uuid(body.pop("migration"), "migration", InvalidSelection)
         except InvalidSelection:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:

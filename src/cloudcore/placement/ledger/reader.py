@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 from cloudcore._values import normalise_uuid, require_integer, require_utc
 from cloudcore.database import Database
 from cloudcore.errors import InvalidAllocation, InvalidArgument, MoveNotFound, UnsupportedFeature
+from cloudcore.notebook import Shown
 from cloudcore.placement.ledger import history, queries
 from cloudcore.placement.ledger import moves as ledger_moves
 from cloudcore.placement.ledger.auditing import findings, without_allocations
@@ -74,7 +75,7 @@ class LedgerQueries(ABC):
         require_integer(limit, "limit", minimum=1, maximum=_PAGE)
         chosen = {"project_id": project_id, "user_id": user_id, "consumer_type": consumer_type}
         begin = "" if after is None else consumer_uuid(after)
-        return self._read(lambda session: queries.consumers(session, chosen, begin, limit))
+        return Shown(self._read(lambda session: queries.consumers(session, chosen, begin, limit)))
 
     def holders(self, provider: str, *, after: str | None = None, limit: int | None = None) -> list[Holder]:
         """Who holds what of *provider* now, in the order of the consumers' uuids.
@@ -91,7 +92,7 @@ class LedgerQueries(ABC):
         if limit is not None:
             require_integer(limit, "limit", minimum=1, maximum=_PAGE)
         begin = "" if after is None else consumer_uuid(after)
-        return self._read(lambda session: queries.holders(session, uuid_, begin, limit), one_state=True)
+        return Shown(self._read(lambda session: queries.holders(session, uuid_, begin, limit), one_state=True))
 
     def moves(self, *, after: str | None = None, limit: int | None = None) -> list[Move]:
         """The moves under way, those that hold something, in the order of their migrations' uuids.
@@ -109,7 +110,7 @@ class LedgerQueries(ABC):
         if limit is not None:
             require_integer(limit, "limit", minimum=1, maximum=_PAGE)
         begin = "" if after is None else normalise_uuid(after, "after", InvalidAllocation)
-        return self._read(lambda session: ledger_moves.live_moves(session, begin, limit))
+        return Shown(self._read(lambda session: ledger_moves.live_moves(session, begin, limit)))
 
     def usages(
         self,

@@ -112,9 +112,23 @@ class ResourceRequest:
             raise refuse("nothing is asked for: no group has resources", "resources")
         for suffix, group in self.groups.items():
             if not group.resources and suffix not in named:
-                raise refuse(
-                    "a group without resources must have a suffix that same_subtree names", f"resources{suffix}", suffix
-                )
+                raise refuse(self._without_resources(suffix), f"resources{suffix}", suffix)
+
+    def _without_resources(self, suffix: str) -> str:
+        """Why a group that asks for nothing is refused: mostly a suffix was forgotten, or is another one."""
+        group = self.groups[suffix]
+        said = {
+            "required": group.required or group.forbidden,
+            "member_of": group.member_of or group.not_member_of,
+            "in_tree": group.in_tree,
+        }
+        words = [name for name, value in said.items() if value]
+        others = [other for other in self.groups if self.groups[other].resources]
+        hint = ", or ".join(f"{name}{other} beside resources{other}" for name in words for other in others[:3])
+        return (
+            "a group without resources must have a suffix that same_subtree names"
+            f"{f'; {words[0]}{suffix} stands alone: did you mean {hint}?' if hint else ''}"
+        )
 
     def _check_root(self) -> None:
         for trait in self.root_required | self.root_forbidden:

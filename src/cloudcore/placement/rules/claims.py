@@ -17,6 +17,7 @@ import attrs
 
 from cloudcore._values import MAX_INTEGER, normalise_uuid, require_integer, require_name, require_text
 from cloudcore.errors import CapacityExceeded, CloudcoreError, InvalidAllocation, InventoryNotFound, UnitViolation
+from cloudcore.notebook import Table, html_of
 
 __all__ = [
     "Allocations",
@@ -97,6 +98,18 @@ class Held:
     generation: int
     allocations: Allocations
     repeated: bool = False
+
+    def _repr_html_(self) -> str:
+        rows = tuple(
+            (provider, name, amount)
+            for provider, amounts in self.allocations.items()
+            for name, amount in amounts.items()
+        )
+        again = "; this was done before" if self.repeated else ""
+        return html_of(
+            f"Consumer {self.consumer}, generation {self.generation}{again}{'' if rows else ': holds nothing'}",
+            Table(title="Holds", headings=("provider", "class", "amount"), rows=rows),
+        )
 
 
 def normalise_allocations(source: Candidate | Allocations) -> dict[str, dict[str, int]]:

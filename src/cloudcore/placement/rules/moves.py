@@ -18,7 +18,7 @@ A call that repeats what has happened changes nothing and gives the same answer.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
@@ -213,6 +213,17 @@ class Move:
     expires_at: datetime | None = None
     story: tuple[str, ...] = ()
     repeated: bool = False
+
+    def _table_row_(self) -> dict[str, Any]:
+        return {
+            "migration": self.migration,
+            "instance": self.instance,
+            "kind": self.kind,
+            "state": self.state,
+            "source": self.source,
+            "destination": self.destination,
+            "expires_at": self.expires_at,
+        }
 
     def _repr_html_(self) -> str:
         of_source, of_destination = _HOLDERS.get(self.state, ("nobody", "nobody"))

@@ -4,7 +4,7 @@ The tree proposes, filters and weighers choose, the ledger decides. All the prim
 transaction, so there is never a part of a request to clean up; a claim that is lost to somebody else tells what is left
 on that provider, and the plan is made again with it.
 
-One module: most of it is the descriptions of two calls; both plan, claim and try again alike.
+One module: most of it is the descriptions of three calls; all plan alike, and two claim and try again.
 """
 
 from __future__ import annotations
@@ -223,6 +223,42 @@ class HostSelector:
         return self._once(
             operation, operation_id, lambda: self._try(asked, lambda plan: self._claim(operation, asked, plan))
         )
+
+    @observed("placement.preview", "count", "alternates")
+    def preview(
+        self,
+        request: ResourceRequest | str,
+        count: int = 1,
+        *,
+        alternates: int = 2,
+        group: HostGroup | None = None,
+        partial: bool = False,
+        filters: Sequence[Filter] = (),
+        weighers: Sequence[tuple[float, Weigher]] = (),
+    ) -> tuple[tuple[HostChoice, ...], ...]:
+        """See which hosts :meth:`select` would choose now: for each instance its primary, then its alternates.
+
+        A look that promises nothing. It refreshes the tree and ranks as ``select`` does, and claims and writes nothing,
+        so another scheduler may take what it shows; and where *subset* or *seed* draw, ``select`` draws anew.
+
+        Args:
+            request: What each instance needs.
+            count: Number of instances.
+            alternates: As in :meth:`select`; so are *group*, *partial*, *filters* and *weighers*.
+            group: The group that they would join.
+            partial: Show as many as fit.
+            filters: Beside those of the selector.
+            weighers: Likewise.
+
+        Raises:
+            NoValidHost: ``select`` would find no host now; ``report`` says why.
+            InvalidRequest: An argument is malformed.
+        """
+        _described(group)
+        nobody = Owner(project_id="", user_id="")
+        asked = self._asked(request, count, None, alternates, nobody, group, filters, weighers)
+        plan = self._planner.plan(self._with_members(attrs.evolve(asked, partial=partial)), ())
+        return tuple(selection.choices for selection in self._selections(asked, plan))
 
     # ---- moving
 
@@ -485,7 +521,7 @@ class HostSelector:
         state: ConsumerState,
     ) -> tuple[Selection, ...]:
         """Begin the move to the pick in one transaction, and keep the selection as its result."""
-        selections = self._selections(asked, plan)
+        selections = tuple(attrs.evolve(each, migration=migration) for each in self._selections(asked, plan))
         destination = normalise_allocations(selections[0].primary)
         beginning = ledger_moves.MoveRequest(
             migration=migration,
@@ -535,6 +571,11 @@ class HostSelector:
             cell=view.cell,
             allocations=pick.option.allocations,
             mappings=pick.option.mappings,
+            names={
+                provider: self.tree.provider(provider).name
+                for provider in pick.option.allocations
+                if provider != view.root
+            },
             generations={provider: self.tree.provider(provider).generation for provider in pick.option.allocations},
             weight=pick.weight,
             rank=pick.rank,
@@ -563,7 +604,7 @@ def _warn(error: InvalidCallable) -> None:
 
 def _described(group: Any) -> list[Any] | None:
     if group is not None and not isinstance(group, HostGroup):
-        expected = "expected a HostGroup, such as HostGroup('anti-affinity')"
+        expected = "expected a HostGroup, such as HostGroup(policy='anti-affinity')"
         raise InvalidRequest(f"group: {expected}, got {group!r}", field="group", value=group)
     return None if group is None else [group.uuid, str(group.policy), group.max_per_host]
 

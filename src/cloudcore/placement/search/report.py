@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cloudcore.placement.forest.names import guess, standard_resource_classes
 from cloudcore.placement.search.combining import combinations
 from cloudcore.placement.search.completing import Effort, Undecided
 from cloudcore.placement.search.conditions import CONDITIONS, Room
@@ -362,7 +363,13 @@ class SearchReport:
         parts = [f"{self.fits} of {self.hosts} hosts fit"]
         parts += [f"{count} × {label}" for label, count in list(self.counts.items())[:5]]
         parts += [f"nearest: {rejection}" for rejection in self.nearest(1)]
-        return "; ".join(parts)
+        return "; ".join([*parts, *self._misspelt()])
+
+    def _misspelt(self) -> Iterator[str]:
+        """Of each class asked for that no provider has: the name nearest to it."""
+        known = {name for block in self._columns.blocks for name in block.classes}
+        for name in sorted({name for slot in self._compiled.slots for name, _ in slot.resources} - known):
+            yield f"no provider has {name}{guess(name, known | standard_resource_classes())}"
 
     def as_fields(self) -> dict[str, Any]:
         """The counts, for structured logs."""
