@@ -18,6 +18,7 @@ from cloudcore import AllocationLedger, Database, HostSelector, PlacementTree, c
 from cloudcore.errors import InvalidCallable, InvalidRequest, NoValidHost
 from cloudcore.placement import HostGroup, HostView
 from cloudcore.placement.hosts import (
+    below,
     force_hosts,
     free,
     ignore_hosts,
@@ -26,6 +27,7 @@ from cloudcore.placement.hosts import (
     packed,
     spread,
     uncached,
+    valued,
 )
 from tests.placement.ledger_worlds import uuid_of
 
@@ -421,6 +423,53 @@ def test_a_callable_that_looks_elsewhere_is_asked_each_time(cloud: Any) -> None:
 
     assert chosen_by(uncached(lambda host: float(host.name == best[0]))) == ["cn1", "cn2", "cn3"]
     assert chosen_by(remembered) == ["cn1", "cn0", "cn0"], "of cn1 alone, which changed, it was asked again"
+
+
+def test_metadata_that_change_by_themselves_are_seen_by_filters_and_weighers(cloud: Any) -> None:
+    """Marking ``metadata_of`` is enough: what was answered about older metadata does not count."""
+    numbers = {f"cn{number}": number for number in range(4)}
+
+    def preview(metadata_of: Any) -> list[str]:
+        selector = HostSelector(
+            cloud.tree,
+            cloud.ledger,
+            cell_of=lambda _: "c",
+            metadata_of=metadata_of,
+            weighers=[(-1.0, valued("n"))],
+            filters=[below("n", 50)],
+        )
+        chosen = []
+        for full in ({}, {"cn0": 99}, {"cn1": 98}, {"cn0": 0}):
+            numbers.update(full)
+            ((best, *_),) = selector.preview("resources=VCPU:1", alternates=0)
+            chosen.append(best.name)
+        return chosen
+
+    assert preview(uncached(lambda root: {"n": numbers[root.name]})) == ["cn0", "cn1", "cn2", "cn0"]
+    numbers.update(cn0=0, cn1=1)
+    assert preview(lambda root: {"n": numbers[root.name]}) == ["cn0"] * 4, "remembered until the host changes"
+
+
+def test_a_claim_and_its_release_are_no_change(cloud: Any) -> None:
+    """The view is the same as before, so the answer about it is."""
+    asked: list[str] = []
+
+    def weigher(host: HostView) -> float:
+        asked.append(f"{host.name} {host.used.get('VCPU', 0)}")
+        return float(host.name == "cn1")
+
+    selector = HostSelector(cloud.tree, cloud.ledger, cell_of=lambda _: "c", weighers=[(1.0, weigher)])
+    (chosen,) = selector.select("resources=VCPU:1", project_id="p", user_id="u")
+    cloud.ledger.release(chosen.instance)
+    asked.clear()
+    selector.preview("resources=VCPU:1")
+    assert "cn1 0" not in asked
+    (chosen,) = selector.select("resources=VCPU:1", project_id="p", user_id="u")
+    selector.preview("resources=VCPU:1")  # the tree hears of the claim in between
+    cloud.ledger.release(chosen.instance)
+    asked.clear()
+    selector.preview("resources=VCPU:1")
+    assert "cn1 0" in asked
 
 
 def test_max_hosts_bounds_the_asking_not_the_choosing(cloud: Any) -> None:

@@ -3,8 +3,8 @@
 Hosts bring their metadata with them (``metadata_of`` of the selector: numbers of instances, I/O operations, versions,
 metrics). Aggregates have metadata of their own, given to a filter as ``{aggregate uuid: {key: text}}``, as Nova's host
 aggregates have; it counts for a host that is a member by its root. What each does in Nova stands in the table of
-``docs/reference/alternates.md``. Answers are remembered for each host: metadata that change without the host go through
-:func:`~cloudcore.placement.hosts.uncached`.
+``docs/reference/alternates.md``. Answers are remembered for each host: where metadata change without the host,
+``metadata_of`` is marked :func:`~cloudcore.placement.hosts.uncached`.
 """
 
 from __future__ import annotations

@@ -99,8 +99,9 @@ class HostPool:
         self._group = group
         self._members = Counter(group.members) if group is not None else Counter[str]()
         self._kept_filters, self._own_filters = filters
+        self._metadata_change = is_uncached(options.metadata_of)
         self._weighers = [
-            *((multiplier, weigher, _is_kept(weigher)) for multiplier, weigher in options.weighers),
+            *((multiplier, weigher, self._is_kept(weigher)) for multiplier, weigher in options.weighers),
             *((multiplier, weigher, False) for multiplier, weigher in weighers),
         ]
         self._asked = 0
@@ -119,6 +120,17 @@ class HostPool:
         self._start = start(self.size) if self.size else 0
         self._best = BestFirst(self.weights, self._passing, self._start)
 
+    def _is_kept(self, function: object) -> bool:
+        """Whether the answers of a callable are remembered.
+
+        Not if it says no, cannot be a key, or sees metadata that are asked for each time: those are for views alone.
+        """
+        try:
+            hash(function)
+        except TypeError:
+            return False
+        return not is_uncached(function) and (over_of(function) is not None or not self._metadata_change)
+
     # --- all at once -------------------------------------------------------------------------------------------------
 
     def _mask(self, hosts: HostColumns) -> Mask:
@@ -132,9 +144,8 @@ class HostPool:
 
     def _pass(self) -> Mask:
         """Which hosts are not refused, as far as columns tell."""
-        vectorised = (
-            "passing" if all(_is_kept(refuse) or over_of(refuse) is None for refuse in self._kept_filters) else None
-        )
+        kept = all(self._is_kept(refuse) or over_of(refuse) is None for refuse in self._kept_filters)
+        vectorised = "passing" if kept else None
         passing = self.joined.array(vectorised, self._mask, np.bool_).copy()
         for refuse in self._own_filters:
             over = over_of(refuse)
@@ -148,7 +159,7 @@ class HostPool:
     def _without_refused(self, passing: Mask) -> Mask:
         """Those of *passing* that no filter is remembered to have refused."""
         for refuse in self._kept_filters:
-            if over_of(refuse) is None and _is_kept(refuse):
+            if over_of(refuse) is None and self._is_kept(refuse):
                 refused = self._known(refuse) == _REFUSED
                 refused[self._with_members()] = False
                 passing = passing & ~refused
@@ -263,7 +274,7 @@ class HostPool:
         return None
 
     def _remembered(self, refuse: Filter, number: int, hosts: HostColumns, host: int, view: HostView) -> str | None:
-        kept = _is_kept(refuse) and not view.members
+        kept = self._is_kept(refuse) and not view.members
         if kept and self._known(refuse)[number] == _PASSES:
             return None
         self._asked += 1
@@ -300,7 +311,7 @@ class HostPool:
         if any(over_of(refuse) is None for refuse in self._own_filters):
             return True
         asked = [refuse for refuse in self._kept_filters if over_of(refuse) is None]
-        return any(not _is_kept(refuse) or self._known(refuse)[number] != _PASSES for refuse in asked)
+        return any(not self._is_kept(refuse) or self._known(refuse)[number] != _PASSES for refuse in asked)
 
     def ranking(self, picked: Sequence[CandidateHost], alternates: int) -> Iterator[Ranked]:
         """Hosts for *alternates* in all of the *picked* ones, in their cells, best first; as few as it takes."""
@@ -378,15 +389,6 @@ class HostPool:
 
 def _option_of(candidate: Any) -> Option | None:
     return None if candidate is None else Option(allocations=candidate.allocations, mappings=candidate.mappings)
-
-
-def _is_kept(function: object) -> bool:
-    """Whether the answers of a callable are remembered: unless it says no, or cannot be a key."""
-    try:
-        hash(function)
-    except TypeError:
-        return False
-    return not is_uncached(function)
 
 
 def _any_of(values: NDArray[Any], wanted: Sequence[int]) -> Mask:

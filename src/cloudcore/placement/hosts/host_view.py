@@ -6,10 +6,12 @@ a lambda is enough::
 
     HostSelector(tree, ledger, cell_of=cells, filters=[ignore_hosts({"cn7"})], weighers=[(1.0, free("VCPU"))])
 
-What they answer is remembered until the host changes: its tree, its use, or its root. One that looks at anything else
-(a clock, another service) says so: :func:`uncached`. A callable that also has a method ``over(hosts)``, as those of
-:mod:`cloudcore.placement.hosts` have, is asked once for thousands of hosts: see
-:class:`~cloudcore.placement.hosts.host_columns.Vectorised`.
+What they answer is remembered until the host's *view* changes: a provider of its tree is edited, or the use of a class
+differs from what the tree saw last; a claim that is released again is no change, since the view is the same as before.
+One that looks at anything else (a clock, a count of the caller's, another service) says so: :func:`uncached`. So does a
+``metadata_of`` whose answers change by themselves; then whatever sees a view is asked each time. A callable that also
+has a method ``over(hosts)``, as those of :mod:`cloudcore.placement.hosts` have, is asked once for thousands of hosts:
+see :class:`~cloudcore.placement.hosts.host_columns.Vectorised`.
 
 Weights are scaled to 0..1 over the hosts compared before they are multiplied and added, as in Nova, so that a
 multiplier means the same for cores and for megabytes.
@@ -65,7 +67,11 @@ T = TypeVar("T", bound=Callable[..., Any])
 
 
 def uncached(function: T) -> T:
-    """Mark a callable whose answer may change while the host does not: it is asked each time. Use as a decorator."""
+    """Mark a callable whose answer may change while the host does not: it is asked each time. Use as a decorator.
+
+    For filters, weighers, ``cell_of``, ``domain_of`` and ``metadata_of``. Marking ``metadata_of`` is enough for the
+    filters and weighers that read ``host.metadata``: they are asked each time, too.
+    """
     function.uncached = True  # type: ignore[attr-defined] # the mark is an attribute of the caller's function
     return function
 

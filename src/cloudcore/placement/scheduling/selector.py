@@ -85,7 +85,8 @@ class HostSelector:
         filters: Each takes a :class:`HostView` and returns None, or why the host is refused.
         weighers: (multiplier, weigher) pairs; a weigher takes a HostView and returns a number, higher is better.
         domain_of: Root provider → failure domain, such as the aggregate of its rack: alternates are spread over them.
-        metadata_of: Root provider → whatever filters want to know of it.
+        metadata_of: Root provider → whatever filters and weighers want to know of it; remembered until the host changes
+            unless it is :func:`~cloudcore.placement.hosts.uncached`.
         max_hosts: How many hosts filters and weighers are asked about for one request, beside those whose answers are
             remembered; those that look at all hosts at once (all of :mod:`cloudcore.placement.hosts` but
             ``metadata_equals``) do not count.
