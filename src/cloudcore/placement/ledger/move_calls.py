@@ -58,6 +58,11 @@ class LedgerMoves(LedgerTransactions):
     ) -> Move:
         """Hand what *instance* holds to *migration* and give the instance *destination*, in one transaction.
 
+        The destination may be on the host that the instance is on: then both halves count there, as in Nova's resize to
+        the same host, unless *overlap* says otherwise. A search knows nothing of the instance and may well name that
+        host; :meth:`HostSelector.select_destination` never does, and refreshes its tree, which ``tree.candidates`` does
+        not.
+
         Args:
             instance: Uuid of the instance; it must hold something.
             migration: Uuid of the migration; it must be unused.
