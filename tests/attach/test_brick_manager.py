@@ -248,6 +248,27 @@ def test_a_forgotten_address_that_is_another_volumes_now(san, volumes, manager, 
     assert list(san.state["devices"]) == ["sda"]
 
 
+@pytest.mark.parametrize("manner", [{}, {"enforce_multipath": False}], ids=["alike", "otherwise"])
+@on_the_host
+def test_an_interrupted_connect_whose_address_is_another_volumes_now(san, volumes, manager, brick, monkeypatch, manner):
+    """It is struck out, and nothing is disconnected: the device there is that of a running guest."""
+    volume = volumes.on_the_array(san, IQN, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(BrickConnector, "_made", lambda *_: (_ for _ in ()).throw(Died))
+        with pytest.raises(Died):
+            brick.connect(iscsi(IQN, 1, volume))
+    other = volumes.create_volume().id
+    volumes.connections[other] = iscsi(IQN, 1, other, **manner)
+    leg = manager.attach(other, instance(), host="compute-1")
+    (finding,) = manager.audit().findings
+    assert (finding.kind, finding.volume_id, finding.remedy) == ("leftover-connection", volume, "release")
+    assert manager.heal(apply=True).done == (finding,)
+    assert (list(san.state["devices"]), removals(san)) == (["sda"], 0)
+    assert manager.audit().clean
+    manager.detach(leg.id)
+    assert not san.state["sessions"]
+
+
 def lose(device):
     subprocess.run(["tee", "-a", f"/sys/block/{device}/device/delete"], input=b"1", check=True, capture_output=True)
 

@@ -195,8 +195,7 @@ class BrickConnector:
                 f"hand, then detach again",
                 identifier=path,
             )
-        others = [one.volume_id for one in entries if one.place == found[0].place and one != found[0]]
-        if others:
+        if others := _others_there(found[0], entries):
             raise Conflict(
                 f"the service forgot the connection of {path}, and volume {others[0]} is at its address now; look "
                 f"which of them the device is, and remove it by hand",
@@ -247,6 +246,9 @@ class BrickConnector:
         for entry in self._entries_of(volume_id):
             if entry.device is not None:
                 self._entry_for(entry.device)
+            elif _others_there(entry, self._ledger.entries()):
+                self._ledger.strike(entry)  # what is there is theirs: the address was given on
+                continue
             self._end(entry, entry.info, {} if entry.device is None else entry.device.details, force=False)
 
     def _entries_of(self, volume_id: str) -> list[Entry]:
@@ -279,6 +281,11 @@ class BrickConnector:
         if details and details.get("path"):
             data["device_path"] = details["path"]
         return data
+
+
+def _others_there(entry: Entry, entries: tuple[Entry, ...]) -> list[str]:
+    """Other volumes at the place of *entry*: disconnected by its address, their device would go."""
+    return [one.volume_id for one in entries if one.place == entry.place and one.volume_id != entry.volume_id]
 
 
 def _size(path: str) -> int | None:

@@ -36,6 +36,8 @@ _ADDRESS = frozenset(
     }
 )  # fmt: skip
 """What os-brick needs to find a volume's devices again. Users and passwords are not among it."""
+_MANNER = frozenset({"addressing_mode", "encrypted", "enforce_multipath", "format", "host_nqn", "mount_point_base"})
+"""How a volume is connected, not where it is: two that differ in nothing else are at the same place."""
 
 
 @attrs.frozen(kw_only=True)
@@ -70,7 +72,8 @@ class Entry:
     @property
     def place(self) -> str:
         """What two connections to the same place have in common."""
-        return hashlib.sha256(json.dumps([self.kind, self.address], sort_keys=True).encode()).hexdigest()[:16]
+        where = {key: value for key, value in self.address.items() if key not in _MANNER}
+        return hashlib.sha256(json.dumps([self.kind, where], sort_keys=True).encode()).hexdigest()[:16]
 
 
 class ConnectionLedger:
