@@ -254,3 +254,16 @@ def test_one_is_not_plural():
     tree = PlacementTree()
     tree.add("cn1")
     assert "1 provider in 1 tree>" in repr(tree)
+
+
+def test_a_move_says_that_both_halves_count_on_its_own_host(world):
+    """While they do; a destination elsewhere has nothing to say."""
+    guest, migration = list(world.guests)[-1], "6f1f3c52-3d0a-4a4f-8b0e-5a7a1f0e7d11"
+    here = next(uuid for uuid, amounts in world.ledger.allocations(guest).items() if "DISK_GB" in amounts)
+    begun = world.ledger.begin_move(guest, migration, {here: {"DISK_GB": 1}})
+    assert f"both on {here}, where their sum is in use" in begun._repr_html_()
+    assert "both on" not in world.ledger.revert_move(migration)._repr_html_()
+    migration = "6f1f3c52-3d0a-4a4f-8b0e-5a7a1f0e7d12"
+    world.selector.select_destination(guest, migration, world.request_of(guest))
+    assert "both on" not in world.ledger.move(migration)._repr_html_()
+    world.ledger.revert_move(migration)

@@ -225,11 +225,18 @@ class Move:
             "expires_at": self.expires_at,
         }
 
+    def _twice(self) -> str:
+        """That both halves count on one provider, while they do: a destination on the instance's own host, mostly."""
+        both = sorted(self.source.keys() & self.destination.keys() - set(self.shared))
+        if not both or self.state is not MoveState.HELD:
+            return ""
+        return f". Source and destination are both on {', '.join(both)}, where their {self.overlap} is in use"
+
     def _repr_html_(self) -> str:
         of_source, of_destination = _HOLDERS.get(self.state, ("nobody", "nobody"))
         rows = (("the source", self.source, of_source), ("the destination", self.destination, of_destination))
         return html_of(
-            f"{self.kind} move of instance {self.instance} by migration {self.migration}: {self.state}",
+            f"{self.kind} move of instance {self.instance} by migration {self.migration}: {self.state}{self._twice()}",
             Table(title="After the last step", headings=("", "allocations", "held by"), rows=rows),
             Table(title="Story", headings=("step",), rows=tuple((step,) for step in self.story)),
         )
