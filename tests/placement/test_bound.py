@@ -320,6 +320,8 @@ def test_name_and_uuid_taken_by_another_writer(open_tree: Open) -> None:
         stale.add("cn1")
     with pytest.raises(AlreadyExists):
         stale.add("cn2", uuid=taken.uuid)
+    with pytest.raises(AlreadyExists, match=f"'cn1' is the name of provider {taken.uuid}; update\\(\\) edits that one"):
+        one.add("cn1")
     stale.add("cn3")
     with pytest.raises(AlreadyExists):
         stale.rename("cn3", "cn1")

@@ -514,8 +514,8 @@ class Page:
             return f"{records}, {'more may follow' if self.next_cursor else 'no more follow'}; every cell answered"
         more = "the other cells may have more" if self.next_cursor else "the other cells have no more"
         return (
-            f"{records}, and {more}. Missing: {away} did not answer in full, so there may be rows that are not here; "
-            "how many, nobody can say. A page from resume_cursor on gives them when it is possible"
+            f"{records}, and {more}. Missing: {away} did not answer in full, so there may be rows that are not here. "
+            "A query with unknown=True shows which, as far as a directory knows; resume_cursor goes on with them later"
         )
 
 

@@ -247,7 +247,9 @@ class Forest:
         if uuid is not None and uuid in self.providers:
             raise AlreadyExists(f"uuid: a provider {uuid} is there already", identifier=uuid)
         if name is not None and name in self.by_name:
-            raise AlreadyExists(f"name: {name!r} is the name of provider {self.by_name[name]}", identifier=name)
+            raise AlreadyExists(
+                f"name: {name!r} is the name of provider {self.by_name[name]}; update() edits that one", identifier=name
+            )
 
     def check_generation(self, provider: Provider, expected: int | None) -> None:
         """Refuse to go on when *expected* is given and is not the provider's generation.
