@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from cloudcore.errors import InvalidRequest, NoValidHost
-from cloudcore.placement import HostGroup
+from cloudcore.placement import HostGroup, HostSelector
 from tests.placement.ledger_worlds import uuid_of
-from tests.placement.selector_worlds import FLAVOUR, Cloud
+from tests.placement.selector_worlds import FLAVOUR, Cloud, cell_of
 
 pytestmark = pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 
@@ -65,3 +65,15 @@ def test_a_destination_names_its_migration_and_the_names_of_what_it_takes(cloud:
     for choice in destination.choices:
         assert f"{choice.name}: 10 DISK_GB; {choice.name}-n" in shown
     assert not any(provider in shown for choice in destination.choices for provider in choice.allocations)
+
+
+def test_a_fork_is_previewed_as_it_is(cloud: Cloud) -> None:
+    """And the real tree selects as before."""
+    cloud.add_hosts(1, 3)
+    ((best, *_),) = cloud.selector.preview(FLAVOUR)
+    fork = cloud.tree.what_if()
+    fork.remove(best.root, recursive=True)
+    imagined = HostSelector(fork, cloud.ledger, cell_of=cell_of).preview(FLAVOUR)
+    assert best.root not in {choice.root for choice in imagined[0]}
+    assert len(imagined[0]) == 2
+    assert cloud.select()[0].primary == best

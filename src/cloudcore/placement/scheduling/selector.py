@@ -81,7 +81,7 @@ class HostSelector:
         tree: Where to search; a bound tree is refreshed before each search.
         ledger: Where to claim.
         cell_of: Root provider → name of its cell: a callable, or a mapping by uuid or name. A host without a cell is
-            not used.
+            not used. Alternates stay in the primary's cell; in a cloud of one, any name does: ``lambda root: "cell1"``.
         filters: Each takes a :class:`HostView` and returns None, or why the host is refused.
         weighers: (multiplier, weigher) pairs; a weigher takes a HostView and returns a number, higher is better.
         domain_of: Root provider → failure domain, such as the aggregate of its rack: alternates are spread over them.
@@ -240,7 +240,8 @@ class HostSelector:
         """See which hosts :meth:`select` would choose now: for each instance its primary, then its alternates.
 
         A look that promises nothing. It refreshes the tree and ranks as ``select`` does, and claims and writes nothing,
-        so another scheduler may take what it shows; and where *subset* or *seed* draw, ``select`` draws anew.
+        so another scheduler may take what it shows; and where *subset* or *seed* draw, ``select`` draws anew. The
+        selector's tree may be a fork (``tree.what_if()``), to see what would be chosen if the cloud were another.
 
         Args:
             request: What each instance needs.
@@ -281,7 +282,8 @@ class HostSelector:
     ) -> Selection:
         """Choose a destination for an instance and begin its move: the migration holds the source from then on.
 
-        The host that the instance is on is not considered; use :meth:`AllocationLedger.begin_move` to resize in place.
+        The host that the instance is on is not considered, as destination or alternate; use
+        :meth:`AllocationLedger.begin_move` to resize in place.
 
         Args:
             instance: Uuid of an instance that holds a host.
