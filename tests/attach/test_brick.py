@@ -1,6 +1,7 @@
 """The adapter for os-brick, against a stand-in with its interface: iSCSI and its kin need kernel parts."""
 
 import sys
+import uuid
 
 import pytest
 
@@ -25,6 +26,7 @@ class StandIn:
         self.calls = []
         self.error = None
         self.size = 2**30
+        self.path = "/dev/sdq"
         self.InitiatorConnector = self
 
     def get_connector_properties(self, root_helper, my_ip, multipath, enforce_multipath, host=None, execute=None):
@@ -45,7 +47,7 @@ class StandIn:
         self._act("connect", properties)
         return {
             "type": "block",
-            "path": "/dev/sdq",
+            "path": self.path,
             "scsi_wwn": "36000",
             "multipath_id": "mpatha",
             "password": "s3cret",
@@ -108,6 +110,40 @@ def test_without_its_connection_nothing_is_guessed(connector, module):
     with pytest.raises(errors.Conflict, match="by hand"):
         connector.disconnect(None, device)
     assert not any(call[0] == "disconnect" for call in module.calls)
+
+
+KINDS = {
+    "gpfs": lambda name: {"device_path": f"/gpfs/{name}"},
+    "huaweisdshypervisor": lambda name: {"volume_id": name},
+    "lightos": lambda name: {"uuid": name, "subsysnqn": "nqn.x", "lightos_nodes": {"10.0.0.1": {}}},
+    "scaleio": lambda name: {"scaleIO_volname": name, "scaleIO_volume_id": f"{name}-id", "serverPassword": "s3cret"},
+    "storpool": lambda name: {"volume": name, "client_id": "1", "access_mode": "rw"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_volumes_are_told_apart_by_what_their_kind_calls_them(tmp_path, module, kind):
+    """And a forgotten one is disconnected by that, though the host keeps no secret."""
+    connector = BrickConnector("compute-1", lock_path=str(tmp_path), module=module)
+    told, devices = [], {}
+    module.disconnect_volume = lambda data, found, force=False: told.append(data)
+    for name in ("one", "two"):
+        module.path = f"/dev/{name}"
+        volume_id = str(uuid.uuid4())
+        devices[name] = connector.connect(ConnectionInfo(kind, KINDS[kind](name), volume_id=volume_id))
+    assert "s3cret" not in "".join(path.read_text() for path in tmp_path.rglob("*.json"))
+    for name, device in devices.items():
+        connector.disconnect(None, device)
+        known = {key: value for key, value in KINDS[kind](name).items() if value != "s3cret"}
+        assert told.pop() == {**known, "device_path": f"/dev/{name}"}
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_kind_whose_address_is_not_known(connector, module):
+    """All its volumes would be at one place."""
+    with pytest.raises(errors.UnsupportedFeature, match="vmdk"):
+        connector.connect(ConnectionInfo("vmdk", {"volume": "vm-1"}, volume_id=str(uuid.uuid4())))
+    assert module.calls == []
 
 
 def test_errors_quote_nothing(connector, module):

@@ -21,7 +21,7 @@ from cloudcore.attach.lifecycle.records import HostDevice
 from cloudcore.attach.volumes.sources import LOCAL_KINDS, NETWORK_KINDS
 from cloudcore.attach.volumes.values import Connector
 from cloudcore.disks import BlockSource, FileSource
-from cloudcore.errors import Conflict, DeviceNotFound, InvalidArgument, OutcomeUnknown
+from cloudcore.errors import Conflict, DeviceNotFound, InvalidArgument, OutcomeUnknown, UnsupportedFeature
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -118,13 +118,20 @@ class BrickConnector:
         """See :class:`~cloudcore.attach.HostConnector`.
 
         Raises:
-            UnsupportedFeature: os-brick does not know the kind, or several paths are a must and not to be had.
+            UnsupportedFeature: os-brick does not know the kind, or nobody here knows what its address consists of; or
+                several paths are a must and not to be had.
             DeviceNotFound: The device did not appear; what had been done for it was undone.
             OutcomeUnknown: os-brick failed; it can be repeated.
         """
         if not self.acts_on(info):
             return self._plain().connect(info)
         entry = None if info.volume_id is None else Entry.of(info.volume_id, info)
+        if entry is not None and not entry.where:
+            raise UnsupportedFeature(
+                f"a volume of kind {info.kind} is at an address that this host cannot write down, and so could not "
+                f"disconnect once the service has forgotten it",
+                needed=info.kind,
+            )
         if entry is not None and entry.place not in {one.place for one in self._entries_of(entry.volume_id)}:
             self._ledger.enter(entry)
         try:

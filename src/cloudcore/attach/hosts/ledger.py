@@ -36,6 +36,20 @@ _ADDRESS = frozenset(
     }
 )  # fmt: skip
 """What os-brick needs to find a volume's devices again. Users and passwords are not among it."""
+_ADDRESS_OF_KIND = {
+    "gpfs": frozenset({"device_path"}),
+    "huaweisdshypervisor": frozenset({"volume_id"}),
+    "lightos": frozenset({"lightos_nodes", "subsysnqn", "uuid"}),
+    "scaleio": frozenset(
+        {
+            "bandwidthLimit", "certificate_path", "config_group", "failed_over", "hostIP", "iopsLimit",
+            "scaleIO_volname", "scaleIO_volume_id", "sdc_guid", "serverIP", "serverPort", "serverUsername",
+            "verify_certificate",
+        }
+    ),
+    "storpool": frozenset({"access_mode", "client_id", "volume"}),
+}  # fmt: skip
+"""The same for kinds whose connectors go by names of their own; elsewhere these words may mean something else."""
 _MANNER = frozenset({"addressing_mode", "encrypted", "enforce_multipath", "format", "host_nqn", "mount_point_base"})
 """How a volume is connected, not where it is: two that differ in nothing else are at the same place."""
 
@@ -59,7 +73,8 @@ class Entry:
     @classmethod
     def of(cls, volume_id: str, info: ConnectionInfo, device: HostDevice | None = None) -> Entry:
         """The entry for a connection."""
-        address = {key: value for key, value in info.data.items() if key in _ADDRESS}
+        keys = _ADDRESS | _ADDRESS_OF_KIND.get(info.kind.lower(), frozenset())
+        address = {key: value for key, value in info.data.items() if key in keys}
         return cls(
             volume_id=volume_id, kind=info.kind, address=json.loads(json.dumps(address, default=str)), device=device
         )
@@ -70,10 +85,14 @@ class Entry:
         return ConnectionInfo(self.kind, self.address, volume_id=self.volume_id)
 
     @property
+    def where(self) -> Mapping[str, Any]:
+        """The part of *address* that tells one volume from another; empty for a kind that is not known here."""
+        return {key: value for key, value in self.address.items() if key not in _MANNER}
+
+    @property
     def place(self) -> str:
         """What two connections to the same place have in common."""
-        where = {key: value for key, value in self.address.items() if key not in _MANNER}
-        return hashlib.sha256(json.dumps([self.kind, where], sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps([self.kind, self.where], sort_keys=True).encode()).hexdigest()[:16]
 
 
 class ConnectionLedger:
