@@ -4,6 +4,7 @@ import inspect
 
 import pytest
 
+from cloudcore import errors
 from cloudcore.attach.volumes.embedded import EmbeddedVolumes
 from cloudcore.schema import create_schema
 from cloudcore.testing.volumes import FakeVolumes, VolumeServiceContract
@@ -46,3 +47,14 @@ class TestWrapped(VolumeServiceContract):
     @pytest.fixture
     def new_volume(self, embedded):
         return lambda **options: embedded.create_volume(**options).id
+
+
+def test_a_migration_that_is_refused_leaves_no_volume(journal_database, tmp_path):
+    """Neither a record nor a file."""
+    with EmbeddedVolumes(journal_database, directory=tmp_path / "volumes") as volumes:
+        old = volumes.create_volume(2**20).id
+        new = volumes.begin_migration(old).id
+        with pytest.raises(errors.Conflict, match="already"):
+            volumes.begin_migration(old)
+        assert {volume.id for volume in volumes.volumes()} == {old, new}
+        assert len(list((tmp_path / "volumes").iterdir())) == 2

@@ -117,21 +117,36 @@ class EmbeddedVolumes:
         """
         require_integer(size, "size", minimum=1, maximum=MAX_BYTES)
         identifier = self._new_id() if volume_id is None else normalise_uuid(volume_id, "volume_id")
-        settings = {
-            "multiattach": multiattach,
-            "bootable": bootable,
-            "read_only": read_only,
-            "encrypted": encrypted,
-            "project_id": project_id,
-            **self._backend,
-        }
-        row = {"id": identifier, "name": name, "status": "available", "size": size, "settings": settings}
+        row = self._row(
+            identifier,
+            size,
+            name,
+            multiattach=multiattach,
+            bootable=bootable,
+            read_only=read_only,
+            encrypted=encrypted,
+            project_id=project_id,
+        )
+        self._insert(row)
+        return self.volume(identifier)
+
+    def _row(self, identifier: str, size: int, name: str, **settings: Any) -> dict[str, Any]:
+        settings |= self._backend
+        return {"id": identifier, "name": name, "status": "available", "size": size, "settings": settings}
+
+    def _insert(self, row: dict[str, Any], and_then: Callable[[Connection], None] | None = None) -> None:
+        """Make a volume, and in the same transaction what it is made for: refused that, there is no volume."""
+
+        def work(connection: Connection) -> None:
+            connection.execute(sa.insert(_V), {**row, "created_at": self._clock()})
+            if and_then is not None:
+                and_then(connection)
+
         if self._directory is not None:
             self._directory.mkdir(parents=True, exist_ok=True)
-            with self._path(identifier).open("ab") as file:
-                file.truncate(size)
-        self._database.run(lambda c: c.execute(sa.insert(_V), {**row, "created_at": self._clock()}))
-        return self.volume(identifier)
+            with self._path(row["id"]).open("ab") as file:
+                file.truncate(row["size"])
+        self._database.run(work)
 
     def volume(self, volume_id: str) -> Volume:
         """See :meth:`VolumeService.volume`."""
@@ -219,17 +234,23 @@ class EmbeddedVolumes:
             VolumeNotFound: There is none.
             Conflict: It migrates already.
         """
-        old = self.volume(volume_id)
-        new = self.create_volume(
+        old, new = self.volume(volume_id), self._new_id()
+        row = self._row(
+            new,
             old.size,
-            name=old.name,
+            old.name,
             multiattach=old.multiattach,
             bootable=old.bootable,
             read_only=old.read_only,
+            encrypted=False,
             project_id=old.project_id,
         )
-        self._database.run(lambda connection: begin_migration(connection, old.id, new.id))
-        return self.volume(new.id)
+        try:
+            self._insert(row, lambda connection: begin_migration(connection, old.id, new))
+        except (Conflict, VolumeNotFound):
+            self._drop(new)
+            raise
+        return self.volume(new)
 
     def complete_migration(self, volume_id: str, new_volume_id: str, *, error: bool = False) -> str:
         """See :meth:`VolumeService.complete_migration`."""
