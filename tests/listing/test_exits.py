@@ -95,6 +95,20 @@ def test_closing_a_router_ends_the_calls_under_way(kind, urls, routers):
     assert threading.active_count() <= before
 
 
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_a_closed_router_opens_no_file_again(kind, urls, routers):
+    """Not even where the caller's own thread would read it."""
+    router = routers([Cell("c0", urls[0])], source=THINGS)
+    for _ in range(2):
+        assert router.page(QUERY).complete
+    router.close()
+    with pytest.raises(InvalidArgument, match="router is closed"):
+        router.page(QUERY)
+    with pytest.raises(InvalidArgument, match="router is closed"):
+        next(router.stream(QUERY))
+    assert left_open(kind, urls[:1]) == 0
+
+
 LEAVING = """
 import sys, threading
 from cloudcore.listing import Cell, CellRouter, Query

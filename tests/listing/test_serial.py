@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloudcore.database import open_engine
+from cloudcore.errors import Overloaded
 from cloudcore.listing import Cell, CellState, Query
 from cloudcore.listing.cells.connections import PooledConnection
 from cloudcore.listing.cells.in_flight import RequestsInFlight
@@ -249,6 +250,56 @@ def test_what_a_busy_caller_does_to_a_lane_is_not_held_against_cells(urls, route
     while requests.wait():
         pass
     assert backends["c0"].promptness.quick(time.monotonic())
+
+
+def test_an_executor_to_which_no_thread_has_come_is_not_shared_out(urls, routers):
+    """It would be handed from one to the next as long as the caller waits, and each would stay in the queue."""
+    router = routers(cells_of(urls), source=THINGS)
+    queue = []
+    requests = RequestsInFlight(router._backends, start=queue.append, serial=True)
+    for cell in router._backends:
+        requests.send(cell, lambda attempt: None, seconds=20 * STALL)
+    requests.go()
+    with pytest.raises(Overloaded):
+        requests.wait()
+    assert len(queue) == 1
+
+
+def test_what_a_caller_did_long_ago_is_forgotten(urls, routers):
+    """A stream asks as long as it lives."""
+    router = routers(cells_of(urls[:2]), source=THINGS)
+    requests = RequestsInFlight(router._backends, start=router._workers.run, serial=True)
+    for _ in range(200):
+        for cell in router._backends:
+            requests.send(cell, lambda attempt: None)
+        requests.go()
+        while requests.wait():
+            pass
+    assert len(requests._worked) < 100
+
+
+def test_a_connection_that_was_used_while_idle_ones_were_closed_is_had_at_once(urls):
+    """By whoever looked for one just when it was in the hands of the thread that closes."""
+    pool = ConnectionPool(urls[0], connections=1, deadline=5.0, options={})
+    pool.release(pool.acquire(time.monotonic() + 60))
+    had = []
+    waiter = threading.Thread(target=lambda: had.append(pool.acquire(time.monotonic() + 20)))
+
+    class Raced(list):
+        def pop(self, *place):
+            taken = super().pop(*place)
+            if place:
+                waiter.start()
+                until(lambda: pool._bells)
+                taken.idle_since = time.monotonic()
+            return taken
+
+    pool._idle = Raced(pool._idle)
+    pool.close_idle(time.monotonic() - 0.0)
+    waiter.join()
+    assert len(had) == 1
+    pool.release(had[0])
+    pool.close()
 
 
 def test_one_late_answer_is_forgiven_and_three_in_a_row_are_not():

@@ -188,6 +188,8 @@ BAD = {
     "a number for an instant": (sa.DateTime(), 1767225600),
     "an instant that does not sort as text": (sa.DateTime(), "2026-01-01T00:00:00"),
     "an instant with a zone": (sa.DateTime(), "2026-01-01 00:00:00+01:00"),
+    "an instant before the year 1": (sa.DateTime(), "0001-01-01 00:00:00+05:00"),
+    "an instant after the year 9999": (sa.DateTime(timezone=True), "9999-12-31 23:59:59-05:00"),
     "the zero date": (sa.DateTime(), "0000-00-00 00:00:00"),
     "text for a number": (sa.Integer(), "unlimited"),
     "a fraction for a number": (sa.Integer(), 1.5),
@@ -223,8 +225,6 @@ def test_an_unreadable_value_costs_its_cell_alone(listing, what, descending):
     assert page.cells["c1"].state is CellState.ANSWERED
     assert router.breaker("c0").failures == 0
     assert len(list(router.stream(query))) >= 3
-    if "sort as text" in report.error:
-        return  # it can be read well
     if "sort as text" in report.error:
         return  # it can be read well
     shown = {record.id: record for record in router.page(Query(sort=["id"])).records}

@@ -546,6 +546,7 @@ class CellRouter:
         May be called twice: one that a signal interrupted goes on where it was. Calls under way end with their pages,
         or raise InvalidArgument as all later ones do.
         """
+        self._services.admission.closed = True
         try:
             self._workers.close()
         finally:

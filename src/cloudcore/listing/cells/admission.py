@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from cloudcore._cancellation import Cancellation
 from cloudcore._forks import when_forked
-from cloudcore.errors import InvariantViolated, Overloaded
+from cloudcore.errors import InvalidArgument, InvariantViolated, Overloaded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,6 +89,8 @@ class Admission:
 
     def __init__(self, turns: int, cells: int, clock: Callable[[], float]) -> None:
         self._turns, self._cells, self._clock = turns, cells, clock
+        self.closed = False
+        """Whether further calls are refused."""
         self._start_empty()
         when_forked(self, Admission._start_empty)
 
@@ -110,7 +112,10 @@ class Admission:
         Raises:
             Overloaded: It did not come. Nothing was asked.
             Cancelled: The call was cancelled in line.
+            InvalidArgument: The router is closed.
         """
+        if self.closed:
+            raise InvalidArgument("the router is closed; make a new one", field="router")
         turn = Turn(self, cells)
         interrupt: BaseException | None = None
         try:

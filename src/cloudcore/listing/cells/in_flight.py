@@ -9,6 +9,7 @@ import contextlib
 import logging
 import math
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -99,8 +100,8 @@ class RequestsInFlight:
         self._tell = teller("listing", logging.DEBUG)
         self._attentive = math.inf
         """Since when the caller waits."""
-        self._worked: list[tuple[float, float]] = []
-        """From when to when it worked itself beside executors: it may be what kept them from the interpreter then."""
+        self._worked: deque[tuple[float, float]] = deque(maxlen=64)
+        """From when to when it worked itself beside executors lately: it may be what kept them from the interpreter."""
         self._left = self._clock()
         """When it last left off waiting."""
         self._wake = math.inf
@@ -266,7 +267,7 @@ class RequestsInFlight:
         """Take what an executor has finished; when that is little once more, go on without it."""
         opening = executor.running is not None and not executor.running.warm
         slow = len(executor.finished) < (1 if opening else FEWEST)
-        if slow and executor.doubted:
+        if slow and executor.doubted and executor.running is not None:  # else no thread has come to it yet
             self._hand_out(executor)
         executor.doubted = slow
         self._empty(executor, done)

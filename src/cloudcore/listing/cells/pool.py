@@ -313,6 +313,7 @@ class ConnectionPool:
                 oldest = self._idle.pop(0)
                 if oldest.idle_since > since:  # another thread took the one that was looked at
                     self._idle.append(oldest)
+                    ring(self._bells)  # for whoever has looked meanwhile, and found none
                     break
                 self.scrap(oldest)
         if self._touched <= since:

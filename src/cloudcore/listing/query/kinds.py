@@ -106,7 +106,10 @@ def _boolean(value: Any) -> bool:
 
 def _float(value: Any) -> float:
     if isinstance(value, float | int | Decimal):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise _unfit(value, "a number of double precision") from None
     raise _unfit(value, "a number")
 
 
@@ -127,7 +130,10 @@ def _instant(value: Any) -> datetime:
         value = datetime.fromisoformat(value)
     if not isinstance(value, datetime):
         raise _unfit(value, "an instant")
-    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    try:
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    except OverflowError:
+        raise _unfit(value, "an instant of the years 1 to 9999 in UTC") from None
 
 
 def _date(value: Any) -> date:

@@ -48,8 +48,9 @@ def _instant(value: Any) -> datetime:
         if value.tzinfo is None:
             result: datetime = value.replace(tzinfo=UTC)
             return result
-        instant: datetime = value if value.tzinfo is UTC else value.astimezone(UTC)
-        return instant
+        if value.tzinfo is UTC:
+            instant: datetime = value
+            return instant
     read: datetime = plain(Kind.INSTANT, value)
     return read
 
