@@ -73,7 +73,15 @@ class InstanceStore:
             self._database(cell).run(create_cell_tables)
 
     def create(self, cell: str, **values: Any) -> str:
-        """Write one instance into *cell*; returns its uuid. See :meth:`create_many`."""
+        """Write one instance into *cell*; returns its uuid.
+
+        Args:
+            cell: Where.
+            values: What :meth:`create_many` takes for each: ``router.source.columns``, ``tags`` and ``metadata``.
+
+        Raises:
+            CellNotFound, InvalidArgument, AlreadyExists: As for :meth:`create_many`.
+        """
         return self.create_many(cell, [values])[0]
 
     def create_many(self, cell: str, rows: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -81,8 +89,8 @@ class InstanceStore:
 
         Args:
             cell: Where.
-            rows: Columns of ``instances``, of which ``project_id`` must be there; also ``tags`` (words) and
-                ``metadata`` (pairs).
+            rows: Values of columns of ``instances`` (``router.source.columns`` names them), of which ``project_id``
+                must be there; also ``tags`` (words) and ``metadata`` (pairs).
 
         Raises:
             CellNotFound, InvalidArgument: Nothing was done.
