@@ -155,7 +155,7 @@ def lose_a_host(cloud: Cloud, selection: Selection) -> None:
 
 def ask_for_too_much(cloud: Cloud) -> None:
     """A request that no host can hold is answered with the reasons."""
-    report = cloud.tree.candidates("resources=VCPU:2,MEMORY_MB:90000&required=HW_NUMA_ROOT").report()
+    report = cloud.tree.candidates("resources1=VCPU:2,MEMORY_MB:90000&required1=HW_NUMA_ROOT").report()
     console.print(f"  {report.summary()}", soft_wrap=True)
     try:
         cloud.selector.select("resources=VCPU:48", project_id="blue", user_id="ada")
