@@ -354,8 +354,15 @@ class DiskCopier(Protocol):
             DeadlineExceeded, HypervisorUnavailable: Unknown: ask :meth:`disk_copy`.
         """
 
-    def abort_disk_copy(self, instance_id: str, volume_id: str) -> None:
-        """Copy no more; the guest goes on with the disk where it is. No copy, no disk and no guest are no errors."""
+    def abort_disk_copy(self, instance_id: str, volume_id: str, disk: Disk) -> None:
+        """Copy no more to the place of *disk*; the guest goes on with the disk where it is.
+
+        No copy, no disk and no guest are no errors. What else is done with the disk, a copy to another place among it,
+        is left alone. The guest may have changed over just before: ask :meth:`disk_copy`.
+
+        Raises:
+            HypervisorError: It is being ended already: ask :meth:`disk_copy` what came of it.
+        """
 
     def rename_disk(self, instance_id: str, volume_id: str, new_volume_id: str) -> None:
         """The guest's disk of *volume_id* is the one of *new_volume_id* from now on.

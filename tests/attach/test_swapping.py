@@ -2,6 +2,7 @@
 
 import datetime as dt
 
+import attrs
 import pytest
 
 from cloudcore import _failpoints, errors
@@ -10,6 +11,7 @@ from cloudcore.attach.hosts.guests import MemoryGuests
 from cloudcore.attach.lifecycle.fencing import Evidence
 from cloudcore.attach.lifecycle.states import State
 from cloudcore.attach.volumes.embedded import EmbeddedVolumes
+from cloudcore.disks import CopyPhase
 from cloudcore.hypervisor import MemoryHypervisor
 from cloudcore.hypervisor.disks.memory_driver import Fault
 from cloudcore.testing.volumes import GIB, FakeVolumes
@@ -33,16 +35,19 @@ class Fencer:
 class World:
     """An instance with a volume, and another volume that is to take its place."""
 
-    def __init__(self, new_manager, embedded, *, migration):
+    def __init__(self, new_manager, embedded, *, migration, reserved=False, multiattach=False):
         self.service, self.new_manager, self.migration = embedded, new_manager, migration
         self.volumes = FakeVolumes(embedded)
         self.hosts = {name: MemoryHypervisor(name) for name in (HERE, THERE)}
         self.manager = self.open()
         self.who = instance()
         self.hosts[HERE].add_guest(self.who)
-        self.old = embedded.create_volume().id
+        self.old = embedded.create_volume(multiattach=multiattach).id
+        if reserved:
+            self.manager.reserve(self.old, self.who)
         self.first = self.manager.attach(self.old, self.who, host=HERE, bus="scsi", delete_on_termination=True)
-        self.new = embedded.begin_migration(self.old).id if migration else embedded.create_volume().id
+        new = embedded.begin_migration(self.old) if migration else embedded.create_volume(multiattach=multiattach)
+        self.new = new.id
 
     def open(self, *, fencer=None, without=()):
         served = [host for name, host in self.hosts.items() if name not in without]
@@ -166,6 +171,37 @@ def test_guests_that_exist_only_in_memory(new_manager, journal_database, tmp_pat
         assert manager.audit().clean
         volumes.delete_volume(old)
         assert [path.name for path in tmp_path.glob("volume-*")] == [f"volume-{other}"]
+
+
+@pytest.mark.parametrize("migration", [False, True])
+@pytest.mark.parametrize("done", [False, True])
+def test_what_began_as_a_reservation_is_held_no_more(new_manager, embedded, migration, done):
+    """As Nova attaches. Neither the volume that the instance leaves is, nor the one that is taken back."""
+    world = World(new_manager, embedded, migration=migration, reserved=True)
+    if done:
+        world.swap()
+    else:
+        world.killed_at("attach.swap.copying")
+        world.manager.recover()
+    assert world.over() is done
+
+
+@pytest.mark.parametrize("migration", [False, True])
+def test_what_came_by_a_cold_move_is_held_no_more(new_manager, embedded, migration):
+    world = World(new_manager, embedded, migration=False)
+    world.manager.detach(world.first.id)
+    world.manager.attach(world.old, world.who, host=HERE, delete_on_termination=True)
+    world.hosts[THERE].add_guest(world.who, state="off")
+    world.hosts[HERE].stop(world.who)
+    world.manager.begin_move(world.who, THERE, kind="cold")
+    (moved,) = world.manager.confirm_move(world.who)
+    world.hosts[THERE].start(world.who)
+    if migration:
+        world.new = embedded.begin_migration(world.old).id
+    made = world.swap()
+    assert [leg.id for leg in world.manager.attachments()] == [made.id] != [moved.id]
+    assert world.records() == {world.old if migration else world.new}
+    assert world.manager.audit().clean
 
 
 # --- refused ---------------------------------------------------------------------------------------------------------
@@ -449,6 +485,80 @@ def test_a_hypervisor_whose_answer_is_lost(world, primitive, fault):
         world.swap()
     world.manager.recover()
     assert world.over() is (primitive == "end_copy")
+
+
+class LatePivot:
+    """A hypervisor that goes on with a pivot whose caller has given up; *ends* says when it is through.
+
+    As libvirt's: the mirror stays in the definition until then and the job says that it is not ready; it cannot be
+    ended; and "is there a job?" may be answered when there is none any more.
+    """
+
+    def __init__(self, host, *, ends):
+        self._driver, self._ends, self._pivot = host._driver, ends, None
+        self._end, self._copied = self._driver.end_copy, self._driver.copied
+        self._driver.end_copy, self._driver.copied = self.end_copy, self.copied
+
+    def through(self):
+        pivot, self._pivot = self._pivot, None
+        if pivot is not None:
+            self._end(*pivot, pivot=True)
+
+    def end_copy(self, instance_id, entry, *, pivot):
+        if pivot and self._pivot is None:
+            self._pivot = (instance_id, entry)
+            raise errors.DeadlineExceeded("pivot: no answer")
+        if self._pivot is not None:
+            if self._ends == "when it is aborted":
+                self.through()
+            if self._ends == "later, and nobody is told":
+                return
+            raise errors.HypervisorError("the block job is being ended", code=55)
+        self._end(instance_id, entry, pivot=pivot)
+
+    def copied(self, instance_id, entry):
+        if self._ends == "when it is looked at":
+            self.through()
+        told = self._copied(instance_id, entry)
+        return told and (*told[:2], self._pivot is None)
+
+
+@pytest.mark.parametrize("ends", ["when it is looked at", "when it is aborted", "later", "later, and nobody is told"])
+def test_a_pivot_that_ends_late_is_no_swap_to_undo(world, ends):
+    """The bytes that the guest lives on stay."""
+    late = LatePivot(world.hosts[HERE], ends=ends)
+    with pytest.raises(errors.DeadlineExceeded):
+        world.swap()
+    late.through()
+    world.manager.recover()
+    assert world.over() is True
+
+
+def test_a_pivot_that_ends_while_it_is_asked_for_is_seen(world):
+    world.killed_at("attach.swap.pivoting")
+    host = world.hosts[HERE]
+    live = host.disk_state(world.who, world.old).live
+    there = attrs.evolve(live, source=attrs.evolve(live.source, image=f"volume-{world.new}"))
+    LatePivot(host, ends="when it is looked at")
+    with pytest.raises(errors.DeadlineExceeded):
+        host.pivot_disk(world.who, world.old, there)
+    assert host.disk_copy(world.who, world.old, there).phase is CopyPhase.DONE
+    world.manager.recover()
+    assert world.over() is True
+
+
+def test_a_copy_of_somebody_else_is_left_alone(world):
+    """The swap is refused by the hypervisor, and undone."""
+    host = world.hosts[HERE]
+    live = host.disk_state(world.who, world.old).live
+    elsewhere = attrs.evolve(live, source=attrs.evolve(live.source, image="elsewhere"))
+    host.copy_disk(world.who, world.old, elsewhere)
+    with pytest.raises(errors.Conflict, match="elsewhere"):
+        world.swap()
+    assert world.over() is False
+    assert host.disk_copy(world.who, world.old, elsewhere).phase is CopyPhase.READY
+    host.abort_disk_copy(world.who, world.old, elsewhere)
+    assert host.disk_copy(world.who, world.old, elsewhere).phase is CopyPhase.NONE
 
 
 @pytest.mark.parametrize("method", ["create", "complete", "delete", "complete_migration"])

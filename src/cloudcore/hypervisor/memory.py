@@ -246,9 +246,9 @@ class MemoryHypervisor:
         """See :meth:`cloudcore.disks.DiskCopier.pivot_disk`."""
         self._copies.pivot(instance_id, volume_id, disk)
 
-    def abort_disk_copy(self, instance_id: str, volume_id: str) -> None:
+    def abort_disk_copy(self, instance_id: str, volume_id: str, disk: Disk) -> None:
         """See :meth:`cloudcore.disks.DiskCopier.abort_disk_copy`."""
-        self._copies.abort(instance_id, volume_id)
+        self._copies.abort(instance_id, volume_id, disk)
 
     def rename_disk(self, instance_id: str, volume_id: str, new_volume_id: str) -> None:
         """See :meth:`cloudcore.disks.DiskCopier.rename_disk`."""

@@ -101,10 +101,12 @@ class MemoryGuests:
                 raise Conflict(f"volume {volume_id} of guest {instance_id} is not copied", identifier=volume_id)
             self._disks[instance_id, volume_id] = attrs.evolve(found, source=disk.source)
 
-    def abort_disk_copy(self, instance_id: str, volume_id: str) -> None:
+    def abort_disk_copy(self, instance_id: str, volume_id: str, disk: Disk) -> None:
         """See :class:`~cloudcore.disks.DiskCopier`."""
         with self._mutex:
-            self._copies.pop((instance_id, volume_id), None)
+            copied = self._copies.get((instance_id, volume_id))
+            if copied is not None and copied.source == disk.source:
+                del self._copies[instance_id, volume_id]
 
     def rename_disk(self, instance_id: str, volume_id: str, new_volume_id: str) -> None:
         """See :class:`~cloudcore.disks.DiskCopier`."""

@@ -157,7 +157,7 @@ class Swaps:
     def _give_up(self, lease: Lease, move: Move, error: Exception) -> None:
         """It failed: undo it, unless the guest has changed over, or nobody knows."""
         try:
-            if self._changed_over(lease, move):
+            if self._left(lease, move):
                 error.add_note(
                     f"the guest of instance {move.instance_id} has the new volume: recover() finishes the swap"
                 )
@@ -180,7 +180,7 @@ class Swaps:
             CloudcoreError: It could not be; repeat it.
         """
         with self._volumes_of(SwapRequest.of(move)) as lease:
-            if self._changed_over(lease, move):
+            if self._left(lease, move):
                 self._finish(lease, move)
                 return True
             self._undo(lease, move)
@@ -188,18 +188,47 @@ class Swaps:
 
     def _changed_over(self, lease: Lease, move: Move) -> bool:
         """Whether the guest lives on the new volume; of a dead host, whether that has everything that was written."""
-        if move.phase in {"completing", "undoing"}:
-            return move.phase == "completing"
+        new = self._new_leg(move)
+        if move.phase == "completing" or (new is not None and new.role == "main"):
+            return True
         if self._lost(move):
             return move.phase == "pivoting"
-        new = self._new_leg(move)
         if new is None or new.state is not State.STAGED:
-            return new is not None and new.role == "main"
-        disk, request = self._disk(lease, move, new), SwapRequest.of(move)
+            return False
         try:
-            copy = self._copier(move.source).disk_copy(move.instance_id, request.volume_id, disk)
+            copy = self._copier(move.source).disk_copy(
+                move.instance_id, SwapRequest.of(move).volume_id, self._disk(lease, move, new)
+            )
         except (DeviceNotFound, GuestNotFound):
             return move.phase == "pivoting"  # as if its host were dead
+        return copy.phase is CopyPhase.DONE
+
+    def _left(self, lease: Lease, move: Move) -> bool:
+        """As :meth:`_changed_over`; if not, the guest stays where it is: nothing is copied any more.
+
+        A pivot that nobody waits for may still end meanwhile, so it is asked again once the copy has ended.
+
+        Raises:
+            Conflict: The copy goes on.
+            CloudcoreError: Nobody knows.
+        """
+        if self._changed_over(lease, move):
+            return True
+        new = self._new_leg(move)
+        if self._lost(move) or new is None or new.state is not State.STAGED:
+            return False  # nothing was copied yet, or is any more
+        request, copier, disk = SwapRequest.of(move), self._copier(move.source), self._disk(lease, move, new)
+        try:
+            copier.abort_disk_copy(move.instance_id, request.volume_id, disk)
+            failpoint("attach.swap.aborted")
+            copy = copier.disk_copy(move.instance_id, request.volume_id, disk)
+        except (DeviceNotFound, GuestNotFound):
+            return False
+        if copy.phase in {CopyPhase.COPYING, CopyPhase.READY}:
+            raise Conflict(
+                f"volume {request.volume_id} of instance {move.instance_id} is still copied, though that was ended",
+                identifier=request.volume_id,
+            )
         return copy.phase is CopyPhase.DONE
 
     # --- copying ------------------------------------------------------------------------------------------------------
@@ -237,7 +266,11 @@ class Swaps:
         request, now = SwapRequest.of(move), self._journal.now()
         old, new = self._leg_of(request), self._volumes.volume(request.new_volume_id)
         settings = attrs.evolve(
-            old.settings, size=new.size, service_uuid=new.service_uuid, shared_targets=new.shared_targets
+            old.settings,
+            size=new.size,
+            service_uuid=new.service_uuid,
+            shared_targets=new.shared_targets,
+            held_before=False,
         )
         staged = attrs.evolve(
             old,
@@ -274,14 +307,12 @@ class Swaps:
 
     def _finish(self, lease: Lease, move: Move) -> Attachment:
         """The guest has changed over: end what was, and say so."""
-        if move.phase == "pivoting":
+        if move.phase != "completing":
             if not self._lost(move):
                 with suppress(DeviceNotFound, GuestNotFound):
                     self._pivot(lease, move)  # so that both definitions have it, whatever died in between
-            new = self._take_over(lease, move)
             move = self._enter(move, "completing")
-        else:
-            new = self._take_over(lease, move)
+        new = self._take_over(lease, move)
         self._end_old(lease, move)
         failpoint("attach.swap.ended")
         new = self._settle_name(lease, move, new)
@@ -297,8 +328,14 @@ class Swaps:
         old = self._leg_of(SwapRequest.of(move))
 
         def leave(connection: Connection) -> None:
-            state, now = State.DISCONNECTING, self._journal.now()
-            past = attrs.evolve(old, role="past", state=state, version=old.version + 1, updated_at=now)
+            past = attrs.evolve(
+                old,
+                role="past",
+                state=State.DISCONNECTING,
+                settings=attrs.evolve(old.settings, held_before=False),  # nobody wants the old volume any more
+                version=old.version + 1,
+                updated_at=self._journal.now(),
+            )
             self._journal.replace(connection, lease, old, past, Event.LEFT)
 
         failpoint("attach.swap.take_over")
@@ -355,13 +392,9 @@ class Swaps:
     # --- back ---------------------------------------------------------------------------------------------------------
 
     def _undo(self, lease: Lease, move: Move) -> None:
-        """The guest has not changed over: end the copy and the new leg, and say so."""
+        """The guest has not changed over, and will not: end the new leg, and say so."""
         move = self._enter(move, "undoing")
         request = SwapRequest.of(move)
-        if not self._lost(move):
-            with suppress(DeviceNotFound, GuestNotFound):
-                self._copier(move.source).abort_disk_copy(move.instance_id, request.volume_id)
-        failpoint("attach.swap.aborted")
         new = self._new_leg(move)
         if new is not None:
             if new.interrupted:

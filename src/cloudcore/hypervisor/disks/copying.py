@@ -37,8 +37,8 @@ class CopyOperations:
         """See :meth:`cloudcore.disks.DiskCopier.copy_disk`."""
         check_disk(disk)
         with time_limit(self._timeouts.whole):
-            view, volume_id = self._view(instance_id), normalise_uuid(volume_id, "volume_id")
-            found = self._look(view, volume_id, disk)
+            volume_id = normalise_uuid(volume_id, "volume_id")
+            view, found = self._look(instance_id, volume_id, disk)
             live = view.find(volume_id, Scope.LIVE)
             if found.phase is not CopyPhase.NONE:
                 return found
@@ -52,18 +52,19 @@ class CopyOperations:
                 )
             self._driver.begin_copy(view.instance_id, live, disk)
             failpoint("hypervisor.copy.begun")
-            return self._look(self._view(instance_id), volume_id, disk)
+            return self._look(instance_id, volume_id, disk)[1]
 
     def state(self, instance_id: str, volume_id: str, disk: Disk) -> DiskCopy:
         """See :meth:`cloudcore.disks.DiskCopier.disk_copy`."""
         with time_limit(self._timeouts.whole):
-            return self._look(self._view(instance_id), normalise_uuid(volume_id, "volume_id"), disk)
+            return self._look(instance_id, normalise_uuid(volume_id, "volume_id"), disk)[1]
 
     def pivot(self, instance_id: str, volume_id: str, disk: Disk) -> None:
         """See :meth:`cloudcore.disks.DiskCopier.pivot_disk`."""
         with time_limit(self._timeouts.whole):
-            view, volume_id = self._view(instance_id), normalise_uuid(volume_id, "volume_id")
-            found, live = self._look(view, volume_id, disk), view.find(volume_id, Scope.LIVE)
+            volume_id = normalise_uuid(volume_id, "volume_id")
+            view, found = self._look(instance_id, volume_id, disk)
+            live = view.find(volume_id, Scope.LIVE)
             if found.phase not in {CopyPhase.READY, CopyPhase.DONE}:
                 raise Conflict(f"volume {volume_id} of guest {view.instance_id} is not copied", identifier=volume_id)
             if live is not None and not _at(live, disk):
@@ -74,17 +75,17 @@ class CopyOperations:
                 failpoint("hypervisor.copy.pivoted")
             self._redefine(self._view(instance_id), volume_id, disk)
 
-    def abort(self, instance_id: str, volume_id: str) -> None:
+    def abort(self, instance_id: str, volume_id: str, disk: Disk) -> None:
         """See :meth:`cloudcore.disks.DiskCopier.abort_disk_copy`."""
         with time_limit(self._timeouts.whole):
-            view = self._driver.view(normalise_uuid(instance_id, "instance_id"))
-            live = view.find(normalise_uuid(volume_id, "volume_id"), Scope.LIVE) if view else None
-            if (
-                view is None
-                or live is None
-                or (live.copying is None and not self._driver.copied(view.instance_id, live))
-            ):
+            volume_id = normalise_uuid(volume_id, "volume_id")
+            try:
+                view, found = self._look(instance_id, volume_id, disk)
+            except (DeviceNotFound, GuestNotFound):
                 return
+            live = view.find(volume_id, Scope.LIVE)
+            if live is None or found.phase not in {CopyPhase.COPYING, CopyPhase.READY}:
+                return  # what else is done with the disk is somebody else's
             try:
                 self._driver.end_copy(view.instance_id, live, pivot=False)
             except CloudcoreError:
@@ -115,20 +116,29 @@ class CopyOperations:
             raise GuestNotFound(f"no guest {identifier} on this host", identifier=identifier)
         return view
 
-    def _look(self, view: GuestView, volume_id: str, disk: Disk) -> DiskCopy:
-        live, persistent = (view.find(volume_id, scope) for scope in (Scope.LIVE, Scope.PERSISTENT))
-        present = [entry for entry in (live, persistent) if entry is not None]
+    def _look(self, instance_id: str, volume_id: str, disk: Disk) -> tuple[GuestView, DiskCopy]:
+        """How far the copy is, and the guest as it was then.
+
+        The job is asked for before the definitions are read that count: that question waits for what the hypervisor is
+        still doing with the disk, a pivot that nobody waits for any more among it, and "no job" is also the answer
+        after that. Read before, the definitions would be those from before the pivot.
+        """
+        view = self._view(instance_id)
+        live = view.find(volume_id, Scope.LIVE)
+        told = None
+        if live is not None and not _at(live, disk):
+            told = self._driver.copied(view.instance_id, live)
+            view = self._view(instance_id)
+            live = view.find(volume_id, Scope.LIVE)
+        present = [entry for entry in (live, view.find(volume_id, Scope.PERSISTENT)) if entry is not None]
         if not present:
             raise DeviceNotFound(f"guest {view.instance_id} has no volume {volume_id}", identifier=volume_id)
         if _at(present[0], disk):  # the running guest's word counts, if it runs
-            return DiskCopy(phase=CopyPhase.DONE)
-        if live is None or live.copying is None or not same_bytes(live.copying.source, disk.source):
-            return DiskCopy(phase=CopyPhase.NONE)
-        told = self._driver.copied(view.instance_id, live)
-        if told is None:
-            return DiskCopy(phase=CopyPhase.NONE)
+            return view, DiskCopy(phase=CopyPhase.DONE)
+        if told is None or live is None or live.copying is None or not same_bytes(live.copying.source, disk.source):
+            return view, DiskCopy(phase=CopyPhase.NONE)
         done, total, ready = told
-        return DiskCopy(phase=CopyPhase.READY if ready else CopyPhase.COPYING, done=done, total=total)
+        return view, DiskCopy(phase=CopyPhase.READY if ready else CopyPhase.COPYING, done=done, total=total)
 
     def _redefine(self, view: GuestView, volume_id: str, disk: Disk) -> None:
         """The persistent definition, if the hypervisor has not seen to it itself."""
