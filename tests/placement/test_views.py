@@ -31,7 +31,7 @@ def texts(svg: str) -> list[str]:
 
 
 def test_repr_is_one_line(tree: PlacementTree) -> None:
-    assert repr(tree) == "<PlacementTree: 4 providers in 1 trees>"
+    assert repr(tree) == "<PlacementTree: 4 providers in 1 tree>"
     candidate = tree.candidates("resources=VCPU:1,DISK_GB:1").first()
     assert repr(candidate) == "<Candidate on cn1: numa1: 1 VCPU; cn1: 1 DISK_GB>"
     other = tree.candidates("resources=DISK_GB:1,VCPU:1").first()
