@@ -49,11 +49,13 @@ def test_every_point_of_the_area_is_passed(memory, tmp_path):
     import re
 
     source = "".join(path.read_text() for path in (REPOSITORY / "src/cloudcore/attach").rglob("*.py"))
-    named = set(re.findall(r'failpoint\("(attach\.[a-z.]+)"\)', source))
+    named = set(re.findall(r'failpoint\("(attach\.[a-z._]+)"\)', source))
     elsewhere = {"attach.extend.before", "attach.heal.before"}  # one guarded write, or remedies that are steps again
     elsewhere |= {"attach.surplus.begun"}  # in test_lost_races.py
     elsewhere |= {"attach.aside.reserved", "attach.reimaged"}  # in test_rebuild.py
     elsewhere |= {"attach.snapshot.frozen", "attach.snapshot.made"}  # in test_snapshots.py
+    swapping = (REPOSITORY / "tests/attach/test_swapping.py").read_text()
+    elsewhere |= set(re.findall(r'"(attach\.swap\.[a-z_]+)"', swapping))
     after_a_crash = {"attach.find.before", "attach.look.before", "attach.recover.begin", "attach.recover.lost"}
     from tests.attach import killing
 
