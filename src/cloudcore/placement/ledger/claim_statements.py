@@ -155,7 +155,8 @@ _STORED = "SELECT name, fingerprint, result FROM operations WHERE id = ?"
 _GRANT = """
 UPDATE inventories SET used = used + ? WHERE provider_id = ? AND resource_class = ?
 AND used + ? <= capacity AND min_unit <= ? AND max_unit >= ? AND ? % step_size = 0
-"""
+AND ? = (SELECT uuid FROM resource_providers WHERE id = ?)
+"""  # the number that was remembered may be another provider's by now, where a copy of the database took over
 _HOLD = "INSERT INTO allocations (consumer_id, provider_id, resource_class, amount) VALUES (?, ?, ?, ?)"
 _NOTE = """
 INSERT INTO allocation_history (consumer, recorded_at, event, operation_id, holdings) VALUES (?, {now}, ?, ?, ?)
@@ -181,10 +182,11 @@ def claim_by_statements(
     consumer_id = session.add_consumer(claim.consumer, claim.owner, claim.expires_in)
     if consumer_id is None:
         raise _taken(session, claim.consumer)
-    rows = sorted(((known_id, name), n) for known_id, name, n in _with_ids(session, claim, known))
-    for key, amount in rows:
+    held = sorted(((known_id, name), n, uuid) for known_id, uuid, name, n in _with_ids(session, claim, known))
+    rows = [(key, amount) for key, amount, _ in held]
+    for key, amount, provider in held:
         failpoint("ledger.claim.take")
-        if not session.run(_GRANT, (amount, *key, amount, amount, amount, amount)):
+        if not session.run(_GRANT, (amount, *key, amount, amount, amount, amount, provider, key[0])):
             raise _explain(session, claim, _take(key, amount), known)
     failpoint("ledger.claim.hold")
     session.many(_HOLD, [(consumer_id, *key, amount) for key, amount in rows])
@@ -212,13 +214,15 @@ def _stored(session: Session, operation: Operation) -> Outcome[Any] | None:
     return Outcome(result=json.loads(rows[0][2]), repeated=True)
 
 
-def _with_ids(session: Session, claim: NewClaim, known: MutableMapping[str, int]) -> Iterator[tuple[int, str, int]]:
+def _with_ids(
+    session: Session, claim: NewClaim, known: MutableMapping[str, int]
+) -> Iterator[tuple[int, str, str, int]]:
     if any(provider not in known for provider in claim.allocations):
         known.update(session.provider_ids(claim.allocations))
     for provider, name, amount in claim.amounts():
         if provider not in known:
             raise ProviderNotFound(f"no resource provider {provider}; search again", identifier=provider)
-        yield known[provider], name, amount
+        yield known[provider], provider, name, amount
 
 
 def _explain(session: Session, claim: NewClaim, take: Take, known: MutableMapping[str, int]) -> Exception:

@@ -75,8 +75,10 @@ END
 _OR_LEAVE = "IF ROW_COUNT() <> 1 THEN LEAVE work; END IF;"
 _GRANT = """
 UPDATE inventories SET used = used + ? WHERE provider_id = ? AND resource_class = ?
-AND used + ? <= capacity AND min_unit <= ? AND max_unit >= ? AND ? % step_size = 0; {or_leave}
+AND used + ? <= capacity AND min_unit <= ? AND max_unit >= ? AND ? % step_size = 0{and_still_that}; {or_leave}
 """
+_AND_STILL_THAT = " AND ? = (SELECT uuid FROM resource_providers WHERE id = ?)"
+"""The number that was remembered may be another provider's by now, where a copy of the database took over."""
 _HOLD = "INSERT INTO allocations (consumer_id, provider_id, resource_class, amount) VALUES {rows};"
 _TELL = "INSERT INTO provider_changes (slot, position, provider_id) VALUES {rows};"
 
@@ -90,23 +92,35 @@ def _of_rows(sql: str, row: str, count: int) -> str:
     return sql.replace("{rows}", ", ".join([row] * count))
 
 
-def _grants(rows: Sequence[tuple[Key, int]]) -> tuple[list[str], list[Any]]:
-    values = [value for key, amount in rows for value in (amount, *key, amount, amount, amount, amount)]
-    return [_GRANT] * len(rows), values
+def _grants(rows: Sequence[tuple[Key, int]], providers: Mapping[str, int]) -> tuple[list[str], list[Any]]:
+    """Take what *rows* want. A provider of which an inventory is locked stays: each is looked at once."""
+    uuids = {number: uuid for uuid, number in providers.items()}
+    steps, values = [], []
+    for key, amount in rows:
+        uuid = uuids.pop(key[0], None)
+        steps.append(_GRANT.replace("{and_still_that}", "" if uuid is None else _AND_STILL_THAT))
+        values += [amount, *key, amount, amount, amount, amount, *(() if uuid is None else (uuid, key[0]))]
+    return steps, values
 
 
-def _in_order(
+def _numbers(
     database: Database, allocations: Mapping[str, Mapping[str, int]], known: MutableMapping[str, int]
-) -> list[tuple[Key, int]] | None:
-    """The rows of *allocations* in lock order; None if a provider is not there. *known* is filled."""
+) -> dict[str, int] | None:
+    """Uuid → id of the providers of *allocations*; None if one is not there. *known* is filled."""
     if any(provider not in known for provider in allocations):
         with database.read() as connection:
             session = Session(connection)
             with session.errors():
                 known.update(session.provider_ids_around(allocations))
-    if any(provider not in known for provider in allocations):
-        return None
-    return sorted(((known[p], name), amount) for p, classes in allocations.items() for name, amount in classes.items())
+    providers = {provider: known[provider] for provider in allocations if provider in known}
+    return providers if len(providers) == len(allocations) else None
+
+
+def _in_order(allocations: Mapping[str, Mapping[str, int]], providers: Mapping[str, int]) -> list[tuple[Key, int]]:
+    """The rows of *allocations* in lock order."""
+    return sorted(
+        ((providers[p], name), amount) for p, classes in allocations.items() for name, amount in classes.items()
+    )
 
 
 def _send(database: Database, operation: Operation, block: str, values: Sequence[Any]) -> tuple[Any, ...]:
@@ -164,11 +178,12 @@ def claim_in_one_block(
 
     *known* maps uuids of providers to their ids, and is filled.
     """
-    rows = _in_order(database, claim.allocations, known)
-    if rows is None:
+    providers = _numbers(database, claim.allocations, known)
+    if providers is None:
         return None
+    rows = _in_order(claim.allocations, providers)
     operation, owner = claim.operation, claim.owner
-    grants, granted = _grants(rows)
+    grants, granted = _grants(rows, providers)
     changed = sorted({key[0] for key, _ in rows})
     steps = [
         _TAKE_OPERATION,
@@ -254,15 +269,16 @@ def begin_in_one_block(
     database: Database, operation: Operation, asked: MoveRequest, known: MutableMapping[str, int], *, history: bool
 ) -> Outcome[dict[str, Any] | None]:
     """Begin a usual move in one round trip; a result of None if nothing was changed and it is still to be done."""
-    rows = _in_order(database, asked.destination, known)
-    if rows is None:
+    providers = _numbers(database, asked.destination, known)
+    if providers is None:
         return Outcome(result=None, repeated=False)
+    rows = _in_order(asked.destination, providers)
     move = move_as_json(asked.of({}, operation.id))
     destination = to_json(move["destination"])
     shape = sorted(total_by_class(asked.destination).items()) if asked.kind is MoveKind.LIVE else []
     totals = ", ".join(["(?, ?)"] * len(shape))
     same_shape = _SAME_SHAPE.replace("{count}", str(len(shape))).replace("{totals}", totals)
-    grants, granted = _grants(rows)
+    grants, granted = _grants(rows, providers)
     steps = [
         _LOCK_INSTANCE,
         _READ_SOURCE,
@@ -293,7 +309,9 @@ def begin_in_one_block(
     ]
     block = _block(_BEGIN_VARIABLES, steps, ", v_source, v_expires")
     done, source, expires_at = _send(database, operation, block, values)
-    if not done:
+    if not done:  # perhaps since a provider is another by now
+        for provider in providers:
+            known.pop(provider, None)
         return Outcome(result=None, repeated=False)
     held = json.loads(source)
     move["source"] = {provider: dict(sorted(classes.items())) for provider, classes in sorted(held.items())}

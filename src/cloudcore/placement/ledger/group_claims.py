@@ -87,10 +87,11 @@ def _lock_all(session: Session, tickets: Iterable[ClaimTicket], known: MutableMa
 
 @attrs.frozen(eq=False)
 class _Row:
-    """A claim and the inventories that it takes from."""
+    """A claim, the inventories that it takes from, and whose those are: id → uuid of their providers."""
 
     ticket: ClaimTicket
     takes: tuple[tuple[Key, int], ...]
+    providers: dict[int, str]
 
     @property
     def claim(self) -> NewClaim:
@@ -136,25 +137,39 @@ def _in_bulk(
 def _plain(
     session: Session, tickets: Iterable[ClaimTicket], known: MutableMapping[str, int]
 ) -> tuple[list[_Row], list[ClaimTicket]]:
-    """Those whose providers are known and that share neither operation id nor consumer with one before; the others."""
-    chosen = list(tickets)
+    """Those of the :func:`_distinct` whose providers are known, each under a number of its own; the others."""
+    chosen, left = _distinct(tickets)
     unknown = {p for ticket in chosen for p in ticket.request.allocations if p not in known}
     if unknown:
         known.update(session.provider_ids(unknown))
     rows: list[_Row] = []
+    owners: dict[int, str] = {}
+    for ticket in chosen:
+        claim = ticket.request
+        providers = {known[p]: p for p in claim.allocations if p in known}
+        if len(providers) < len(claim.allocations) or any(owners.setdefault(n, p) != p for n, p in providers.items()):
+            for provider in claim.allocations:  # one of two that share a number is stale
+                known.pop(provider, None)
+            left.append(ticket)
+            continue
+        takes = tuple([((known[p], name), amount) for p, name, amount in claim.amounts()])
+        rows.append(_Row(ticket, takes, providers))
+    return rows, left
+
+
+def _distinct(tickets: Iterable[ClaimTicket]) -> tuple[list[ClaimTicket], list[ClaimTicket]]:
+    """Those that share neither operation id nor consumer with one before; the others."""
+    chosen: list[ClaimTicket] = []
     left: list[ClaimTicket] = []
     operations: set[str] = set()
     consumers: set[str] = set()
-    for ticket in chosen:
+    for ticket in tickets:
         claim = ticket.request
         again = claim.operation.id in operations or claim.consumer in consumers
-        if again or any(provider not in known for provider in claim.allocations):
-            left.append(ticket)
-            continue
+        (left if again else chosen).append(ticket)
         operations.add(claim.operation.id)
         consumers.add(claim.consumer)
-        rows.append(_Row(ticket, tuple([((known[p], name), amount) for p, name, amount in claim.amounts()])))
-    return rows, left
+    return chosen, left
 
 
 _TAKE_OPERATIONS = "INSERT {ignore} INTO operations (id, name, fingerprint, result, created_at) {rows}"
@@ -169,7 +184,8 @@ _NUMBERED_CONSUMER = "(?, ?, ?, ?, ?, 1, ?, {later})"
 _RULES = """
 i.provider_id = w.column1 AND i.resource_class = w.column2 AND i.used + w.column3 <= i.capacity
 AND i.min_unit <= w.column4 AND i.max_unit >= w.column5 AND w.column6 % i.step_size = 0
-"""
+AND w.column7 = (SELECT p.uuid FROM resource_providers p WHERE p.id = w.column1)
+"""  # a number that was remembered may be another provider's by now, where a copy of the database took over
 _GRANT = {
     "sqlite": f"UPDATE inventories AS i SET used = i.used + w.column3 FROM ({{rows}}) w WHERE {_RULES}",  # noqa: S608 - constants
     "mysql": f"UPDATE ({{rows}}) w STRAIGHT_JOIN inventories i ON {_RULES} SET i.used = i.used + w.column3",  # noqa: S608 - constants
@@ -223,8 +239,9 @@ def _as_row(claim: NewClaim, now: Any) -> tuple[Any, ...]:
     return (claim.consumer, owner.project_id, owner.user_id, owner.consumer_type, now, claim.expires_in)
 
 
-def _takes(rows: Iterable[_Row]) -> list[tuple[int, str, int, int, int, int]]:
-    return sum_takes(take for row in rows for take in row.takes)
+def _takes(rows: Sequence[_Row]) -> list[tuple[int, str, int, int, int, int, str]]:
+    providers = {number: uuid for row in rows for number, uuid in row.providers.items()}
+    return [(*take, providers[take[0]]) for take in sum_takes(take for row in rows for take in row.takes)]
 
 
 def _in_the_way(session: Session, rows: Sequence[_Row]) -> set[ClaimTicket]:
@@ -246,7 +263,8 @@ def _in_the_way(session: Session, rows: Sequence[_Row]) -> set[ClaimTicket]:
 _LARGEST = 256  # rows in a statement
 
 
-_TYPED = "SELECT ? AS column1, CONVERT(? USING utf8mb4) COLLATE utf8mb4_bin AS column2" + ", ? AS column{}" * 4
+_TYPED_TEXT = "CONVERT(? USING utf8mb4) COLLATE utf8mb4_bin"
+_TYPED = f"SELECT ? AS column1, {_TYPED_TEXT} AS column2" + ", ? AS column{}" * 4 + f", {_TYPED_TEXT} AS column7"
 _TYPED = _TYPED.format(3, 4, 5, 6)
 """A row of what is taken, on MariaDB and MySQL: text of no column has the connection's character set."""
 
@@ -308,10 +326,12 @@ WITH claims AS MATERIALIZED (
     AS c (operation, name, fingerprint, result, consumer, project_id, user_id, consumer_type, expires_in, event,
           holdings, number)
 ), wanted AS MATERIALIZED (
-    SELECT *, sum(amount) OVER (PARTITION BY provider_id, resource_class ORDER BY number) AS so_far
-    FROM unnest((SELECT %(numbers)b::bigint[]), (SELECT %(holders)b::text[]), (SELECT %(providers)b::bigint[]),
+    SELECT w.number, w.consumer, p.id AS provider_id, w.resource_class, w.amount,
+           sum(w.amount) OVER (PARTITION BY p.id, w.resource_class ORDER BY w.number) AS so_far
+    FROM unnest((SELECT %(numbers)b::bigint[]), (SELECT %(holders)b::text[]), (SELECT %(providers)b::text[]),
                 (SELECT %(classes)b::text[]), (SELECT %(amounts)b::bigint[]))
-         AS w (number, consumer, provider_id, resource_class, amount)
+         AS w (number, consumer, provider, resource_class, amount)
+    LEFT JOIN resource_providers p ON p.uuid = w.provider
 ), locked AS MATERIALIZED (
     SELECT i.provider_id, i.resource_class, i.min_unit, i.max_unit, i.step_size, i.capacity - i.used AS free
     FROM inventories i JOIN (SELECT DISTINCT provider_id, resource_class FROM wanted) w
@@ -362,13 +382,12 @@ SELECT (SELECT array_agg(number) FROM chosen),
                  AND (SELECT count(*) FROM taken) = (SELECT count(*) FROM totals) THEN 1 ELSE 0 END
 """
 _BOUNDED_GROUP_STATEMENT = _GROUP_STATEMENT.replace("WITH claims", BOUND.replace("wanted", "claims"), 1).replace(
-    "FROM unnest(", "FROM bound, unnest(", 1
+    "FROM unnest(",
+    "FROM bound, unnest(",  # the claims, and what they want: either may be read first
 )
 
 
-def claim_group_in_one_statement(
-    database: Database, tickets: Sequence[ClaimTicket], known: MutableMapping[str, int], *, history: bool
-) -> Outcome[None]:
+def claim_group_in_one_statement(database: Database, tickets: Sequence[ClaimTicket], *, history: bool) -> Outcome[None]:
     """Do those claims of *tickets* that fit together, in one round trip; the others are left without an answer.
 
     A claim that somebody else makes, or whose consumer somebody else adds, at the same time leaves them all so.
@@ -379,41 +398,36 @@ def claim_group_in_one_statement(
     """
     try:
         with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            session = Session(connection)
-            with session.errors():
-                rows, _ = _plain(session, tickets, known)
-            if rows:
-                _send_group(session, rows, history=history, lock_timeout=database.lock_timeout_to_say)
+            chosen, _ = _distinct(tickets)
+            _send_group(Session(connection), chosen, history=history, lock_timeout=database.lock_timeout_to_say)
     except sa.exc.SQLAlchemyError as error:  # before the statement was sent, or after it was answered
         raise translate(error, database.engine) from error
     return Outcome(result=None, repeated=False)
 
 
-def _send_group(session: Session, rows: Sequence[_Row], *, history: bool, lock_timeout: int | None) -> None:
+def _send_group(session: Session, tickets: Sequence[ClaimTicket], *, history: bool, lock_timeout: int | None) -> None:
     text = _GROUP_STATEMENT if lock_timeout is None else _BOUNDED_GROUP_STATEMENT
+    claims = [ticket.request for ticket in tickets]
     failpoint("ledger.bulk.statement.before")
     try:
         with session.errors():
-            session.cursor.execute(text, _group_values(rows, history=history, lock_timeout=lock_timeout))
+            session.cursor.execute(text, _group_values(claims, history=history, lock_timeout=lock_timeout))
             ((numbers, _),) = session.cursor.fetchall()
     except sa.exc.DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) == ABORTED:
             return
         found = translate(error, session.connection.engine)
         if isinstance(found, DatabaseUnavailable):
-            raise OutcomeUnknown(str(found), operation_id=rows[0].claim.operation.id) from error
+            raise OutcomeUnknown(str(found), operation_id=claims[0].operation.id) from error
         raise found from error
     failpoint("ledger.bulk.statement.after")
     for number in numbers or ():
-        row = rows[number - 1]
-        row.ticket.answer = Outcome(result=row.claim.result, repeated=False)
+        ticket = tickets[number - 1]
+        ticket.answer = Outcome(result=ticket.request.result, repeated=False)
 
 
-def _group_values(rows: Sequence[_Row], *, history: bool, lock_timeout: int | None) -> dict[str, Any]:
-    claims = [row.claim for row in rows]
-    takes = [
-        (number, row.claim.consumer, *key, amount) for number, row in enumerate(rows, 1) for key, amount in row.takes
-    ]
+def _group_values(claims: Sequence[NewClaim], *, history: bool, lock_timeout: int | None) -> dict[str, Any]:
+    takes = [(number, claim.consumer, *amount) for number, claim in enumerate(claims, 1) for amount in claim.amounts()]
     return {
         "operations": [claim.operation.id for claim in claims],
         "names": [claim.operation.name for claim in claims],

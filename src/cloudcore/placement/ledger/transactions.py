@@ -143,7 +143,7 @@ class LedgerTransactions(LedgerReader):
 
     def _claim_together(self, tickets: Sequence[Ticket[NewClaim, Outcome[Any]]]) -> Outcome[None]:
         if self.database.dialect == "postgresql":
-            return claim_group_in_one_statement(self.database, tickets, self._known_providers, history=self.history)
+            return claim_group_in_one_statement(self.database, tickets, history=self.history)
         with self.database.write() as connection:
             session = Session(connection)
             with session.errors():
