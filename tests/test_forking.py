@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ import sqlalchemy as sa
 
 from cloudcore.database import Database, open_engine
 from cloudcore.errors import DatabaseUnavailable, OutcomeUnknown
+from cloudcore.placement.ledger.group_commit import GroupCommit
 from tests.services._host import REPOSITORY
 
 SERVERS = pytest.mark.parametrize("dialect", ["postgresql", "mariadb"], indirect=True)
@@ -178,3 +180,56 @@ def test_database_in_memory_is_copied():
         with database.write() as connection:
             connection.exec_driver_sql("CREATE TABLE forked (number integer)")
         assert forked(lambda: scalar(database, "SELECT count(*) FROM forked")) == "0"
+
+
+def doubling(tickets) -> None:
+    for ticket in tickets:
+        ticket.answer = 2 * ticket.request
+
+
+def test_group_commit_begins_with_nobody_in_the_child():
+    """At the fork one thread leads, one waits for it, and one has just come to the queue."""
+    leading, go_on = threading.Event(), threading.Event()
+
+    def work(tickets) -> None:
+        if tickets[0].request == 1:
+            leading.set()
+            assert go_on.wait(60)
+        doubling(tickets)
+
+    group: GroupCommit[int, int] = GroupCommit(work, lambda ask: ask)
+    threads = [threading.Thread(target=group.submit, args=(ask,)) for ask in (1, 2)]
+    try:
+        threads[0].start()
+        assert leading.wait(20)
+        threads[1].start()
+        while not group._waiting:
+            threads[1].join(0.001)
+        assert forked(lambda: [group.submit(ask) for ask in (3, 4)]) == "[6, 8]"
+        with group._mutex:
+            assert forked(lambda: [group.submit(ask) for ask in (3, 4)]) == "[6, 8]"
+    finally:
+        go_on.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_child_of_who_leads_a_group_goes_on_too():
+    """The fork is made in the midst of a group: both sides settle it, and then do another."""
+    children: list[int] = []
+
+    def work(tickets) -> None:
+        if not children:
+            children.append(os.fork())
+            signal.alarm(0 if children[0] else 30)
+        doubling(tickets)
+
+    group: GroupCommit[int, int] = GroupCommit(work, lambda ask: ask)
+    answers = []
+    try:
+        answers += [group.submit(ask) for ask in (1, 2, 3)]
+    finally:
+        if children == [0]:
+            os._exit(7 if answers == [2, 4, 6] else 1)
+    assert answers == [2, 4, 6]
+    assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 7

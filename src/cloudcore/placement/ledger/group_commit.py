@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import attrs
 
+from cloudcore._forks import when_forked
 from cloudcore.errors import OutcomeUnknown
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ class GroupCommit(Generic[Request, Answer]):
     A signal may interrupt the main thread between any two calls that it makes, though not between two assignments: what
     others wait for is done to the end before the interrupt goes on to the caller.
 
+    A forked child begins with nobody in it: who waited or led at the fork is its parent's.
+
     Args:
         work: Settles the tickets of a group, each with its own answer or error; what it raises is everybody's error.
         alone: Does what *work* left without an answer, each in its own caller's thread: what does not fit into a group
@@ -87,6 +90,10 @@ class GroupCommit(Generic[Request, Answer]):
         self._alone = alone
         self._limit = limit
         self._lanes = lanes
+        self._start_empty()
+        when_forked(self, GroupCommit._start_empty)
+
+    def _start_empty(self) -> None:
         self._mutex = threading.Lock()
         self._waiting: deque[Ticket[Request, Answer]] = deque()
         self._leaders = 0  # who leads, or has been woken to lead
@@ -179,8 +186,9 @@ class GroupCommit(Generic[Request, Answer]):
 
     def _pass_on(self, ticket: Ticket[Request, Answer]) -> None:
         """Give the lead to who waits longest, or to nobody where others lead who are enough."""
-        if self._is_wanted(self._leaders - 1):
+        others = max(self._leaders - 1, 0)  # of a child that was forked by who led, none at all
+        if self._is_wanted(others):
             heir = self._waiting[0]
             ticket.next, ticket.leads, heir.leads = heir, False, True
         else:
-            ticket.leads, self._leaders = False, self._leaders - 1
+            ticket.leads, self._leaders = False, others
