@@ -421,6 +421,35 @@ def test_a_forked_child_counts_although_a_thread_counted_at_the_fork(sdk):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
+def test_a_forked_child_tells_what_it_counted_itself(sdk):
+    """Not once more what its parent had counted, and its parent goes on from there."""
+    telemetry = sdk.telemetry
+
+    def count(times: int) -> None:
+        for _ in range(times):
+            telemetry.event("database.retry", {"attempt": 1})
+            telemetry.event("listing.cell", {"cell": "cell1", "state": "answered", "seconds": 0.5})
+            with telemetry.span("placement.claim", {}):
+                pass
+
+    def told() -> list:
+        counters = ("cloudcore.events", "cloudcore.cell.requests", "cloudcore.cell.time", "cloudcore.claims")
+        return [list(sdk.counted(counter).values()) for counter in counters]
+
+    count(10)
+    with telemetry._watching:
+        child = os.fork()
+        if not child:
+            signal.alarm(30)
+            count(1)
+            telemetry.watch("nothing", None)
+            telemetry.unwatch("nothing")
+            os._exit(7 if told() == [[1], [1], [0.5], [1]] else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    count(1)
+    assert told() == [[11], [11], [5.5], [11]]
+
+
 def test_nobody_who_looks_costs_no_fields(caplog):
     def refuse(_):
         raise AssertionError("nobody looks")

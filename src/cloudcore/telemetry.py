@@ -88,8 +88,12 @@ class OpenTelemetry:
         meter = metrics.get_meter("cloudcore", __version__, meter_provider)
         self._numbers = _Numbers(meter, self._observation)
         self._watched: dict[str, _Watched] = {}
-        self._watching = threading.Lock()
+        self._unlock()
+        when_forked(self, OpenTelemetry._unlock)
         meter.create_observable_gauge("cloudcore.status", [self._observe], "1", "Numbers of a status")
+
+    def _unlock(self) -> None:
+        self._watching = threading.Lock()
 
     def span(self, name: str, fields: Mapping[str, Any]) -> AbstractContextManager[Callable[..., None]]:
         """See :meth:`~cloudcore.observability.Observer.span`."""
@@ -315,16 +319,17 @@ class _Numbers:
 class _Totals:
     """Counters of the same attributes. What is counted is added up here, and told to the SDK when that collects.
 
-    So a page costs a few additions for each of its cells. May be shared between threads.
+    So a page costs a few additions for each of its cells. May be shared between threads. A forked child begins at
+    nothing: what was counted before is its parent's to tell.
     """
 
     def __init__(self, attributes: tuple[str, ...], observation: type[Observation]) -> None:
         self._attributes, self._observation = attributes, observation
-        self._totals: dict[tuple[str, ...], list[float]] = {}
-        self._unlock()
-        when_forked(self, _Totals._unlock)
+        self._start_empty()
+        when_forked(self, _Totals._start_empty)
 
-    def _unlock(self) -> None:
+    def _start_empty(self) -> None:
+        self._totals: dict[tuple[str, ...], list[float]] = {}
         self._lock = threading.Lock()
 
     def add(self, values: tuple[str, ...], *numbers: float) -> None:

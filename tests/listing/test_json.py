@@ -215,6 +215,31 @@ VALUES = st.recursive(
 )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "name", ["1", 1, -(2**70), True, False, None, 1.5, 1e300, math.nan, (1,), b"x", uuid.UUID(int=7)]
+)
+def test_a_name_in_a_document_is_written_alike_whatever_stands_beside_it(name):
+    """Beside JSON's own values and beside others, at the top and further in: the same name, or an error each time."""
+    written = set()
+    for value in (2, AT, Decimal(1), [AT]):
+        for document in ({name: value}, [{name: value}], {"in": {name: value}}):
+            try:
+                text = json_writer("text").value(document)
+            except (TypeError, ValueError):
+                written.add(None)
+                continue
+            found = json.loads(text, object_pairs_hook=lambda pairs: pairs)
+            while not isinstance(found, tuple) or found[0] == "in":
+                found = found[1] if isinstance(found, tuple) else found[0]
+            written.add(found[0])
+    expected = json.loads(json.dumps({name: 0}, allow_nan=False)) if plain_name(name) else {None: 0}
+    assert written == set(expected)
+
+
+def plain_name(name) -> bool:
+    return name is None or isinstance(name, str | int) or (isinstance(name, float) and math.isfinite(name))
+
+
 def test_names_are_text_and_no_formats():
     columns = {"100%": ["1"], "%s %(a)d": ["2"], '"\\': ["3"]}
     assert strictly(json_objects(columns).encode()) == [{"100%": 1, "%s %(a)d": 2, '"\\': 3}]

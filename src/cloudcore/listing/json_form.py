@@ -4,7 +4,8 @@ Text, whole numbers, true, false and null are JSON's own. Instants, dates and ti
 (instants by RFC 3339, in UTC), durations too (``PT90S``); decimals are text, since readers of numbers would round
 them; UUIDs and network addresses are text; bytes are text in base64 (RFC 4648). Binary fractions are numbers; those
 that are not finite, of which JSON has none, are text as in Protocol Buffers' JSON: ``"NaN"``, ``"Infinity"``,
-``"-Infinity"``, or what the caller wants instead. Arrays and documents hold the same.
+``"-Infinity"``, or what the caller wants instead. Arrays and documents hold the same; a name in a document that is a
+number, true, false or null becomes its text.
 """
 
 from __future__ import annotations
@@ -96,10 +97,15 @@ class JsonWriter:
         """An object.
 
         Raises:
-            TypeError, ValueError: A value has no form in JSON, or a name is no text.
+            TypeError, ValueError: A value has no form in JSON, or a name is none of JSON's own plain values.
         """
-        written = (f"{encode_basestring_ascii(name)}:{self.value(value)}" for name, value in members.items())
+        written = (f"{_name(name)}:{self.value(value)}" for name, value in members.items())
         return "{" + ",".join(written) + "}"
+
+
+def _name(name: Any) -> str:
+    """A member's name. One that is no text is written as the encoder does, so whatever stands beside it."""
+    return encode_basestring_ascii(name) if isinstance(name, str) else _ENCODE({name: 0}).removesuffix(":0}")[1:]
 
 
 def json_objects(columns: Mapping[str, Sequence[str]]) -> str:
