@@ -26,6 +26,7 @@
     ├── Conflict (RuntimeError)               the state forbids it; read again, then decide
     │   ├── AlreadyExists
     │   ├── InUse
+    │   ├── NotMigrating                        the volume service waits for no such migration (any more)
     │   ├── ConsumerRetired                     placement: a consumer that was released for ever
     │   ├── GenerationConflict                  somebody else wrote first
     │   ├── OperationMismatch                   an operation id used again with other arguments
@@ -135,6 +136,7 @@ __all__ = [
     "NameNotFound",
     "NoValidHost",
     "NotFound",
+    "NotMigrating",
     "OperationMismatch",
     "OrphanedDevice",
     "OutcomeUnknown",
@@ -475,6 +477,13 @@ class ConsumerRetired(Conflict):
     """The consumer was released for ever (instance deleted, migration over) and can hold nothing again.
 
     What to do: use a new uuid; a retired one never comes back.
+    """
+
+
+class NotMigrating(Conflict):
+    """The volume service waits for no migration of the one volume to the other: it was given up, or has ended.
+
+    What to do: nothing, if it was to end; else see ``migration_status`` of both volumes.
     """
 
 

@@ -4,6 +4,7 @@ import datetime as dt
 
 import attrs
 import pytest
+import sqlalchemy as sa
 
 from cloudcore import _failpoints, errors
 from cloudcore.attach.audit.findings import Kind
@@ -455,6 +456,106 @@ def test_a_guest_that_stops_meanwhile_comes_up_with_what_it_had(world, stopped):
     assert world.over() is False
 
 
+# --- meanwhile -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[False, True], ids=["swap", "migration"])
+def shareable(request, new_manager, embedded):
+    return World(new_manager, embedded, migration=request.param, multiattach=True)
+
+
+@pytest.mark.parametrize("which", ["old", "new"])
+def test_nobody_else_begins_with_a_volume_that_is_swapped(shareable, which):
+    """Not even with a multi-attach one, while whoever swaps it is dead; and it keeps its size."""
+    world, volume = shareable, getattr(shareable, which)
+    world.killed_at("attach.swap.copying")
+    world.hosts[HERE].add_guest(other := instance())
+    for begin in (world.manager.attach, world.manager.reserve):
+        with pytest.raises(errors.Conflict, match="in a swap"):
+            begin(volume, other, **({"host": HERE} if begin == world.manager.attach else {}))
+    plan = world.manager.plan_attach(volume, other, host=HERE)
+    assert "swapping" in [violation.code for violation in plan.violations]
+    with pytest.raises(errors.Conflict, match="in a swap"):
+        world.manager.extend(volume, 2 * GIB)
+    world.swap()
+    assert world.over() is True
+    world.manager.attach(world.old if world.migration else world.new, other, host=HERE)
+
+
+@pytest.mark.parametrize("which", ["old", "new"])
+@pytest.mark.parametrize("again", [False, True])
+def test_who_begins_at_the_service_ends_it(shareable, which, again):
+    """While it is copied, or before it is gone on with: the guest does not change over."""
+    world, made = shareable, []
+
+    def come(*_):
+        if not made:
+            made.append(world.service.reserve(getattr(world, which), instance()))
+
+    if again:
+        world.killed_at("attach.complete.after")
+        world.hosts[HERE].faults.plan("begin_copy", Fault.ERROR_BEFORE)  # nothing is written to what others have
+        come()
+    with pytest.raises(errors.InUse):
+        world.swap(on_progress=come)
+    world.service.delete(made[0].id)
+    world.manager.recover()
+    assert world.over() is False
+
+
+def test_bytes_that_somebody_uses_are_not_given_up(new_manager, embedded):
+    """Cinder would delete the old volume under who has it."""
+    world = World(new_manager, embedded, migration=True, multiattach=True)
+    world.killed_at("attach.swap.ended")
+    made = embedded.reserve(world.old, other := instance())
+    with pytest.raises(errors.InUse) as caught:
+        world.swap()
+    assert caught.value.users == [other]
+    assert not world.manager.recover().complete
+    assert "complete_migration" not in world.volumes.calls
+    embedded.delete(made.id)
+    world.manager.recover()
+    assert world.over() is True
+
+
+def test_what_outgrew_the_new_volume_is_not_swapped(world):
+    with pytest.raises(errors.InvalidArgument, match="fewer"):
+        world.swap(on_progress=lambda *_: world.service.extend(world.old, 2 * GIB))
+    assert world.over() is False
+
+
+def test_what_termination_is_to_do_is_the_last_word(world):
+    world.killed_at("attach.swap.pivoting")
+    world.manager.set_delete_on_termination(world.first.id, False)
+    assert not world.swap().settings.delete_on_termination
+
+
+@pytest.mark.parametrize("noticed", [False, True])
+def test_whoever_lost_its_lease_leaves_the_swap_to_others(plain, noticed):
+    """Stopped for longer than that: another has undone the swap and begun it anew."""
+    first, second = plain.manager, plain.open()
+
+    def sleep(*_):
+        with first._database.engine.begin() as connection:
+            connection.execute(sa.text("delete from attachment_locks"))
+        first._leases._held.clear()
+        second.recover()
+        plain.killed_at("attach.swap.pivoting", lambda: plain.swap(second))
+        if noticed:
+            first._leases.monotonic = lambda: float("inf")
+        raise RuntimeError("it wakes")
+
+    with pytest.raises(RuntimeError) as caught:
+        plain.swap(first, on_progress=sleep)
+    assert "goes on" in str(caught.value.__notes__)
+    assert second.move(plain.who).phase == "pivoting"
+    if noticed:
+        assert plain.hosts[HERE]._driver.guests[plain.who].copies
+    third = plain.open()
+    third.recover()
+    assert plain.over(third) is False
+
+
 # --- failed ----------------------------------------------------------------------------------------------------------
 
 
@@ -577,7 +678,7 @@ def test_a_service_whose_answer_is_lost(world, method, after):
 def test_a_migration_that_was_given_up_meanwhile_leaves_a_plain_swap(new_manager, embedded):
     """The guest has changed over, so the new volume is its own, whatever its name."""
     world = World(new_manager, embedded, migration=True)
-    world.volumes.fail("complete_migration", errors.Conflict("in no migration"))
+    world.volumes.fail("complete_migration", errors.NotMigrating("in no migration"))
     made = world.swap()
     assert made.volume_id == world.new
     assert world.images() == {world.new: (f"volume-{world.new}",) * 2}

@@ -39,6 +39,7 @@ from cloudcore.database import Database, RetryPolicy
 from cloudcore.disks import DiskBus, GuestDisks
 from cloudcore.errors import (
     CloudcoreError,
+    Conflict,
     InvalidArgument,
     InvariantViolated,
 )
@@ -410,7 +411,8 @@ class AttachmentManager:
 
         Raises:
             AttachmentNotFound, VolumeNotFound: There is no such volume, or the instance does not have it.
-            InUse: Others use one of the volumes.
+            InUse: Others use one of the volumes, or came to use it meanwhile. When a migration
+                has brought the guest over already, it is finished once they do not use the old one.
             Conflict, VolumeBusy, InvalidArgument: A rule forbids it (:meth:`plan_swap` lists them), or the instance is
                 in a move. Nothing was done.
             UnsupportedFeature: A volume is encrypted, or the hypervisor cannot. Nothing was done.
@@ -435,12 +437,14 @@ class AttachmentManager:
         May be repeated with the same size, to tell those who could not be told before.
 
         Raises:
-            VolumeNotFound, VolumeBusy, InvalidArgument, Conflict, UnsupportedFeature: Nothing was done.
+            VolumeNotFound, VolumeBusy, InvalidArgument, UnsupportedFeature: Nothing was done.
+            Conflict: The service forbids it, or the volume is in a swap. Nothing was done.
             OutcomeUnknown: The service did not answer; repeat.
         """
         identifier = normalise_uuid(volume_id, "volume_id")
         told, left = [], []
         with self._leases.hold([volume_lock(identifier)]) as lease:
+            self._require_no_swap(identifier)
             volume = self.volumes.extend(identifier, size)
             for leg in self._journal.select(volume_id=identifier):
                 try:
@@ -448,6 +452,16 @@ class AttachmentManager:
                 except CloudcoreError as error:
                     left.append((leg.id, f"{type(error).__name__}: {error}"))
         return Extension(volume=volume, told=tuple(told), left=tuple(left))
+
+    def _require_no_swap(self, volume_id: str) -> None:
+        with self._database.read() as connection:
+            instance_id = self._move_rows.swapping(connection, volume_id)
+        if instance_id is not None:
+            raise Conflict(
+                f"volume {volume_id} is in a swap of instance {instance_id}; try again when that is finished or "
+                f"reverted",
+                identifier=volume_id,
+            )
 
     # --- moves --------------------------------------------------------------------------------------------------------
 

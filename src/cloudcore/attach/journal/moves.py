@@ -7,22 +7,26 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from cloudcore._failpoints import failpoint
+from cloudcore.attach.journal.leases import STILL_HELD
 from cloudcore.attach.lifecycle.records import Move
 from cloudcore.attach.tables import attachment_moves
-from cloudcore.errors import CloudcoreError, MoveNotFound
+from cloudcore.errors import CloudcoreError, GenerationConflict, MoveNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from datetime import datetime
 
+    from sqlalchemy import Delete, Update
     from sqlalchemy.engine import Connection, Row
 
+    from cloudcore.attach.journal.leases import Lease
     from cloudcore.database import Database
 
 __all__ = ["MoveStore"]
 
 _M = attachment_moves
 _FIND = sa.select(_M).where(_M.c.instance_id == sa.bindparam("instance"))
+
+_SWAPS = sa.select(_M.c.instance_id, _M.c.note).where(_M.c.kind == "swap")
 
 
 class MoveStore:
@@ -52,6 +56,11 @@ class MoveStore:
         row = connection.execute(_FIND, {"instance": instance_id}).one_or_none()
         return None if row is None else _move(row)
 
+    def swapping(self, connection: Connection, volume_id: str) -> str | None:
+        """The instance for which the volume is being swapped, as the old one or as the new one; None if it is not."""
+        swaps = connection.execute(_SWAPS)
+        return next((row.instance_id for row in swaps if volume_id in row.note.split()[:2]), None)
+
     def all(self) -> list[Move]:
         """Every move, without legs and disks."""
         with self._database.read() as connection:
@@ -76,20 +85,37 @@ class MoveStore:
         self._database.run(lambda connection: connection.execute(sa.insert(_M), row))
         failpoint("attach.move.begun")
 
-    def set_phase(self, move: Move, phase: str) -> None:
-        """Write down which verb is under way, where *move* goes, and its note."""
+    def set_phase(self, move: Move, phase: str, lease: Lease | None = None) -> None:
+        """Write down which verb is under way, where *move* goes, and its note; if *lease* still holds.
+
+        Raises:
+            GenerationConflict: It does not: whoever has it now has gone on with the move. Nothing was written.
+        """
         changed = sa.update(_M).where(_M.c.instance_id == move.instance_id)
         values = {"phase": phase, "destination": move.destination, "note": move.note}
-        self._run(move, lambda connection: connection.execute(changed.values(**values)))
+        self._run(move, changed.values(**values), lease)
         failpoint("attach.move.phase")
 
-    def end(self, move: Move) -> None:
-        """The instance is in no move any more."""
-        failpoint("attach.move.end")
-        gone = sa.delete(_M).where(_M.c.instance_id == move.instance_id)
-        self._run(move, lambda connection: connection.execute(gone))
+    def end(self, move: Move, lease: Lease | None = None) -> None:
+        """The instance is in no move any more; if *lease* still holds.
 
-    def _run(self, move: Move, work: Callable[[Connection], object]) -> None:
+        Raises:
+            GenerationConflict: It does not. Nothing was written.
+        """
+        failpoint("attach.move.end")
+        self._run(move, sa.delete(_M).where(_M.c.instance_id == move.instance_id), lease)
+
+    def _run(self, move: Move, change: Update | Delete, lease: Lease | None) -> None:
+        guarded = change if lease is None else change.where(STILL_HELD)
+
+        def work(connection: Connection) -> None:
+            found = connection.execute(guarded, {} if lease is None else lease.proof()).rowcount
+            if lease is not None and not found:
+                raise GenerationConflict(
+                    f"the move of instance {move.instance_id}: the lease was lost, and somebody else goes on with it",
+                    identifier=move.instance_id,
+                )
+
         try:
             self._database.run(work)
         except CloudcoreError as error:

@@ -214,6 +214,7 @@ def violations(
     denied: Sequence[str] = (),
     moving: bool = False,
     shelved: bool = False,
+    swapped_by: str | None = None,
 ) -> tuple[Violation, ...]:
     """Every rule that attaching would break, the most telling first.
 
@@ -227,9 +228,11 @@ def violations(
         denied: Names of the policy rules that said no.
         moving: The instance is on its way to another host.
         shelved: It is on none, and is to come back.
+        swapped_by: The instance for which the volume is being swapped; None if it is not.
     """
     found = [
         *_moving(request, moving=moving or (shelved and request.host is not None)),
+        *_swapped(volume, swapped_by),
         *_same_volume_twice(request, volume_legs),
         *_exclusive(request, volume, volume_legs),
         *_status(volume, volume_legs),
@@ -244,6 +247,14 @@ def _moving(request: AttachRequest, *, moving: bool) -> list[Violation]:
         return []
     text = f"instance {request.instance_id} is moving; confirm or revert that first"
     return [Violation("moving", text, facts={"identifier": request.instance_id})]
+
+
+def _swapped(volume: Volume, instance_id: str | None) -> list[Violation]:
+    """Multi-attach or not: whoever began now would go on with bytes that are about to be nobody's."""
+    if instance_id is None:
+        return []
+    text = f"volume {volume.id} is in a swap of instance {instance_id}; try again when that is finished or reverted"
+    return [Violation("swapping", text, facts={"identifier": volume.id})]
 
 
 def _same_volume_twice(request: AttachRequest, legs: Sequence[Attachment]) -> list[Violation]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cloudcore.attach.lifecycle.records import Attachment, Move
     from cloudcore.attach.volumes.values import Volume
 
-__all__ = ["SwapPlan", "SwapRequest", "swap_violations", "takes_place"]
+__all__ = ["SwapPlan", "SwapRequest", "lasting_violations", "swap_violations", "takes_place"]
 
 _IN_FLIGHT = frozenset({"reserved", "attaching", "detaching", "creating", "downloading", "extending", "maintenance"})
 
@@ -119,10 +119,24 @@ def swap_violations(
     """
     return (
         *_of_instance(leg, running=running),
-        *_of_old(leg, old, old_users),
+        *_of_old(old, old_users),
         *_of_new(leg, new, new_users),
         *_of_both(leg, old, new),
     )
+
+
+def lasting_violations(
+    old: Volume, new: Volume, *, old_users: Sequence[str], new_users: Sequence[str]
+) -> tuple[Violation, ...]:
+    """The rules that must still hold when the guest is to change over: a copy takes its time, and others go on.
+
+    Args:
+        old: As the service describes it.
+        new: The same.
+        old_users: Instances that use *old* beside that of the swap.
+        new_users: Instances that use *new* beside it.
+    """
+    return (*_of_old(old, old_users), *_used(new, new_users), *_too_small(old, new))
 
 
 def _of_instance(leg: Attachment, *, running: bool) -> list[Violation]:
@@ -137,17 +151,30 @@ def _of_instance(leg: Attachment, *, running: bool) -> list[Violation]:
     return []
 
 
-def _of_old(leg: Attachment, old: Volume, users: Sequence[str]) -> list[Violation]:
+def _of_old(old: Volume, users: Sequence[str]) -> list[Violation]:
     if users:
         text = f"volume {old.id} is used by {', '.join(users)} too, who would go on with the old bytes"
         return [Violation("shared", text, error=InUse, facts={"identifier": old.id, "users": list(users)})]
     return []
 
 
-def _of_new(leg: Attachment, new: Volume, users: Sequence[str]) -> list[Violation]:
+def _used(new: Volume, users: Sequence[str]) -> list[Violation]:
     if users:
         text = f"volume {new.id} is used by {', '.join(users)}: only what nobody has can take another's place"
         return [Violation("new-used", text, error=InUse, facts={"identifier": new.id, "users": list(users)})]
+    return []
+
+
+def _too_small(old: Volume, new: Volume) -> list[Violation]:
+    if new.size < old.size:
+        text = f"volume {new.id} has {new.size} bytes, fewer than the {old.size} of volume {old.id}"
+        return [Violation("too-small", text, error=InvalidArgument, facts={"field": "new_volume_id"})]
+    return []
+
+
+def _of_new(leg: Attachment, new: Volume, users: Sequence[str]) -> list[Violation]:
+    if used := _used(new, users):
+        return used
     if new.status in _IN_FLIGHT:
         text = f"volume {new.id} is {new.status}; try again when that is over"
         return [Violation("volume-busy", text, error=VolumeBusy, facts={"identifier": new.id})]
@@ -160,10 +187,7 @@ def _of_new(leg: Attachment, new: Volume, users: Sequence[str]) -> list[Violatio
 
 
 def _of_both(leg: Attachment, old: Volume, new: Volume) -> list[Violation]:
-    found = []
-    if new.size < old.size:
-        text = f"volume {new.id} has {new.size} bytes, fewer than the {old.size} of volume {old.id}"
-        found.append(Violation("too-small", text, error=InvalidArgument, facts={"field": "new_volume_id"}))
+    found = _too_small(old, new)
     for volume in (old, new):
         if volume.encrypted:
             text = f"volume {volume.id} is encrypted: QEMU cannot copy from and to LUKS under a running guest"

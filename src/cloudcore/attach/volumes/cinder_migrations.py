@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cloudcore._values import normalise_uuid
 from cloudcore.attach.volumes.cinder_rules import Call, Effect
-from cloudcore.errors import Conflict, OutcomeUnknown, VolumeNotFound
+from cloudcore.errors import NotMigrating, OutcomeUnknown, VolumeNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,7 +61,7 @@ class CinderMigrations:
         """Whether it has ended as it was to.
 
         Raises:
-            Conflict: There is no such migration; or it has ended otherwise.
+            NotMigrating: There is no such migration; or it has ended otherwise.
         """
         volume, wanted = self._volume(volume_id), "error" if error else "success"
         try:
@@ -78,7 +78,7 @@ class CinderMigrations:
         if volume.migration_status == "completing":
             return False
         told = "gone" if target is None else f"{target.status} ({target.migration_status})"
-        raise Conflict(
+        raise NotMigrating(
             f"volume {volume_id} ({volume.migration_status}) is in no migration to volume {new_volume_id}, which is "
             f"{told}",
             identifier=volume_id,

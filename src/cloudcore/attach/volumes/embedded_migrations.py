@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from cloudcore.attach.tables import embedded_attachments, embedded_volumes
 from cloudcore.database import hold
-from cloudcore.errors import Conflict, VolumeNotFound
+from cloudcore.errors import Conflict, InUse, NotMigrating, VolumeNotFound
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Row
@@ -43,7 +43,8 @@ def complete_migration(connection: Connection, volume_id: str, new_volume_id: st
     """See :meth:`VolumeService.complete_migration`; the id under which bytes are kept that nobody needs any more.
 
     Raises:
-        VolumeNotFound, Conflict: As there; also where a volume that is to go has attachments.
+        VolumeNotFound, NotMigrating: As there.
+        InUse: The volume that is to go has attachments.
     """
     old, new = _held(connection, volume_id), _held(connection, new_volume_id)
     if old is None:
@@ -52,13 +53,14 @@ def complete_migration(connection: Connection, volume_id: str, new_volume_id: st
     if new is None and status == ("error" if error else "success"):
         return None
     if new is None or status != "migrating" or new.settings.get("migration_status") != f"target:{volume_id}":
-        raise Conflict(
+        raise NotMigrating(
             f"volume {volume_id} ({status}) is in no migration to volume {new_volume_id}", identifier=volume_id
         )
     going = new if error else old
-    used = connection.scalar(sa.select(sa.func.count()).where(_A.c.volume_id == going.id))
-    if used:
-        raise Conflict(f"volume {going.id} has {used} attachments; detach them first", identifier=going.id)
+    users = sorted(set(map(str, connection.scalars(sa.select(_A.c.instance_id).where(_A.c.volume_id == going.id)))))
+    if users:
+        text = f"volume {going.id} is used by {', '.join(users)}; detach it first"
+        raise InUse(text, identifier=going.id, users=users)
     if error:
         _set(connection, old, migration_status="error")
     else:

@@ -204,7 +204,8 @@ class VolumeService(Protocol):
             The id under which the volume goes on.
 
         Raises:
-            Conflict: They are in no migration of the one to the other (any more).
+            NotMigrating: They are in no migration of the one to the other (any more).
+            InUse, Conflict: The volume that is to go is used; whether a service looks, is its own affair.
             VolumeNotFound, PolicyDenied, VolumeServiceUnavailable: See the class.
             OutcomeUnknown: Repeat.
         """

@@ -242,6 +242,7 @@ class Attacher:
             denied=denied,
             moving=move is not None and not move.shelved,
             shelved=move is not None and move.shelved,
+            swapped_by=self._moves.swapping(connection, request.volume_id),
         )
 
     def _repeated(self, operation_id: str, fingerprint: str) -> Attachment | None:

@@ -29,7 +29,13 @@ from cloudcore.attach.journal.lock_names import instance_lock, volume_lock
 from cloudcore.attach.lifecycle.failures import failure
 from cloudcore.attach.lifecycle.records import Attachment, Move
 from cloudcore.attach.lifecycle.states import Event, Instruction, State
-from cloudcore.attach.lifecycle.swapping import SwapPlan, SwapRequest, swap_violations, takes_place
+from cloudcore.attach.lifecycle.swapping import (
+    SwapPlan,
+    SwapRequest,
+    lasting_violations,
+    swap_violations,
+    takes_place,
+)
 from cloudcore.disks import CopyPhase, DiskCopier
 from cloudcore.errors import (
     AttachmentNotFound,
@@ -37,18 +43,21 @@ from cloudcore.errors import (
     Conflict,
     DeviceNotFound,
     GuestNotFound,
+    InUse,
+    NotMigrating,
     UnsupportedFeature,
     VolumeNotFound,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from sqlalchemy.engine import Connection
 
     from cloudcore.attach.journal.journal import Journal
     from cloudcore.attach.journal.leases import Lease, Leases
     from cloudcore.attach.journal.moves import MoveStore
+    from cloudcore.attach.lifecycle.rules import Violation
     from cloudcore.attach.volumes.interface import VolumeService
     from cloudcore.attach.workflow.driver import Driver, Result
     from cloudcore.attach.workflow.recovery import Recovery
@@ -119,14 +128,16 @@ class Swaps:
                     identifier=request.instance_id,
                 )
             elif move.phase == "pivoting" and not self._changed_over(lease, move):
-                move = self._enter(move, "copying")
+                move = self._enter(lease, move, "copying")
             return self._run(lease, move, on_progress)
 
     def _run(self, lease: Lease, move: Move, on_progress: OnProgress | None) -> Attachment:
         try:
             if move.phase == "copying":
+                self._require_alone(move)
                 self._copy(lease, move, on_progress)
-                move = self._enter(move, "pivoting")
+                self._require_alone(move)
+                move = self._enter(lease, move, "pivoting")
                 failpoint("attach.swap.pivoting")
                 self._pivot(lease, move)
                 failpoint("attach.swap.pivoted")
@@ -135,13 +146,27 @@ class Swaps:
             raise
         return self._finish(lease, move)
 
+    def _require_alone(self, move: Move) -> None:
+        """Check that nobody else uses the volumes by now, and that the one is still no larger than the other.
+
+        Others than the manager may have seen to that; and rules were last asked before somebody died, perhaps.
+
+        Raises:
+            InUse, InvalidArgument: They do, or it is.
+        """
+        request = SwapRequest.of(move)
+        _raise_first(
+            lasting_violations(
+                self._volumes.volume(request.volume_id),
+                self._volumes.volume(request.new_volume_id),
+                old_users=self._users(request.volume_id, besides=move.instance_id),
+                new_users=self._users(request.new_volume_id, besides=move.instance_id),
+            )
+        )
+
     def _start(self, request: SwapRequest) -> Move:
         plan = self.plan(request)
-        if plan.violations:
-            error = plan.violations[0].as_error()
-            for violation in plan.violations[1:]:
-                error.add_note(f"also: {violation.code}: {violation.message}")
-            raise error
+        _raise_first(plan.violations)
         leg = self._leg_of(request)
         move = Move(
             instance_id=request.instance_id,
@@ -212,6 +237,7 @@ class Swaps:
             Conflict: The copy goes on.
             CloudcoreError: Nobody knows.
         """
+        lease.require()
         if self._changed_over(lease, move):
             return True
         new = self._new_leg(move)
@@ -307,17 +333,18 @@ class Swaps:
 
     def _finish(self, lease: Lease, move: Move) -> Attachment:
         """The guest has changed over: end what was, and say so."""
+        lease.require()
         if move.phase != "completing":
             if not self._lost(move):
                 with suppress(DeviceNotFound, GuestNotFound):
                     self._pivot(lease, move)  # so that both definitions have it, whatever died in between
-            move = self._enter(move, "completing")
+            move = self._enter(lease, move, "completing")
         new = self._take_over(lease, move)
         self._end_old(lease, move)
         failpoint("attach.swap.ended")
         new = self._settle_name(lease, move, new)
         self._tell_size(move, new)
-        self._rows.end(move)
+        self._rows.end(move, lease)
         return new
 
     def _take_over(self, lease: Lease, move: Move) -> Attachment:
@@ -339,7 +366,8 @@ class Swaps:
             self._journal.replace(connection, lease, old, past, Event.LEFT)
 
         failpoint("attach.swap.take_over")
-        new, _ = self._journal.advance(lease, new, Event.ARRIVED, role="main", with_others=leave)
+        wish = attrs.evolve(new.settings, delete_on_termination=old.settings.delete_on_termination)  # it may be new
+        new, _ = self._journal.advance(lease, new, Event.ARRIVED, role="main", settings=wish, with_others=leave)
         failpoint("attach.swap.taken_over")
         return new
 
@@ -355,9 +383,13 @@ class Swaps:
         """Under which id the volume goes on: of a migration the old one, by the service's word."""
         request = SwapRequest.of(move)
         if request.migration:
+            self._require_left(request)
             try:
                 kept = self._volumes.complete_migration(request.volume_id, request.new_volume_id)
-            except (Conflict, VolumeNotFound):  # somebody has given the migration up: the new volume is one like others
+            except (
+                NotMigrating,
+                VolumeNotFound,
+            ):  # somebody has given the migration up: the new volume is one like others
                 kept = request.new_volume_id
             failpoint("attach.swap.told")
             if kept == request.volume_id:
@@ -367,6 +399,22 @@ class Swaps:
                 copier = self._copier(move.source)
                 copier.rename_disk(move.instance_id, request.volume_id, request.new_volume_id)
         return new
+
+    def _require_left(self, request: SwapRequest) -> None:
+        """Check that nobody uses the bytes that the service will delete.
+
+        Raises:
+            InUse: Somebody does.
+        """
+        users = self._users(request.volume_id, besides=request.instance_id)
+        if users:
+            raise InUse(
+                f"the guest of instance {request.instance_id} has left volume {request.volume_id} for "
+                f"{request.new_volume_id}, and {', '.join(users)} use it: the service would delete it under them. "
+                f"Detach it there; then recover() finishes the swap",
+                identifier=request.volume_id,
+                users=users,
+            )
 
     def _renamed(self, lease: Lease, leg: Attachment, volume_id: str) -> Attachment:
         if leg.volume_id == volume_id:
@@ -393,7 +441,8 @@ class Swaps:
 
     def _undo(self, lease: Lease, move: Move) -> None:
         """The guest has not changed over, and will not: end the new leg, and say so."""
-        move = self._enter(move, "undoing")
+        lease.require()
+        move = self._enter(lease, move, "undoing")
         request = SwapRequest.of(move)
         new = self._new_leg(move)
         if new is not None:
@@ -405,9 +454,9 @@ class Swaps:
                 raise self._failure(result)
         failpoint("attach.swap.undone")
         if request.migration:
-            with suppress(Conflict, VolumeNotFound):  # somebody has given it up already
+            with suppress(NotMigrating, VolumeNotFound):  # somebody has given it up already
                 self._volumes.complete_migration(request.volume_id, request.new_volume_id, error=True)
-        self._rows.end(move)
+        self._rows.end(move, lease)
 
     # --- looking ------------------------------------------------------------------------------------------------------
 
@@ -416,9 +465,9 @@ class Swaps:
         with self._leases.hold(sorted(map(volume_lock, (request.volume_id, request.new_volume_id)))) as lease:
             yield lease
 
-    def _enter(self, move: Move, phase: str) -> Move:
+    def _enter(self, lease: Lease, move: Move, phase: str) -> Move:
         if move.phase != phase:
-            self._rows.set_phase(move, phase)
+            self._rows.set_phase(move, phase, lease)
         return attrs.evolve(move, phase=phase)
 
     def _lost(self, move: Move) -> bool:
@@ -472,6 +521,14 @@ class Swaps:
 
     def _failure(self, result: Result) -> CloudcoreError:
         return failure(result.leg, result.error, "swap", self._journal.story(result.leg.id))
+
+
+def _raise_first(found: Sequence[Violation]) -> None:
+    if found:
+        error = found[0].as_error()
+        for violation in found[1:]:
+            error.add_note(f"also: {violation.code}: {violation.message}")
+        raise error
 
 
 def _same(move: Move, request: SwapRequest) -> bool:
