@@ -2,12 +2,13 @@
 
 import attrs
 import pytest
+from castellan.common.objects import passphrase
 
 from cloudcore import errors
 from cloudcore.attach.volumes.cinder_rules import read_encryption
 from cloudcore.attach.volumes.values import ConnectionInfo
 from cloudcore.disks import LuksEncryption
-from cloudcore.hypervisor import MemoryHypervisor
+from cloudcore.hypervisor import CastellanKeys, MemoryHypervisor
 from cloudcore.testing.volumes import GIB, FakeVolumes
 
 from .conftest import instance
@@ -127,3 +128,45 @@ def test_encryption_metadata(body, expected):
     else:
         with pytest.raises(expected):
             read_encryption(body, "v")
+
+
+class AsksForKeys(MemoryHypervisor):
+    """Gets what opens a disk before it does anything, as the adapter for libvirt does."""
+
+    def __init__(self, host, passphrase):
+        super().__init__(host)
+        self.passphrase = passphrase
+
+    def attach_disk(self, instance_id, disk):
+        self.passphrase(disk)
+        return super().attach_disk(instance_id, disk)
+
+
+class KeyManager:
+    """castellan's, which is away until it is back."""
+
+    def __init__(self):
+        self.away = True
+
+    def get(self, context, key_id):
+        if self.away:
+            raise ConnectionRefusedError
+        return passphrase.Passphrase(b"opens")
+
+
+def test_a_key_manager_that_is_away_leaves_nothing(new_manager, volumes, volume_service):
+    """The caller is told that the same call may succeed later, and then it does."""
+    key_manager = KeyManager()
+    host = AsksForKeys("compute-1", CastellanKeys("user", manager=key_manager))
+    manager, volume, who = new_manager(volumes, host), volume_service.create_volume(), instance()
+    host.add_guest(who)
+    with pytest.raises(errors.KeyManagerUnavailable) as caught:
+        manager.attach(volume, who)
+    assert isinstance(caught.value, errors.Transient)
+    assert not host.disk_state(who, volume).present
+    assert (manager.attachments(), volume_service.statuses(volume)) == ((), ("available", []))
+    assert manager.audit().clean
+    key_manager.away = False
+    made = manager.attach(volume, who)
+    assert host.disk_state(who, volume).live.encryption == LuksEncryption(secret_id=volume)
+    manager.detach(made.id)
