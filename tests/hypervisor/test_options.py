@@ -13,7 +13,7 @@ import pytest
 
 from cloudcore.attach import AttachmentManager, State
 from cloudcore.disks import DetachOutcome, Disk, DiskBus, DiskLimits, LuksEncryption, RbdSource
-from cloudcore.errors import InvalidDisk
+from cloudcore.errors import InvalidDisk, KeyManagerUnavailable
 from cloudcore.hypervisor import LibvirtHypervisor, Timeouts
 from tests import services
 from tests.attach.dying import killed_at
@@ -85,8 +85,11 @@ def test_encrypted_and_limited_volumes_are_shared_and_move(tmp_path, caplog):
     One volume is a copy of the other, so both have one key; on each host another of them has the secret of its UUID.
     """
     passphrase, key_id, asked = token().encode(), str(uuid.uuid4()), []
+    away: set[str] = set()
 
     def key_of(disk: Disk) -> bytes:
+        if disk.volume_id in away:
+            raise KeyManagerUnavailable("the key manager is away")
         asked.append((disk.volume_id, disk.encryption.key_id or disk.encryption.secret_id))
         return passphrase
 
@@ -118,6 +121,13 @@ def test_encrypted_and_limited_volumes_are_shared_and_move(tmp_path, caplog):
                 console.write(console.wait_disk(disk.volume_id), sector, text)
             assert other.read(other.wait_disk(two.volume_id), 1) == text
             here.guests.drop_console(mover)
+            away.add(two.volume_id)
+            secrets = sorted(there.guests.connection.listSecrets())
+            with pytest.raises(KeyManagerUnavailable):  # asked for the second; the first has its key there by then
+                first.migrate(mover, second)
+            assert sorted(there.guests.connection.listSecrets()) == secrets
+            assert first.disk_state(mover, one.volume_id).live is not None
+            away.clear()
             first.migrate(
                 mover,
                 second,

@@ -137,6 +137,10 @@ class LibvirtHypervisor:
         if self._passphrase is not None and not any(one.volume_id == volume_id for one in self._disks.states()):
             self._secrets.take(volume_id)
 
+    def _forget_all(self, disks: Iterable[Disk]) -> None:
+        for disk in disks:
+            self._forget_unused(disk.volume_id)
+
     def disk_state(self, instance_id: str, volume_id: str) -> DiskState:
         """See :meth:`cloudcore.disks.GuestDisks.disk_state`."""
         return self._disks.state(instance_id, volume_id)
@@ -232,7 +236,12 @@ class LibvirtHypervisor:
         if view is None and destination._driver.view(identifier) is not None:
             return  # a repeat after a lost answer
         encrypted = [one.disk for one in (view.live or ()) if one.disk and one.disk.encryption] if view else []
-        given = self._give_at(destination, encrypted, tuple(disks))
+        try:
+            given = self._give_at(destination, encrypted, tuple(disks))
+        except BaseException:  # whatever the function for passphrases raises
+            with contextlib.suppress(CloudcoreError):  # a destination that went away has them still; this says why
+                destination._forget_all(encrypted)
+            raise
         plan = Migration(uri=uri, listen_address=listen_address, disks=given, edit=edit)
         try:
             self._connection.call(
@@ -248,13 +257,11 @@ class LibvirtHypervisor:
             raise
         except CloudcoreError as error:
             if not isinstance(error, Transient):  # else the guest may be on its way still
-                for disk in encrypted:
-                    destination._forget_unused(disk.volume_id)
+                destination._forget_all(encrypted)
             raise
         if destination._driver.view(identifier) is None:
             raise HypervisorError(f"guest {identifier} was moved to {destination.host}, and is not there")
-        for disk in encrypted:
-            self._forget_unused(disk.volume_id)
+        self._forget_all(encrypted)
 
     def _give_at(
         self, destination: LibvirtHypervisor, encrypted: list[Disk], given: tuple[Disk, ...]
