@@ -12,6 +12,7 @@ import time
 import pytest
 import sqlalchemy as sa
 
+from cloudcore import PlacementTree, _failpoints, _forks, create_schema
 from cloudcore.database import Database, open_engine
 from cloudcore.errors import DatabaseUnavailable, OutcomeUnknown
 from cloudcore.placement.ledger.group_commit import GroupCommit
@@ -233,3 +234,111 @@ def test_child_of_who_leads_a_group_goes_on_too():
             os._exit(7 if answers == [2, 4, 6] else 1)
     assert answers == [2, 4, 6]
     assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 7
+
+
+class Held:
+    """A thread that has something, from the beginning of the block to its end."""
+
+    def __init__(self, lock) -> None:
+        self._lock, self._has, self._over = lock, threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._hold)
+
+    def _hold(self) -> None:
+        with self._lock:
+            self._has.set()
+            assert self._over.wait(60)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+        assert self._has.wait(20)
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+@pytest.mark.parametrize("dialect", ["sqlite", "postgresql", "mariadb"], indirect=True)
+def test_bound_tree_goes_on_in_the_child_whoever_was_at_work(database):
+    """Another thread has the turn to write, or the register of names; the child reads, edits, and parts again."""
+    create_schema(database.engine)
+    with PlacementTree.open(database) as tree:
+        tree.add("before", inventory={"VCPU": 4})
+
+        def go_on() -> str:
+            tree.names.add_trait("CUSTOM_OF_THE_CHILD")
+            tree.add(f"in {os.getpid()}", inventory={"VCPU": 4})
+            tree.refresh()
+            return str(len(list(tree)))
+
+        answers = []
+        for lock in (tree._binding._writing, tree.names._lock):
+            with Held(lock):
+                answers.append(forked(go_on))
+        assert answers == ["2", "3"]
+        tree.refresh()
+        assert len(list(tree)) == 3
+        assert {"CUSTOM_OF_THE_CHILD"} <= tree.names.traits()
+
+
+def test_child_of_an_edit_that_was_not_yet_in_memory_reads_it(sqlite_database):
+    """It is committed, and the thread that has made it has not come to its own copy of the tree."""
+    create_schema(sqlite_database.engine)
+    committed, go_on = threading.Event(), threading.Event()
+
+    def stop(_: str) -> None:
+        committed.set()
+        assert go_on.wait(60)
+
+    with PlacementTree.open(sqlite_database) as tree:
+        thread = threading.Thread(target=tree.add, args=("new",))
+        _failpoints.arm("database.commit.after", stop)
+        try:
+            thread.start()
+            assert committed.wait(20)
+            _failpoints.disarm()
+            assert forked(lambda: (tree.refresh(), [p.name for p in tree])) == "(1, ['new'])"
+        finally:
+            _failpoints.disarm()
+            go_on.set()
+            thread.join()
+
+
+def test_fork_waits_until_a_tree_in_memory_is_whole():
+    """Another thread is in the midst of a change; the fork is made when that is done, and not before."""
+    tree = PlacementTree()
+    tree.add("before")
+    state = tree._state
+    begun, tick = threading.Event(), threading.Event()
+    seen = []
+
+    def change() -> None:
+        with state.lock:
+            begun.set()
+            for _ in range(20_000):  # until the fork waits for the lock
+                if seen:
+                    break
+                tick.wait(0.001)
+            tree.add("half")
+            tree.add("whole")
+
+    class Noting:
+        def __init__(self, lock) -> None:
+            self._lock = lock
+
+        def __enter__(self):
+            seen.append(threading.get_ident())
+            return self._lock.__enter__()
+
+        def __exit__(self, *told):
+            return self._lock.__exit__(*told)
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    assert begun.wait(20)
+    _forks._locks[state] = lambda state: Noting(state.lock)
+    answer = forked(lambda: [provider.name for provider in tree])
+    thread.join()
+    assert answer == "['before', 'half', 'whole']"
+    with state.lock:
+        assert forked(lambda: tree.add("by who forks").name) == "by who forks"
+    assert len(list(tree)) == 3

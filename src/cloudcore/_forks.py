@@ -6,21 +6,34 @@ Objects that own such things say once what a child does with its copy::
 
 The action runs in each child right after ``os.fork()``, before anything else there, in the one thread that a child has.
 Locks may have been held by threads that the child does not have, so an action replaces them and takes none.
+
+What a lock guards may be half changed at that moment. Where a child has no other place to read it from, the fork waits
+until nobody has the lock::
+
+    at_rest_when_forked(self, lambda state: state.lock, State.unlock)
+
+Only for locks that are never held for long, nor while another one is waited for.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 import weakref
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
-__all__ = ["when_forked"]
+__all__ = ["at_rest_when_forked", "when_forked"]
 
 T = TypeVar("T")
 _actions: weakref.WeakKeyDictionary[Any, Callable[[Any], None]] = weakref.WeakKeyDictionary()
+_locks: weakref.WeakKeyDictionary[Any, Callable[[Any], AbstractContextManager[Any]]] = weakref.WeakKeyDictionary()
+_forking = threading.RLock()  # one fork after another, since each waits for all locks
+_held: list[ExitStack] = []
 _hooked = False
 
 
@@ -33,9 +46,36 @@ def when_forked(owner: T, action: Callable[[T], None]) -> None:
     _actions[owner] = action
     if not _hooked:
         _hooked = True
-        os.register_at_fork(after_in_child=_in_child)
+        os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)
+
+
+def at_rest_when_forked(
+    owner: T, lock: Callable[[T], AbstractContextManager[Any]], action: Callable[[T], None]
+) -> None:
+    """As :func:`when_forked`, and no thread but the one that forks has the *lock* of *owner* at that moment.
+
+    The lock may be taken again by the thread that has it, which may be the one that forks.
+    """
+    _locks[owner] = lock
+    when_forked(owner, action)
+
+
+def _before() -> None:
+    with ExitStack() as stack:
+        stack.enter_context(_forking)
+        for owner, lock in list(_locks.items()):
+            stack.enter_context(lock(owner))
+        _held.append(stack.pop_all())
+
+
+def _in_parent() -> None:
+    if _held:
+        _held.pop().close()
 
 
 def _in_child() -> None:
+    global _forking
+    _forking = threading.RLock()
+    _held.clear()
     for owner, action in list(_actions.items()):
         action(owner)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import numpy as np
 
+from cloudcore._forks import when_forked
 from cloudcore.database import Database, Operation
 from cloudcore.errors import ProviderNotFound, WatermarkLost
 from cloudcore.placement.columns.maintenance import NumberIndex, set_used
@@ -81,12 +82,19 @@ class DatabaseBinding:
         self._database = Database.of(database)
         self._owned = self._database is not database
         self._state = state
-        self._writing = threading.RLock()  # edits and refreshes, with their I/O; the state's lock guards the state
         self._watermark = ""
         self._index = NumberIndex.of(state.columns)
+        self._writing = threading.RLock()  # edits and refreshes, with their I/O; the state's lock guards the state
         self._watch = store.Watch.of(self._database)
         self._seen: int | None = None
         self.reload()
+        when_forked(self, DatabaseBinding._part)
+
+    def _part(self) -> None:
+        """In a forked child: what an edit did that was under way at the fork is read as another's."""
+        self._writing = threading.RLock()
+        self._watch = self._watch.parted(self._database)
+        self._seen = None
 
     @property
     def database(self) -> Database:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from cloudcore._forks import at_rest_when_forked
 from cloudcore.placement.columns import maintenance
 from cloudcore.placement.columns.blocks import Columns
 from cloudcore.placement.forest.forest import Forest
@@ -35,6 +36,8 @@ class TreeStatus:
 class TreeState:
     """The forest of one tree with its columns. Whoever reads or changes a part holds ``lock``.
 
+    A fork waits for who has the lock, so that the child's copy is whole.
+
     Attributes:
         lock: Guards the others; may be taken again by the thread that has it.
         forest: The providers and what is in use of them.
@@ -46,9 +49,13 @@ class TreeState:
     columns: Columns
 
     def __init__(self, forest: Forest | None = None, columns: Columns | None = None) -> None:
-        self.lock = threading.RLock()
+        self._unlock()
         self.forest = forest or Forest()
         self.columns = columns or Columns()
+        at_rest_when_forked(self, lambda state: state.lock, TreeState._unlock)
+
+    def _unlock(self) -> None:
+        self.lock = threading.RLock()
 
     def every_provider(self) -> list[Provider]:
         """All providers as they are now."""

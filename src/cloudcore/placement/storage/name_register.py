@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import sqlalchemy as sa
 
+from cloudcore._forks import when_forked
 from cloudcore.database import hold, insert_ignoring_duplicates
 from cloudcore.errors import InUse, InvalidProvider, InvalidRequest, NameNotFound
 from cloudcore.placement.forest.names import (
@@ -85,8 +86,12 @@ class NameRegister:
     def __init__(self, database: Database | None, providers: Callable[[], Iterable[Provider]]) -> None:
         self._database = database
         self._providers = providers
-        self._lock = threading.Lock()
         self._custom: dict[_Kind, set[str]] = {kind: set() for kind in _Kind}
+        self._unlock()
+        when_forked(self, NameRegister._unlock)
+
+    def _unlock(self) -> None:
+        self._lock = threading.Lock()  # each change under it is a single step, so what a child finds is whole
 
     # --- looking -----------------------------------------------------------------------------------------------------
 

@@ -69,6 +69,9 @@ def read_snapshot(database: Database) -> Iterator[Connection]:
         yield connection
 
 
+_abandoned: list[Watch] = []  # to close a file that was opened before a fork would end locks of SQLite's
+
+
 class Watch:
     """Tells whether anybody may have written to the database since the last look, and what is in use since then.
 
@@ -98,6 +101,13 @@ class Watch:
         except sqlite3.Error:
             return cls(None)
         return cls(connection)
+
+    def parted(self, database: Database) -> Watch:
+        """What a forked child takes in the place of this one, whose connection is its parent's."""
+        if self._connection is None:
+            return self
+        _abandoned.append(self)
+        return Watch.of(database)
 
     def version(self) -> int | None:
         """A number that differs when somebody committed in between; None when that cannot be told."""
