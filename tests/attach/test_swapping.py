@@ -8,11 +8,13 @@ import sqlalchemy as sa
 
 from cloudcore import _failpoints, errors
 from cloudcore.attach.audit.findings import Kind
+from cloudcore.attach.hosts.connectors import PlainConnector
 from cloudcore.attach.hosts.guests import MemoryGuests
 from cloudcore.attach.lifecycle.fencing import Evidence
+from cloudcore.attach.lifecycle.records import HostDevice
 from cloudcore.attach.lifecycle.states import State
 from cloudcore.attach.volumes.embedded import EmbeddedVolumes
-from cloudcore.disks import CopyPhase
+from cloudcore.disks import BlockSource, CopyPhase
 from cloudcore.hypervisor import MemoryHypervisor
 from cloudcore.hypervisor.disks.memory_driver import Fault
 from cloudcore.testing.volumes import GIB, FakeVolumes
@@ -356,6 +358,9 @@ AFTER = (
 )
 
 
+UNKNOWN = ("attach.swap.pivoting", "hypervisor.copy.pivoted", "attach.swap.pivoted")
+"""Only the guest knows which one it has."""
+
 WAYS = ("attach.create.after", "attach.swap.pivoting", "hypervisor.copy.pivoted", "attach.unmap.before")
 
 
@@ -423,7 +428,7 @@ def test_undoing_that_dies_goes_on(world, point):
     ("point", "served"), [(point, number % 2 == 0) for number, point in enumerate((*BEFORE, *AFTER))]
 )
 def test_with_evidence_that_the_host_is_dead_it_is_led_out(world, point, served):
-    """What was being changed over counts as changed over: the new volume has all that was written by then."""
+    """Only what was being changed over is left to the operator."""
     if not reachable(world, point):
         return
     world.killed_at(point)
@@ -434,14 +439,127 @@ def test_with_evidence_that_the_host_is_dead_it_is_led_out(world, point, served)
     assert point in AFTER or not report.complete
     manager = world.open(fencer=Fencer(), without=without)
     manager.recover()
+    if point in UNKNOWN:
+        assert not manager.recover().complete
+        (manager.confirm_move if served else manager.revert_move)(world.who)
     assert manager.recover().complete
     assert manager.move(world.who) is None
-    changed = point in AFTER or point == "attach.swap.pivoting"
+    changed = served if point in UNKNOWN else point in AFTER
     assert world.changed_over(manager) if changed else world.as_before(manager)
     manager.begin_move(world.who, THERE, kind="evacuation")
     world.hosts[THERE].add_guest(world.who, state="off")
     (moved,) = manager.confirm_move(world.who)
     assert moved.host == THERE
+
+
+@pytest.mark.parametrize("keep", ["old", "new"])
+@pytest.mark.parametrize("gone", ["host", "guest"])
+def test_a_guest_that_cannot_be_asked_is_left_to_the_operator(world, gone, keep):
+    """It was started again, perhaps, and nobody says from what. No byte goes before somebody has chosen."""
+    world.killed_at("attach.swap.pivoting")
+    if gone == "host":
+        world.hosts[HERE].stop(world.who)
+        world.hosts[HERE].start(world.who)  # it comes up with the old volume
+        world.hosts[HERE].faults.away = True
+        manager = world.open(fencer=Fencer())
+    else:
+        world.hosts[HERE].remove_guest(world.who)
+        manager = world.manager
+    records, known = world.service.attachments(), world.service.volumes()
+    assert not manager.recover().complete
+    with pytest.raises(errors.Conflict) as caught:
+        world.swap(manager)
+    for word in (world.old, world.new, "revert_move()", "confirm_move()"):
+        assert word in str(caught.value)
+    assert (world.service.attachments(), world.service.volumes()) == (records, known)
+    manager.confirm_move(world.who) if keep == "new" else manager.revert_move(world.who)
+    world.hosts[HERE].faults.away = True
+    assert world.changed_over(manager) if keep == "new" else world.as_before(manager)
+    assert manager.move(world.who) is None
+
+
+def test_only_what_has_changed_over_is_confirmed(world):
+    world.killed_at("attach.swap.pivoting")
+    with pytest.raises(errors.Conflict, match="has the old volume still"):
+        world.manager.confirm_move(world.who)
+    world.manager.recover()
+    assert world.over() is False
+
+
+@pytest.mark.parametrize("outlives", [False, True])
+def test_an_instance_whose_guest_is_gone_ends(world, outlives):
+    """Unless that decided which bytes of a migrating volume stay."""
+    world.killed_at("attach.swap.pivoting")
+    world.manager.set_delete_on_termination(world.first.id, not outlives)
+    world.hosts[HERE].remove_guest(world.who)
+    if outlives and world.migration:
+        with pytest.raises(errors.Conflict, match="nobody can say"):
+            world.manager.terminate(world.who)
+        assert len(world.service.volumes()) == 2
+        world.manager.confirm_move(world.who)
+    world.manager.terminate(world.who)
+    assert world.manager.move(world.who) is None
+    assert world.manager.attachments() == world.service.attachments() == ()
+    assert len(world.service.volumes()) == (not world.migration) + outlives
+
+
+class Dying(PlainConnector):
+    """Reaches its volumes by devices, of which one keeps what was written and cannot bring it to its volume."""
+
+    dead: str | None = None
+
+    def acts_on(self, info):
+        return True
+
+    def connect(self, info):
+        source = BlockSource(f"/dev/disk/{info.volume_id}")
+        return HostDevice(source=source, connected=True, details={"volume": info.volume_id})
+
+    def disconnect(self, info, device, *, force=False):
+        if device.details["volume"] == self.dead and not force:
+            raise errors.FlushFailed("what was written is kept", identifier=self.dead)
+
+    def connections(self):
+        return None
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("which", ["old", "new"])
+def test_a_forced_end_gives_up_what_cannot_be_flushed(new_manager, embedded, which, at_once):
+    connector = Dying(host=HERE)
+    world = World(new_manager, embedded, migration=False)
+    world.manager.detach(world.first.id)
+    world.manager = new_manager(world.volumes, list(world.hosts.values()), connectors={HERE: connector})
+    world.manager.attach(world.old, world.who, host=HERE)
+    connector.dead = getattr(world, which)
+    if which == "old":
+        with pytest.raises(errors.FlushFailed):
+            world.swap()
+    else:
+        world.killed_at("attach.swap.copying")
+    if not at_once:
+        with pytest.raises(errors.FlushFailed):
+            world.manager.terminate(world.who)
+    world.manager.terminate(world.who, force=True)
+    assert world.manager.move(world.who) is None
+    assert world.manager.attachments() == world.service.attachments() == ()
+
+
+@pytest.mark.parametrize("point", ["attach.swap.copying", "attach.swap.ended"])
+def test_a_forced_end_needs_no_word_of_the_service(new_manager, embedded, point):
+    """Which says no for ever, perhaps. The error is raised once the rest is done."""
+    world = World(new_manager, embedded, migration=True)
+    world.killed_at(point)
+    world.volumes.fail("complete_migration", errors.PolicyDenied("for admins", rule="x"))
+    with pytest.raises(errors.PolicyDenied):
+        world.manager.terminate(world.who)
+    world.volumes.fail("complete_migration", errors.PolicyDenied("for admins", rule="x"))
+    with pytest.raises(errors.PolicyDenied) as caught:
+        world.manager.terminate(world.who, force=True)
+    assert "was not told" in str(caught.value.__notes__)
+    assert world.manager.move(world.who) is None
+    assert world.manager.attachments() == world.service.attachments() == ()
+    assert world.manager.terminate(world.who) == ()
 
 
 @pytest.mark.parametrize("stopped", [False, True])

@@ -397,7 +397,8 @@ class AttachmentManager:
 
         Takes as long as the copy: other verbs on the two volumes, and on the instance, wait or are refused meanwhile.
         What failed is undone, and the guest goes on with the old volume. What died in the middle is finished or undone
-        by :meth:`recover`, by :meth:`revert_move`, or goes on when this is called again.
+        by :meth:`recover`, by :meth:`revert_move`, or goes on when this is called again. If nobody can say any more
+        which volume the guest has, :meth:`revert_move` keeps the old one and :meth:`confirm_move` the new one.
 
         Args:
             instance_id: UUID.
@@ -498,12 +499,15 @@ class AttachmentManager:
         :meth:`recover` of the source's own process if its host is not served here. Otherwise the volumes are given to
         the guest that is defined at the destination; a failure leaves them held.
 
+        Of a swap that is ``pivoting``, and whose guest cannot be asked any more which volume it has, this says that the
+        new one stays.
+
         Returns:
             The instance's attachments.
 
         Raises:
             MoveNotFound: It is in none.
-            Conflict: The guest has not arrived, or still runs at the source.
+            Conflict: The guest has not arrived, or still runs at the source; or it has the old volume of a swap.
             WrongHost: The destination is not served here. Nothing was touched.
             CloudcoreError: What failed; repeat it.
         """
@@ -513,7 +517,8 @@ class AttachmentManager:
     def revert_move(self, instance_id: str) -> tuple[Attachment, ...]:
         """Take a begun move back: the volumes are at the source afterwards, as before.
 
-        A cold move whose confirmation failed halfway can be taken back too; a live one has to be confirmed.
+        A cold move whose confirmation failed halfway can be taken back too; a live one has to be confirmed. A swap is
+        finished if the guest has changed over, and undone if not; if it cannot be asked, the old volume stays.
 
         Raises:
             MoveNotFound: It is in none.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cloudcore.attach.journal.leases import Lease, Leases
     from cloudcore.attach.journal.moves import MoveStore
     from cloudcore.attach.lifecycle.fencing import Fencer
-    from cloudcore.attach.lifecycle.records import Attachment, WhenGone
+    from cloudcore.attach.lifecycle.records import Attachment, Move, WhenGone
     from cloudcore.attach.volumes.interface import VolumeService
     from cloudcore.attach.workflow.driver import Driver, Result
     from cloudcore.attach.workflow.recovery import Recovery
@@ -192,8 +192,10 @@ class Detacher:
         failures: list[CloudcoreError] = []
         with self._leases.hold([instance_lock(instance_id)]):
             move = self._rows.find(instance_id)
-            if move is not None and move.kind == "swap":
-                self._swaps.settle(move)  # the service waits to hear what came of it
+            swap = move if move is not None and move.kind == "swap" else None
+            if swap is not None:
+                if self._end_swap(swap, failures, force=force):
+                    swap = None
                 move = None
             if move is not None:
                 if move.kind == "snapshot":
@@ -207,6 +209,8 @@ class Detacher:
             left = self._journal.select(instance_id=instance_id)
             if move is not None and not left:
                 self._rows.end(move)
+            if swap is not None and not left:
+                self._rows.end(swap)
         for volume_id in self._journal.going_with(instance_id):
             try:
                 self._delete_volume(instance_id, volume_id)
@@ -214,6 +218,21 @@ class Detacher:
                 failures.append(error)
         _raise_first(failures)
         return tuple(leg for leg in left if leg.pending)
+
+    def _end_swap(self, swap: Move, failures: list[CloudcoreError], *, force: bool) -> bool:
+        """Finish or undo it, for the service waits to hear what came of it; with *force* what failed stops nobody."""
+        try:
+            self._swaps.end(swap, force=force)
+        except CloudcoreError as error:
+            if not force:
+                raise
+            error.add_note(
+                f"instance {swap.instance_id} was to end by force, so its swap ({swap.note}) was given up as it was; "
+                f"if that is a migration, the volume service was not told"
+            )
+            failures.append(error)
+            return False
+        return True
 
     def _end(self, volume_id: str, instance_id: str, *, force: bool) -> None:
         """End every leg of the pair: that in use before that which was to replace it."""

@@ -192,6 +192,9 @@ class Moves:
         """See :meth:`AttachmentManager.confirm_move`."""
         with self._leases.hold([instance_lock(instance_id)]):
             begun = self._rows.require(instance_id)
+            if begun.kind == "swap" and begun.phase == "pivoting":
+                self._swaps.settle(begun, keep="new")
+                return self._steps.main_legs(instance_id)
             move = attrs.evolve(begun, destination=self._target(begun, destination))
             self._require_reachable(move.destination)
             if move.kind == "live":
@@ -230,7 +233,7 @@ class Moves:
                 self._snapshots.undo(move)
                 return self._steps.main_legs(instance_id)
             if move.kind == "swap":
-                self._swaps.settle(move)
+                self._swaps.settle(move, keep="old")
                 return self._steps.main_legs(instance_id)
             if move.kind == "evacuation":
                 raise Refused(

@@ -133,7 +133,9 @@ class Recovery:
         result = self._driver.run(lease, leg, instruction, undo=not forward, release=False, force=force)
         return self._past_a_dead_host(lease, result)
 
-    def lead_away(self, lease: Lease, leg: Attachment, event: Event, *, note: str | None, **changes: Any) -> Result:
+    def lead_away(
+        self, lease: Lease, leg: Attachment, event: Event, *, note: str | None, force: bool = False, **changes: Any
+    ) -> Result:
         """Begin to end a leg that is at rest by *event*, and go on as far as it goes; past its host, if that is dead.
 
         Raises:
@@ -143,7 +145,7 @@ class Recovery:
         if evidence is not None:
             event, note = Event.FENCED, evidence
         leg, instruction = self._journal.advance(lease, leg, event, note=note, **changes)
-        return self._past_a_dead_host(lease, self._driver.run(lease, leg, instruction, release=False))
+        return self._past_a_dead_host(lease, self._driver.run(lease, leg, instruction, release=False, force=force))
 
     def dead(self, host: str | None) -> bool:
         """Whether the fencer has evidence that *host* is dead."""

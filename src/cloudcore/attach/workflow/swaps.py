@@ -8,9 +8,9 @@ phase            what holds, and what leads out
 ===============  ======================================================================================================
 ``copying``      the guest lives on the old volume, a second leg (``next``) holds the new one. Undone, whoever died; or
                  gone on with when the same swap is asked for again
-``pivoting``     both volumes hold the same, and every write goes to both. The guest is asked which it has. If its host
-                 is dead the new one counts: it has everything that the guest was told is written, whether the guest had
-                 changed over or not
+``pivoting``     both volumes held the same, and every write went to both, until the guest changed over or the copy
+                 ended. It is asked which it has. If it cannot be, its host being dead or it being gone, nobody knows:
+                 somebody who does may have started it again, with the old volume. An operator says which one stays
 ``completing``   the guest lives on the new volume. Finished: the old leg is ended, the service told, the row deleted
 ``undoing``      the new leg is being taken back, and the service told that nothing came of it
 ===============  ======================================================================================================
@@ -19,7 +19,7 @@ phase            what holds, and what leads out
 from __future__ import annotations
 
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import attrs
 
@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from cloudcore.disks import Disk
 
     OnProgress = Callable[[int, int], object]
+    Side = Literal["old", "new"]
 
 __all__ = ["Swaps"]
 
@@ -195,29 +196,56 @@ class Swaps:
 
     # --- what was interrupted -----------------------------------------------------------------------------------------
 
-    def settle(self, move: Move) -> bool:
+    def settle(self, move: Move, *, keep: Side | None = None, force: bool = False) -> bool:
         """Finish or undo a swap whose process died. The lease on the instance is held.
+
+        Args:
+            move: Of :meth:`MoveStore.find`.
+            keep: Which volume stays if nobody knows which one the guest has.
+            force: Give up what a host cannot bring to a volume that it leaves.
 
         Returns:
             Whether the guest has the new volume now.
 
         Raises:
+            Conflict: Nobody knows, and *keep* does not say. Or the new one was to be kept, and the guest has the old.
             CloudcoreError: It could not be; repeat it.
         """
         with self._volumes_of(SwapRequest.of(move)) as lease:
-            if self._left(lease, move):
-                self._finish(lease, move)
+            if keep == "new" and not self._changed_over(lease, move, keep):
+                raise Conflict(
+                    f"the guest of instance {move.instance_id} has the old volume still ({move.phase}): swap it again, "
+                    f"or revert the move",
+                    identifier=move.instance_id,
+                )
+            if self._left(lease, move, keep):
+                self._finish(lease, move, force=force)
                 return True
-            self._undo(lease, move)
+            self._undo(lease, move, force=force)
             return False
 
-    def _changed_over(self, lease: Lease, move: Move) -> bool:
-        """Whether the guest lives on the new volume; of a dead host, whether that has everything that was written."""
+    def end(self, move: Move, *, force: bool) -> None:
+        """As :meth:`settle`, for an instance that ends. Nobody is asked which bytes stay where that decides nothing.
+
+        That is so unless the service would delete bytes of a volume that is to outlive the instance.
+        """
+        request = SwapRequest.of(move)
+        legs = self._journal.select(instance_id=move.instance_id)
+        two = {request.volume_id, request.new_volume_id}
+        outlives = not any(leg.settings.delete_on_termination for leg in legs if leg.volume_id in two)
+        self.settle(move, keep=None if request.migration and outlives else "old", force=force)
+
+    def _changed_over(self, lease: Lease, move: Move, keep: Side | None = None) -> bool:
+        """Whether the guest lives on the new volume; if nobody knows, whether that is to be kept.
+
+        Raises:
+            Conflict: Nobody knows, and *keep* does not say.
+        """
         new = self._new_leg(move)
         if move.phase == "completing" or (new is not None and new.role == "main"):
             return True
         if self._lost(move):
-            return move.phase == "pivoting"
+            return self._told_by(move, keep)
         if new is None or new.state is not State.STAGED:
             return False
         try:
@@ -225,10 +253,23 @@ class Swaps:
                 move.instance_id, SwapRequest.of(move).volume_id, self._disk(lease, move, new)
             )
         except (DeviceNotFound, GuestNotFound):
-            return move.phase == "pivoting"  # as if its host were dead
+            return self._told_by(move, keep)
         return copy.phase is CopyPhase.DONE
 
-    def _left(self, lease: Lease, move: Move) -> bool:
+    @staticmethod
+    def _told_by(move: Move, keep: Side | None) -> bool:
+        """Which one stays, of a guest that cannot be asked. Before the pivot it has the old one."""
+        if move.phase == "pivoting" and keep is None:
+            request = SwapRequest.of(move)
+            raise Conflict(
+                f"nobody can say whether instance {move.instance_id} had changed over from volume {request.volume_id} "
+                f"to {request.new_volume_id}; nothing was done. Look which one it was started with last, or which "
+                f"holds what was written last: revert_move() keeps the old one, confirm_move() the new one",
+                identifier=move.instance_id,
+            )
+        return move.phase == "pivoting" and keep == "new"
+
+    def _left(self, lease: Lease, move: Move, keep: Side | None = None) -> bool:
         """As :meth:`_changed_over`; if not, the guest stays where it is: nothing is copied any more.
 
         A pivot that nobody waits for may still end meanwhile, so it is asked again once the copy has ended.
@@ -238,7 +279,7 @@ class Swaps:
             CloudcoreError: Nobody knows.
         """
         lease.require()
-        if self._changed_over(lease, move):
+        if self._changed_over(lease, move, keep):
             return True
         new = self._new_leg(move)
         if self._lost(move) or new is None or new.state is not State.STAGED:
@@ -297,6 +338,7 @@ class Swaps:
             service_uuid=new.service_uuid,
             shared_targets=new.shared_targets,
             held_before=False,
+            delete_on_termination=False,  # the instance does not have it yet
         )
         staged = attrs.evolve(
             old,
@@ -331,7 +373,7 @@ class Swaps:
 
     # --- forward ------------------------------------------------------------------------------------------------------
 
-    def _finish(self, lease: Lease, move: Move) -> Attachment:
+    def _finish(self, lease: Lease, move: Move, *, force: bool = False) -> Attachment:
         """The guest has changed over: end what was, and say so."""
         lease.require()
         if move.phase != "completing":
@@ -340,7 +382,7 @@ class Swaps:
                     self._pivot(lease, move)  # so that both definitions have it, whatever died in between
             move = self._enter(lease, move, "completing")
         new = self._take_over(lease, move)
-        self._end_old(lease, move)
+        self._end_old(lease, move, force=force)
         failpoint("attach.swap.ended")
         new = self._settle_name(lease, move, new)
         self._tell_size(move, new)
@@ -366,16 +408,16 @@ class Swaps:
             self._journal.replace(connection, lease, old, past, Event.LEFT)
 
         failpoint("attach.swap.take_over")
-        wish = attrs.evolve(new.settings, delete_on_termination=old.settings.delete_on_termination)  # it may be new
+        wish = attrs.evolve(new.settings, delete_on_termination=old.settings.delete_on_termination)
         new, _ = self._journal.advance(lease, new, Event.ARRIVED, role="main", settings=wish, with_others=leave)
         failpoint("attach.swap.taken_over")
         return new
 
-    def _end_old(self, lease: Lease, move: Move) -> None:
+    def _end_old(self, lease: Lease, move: Move, *, force: bool) -> None:
         request = SwapRequest.of(move)
         for leg in self._journal.select(volume_id=request.volume_id, instance_id=move.instance_id):
             if leg.role == "past" and leg.interrupted:
-                result = self._recovery.salvage(lease, leg)
+                result = self._recovery.salvage(lease, leg, force=force)
                 if result.leg.state is not State.ABSENT:
                     raise self._failure(result)
 
@@ -439,7 +481,7 @@ class Swaps:
 
     # --- back ---------------------------------------------------------------------------------------------------------
 
-    def _undo(self, lease: Lease, move: Move) -> None:
+    def _undo(self, lease: Lease, move: Move, *, force: bool = False) -> None:
         """The guest has not changed over, and will not: end the new leg, and say so."""
         lease.require()
         move = self._enter(lease, move, "undoing")
@@ -447,9 +489,9 @@ class Swaps:
         new = self._new_leg(move)
         if new is not None:
             if new.interrupted:
-                result = self._recovery.salvage(lease, new)
+                result = self._recovery.salvage(lease, new, force=force)
             else:
-                result = self._recovery.lead_away(lease, new, Event.UNDO, note="the swap is undone")
+                result = self._recovery.lead_away(lease, new, Event.UNDO, note="the swap is undone", force=force)
             if result.leg.state is not State.ABSENT:
                 raise self._failure(result)
         failpoint("attach.swap.undone")
@@ -477,8 +519,8 @@ class Swaps:
             WrongHost: It is not served here, and not known to be dead.
             CloudcoreError: It cannot be reached, and is not known to be dead.
         """
-        leg = self._journal.select(instance_id=move.instance_id)[0]
-        return self._recovery.guest_says(move.source, leg) is None
+        legs = self._journal.select(instance_id=move.instance_id)
+        return not legs or self._recovery.guest_says(move.source, legs[0]) is None
 
     def _leg_of(self, request: SwapRequest) -> Attachment:
         found = self._journal.select(volume_id=request.volume_id, instance_id=request.instance_id)
