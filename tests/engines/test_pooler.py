@@ -14,7 +14,9 @@ from cloudcore import AllocationLedger, PlacementTree, create_schema
 from cloudcore.database import Database, RetryPolicy
 from cloudcore.errors import DatabaseBusy, DatabaseError, InvalidArgument
 from cloudcore.listing import Cell, CellRouter, InstanceDirectory, InstanceStore, Query
+from cloudcore.placement.ledger.group_commit import Ticket
 from tests import services
+from tests.placement.ledger_jobs import new_claim
 
 OWNER = {"project_id": "p", "user_id": "u"}
 
@@ -71,17 +73,33 @@ def test_wait_for_a_lock_is_bounded_and_nothing_leaks(pooled):
         assert (shown, named) == ({"0"}, 0)
 
 
-@pytest.mark.parametrize("call", ["claim", "begin_move"])
-def test_single_statement_bounds_its_wait_too(pooled, call):
-    """A claim and the beginning of a move are one statement each, in whatever session is free."""
+def without_joins_but_loops(url: str) -> None:
+    """For each session of this database that begins from now on."""
+    with Database(url) as direct, direct.write() as connection:
+        name = connection.exec_driver_sql("SELECT quote_ident(current_database())").scalar_one()
+        for join in ("hashjoin", "mergejoin"):
+            connection.exec_driver_sql(f"ALTER DATABASE {name} SET enable_{join} = off")
+
+
+@pytest.mark.parametrize("plan", ["usual", "loops"])
+@pytest.mark.parametrize("call", ["claim", "group", "begin_move"])
+def test_single_statement_bounds_its_wait_too(pooled, call, plan):
+    """A claim, a group of claims and the beginning of a move are one statement each, in whatever session is free.
+
+    Whatever the plan: with loops alone, a group's locks are taken before its claims are looked at.
+    """
     create_schema(pooled[1])
+    if plan == "loops":
+        without_joins_but_loops(pooled[1])
     options = {"pooler": "transaction", "busy_timeout": 0.3, "retry": RetryPolicy(attempts=1)}
     with Database(pooled[0], **options) as database, PlacementTree.open(database) as tree:
         host, other = (tree.add(name, inventory={"VCPU": 100}).uuid for name in "ab")
         ledger = AllocationLedger(database)
         instance = str(uuid.uuid4())
         ledger.claim(instance, {other: {"VCPU": 1}}, **OWNER)
+        pair = [Ticket(new_claim(str(uuid.uuid4()), {host: {"VCPU": 1}}, f"of group {n}")) for n in (1, 2)]
         calls = {
+            "group": lambda: ledger._claim_group(pair),
             "claim": lambda: ledger.claim(str(uuid.uuid4()), {host: {"VCPU": 1}}, **OWNER),
             "begin_move": lambda: ledger.begin_move(instance, str(uuid.uuid4()), {host: {"VCPU": 1}}),
         }
