@@ -14,7 +14,7 @@ from cloudcore.attach.journal.leases import Leases
 from cloudcore.database import Database
 from cloudcore.schema import create_schema
 from tests import services
-from tests.attach import test_leases, test_manager
+from tests.attach import test_leases, test_manager, test_swapping
 
 pytestmark = pytest.mark.xdist_group("attachments-elsewhere")
 FROM = {
@@ -46,6 +46,9 @@ FROM = {
         test_the_next_attach_settles_what_a_dead_one_left
         test_two_processes_recover_at_once
         test_what_an_audit_finds
+    """,
+    test_swapping: """
+        test_what_began_as_a_reservation_is_held_no_more
     """,
 }
 globals().update({name: getattr(module, name) for module, names in FROM.items() for name in names.split()})
