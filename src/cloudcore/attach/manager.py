@@ -31,6 +31,7 @@ from cloudcore.attach.workflow.attaching import Attacher
 from cloudcore.attach.workflow.detaching import Detacher
 from cloudcore.attach.workflow.driver import Driver
 from cloudcore.attach.workflow.moves import Moves
+from cloudcore.attach.workflow.parts import Parts
 from cloudcore.attach.workflow.recovery import Recovery
 from cloudcore.attach.workflow.restart import recover_all
 from cloudcore.attach.workflow.snapshots import Snapshots
@@ -123,36 +124,20 @@ class AttachmentManager:
             self._journal, self.volumes, self.hosts, self._leases, patience=patience, id_factory=id_factory
         )
         self._recovery = Recovery(self._journal, self._driver, self._leases, fencer)
-        self._snapshots = Snapshots(
-            self._journal,
-            self._move_rows,
-            self._driver,
-            self._leases,
-            self._recovery,
-            self.volumes,
-            id_factory=id_factory,
-        )
-        self._swaps = Swaps(
-            self._journal,
-            self._move_rows,
-            self._driver,
-            self._leases,
-            self._recovery,
-            self.volumes,
-            id_factory=id_factory,
-        )
-        self._moves = Moves(
-            self._journal,
-            self._move_rows,
-            self._driver,
-            self._leases,
-            self._recovery,
-            self.volumes,
-            self._snapshots,
-            self._swaps,
+        parts = Parts(
+            journal=self._journal,
+            rows=self._move_rows,
+            driver=self._driver,
+            leases=self._leases,
+            recovery=self._recovery,
+            volumes=self.volumes,
             fencer=fencer,
             id_factory=id_factory,
         )
+        self._snapshots = Snapshots(parts)
+        self._swaps = Swaps(parts)
+        self._moves = Moves(parts, self._snapshots, self._swaps)
+        self._detacher = Detacher(parts, self._snapshots, self._swaps)
         self._attacher = Attacher(
             self._journal,
             self._driver,
@@ -164,17 +149,6 @@ class AttachmentManager:
             limits=limits or Limits(),
             policy=policy,
             id_factory=id_factory,
-        )
-        self._detacher = Detacher(
-            self._journal,
-            self._move_rows,
-            self._driver,
-            self._leases,
-            self._recovery,
-            self.volumes,
-            self._swaps,
-            self._snapshots,
-            fencer=fencer,
         )
         self._auditor = Auditor(
             self._journal, self._driver, self._leases, self._recovery, self._move_rows, self.volumes, self.hosts

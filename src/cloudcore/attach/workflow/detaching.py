@@ -17,50 +17,29 @@ from cloudcore.attach.journal.lock_names import instance_lock, volume_lock
 from cloudcore.attach.lifecycle.failures import failure
 from cloudcore.attach.lifecycle.fencing import judged, require_evidence
 from cloudcore.attach.lifecycle.states import Event, State
+from cloudcore.attach.workflow.parts import Workflow
 from cloudcore.errors import CloudcoreError, Conflict, InUse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from cloudcore.attach.journal.journal import Journal
-    from cloudcore.attach.journal.leases import Lease, Leases
-    from cloudcore.attach.journal.moves import MoveStore
-    from cloudcore.attach.lifecycle.fencing import Fencer
+    from cloudcore.attach.journal.leases import Lease
     from cloudcore.attach.lifecycle.records import Attachment, Move, WhenGone
-    from cloudcore.attach.volumes.interface import VolumeService
-    from cloudcore.attach.workflow.driver import Driver, Result
-    from cloudcore.attach.workflow.recovery import Recovery
+    from cloudcore.attach.workflow.driver import Result
+    from cloudcore.attach.workflow.parts import Parts
     from cloudcore.attach.workflow.snapshots import Snapshots
     from cloudcore.attach.workflow.swaps import Swaps
 
 __all__ = ["Detacher"]
 
 
-class Detacher:
+class Detacher(Workflow):
     """Detaches, terminates, and changes what termination will do. May be shared between threads."""
 
-    def __init__(
-        self,
-        journal: Journal,
-        rows: MoveStore,
-        driver: Driver,
-        leases: Leases,
-        recovery: Recovery,
-        volumes: VolumeService,
-        swaps: Swaps,
-        snapshots: Snapshots,
-        *,
-        fencer: Fencer | None,
-    ) -> None:
-        self._swaps = swaps
-        self._journal = journal
-        self._rows = rows
-        self._driver = driver
-        self._leases = leases
-        self._recovery = recovery
-        self._volumes = volumes
+    def __init__(self, parts: Parts, snapshots: Snapshots, swaps: Swaps) -> None:
+        super().__init__(parts)
         self._snapshots = snapshots
-        self._fencer = fencer
+        self._swaps = swaps
 
     # --- one attachment -----------------------------------------------------------------------------------------------
 

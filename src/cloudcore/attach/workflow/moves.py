@@ -23,6 +23,7 @@ from cloudcore.attach.lifecycle.fencing import require_evidence
 from cloudcore.attach.lifecycle.records import Attachment, HostRefresh, Move, MoveKind
 from cloudcore.attach.lifecycle.states import HOLDS, State
 from cloudcore.attach.workflow.move_steps import MoveSteps
+from cloudcore.attach.workflow.parts import Workflow
 from cloudcore.errors import (
     CloudcoreError,
     Conflict,
@@ -32,15 +33,8 @@ from cloudcore.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from cloudcore.attach.journal.journal import Journal
-    from cloudcore.attach.journal.leases import Leases
-    from cloudcore.attach.journal.moves import MoveStore
-    from cloudcore.attach.lifecycle.fencing import Fencer
-    from cloudcore.attach.volumes.interface import VolumeService
-    from cloudcore.attach.workflow.driver import Driver, Result
-    from cloudcore.attach.workflow.recovery import Recovery
+    from cloudcore.attach.workflow.driver import Result
+    from cloudcore.attach.workflow.parts import Parts
     from cloudcore.attach.workflow.snapshots import Snapshots
     from cloudcore.attach.workflow.swaps import Swaps
     from cloudcore.disks import Disk
@@ -48,33 +42,14 @@ if TYPE_CHECKING:
 __all__ = ["Moves"]
 
 
-class Moves:
+class Moves(Workflow):
     """Begins, confirms and reverts moves; each verb can be repeated. May be shared between threads."""
 
-    def __init__(
-        self,
-        journal: Journal,
-        rows: MoveStore,
-        driver: Driver,
-        leases: Leases,
-        recovery: Recovery,
-        volumes: VolumeService,
-        snapshots: Snapshots,
-        swaps: Swaps,
-        *,
-        fencer: Fencer | None,
-        id_factory: Callable[[], str],
-    ) -> None:
-        self._journal = journal
-        self._rows = rows
-        self._driver = driver
-        self._leases = leases
-        self._recovery = recovery
-        self._volumes = volumes
+    def __init__(self, parts: Parts, snapshots: Snapshots, swaps: Swaps) -> None:
+        super().__init__(parts)
         self._snapshots = snapshots
         self._swaps = swaps
-        self._fencer = fencer
-        self._steps = MoveSteps(journal, driver, recovery, id_factory=id_factory)
+        self._steps = MoveSteps(parts.journal, parts.driver, parts.recovery, id_factory=parts.id_factory)
 
     # --- the verbs ----------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,6 @@ made so far, which is no snapshot of one instant.
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 import attrs
 
@@ -16,43 +15,15 @@ from cloudcore._failpoints import failpoint
 from cloudcore.attach.journal.lock_names import instance_lock
 from cloudcore.attach.lifecycle.records import Attachment, InstanceSnapshot, Move
 from cloudcore.attach.lifecycle.states import HOLDS, State
+from cloudcore.attach.workflow.parts import Workflow
 from cloudcore.disks import GuestFreezer
 from cloudcore.errors import CloudcoreError, Conflict, GuestAgentUnavailable
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from cloudcore.attach.journal.journal import Journal
-    from cloudcore.attach.journal.leases import Leases
-    from cloudcore.attach.journal.moves import MoveStore
-    from cloudcore.attach.volumes.interface import VolumeService
-    from cloudcore.attach.workflow.driver import Driver
-    from cloudcore.attach.workflow.recovery import Recovery
 
 __all__ = ["Snapshots"]
 
 
-class Snapshots:
+class Snapshots(Workflow):
     """Makes them, and undoes those that were interrupted. May be shared between threads."""
-
-    def __init__(
-        self,
-        journal: Journal,
-        rows: MoveStore,
-        driver: Driver,
-        leases: Leases,
-        recovery: Recovery,
-        volumes: VolumeService,
-        *,
-        id_factory: Callable[[], str],
-    ) -> None:
-        self._journal = journal
-        self._rows = rows
-        self._driver = driver
-        self._leases = leases
-        self._recovery = recovery
-        self._volumes = volumes
-        self._new_id = id_factory
 
     def make(self, instance_id: str, name: str, *, crash_consistent: bool) -> InstanceSnapshot:
         """See :meth:`AttachmentManager.snapshot`."""

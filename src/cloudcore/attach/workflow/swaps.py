@@ -36,6 +36,7 @@ from cloudcore.attach.lifecycle.swapping import (
     swap_violations,
     takes_place,
 )
+from cloudcore.attach.workflow.parts import Workflow
 from cloudcore.disks import CopyPhase, DiskCopier
 from cloudcore.errors import (
     AttachmentNotFound,
@@ -54,13 +55,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
-    from cloudcore.attach.journal.journal import Journal
-    from cloudcore.attach.journal.leases import Lease, Leases
-    from cloudcore.attach.journal.moves import MoveStore
+    from cloudcore.attach.journal.leases import Lease
     from cloudcore.attach.lifecycle.rules import Violation
-    from cloudcore.attach.volumes.interface import VolumeService
-    from cloudcore.attach.workflow.driver import Driver, Result
-    from cloudcore.attach.workflow.recovery import Recovery
+    from cloudcore.attach.workflow.driver import Result
     from cloudcore.disks import Disk
 
     OnProgress = Callable[[int, int], object]
@@ -72,27 +69,8 @@ _FIRST_LOOK, _LAST_LOOK = 0.02, 1.0
 """Seconds between looks at how far a copy is."""
 
 
-class Swaps:
+class Swaps(Workflow):
     """Swaps volumes, and finishes or undoes what was interrupted. May be shared between threads."""
-
-    def __init__(
-        self,
-        journal: Journal,
-        rows: MoveStore,
-        driver: Driver,
-        leases: Leases,
-        recovery: Recovery,
-        volumes: VolumeService,
-        *,
-        id_factory: Callable[[], str],
-    ) -> None:
-        self._journal = journal
-        self._rows = rows
-        self._driver = driver
-        self._leases = leases
-        self._recovery = recovery
-        self._volumes = volumes
-        self._new_id = id_factory
 
     # --- the verb -----------------------------------------------------------------------------------------------------
 
