@@ -242,13 +242,23 @@ async def test_a_cancelled_write_is_awaited_to_its_end(anyio_backend):
     """Who cancels a claim must not go on while it is still being made."""
     slow = _Slow()
     facade = Facade(slow)
-    threading.Timer(0.2, slow.go.set).start()
     gone_on = False
-    with anyio.move_on_after(0.05) as scope:
-        await facade.run(slow.work)
-        assert slow.ended == 1
-        await anyio.sleep(0)
-        gone_on = True
+
+    async def cancel(scope: anyio.CancelScope) -> None:
+        while not slow.busy:
+            await anyio.sleep(0.005)
+        scope.cancel()
+        await anyio.sleep(0.05)  # whoever does not wait has gone on by now
+        slow.go.set()
+
+    async with anyio.create_task_group() as group:
+        with anyio.CancelScope() as scope:
+            group.start_soon(cancel, scope)
+            await facade.run(slow.work)
+            await anyio.sleep(0)
+            gone_on = True
+        ended = slow.ended
+    assert ended == 1
     assert scope.cancelled_caught
     assert not gone_on
 
