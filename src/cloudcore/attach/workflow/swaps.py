@@ -271,7 +271,9 @@ class Swaps(Workflow):
             return False
         if copy.phase in {CopyPhase.COPYING, CopyPhase.READY}:
             raise Conflict(
-                f"volume {request.volume_id} of instance {move.instance_id} is still copied, though that was ended",
+                f"volume {request.volume_id} of instance {move.instance_id} is still copied to "
+                f"{request.new_volume_id} ({copy.done} of {copy.total} bytes), though that was ended; look at the "
+                f"guest's block jobs, then recover() undoes the swap",
                 identifier=request.volume_id,
             )
         return copy.phase is CopyPhase.DONE
@@ -293,8 +295,9 @@ class Swaps(Workflow):
             copy = copier.disk_copy(move.instance_id, request.volume_id, disk)
         if copy.phase is CopyPhase.NONE:
             raise Conflict(
-                f"volume {request.volume_id} of instance {move.instance_id} is copied no more: the copy failed, "
-                f"somebody ended it, or the guest stopped",
+                f"volume {request.volume_id} of instance {move.instance_id} is copied to {request.new_volume_id} no "
+                f"more: the copy failed, somebody ended it, or the guest stopped. The guest keeps the old volume; once "
+                f"it runs, swap it again",
                 identifier=request.volume_id,
             )
         if on_progress is not None:
@@ -521,7 +524,9 @@ class Swaps(Workflow):
         found = self._new_leg(move)
         if found is None:
             raise Conflict(
-                f"instance {move.instance_id} has lost its new volume: {move.note}", identifier=move.instance_id
+                f"instance {move.instance_id} has no attachment of the volume that its swap was for ({move.note}), "
+                f"though it is {move.phase}; audit() says what it has instead",
+                identifier=move.instance_id,
             )
         return found
 
