@@ -13,6 +13,7 @@ import json
 import os
 from contextlib import suppress
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -120,12 +121,7 @@ class ConnectionLedger:
                 "device": None if entry.device is None else entry.device.as_json(),
             }
         )
-        scratch = path.with_suffix(f".{os.getpid()}")
-        with scratch.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
+        _write(path, text)
 
     def strike(self, entry: Entry) -> None:
         """The connection is gone."""
@@ -154,6 +150,20 @@ class ConnectionLedger:
         if self._boot_id is None:
             self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return self._boot_id
+
+
+def _write(path: Path, text: str) -> None:
+    """All of it or nothing. The scratch file is this call's own: others may be writing the same entry."""
+    with NamedTemporaryFile("w", dir=path.parent, prefix=f"{path.stem}.", suffix=".new", delete=False) as file:
+        scratch = Path(file.name)
+        try:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+            scratch.replace(path)
+        except BaseException:
+            scratch.unlink(missing_ok=True)
+            raise
 
 
 def _read(path: Path) -> tuple[str, Entry]:
