@@ -1,13 +1,18 @@
 """What a host writes down of its connections: several writers at once, and directories that cannot be used."""
 
+import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from cloudcore import errors
+from cloudcore.attach.hosts.brick import BrickConnector
+from cloudcore.attach.hosts.guests import MemoryGuests
 from cloudcore.attach.hosts.ledger import ConnectionLedger, Entry
 from tests.attach.conftest import instance
 from tests.attach.san.fixtures import iscsi
+from tests.attach.test_brick import StandIn
 
 IQN = "iqn.2010-10.org.openstack:volume-1"
 
@@ -53,3 +58,102 @@ def test_what_could_not_be_written_leaves_nothing(ledger, monkeypatch, tmp_path)
     with pytest.raises(KeyboardInterrupt):
         ledger.enter(Entry.of(instance(), iscsi(IQN, 1)))
     assert list((tmp_path / "ledger").iterdir()) == []
+
+
+# --- a directory that cannot be used ---------------------------------------------------------------------------------
+
+
+def refuse(monkeypatch, name, number):
+    """Also root, who may read and write everything, meets this one."""
+
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, name, fail)
+
+
+@pytest.mark.parametrize("act", [ConnectionLedger.enter, ConnectionLedger.strike, lambda ledger, _: ledger.entries()])
+def test_a_directory_that_is_a_file(tmp_path, act):
+    (tmp_path / "ledger").write_text("")
+    ledger = ConnectionLedger(str(tmp_path / "ledger"), boot_id="this")
+    with pytest.raises(errors.Unavailable, match=rf"{tmp_path}/ledger: .*; mend the directory, then repeat"):
+        act(ledger, Entry.of(instance(), iscsi(IQN, 1)))
+
+
+def test_a_full_disk(ledger, monkeypatch):
+    entry = Entry.of(instance(), iscsi(IQN, 1))
+    ledger.enter(entry)
+    refuse(monkeypatch, "fsync", errno.ENOSPC)
+    with pytest.raises(errors.Unavailable, match="No space left"):
+        ledger.enter(entry)
+    assert ledger.entries() == (entry,)
+
+
+def test_a_directory_that_may_not_be_read_is_not_an_empty_one(ledger, monkeypatch):
+    ledger.enter(Entry.of(instance(), iscsi(IQN, 1)))
+    refuse(monkeypatch, "listdir", errno.EACCES)
+    with pytest.raises(errors.Unavailable, match="Permission denied"):
+        ledger.entries()
+
+
+def test_bytes_that_are_no_text(ledger, tmp_path):
+    ledger.enter(Entry.of(instance(), iscsi(IQN, 1)))
+    (tmp_path / "ledger" / "x.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(errors.Conflict, match=r"x\.json"):
+        ledger.entries()
+
+
+class Breaking(BrickConnector):
+    """Its directory breaks before what *verb* names is asked for."""
+
+    verb, folder = None, None
+
+    def connections(self):
+        self.reach("connections")
+        return super().connections()
+
+    def devices(self, volume_id):
+        self.reach("devices")
+        return super().devices(volume_id)
+
+    def reach(self, verb):
+        if self.verb == verb:
+            self.folder.rename(self.folder.with_suffix(".aside"))
+            self.folder.write_text("")
+
+
+@pytest.mark.parametrize("verb", ["connections", "devices"])
+def test_one_bad_directory_does_not_end_the_audit(new_manager, tmp_path, verb):
+    """The other host's leftover is still found."""
+    names, connectors, path = ("compute-1", "compute-2"), {}, tmp_path / "device"
+    path.write_text("")
+    for name in names:
+        module = StandIn()
+        module.path = str(path)
+        folder = tmp_path / name
+        connectors[name] = Breaking(name, lock_path=str(tmp_path), state_path=str(folder), module=module)
+        connectors[name].connect(iscsi(IQN, 1, volume_id=instance()))
+    connectors["compute-1"].verb, connectors["compute-1"].folder = verb, tmp_path / "compute-1"
+    report = new_manager(None, [MemoryGuests(name) for name in names], connectors=connectors).audit()
+    assert [store for store, _ in report.blind] == ["connections of compute-1"]
+    assert [(found.kind, found.host) for found in report.findings] == [("leftover-connection", "compute-2")]
+
+
+def test_a_device_that_could_not_be_written_down_is_not_taken_for_unmade(monkeypatch, tmp_path):
+    """Nothing is connected without an entry; after that, the error says that it may be."""
+    module = StandIn()
+    connector, info = BrickConnector("c", lock_path=str(tmp_path), module=module), iscsi(IQN, 1, volume_id=instance())
+    with monkeypatch.context() as patch:
+        refuse(patch, "fsync", errno.ENOSPC)
+        with pytest.raises(errors.Unavailable):
+            connector.connect(info)
+    assert not [call for call in module.calls if call[0] == "connect"]
+    made = module.connect_volume
+
+    def connect_and_fill(data):
+        refuse(monkeypatch, "fsync", errno.ENOSPC)
+        return made(data)
+
+    module.connect_volume = connect_and_fill
+    with pytest.raises(errors.OutcomeUnknown, match="No space left"):
+        connector.connect(info)

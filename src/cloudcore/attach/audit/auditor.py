@@ -189,12 +189,12 @@ class Auditor:
         for name, host in self._hosts.items():
             try:
                 told = host.connector.connections()
+                asked = [one for one in told or () if volume_id in {None, one}]
+                devices = {one: keepers[name].devices(one) if name in keepers else () for one in asked}
             except CloudcoreError as error:
                 blind.append((f"connections of {name}", f"{type(error).__name__}: {error}"))
                 continue
             if told is not None:
-                asked = [one for one in told if volume_id in {None, one}]
-                devices = {one: keepers[name].devices(one) if name in keepers else () for one in asked}
                 found[name] = tuple(one for one in asked if not any((name, d.source) in held for d in devices[one]))
         return found
 

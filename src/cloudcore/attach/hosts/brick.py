@@ -21,7 +21,7 @@ from cloudcore.attach.lifecycle.records import HostDevice
 from cloudcore.attach.volumes.sources import LOCAL_KINDS, NETWORK_KINDS
 from cloudcore.attach.volumes.values import Connector
 from cloudcore.disks import BlockSource, FileSource
-from cloudcore.errors import Conflict, DeviceNotFound, InvalidArgument, OutcomeUnknown, UnsupportedFeature
+from cloudcore.errors import Conflict, DeviceNotFound, InvalidArgument, OutcomeUnknown, Unavailable, UnsupportedFeature
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -121,7 +121,8 @@ class BrickConnector:
             UnsupportedFeature: os-brick does not know the kind, or nobody here knows what its address consists of; or
                 several paths are a must and not to be had.
             DeviceNotFound: The device did not appear; what had been done for it was undone.
-            OutcomeUnknown: os-brick failed; it can be repeated.
+            Unavailable: *state_path* cannot be used; nothing was connected.
+            OutcomeUnknown: os-brick failed, or what it made could not be written down; it can be repeated.
         """
         if not self.acts_on(info):
             return self._plain().connect(info)
@@ -141,8 +142,14 @@ class BrickConnector:
                 self._ledger.strike(entry)
             raise
         if info.volume_id is not None:
-            self._ledger.enter(Entry.of(info.volume_id, info, device))
+            self._enter_made(Entry.of(info.volume_id, info, device))
         return device
+
+    def _enter_made(self, entry: Entry) -> None:
+        try:
+            self._ledger.enter(entry)
+        except Unavailable as error:  # which elsewhere says that nothing was done
+            raise OutcomeUnknown(f"volume {entry.volume_id} was connected and not written down: {error}") from error
 
     def _made(self, info: ConnectionInfo) -> HostDevice:
         connector = self._connector(info)
@@ -173,6 +180,7 @@ class BrickConnector:
                 *force*.
             Conflict: The service no longer knows how the device was connected, and neither does this host, or another
                 volume is there now: an operator has to look.
+            Unavailable: *state_path* cannot be used; mend it and repeat.
             OutcomeUnknown: os-brick failed; it can be repeated.
         """
         if info is None:
@@ -230,6 +238,7 @@ class BrickConnector:
 
         Raises:
             Conflict: Somebody else wrote in *state_path*.
+            Unavailable: *state_path* cannot be read.
         """
         found = {one.volume_id for one in self._ledger.entries() if one.device is None or self.has(one.device)}
         return tuple(sorted(found))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any
@@ -20,10 +20,10 @@ import attrs
 
 from cloudcore.attach.lifecycle.records import HostDevice
 from cloudcore.attach.volumes.values import ConnectionInfo
-from cloudcore.errors import Conflict
+from cloudcore.errors import Conflict, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 __all__ = ["ConnectionLedger", "Entry"]
 
@@ -109,39 +109,66 @@ class ConnectionLedger:
         self._boot_id = boot_id
 
     def enter(self, entry: Entry) -> None:
-        """Write *entry* down, in place of one for the same volume at the same place."""
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = self._path(entry)
-        text = json.dumps(
-            {
-                "boot": self._boot(),
-                "volume_id": entry.volume_id,
-                "kind": entry.kind,
-                "address": entry.address,
-                "device": None if entry.device is None else entry.device.as_json(),
-            }
-        )
-        _write(path, text)
+        """Write *entry* down, in place of one for the same volume at the same place.
+
+        Raises:
+            Unavailable: The directory cannot be written; what it held before is still there.
+        """
+        with self._usable():
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            text = json.dumps(
+                {
+                    "boot": self._boot(),
+                    "volume_id": entry.volume_id,
+                    "kind": entry.kind,
+                    "address": entry.address,
+                    "device": None if entry.device is None else entry.device.as_json(),
+                }
+            )
+            _write(self._path(entry), text)
 
     def strike(self, entry: Entry) -> None:
-        """The connection is gone."""
-        self._path(entry).unlink(missing_ok=True)
+        """The connection is gone.
+
+        Raises:
+            Unavailable: The directory cannot be written; the entry is still there.
+        """
+        with self._usable():
+            self._path(entry).unlink(missing_ok=True)
 
     def entries(self) -> tuple[Entry, ...]:
         """Those of this boot, by volume id; those of earlier ones are removed.
 
         Raises:
             Conflict: A file is no entry: it was written by somebody else.
+            Unavailable: The directory, or a file of it, cannot be read.
         """
         found = []
-        for path in sorted(self._folder.glob("*.json")):
-            with suppress(FileNotFoundError):  # struck out meanwhile
-                boot, entry = _read(path)
-                if boot == self._boot():
-                    found.append(entry)
-                else:
-                    path.unlink()
+        with self._usable():
+            for path in self._files():
+                with suppress(FileNotFoundError):  # struck out meanwhile
+                    boot, entry = _read(path)
+                    if boot == self._boot():
+                        found.append(entry)
+                    else:
+                        path.unlink()
         return tuple(found)
+
+    @contextmanager
+    def _usable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            why = error.strerror or type(error).__name__
+            raise Unavailable(f"connection ledger {self._folder}: {why}; mend the directory, then repeat") from error
+
+    def _files(self) -> list[Path]:
+        """Those of the entries. Not by a glob, to which a directory that cannot be read is an empty one."""
+        try:
+            names = os.listdir(self._folder)
+        except FileNotFoundError:  # nothing was entered yet
+            return []
+        return [self._folder / name for name in sorted(names) if name.endswith(".json")]
 
     def _path(self, entry: Entry) -> Path:
         return self._folder / f"{entry.volume_id}.{entry.place}.json"
@@ -167,9 +194,8 @@ def _write(path: Path, text: str) -> None:
 
 
 def _read(path: Path) -> tuple[str, Entry]:
-    text = path.read_text()
     try:
-        told = json.loads(text)
+        told = json.loads(path.read_text())
         device = HostDevice.from_json(told["device"])
         return told["boot"], Entry(
             volume_id=told["volume_id"], kind=told["kind"], address=told["address"], device=device
