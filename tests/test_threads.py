@@ -18,6 +18,7 @@ from cloudcore.database import Database
 from cloudcore.hypervisor import Timeouts
 from cloudcore.hypervisor.libvirt.connection import Connection
 from cloudcore.listing.cells.workers import Workers
+from cloudcore.problems import problem_of
 from tests import services
 from tests.interrupting import at_each_moment
 from tests.waiting import until
@@ -125,8 +126,10 @@ def test_a_thread_that_the_system_refuses(monkeypatch, threaded):
 
     with threaded() as made:
         told = contextlib.nullcontext() if made.refusal is None else pytest.raises(made.refusal, match="new thread")
-        with at_start(monkeypatch, made.name, refuse), told:
+        with at_start(monkeypatch, made.name, refuse), told as caught:
             made.use()
+        if made.refusal is errors.Overloaded:
+            assert problem_of(caught.value).headers() == {"retry-after": "1"}
         made.use()
         made.close()
         with threaded() as other:

@@ -15,7 +15,9 @@ from cloudcore._cancellation import Cancellation
 from cloudcore.errors import Cancelled, CloudcoreError, Overloaded, Transient
 from cloudcore.listing import Cell, CellRouter, Query
 from cloudcore.listing.cells.admission import Admission, Turn
+from cloudcore.listing.cells.pool import ConnectionPool
 from cloudcore.listing.cells.promptness import Distance
+from cloudcore.problems import problem_of
 from tests.listing.conftest import THINGS, things
 from tests.waiting import until
 
@@ -116,6 +118,7 @@ def test_whoever_waits_too_long_hears_of_it_and_leaves_the_line(line):
             pass
         assert isinstance(caught.value, Transient)
         assert 0 < caught.value.seconds < 20
+        assert problem_of(caught.value).headers() == {"retry-after": "1"}
         line.join("next")
     assert line.end() == ["next"]
 
@@ -222,6 +225,16 @@ def test_a_crowd_before_distant_cells_waits_for_its_own_connections(databases, r
     heard = storm(router, 40, 1)
     assert set(heard) == {"complete", Overloaded}, heard
     assert all(router.breaker(name).failures == 0 for name in router.cells)
+
+
+def test_whoever_finds_all_connections_busy_is_told_when_to_come_again(databases):
+    pool = ConnectionPool(cells(databases, 1)[0].database, connections=1, deadline=5.0, options={})
+    held = pool.acquire(time.monotonic() + 5.0)
+    with pytest.raises(Overloaded, match="were busy") as caught:
+        pool.acquire(time.monotonic())
+    assert problem_of(caught.value).headers() == {"retry-after": "1"}
+    pool.release(held)
+    pool.close()
 
 
 def test_distant_cells_are_asked_by_many_calls_at_once(databases, routers):

@@ -20,6 +20,7 @@ from cloudcore.listing.cells.in_flight import RequestsInFlight
 from cloudcore.listing.cells.pool import ConnectionPool
 from cloudcore.listing.cells.promptness import PROMPT, STALL, Promptness, time_apart
 from cloudcore.listing.cells.workers import CompletionQueue
+from cloudcore.problems import problem_of
 from tests.listing.conftest import THINGS, things
 from tests.listing.test_faults import NEVER, rows
 from tests.waiting import until
@@ -260,8 +261,9 @@ def test_an_executor_to_which_no_thread_has_come_is_not_shared_out(urls, routers
     for cell in router._backends:
         requests.send(cell, lambda attempt: None, seconds=20 * STALL)
     requests.go()
-    with pytest.raises(Overloaded):
+    with pytest.raises(Overloaded) as caught:
         requests.wait()
+    assert problem_of(caught.value).headers() == {"retry-after": "1"}
     assert len(queue) == 1
 
 

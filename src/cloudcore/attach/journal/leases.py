@@ -71,6 +71,8 @@ _FRESH = 0.9
 
 _UNRENEWED = 0.95
 """Of its seconds, how long a lease must be seen unrenewed before it is taken: longer than its holder trusts in it."""
+_COME_BACK_AFTER = 1.0
+"""Seconds after which whoever got no lease may come again, as an API tells it."""
 
 _held_here: set[str] = set()
 """Owners that some thread of this process works under, whichever object made them; a forked child's are its own."""
@@ -316,7 +318,7 @@ class Leases:
         return VolumeBusy(
             f"{name} is held by {owner} and was not freed within {patience:g} s; nothing was done. Try again",
             identifier=name,
-            retry_after=1.0,
+            retry_after=_COME_BACK_AFTER,
         )
 
     def serialise(self, connection: Connection, name: str) -> None:
@@ -351,7 +353,9 @@ class Leases:
                 try:
                     renewer.start()
                 except RuntimeError as error:  # the system has no thread left
-                    raise Overloaded(f"leases cannot be kept alive: {error}", seconds=0.0) from error
+                    raise Overloaded(
+                        f"leases cannot be kept alive: {error}", seconds=0.0, retry_after=_COME_BACK_AFTER
+                    ) from error
                 self._renewer = renewer
 
     def _renew_for_ever(self) -> None:

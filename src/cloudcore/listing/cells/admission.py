@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 from cloudcore._cancellation import Cancellation
 from cloudcore._forks import when_forked
 from cloudcore.errors import InvalidArgument, InvariantViolated, Overloaded
+from cloudcore.listing.cells.faults import COME_BACK_AFTER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -217,6 +218,7 @@ class Admission:
             f"no turn within {waited:.3g} s: {waiting} calls of this router wait for one. "
             "Send fewer at once, or to more processes",
             seconds=waited,
+            retry_after=COME_BACK_AFTER,
         )
 
     @staticmethod

@@ -10,7 +10,10 @@ from typing import Any
 
 from cloudcore.errors import DatabaseError, Overloaded, SchemaMismatch, StatementRefused, Transient, UnreadableValue
 
-__all__ = ["held_against", "refusal", "unreadable"]
+__all__ = ["COME_BACK_AFTER", "held_against", "refusal", "unreadable"]
+
+COME_BACK_AFTER = 1.0
+"""Seconds after which a call that was told ``Overloaded`` may come again, as an API tells it."""
 
 _MISSING_TABLE = frozenset({"42P01", "3F000", "42501"})
 """No fault of the SQL: the tables are not there, or not for us."""

@@ -17,7 +17,7 @@ import attrs
 from cloudcore._cancellation import Cancellation
 from cloudcore.errors import Cancelled, CloudcoreError, DeadlineExceeded, Overloaded, StatementRefused, Transient
 from cloudcore.listing.cells.admission import FAR, LENDING
-from cloudcore.listing.cells.faults import held_against
+from cloudcore.listing.cells.faults import COME_BACK_AFTER, held_against
 from cloudcore.listing.cells.promptness import STALL, time_apart
 from cloudcore.listing.cells.requests import Attempt, Request
 from cloudcore.listing.cells.serial import FEWEST, SHARES, SerialExecutor
@@ -311,6 +311,7 @@ class RequestsInFlight:
                     raise Overloaded(
                         f"{cell} could not be asked within {request.seconds:g} s: no thread or connection was free",
                         seconds=request.seconds,
+                        retry_after=COME_BACK_AFTER,
                     )
                 self._close(cell, request)
                 late.append((cell, None, _late(request)))

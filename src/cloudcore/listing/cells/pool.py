@@ -26,7 +26,7 @@ from cloudcore.errors import (
     UnreadableValue,
 )
 from cloudcore.listing.cells.connections import OpenConnections, Permit, PooledConnection, ring
-from cloudcore.listing.cells.faults import refusal
+from cloudcore.listing.cells.faults import COME_BACK_AFTER, refusal
 from cloudcore.listing.cells.table_layouts import TableLayouts
 
 if TYPE_CHECKING:
@@ -271,6 +271,7 @@ class ConnectionPool:
             f"all {self._connections} connections to the cell were busy for {waited:.3g} s: "
             "give the cell more, or send fewer calls at once",
             seconds=waited,
+            retry_after=COME_BACK_AFTER,
         )
 
     def _open(self, engine: Engine, permit: Permit) -> PooledConnection:

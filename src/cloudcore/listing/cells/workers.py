@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from cloudcore._forks import when_forked
 from cloudcore.errors import InvalidArgument, Overloaded
+from cloudcore.listing.cells.faults import COME_BACK_AFTER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -123,7 +124,9 @@ class Workers:
                     if not isinstance(error, RuntimeError):  # the caller was interrupted
                         raise
                     if not self._threads:  # the system has no thread left
-                        raise Overloaded(f"no cell can be asked: {error}", seconds=0.0) from error
+                        raise Overloaded(
+                            f"no cell can be asked: {error}", seconds=0.0, retry_after=COME_BACK_AFTER
+                        ) from error
             self._jobs.append(job)
         self._hand_over()  # one may have become idle just before
 
