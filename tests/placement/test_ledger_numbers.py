@@ -50,18 +50,24 @@ def numbers_of(database) -> dict[str, int]:
 
 def claim(ledger: AllocationLedger, way: str, wanted: list[tuple[str, str]]) -> list:
     """Claim for each consumer two of the provider; how each ends."""
+    return claim_each(ledger, way, [(consumer, {provider: {"VCPU": 2}}) for consumer, provider in wanted])
+
+
+def claim_each(ledger: AllocationLedger, way: str, wanted: list[tuple[str, dict]]) -> list:
+    """Claim for each consumer what it wants; how each ends."""
     if way == "group":
-        tickets = [Ticket(new_claim(consumer, {p: {"VCPU": 2}}, f"of {consumer}")) for consumer, p in wanted]
+        tickets = [Ticket(new_claim(consumer, allocations, f"of {consumer}")) for consumer, allocations in wanted]
         claim_tickets(ledger, tickets)
         return [ticket.error or ticket.answer for ticket in tickets]
     ends = []
-    for consumer, provider in wanted:
+    for consumer, allocations in wanted:
         try:
             if way == "alone":
-                ends.append(ledger.claim(consumer, {provider: {"VCPU": 2}}, **OWNER))
+                ends.append(ledger.claim(consumer, allocations, **OWNER))
             else:
-                ledger.claim(consumer, {C: {"VCPU": 2}}, **OWNER)
-                ends.append(ledger.begin_move(consumer, uuid_of(f"move of {consumer}"), {provider: {"VCPU": 2}}))
+                same_shape = {name: n for classes in allocations.values() for name, n in classes.items()}
+                ledger.claim(consumer, {C: same_shape}, **OWNER)
+                ends.append(ledger.begin_move(consumer, uuid_of(f"move of {consumer}"), allocations))
         except ProviderNotFound as error:
             ends.append(error)
     return ends
@@ -112,4 +118,28 @@ def test_provider_made_anew_is_soon_claimed_at_once_again(ledger, ledger_databas
     assert used(ledger_database, A, "VCPU") == 10
     if ledger_database.dialect != "sqlite" or way == "group":  # SQLite has no short way for one
         assert not [point for point in passed if point.startswith(("ledger.claim.take", "ledger.inventory"))], passed
+    ledger.check()
+
+
+@EACH
+@pytest.mark.parametrize("anew", [False, True], ids=["gone", "made anew"])
+@pytest.mark.parametrize("order", [(A, B), (B, A)], ids=["a", "b"])
+@WAYS
+def test_two_providers_of_one_request_that_share_a_number(ledger_database, way, order, anew):
+    """What is wanted of one is never taken from the other, which has its number by now."""
+    one, other = order
+    add_providers(ledger_database, {name: {"VCPU": 80, "MEMORY_MB": 80} for name in "abc"})
+    ledger = AllocationLedger(ledger_database)
+    for provider in (A, B, C):
+        ledger.claim(uuid_of(f"first on {provider}"), {provider: {"VCPU": 1}}, **OWNER)
+    number = numbers_of(ledger_database)
+    name(ledger_database, {number[other]: one if anew else uuid_of("gone"), number[one]: other})
+    ledger.claim(uuid_of("second"), {other: {"VCPU": 1}}, **OWNER)  # its new number is known, which was the one's
+    wanted = {one: {"VCPU": 2}, other: {"MEMORY_MB": 2}}
+    end, _ = claim_each(ledger, way, [(uuid_of("x"), wanted), (uuid_of("y"), {C: {"VCPU": 2}})])
+    assert isinstance(end, ProviderNotFound) is not anew, end
+    before = {C: {"VCPU": 2, "MEMORY_MB": 2}} if way == "move" else {}
+    assert ledger.allocations(uuid_of("x")) == (wanted if anew else before)
+    assert used(ledger_database, other, "VCPU") == 2
+    assert used(ledger_database, other, "MEMORY_MB") == (2 if anew else 0)
     ledger.check()

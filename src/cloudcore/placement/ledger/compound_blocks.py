@@ -106,13 +106,17 @@ def _grants(rows: Sequence[tuple[Key, int]], providers: Mapping[str, int]) -> tu
 def _numbers(
     database: Database, allocations: Mapping[str, Mapping[str, int]], known: MutableMapping[str, int]
 ) -> dict[str, int] | None:
-    """Uuid → id of the providers of *allocations*; None if one is not there. *known* is filled."""
+    """Uuid → id of the providers of *allocations*; None if one is not there or two share an id. *known* is filled."""
     if any(provider not in known for provider in allocations):
         with database.read() as connection:
             session = Session(connection)
             with session.errors():
                 known.update(session.provider_ids_around(allocations))
     providers = {provider: known[provider] for provider in allocations if provider in known}
+    if len(set(providers.values())) < len(providers):  # one of two that share a number is stale
+        for provider in providers:
+            known.pop(provider, None)
+        return None
     return providers if len(providers) == len(allocations) else None
 
 
