@@ -3,6 +3,7 @@
 import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -58,6 +59,43 @@ def test_what_could_not_be_written_leaves_nothing(ledger, monkeypatch, tmp_path)
     with pytest.raises(KeyboardInterrupt):
         ledger.enter(Entry.of(instance(), iscsi(IQN, 1)))
     assert list((tmp_path / "ledger").iterdir()) == []
+
+
+def opened(monkeypatch):
+    """The names of the files that are read from here on."""
+    names, read = [], Path.read_text
+
+    def note(path, *args, **options):
+        names.append(path.name)
+        return read(path, *args, **options)
+
+    monkeypatch.setattr(Path, "read_text", note)
+    return names
+
+
+def test_the_entries_of_one_volume(ledger, monkeypatch):
+    """Those of the others are not opened, and a volume whose id begins like another's is not that."""
+    for volume in ("one", "one.more", "two*"):
+        for lun in (1, 2):
+            ledger.enter(Entry.of(volume, iscsi(IQN, lun)))
+    everything, names = ledger.entries(), opened(monkeypatch)
+    for volume in ("one.more", "two*", "t", "nobody", "one"):
+        assert ledger.entries(volume) == tuple(one for one in everything if one.volume_id == volume)
+    assert len(names) == 2 + 2 + 4  # one's name is how one.more's begins
+
+
+def test_an_audit_opens_each_file_a_few_times(new_manager, monkeypatch, tmp_path):
+    """However many there are: not each of them for each of them."""
+    module = StandIn()
+    module.path = str(tmp_path / "device")
+    Path(module.path).write_text("")
+    connector = BrickConnector("compute-1", lock_path=str(tmp_path), module=module)
+    for lun in range(20):
+        connector.connect(iscsi(IQN, lun, volume_id=instance()))
+    manager = new_manager(None, MemoryGuests("compute-1"), connectors={"compute-1": connector})
+    names = opened(monkeypatch)
+    assert len(manager.audit().findings) == 20
+    assert len(names) <= 2 * 20
 
 
 # --- a directory that cannot be used ---------------------------------------------------------------------------------

@@ -133,7 +133,7 @@ class BrickConnector:
                 f"disconnect once the service has forgotten it",
                 needed=info.kind,
             )
-        if entry is not None and entry.place not in {one.place for one in self._entries_of(entry.volume_id)}:
+        if entry is not None and entry.place not in {one.place for one in self._ledger.entries(entry.volume_id)}:
             self._ledger.enter(entry)
         try:
             device = self._made(info)
@@ -249,26 +249,23 @@ class BrickConnector:
 
     def devices(self, volume_id: str) -> tuple[HostDevice, ...]:
         """See :class:`~cloudcore.attach.ConnectionKeeper`."""
-        return tuple(one.device for one in self._entries_of(volume_id) if one.device is not None)
+        return tuple(one.device for one in self._ledger.entries(volume_id) if one.device is not None)
 
     def rename(self, volume_id: str, new_id: str) -> None:
         """See :class:`~cloudcore.attach.ConnectionKeeper`."""
-        for entry in self._entries_of(volume_id):
+        for entry in self._ledger.entries(volume_id):
             self._ledger.enter(attrs.evolve(entry, volume_id=new_id))
             self._ledger.strike(entry)
 
     def release(self, volume_id: str) -> None:
         """See :class:`~cloudcore.attach.ConnectionKeeper`."""
-        for entry in self._entries_of(volume_id):
+        for entry in self._ledger.entries(volume_id):
             if entry.device is not None:
                 self._entry_for(entry.device)
             elif _others_there(entry, self._ledger.entries()):
                 self._ledger.strike(entry)  # what is there is theirs: the address was given on
                 continue
             self._end(entry, entry.info, {} if entry.device is None else entry.device.details, force=False)
-
-    def _entries_of(self, volume_id: str) -> list[Entry]:
-        return [one for one in self._ledger.entries() if one.volume_id == volume_id]
 
     # --- os-brick -----------------------------------------------------------------------------------------------------
 

@@ -136,8 +136,11 @@ class ConnectionLedger:
         with self._usable():
             self._path(entry).unlink(missing_ok=True)
 
-    def entries(self) -> tuple[Entry, ...]:
+    def entries(self, volume_id: str | None = None) -> tuple[Entry, ...]:
         """Those of this boot, by volume id; those of earlier ones are removed.
+
+        Args:
+            volume_id: Only its entries; the files of other volumes are not opened.
 
         Raises:
             Conflict: A file is no entry: it was written by somebody else.
@@ -145,13 +148,13 @@ class ConnectionLedger:
         """
         found = []
         with self._usable():
-            for path in self._files():
+            for path in self._files("" if volume_id is None else f"{volume_id}."):
                 with suppress(FileNotFoundError):  # struck out meanwhile
                     boot, entry = _read(path)
-                    if boot == self._boot():
-                        found.append(entry)
-                    else:
+                    if boot != self._boot():
                         path.unlink()
+                    elif volume_id in {None, entry.volume_id}:
+                        found.append(entry)
         return tuple(found)
 
     @contextmanager
@@ -162,13 +165,13 @@ class ConnectionLedger:
             why = error.strerror or type(error).__name__
             raise Unavailable(f"connection ledger {self._folder}: {why}; mend the directory, then repeat") from error
 
-    def _files(self) -> list[Path]:
-        """Those of the entries. Not by a glob, to which a directory that cannot be read is an empty one."""
+    def _files(self, prefix: str) -> list[Path]:
+        """By their names. Not by a glob, to which a directory that cannot be read is an empty one."""
         try:
             names = os.listdir(self._folder)
         except FileNotFoundError:  # nothing was entered yet
             return []
-        return [self._folder / name for name in sorted(names) if name.endswith(".json")]
+        return [self._folder / name for name in sorted(names) if name.startswith(prefix) and name.endswith(".json")]
 
     def _path(self, entry: Entry) -> Path:
         return self._folder / f"{entry.volume_id}.{entry.place}.json"
