@@ -10,6 +10,7 @@ OpenTelemetry.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -60,6 +61,7 @@ COLUMNS = {"created_at": "created_at", "updated_at": "updated_at", "display_name
            "uuid": "uuid", "vm_state": "vm_state", "project_id": "project_id"}  # fmt: skip
 SortKey = Literal["created_at", "updated_at", "display_name", "host", "uuid", "vm_state", "project_id"]
 
+log = logging.getLogger(__name__)
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"description": title, "content": {problems.MEDIA_TYPE: {"schema": Problem.model_json_schema()}}}
     for status, title in (
@@ -80,9 +82,12 @@ def told(problem: problems.Problem) -> JSONResponse:
 
 
 def refused(_: Request, error: Exception) -> Response:
-    """Every error of cloudcore's, in the one place."""
+    """Every error of cloudcore's, in the one place; of one that is no caller's business the log alone has the words."""
     assert isinstance(error, CloudcoreError)
-    return told(problems.problem_of(error))
+    problem = problems.problem_of(error)
+    if problem.status == 500:
+        log.error("%s", error, exc_info=error)
+    return told(problem)
 
 
 def not_as_described(_: Request, error: Exception) -> Response:

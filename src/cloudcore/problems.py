@@ -40,6 +40,7 @@ _KINDS: tuple[tuple[type[CloudcoreError], int, str], ...] = (
     (Conflict, 409, "Conflict"),
 )
 """The first that fits."""
+_NO_CALLERS_BUSINESS = "something failed that is not the fault of the caller"
 
 
 @attrs.frozen(kw_only=True)
@@ -76,9 +77,12 @@ class Problem:
 
 
 def problem_of(error: CloudcoreError) -> Problem:
-    """The problem that a caller is told of: 4xx for the caller's own, 503 to come again, 500 for all else."""
+    """The problem that a caller is told of: 4xx for the caller's own, 503 to come again, 500 for all else.
+
+    A 500 does not give the error's words, which may name databases and hosts: log the error itself.
+    """
     name, after = type(error).__name__, getattr(error, "retry_after", None)
     for kind, status, title in _KINDS:
         if isinstance(error, kind):
             return Problem(status=status, title=title, detail=str(error), error=name, retry_after=after)
-    return Problem(status=500, title="Failed", detail=str(error), error=name)
+    return Problem(status=500, title="Failed", detail=_NO_CALLERS_BUSINESS, error=name)
