@@ -13,6 +13,7 @@ __all__ = [
     "MAX_INTEGER",
     "FrozenDict",
     "normalise_uuid",
+    "require_duration",
     "require_integer",
     "require_name",
     "require_seconds",
@@ -69,17 +70,20 @@ def require_integer(
     return value
 
 
-def require_seconds(value: float | None, field: str, error: type[InvalidArgument] = InvalidArgument) -> float | None:
-    """Return *value* as a float if it is a duration in seconds, above 0 and below thirty years; None stays None.
+def require_duration(value: float, field: str, error: type[InvalidArgument] = InvalidArgument) -> float:
+    """Return *value* as a float if it is a duration in seconds, above 0 and below thirty years.
 
     Raises:
         InvalidArgument: It is not (or the subclass given as *error*).
     """
-    if value is None:
-        return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 10**9:
         raise error(f"{field}: expected a positive number of seconds, got {value!r}", field=field, value=value)
     return float(value)
+
+
+def require_seconds(value: float | None, field: str, error: type[InvalidArgument] = InvalidArgument) -> float | None:
+    """:func:`require_duration`, but None stays None."""
+    return None if value is None else require_duration(value, field, error)
 
 
 def require_name(value: str, field: str, error: type[InvalidArgument] = InvalidArgument) -> str:

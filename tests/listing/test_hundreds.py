@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import sqlite3
@@ -229,7 +230,7 @@ def test_what_the_callers_engines_keep_is_taken_off_and_refused_where_it_is_too_
         engine.dispose()
 
 
-def test_bounds_are_positive_and_follow_the_descriptors_that_may_be_opened():
+def test_bounds_follow_the_descriptors_that_may_be_opened():
     """A process that may open few keeps fewer."""
     import resource
 
@@ -239,9 +240,40 @@ def test_bounds_are_positive_and_follow_the_descriptors_that_may_be_opened():
         assert affordable() == min(soft, 600) // 6
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    for wrong in ({"idle_timeout": 0}, {"max_connections": 0}):
-        with pytest.raises(InvalidArgument):
-            CellRouter(**wrong)
+
+
+SECONDS_THAT_ARE_NONE = [0, -1, "x", None, True, math.nan, math.inf]
+NUMBERS_THAT_ARE_NONE = [0, -1, "5", 2.0, True, math.nan]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, value) for name in ("deadline", "idle_timeout") for value in SECONDS_THAT_ARE_NONE),
+        *((name, value) for name in ("max_connections", "threads") for value in NUMBERS_THAT_ARE_NONE),
+        ("threads", None),
+    ],
+)
+def test_a_number_that_cannot_be_is_refused_before_anything_is_opened(name, value):
+    """Or it would break a thread, a page or a clean-up much later."""
+    opened = []
+    cell = Cell("c", "sqlite://", options={"creator": lambda: opened.append("c")})
+    with pytest.raises(InvalidArgument, match=name) as caught:
+        CellRouter([cell], **{name: value})
+    assert (caught.value.field, opened) == (name, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("deadline", value) for value in SECONDS_THAT_ARE_NONE if value is not None),
+        *(("connections", value) for value in [*NUMBERS_THAT_ARE_NONE, None]),
+    ],
+)
+def test_a_cell_of_numbers_that_cannot_be_is_none(name, value):
+    with pytest.raises(InvalidArgument, match=name) as caught:
+        Cell("c", "sqlite://", **{name: value})
+    assert caught.value.field == name
 
 
 def test_the_directory_spares_the_cells_that_have_none_of_the_records(clouds):

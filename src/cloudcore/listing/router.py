@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from cloudcore._forks import when_forked
-from cloudcore._values import FrozenDict, normalise_uuid
+from cloudcore._values import FrozenDict, normalise_uuid, require_duration, require_integer
 from cloudcore.errors import (
     AlreadyExists,
     CellNotFound,
@@ -134,6 +134,7 @@ class CellRouter:
         observer: Is told of every call and every cell's part in it; see :mod:`cloudcore.observability`.
 
     Raises:
+        InvalidArgument: A number or a key is none that can be. Nothing was opened.
         MissingExtra: The driver for some cell is not installed.
         LimitExceeded: Engines among the cells keep more than *max_connections* by themselves.
     """
@@ -154,17 +155,17 @@ class CellRouter:
         clock: Callable[[], float] = time.monotonic,
         observer: Observer | None = None,
     ) -> None:
+        deadline = require_duration(deadline, "deadline")
+        idle_timeout = require_duration(idle_timeout, "idle_timeout")
+        require_integer(threads, "threads", minimum=1)
+        if max_connections is not None:
+            require_integer(max_connections, "max_connections", minimum=1)
         self.observer = observer
         self.directory = directory
         self.source = source
         self._deadline, self._hedging = deadline, hedging
         self._clock = clock
         self._breakers = SharedBreakers(Breakers(breaker), clock)
-        if not idle_timeout > 0 or (max_connections is not None and max_connections < 1):
-            raise InvalidArgument(
-                f"idle_timeout={idle_timeout!r}, max_connections={max_connections!r}: positive numbers",
-                field="idle_timeout" if not idle_timeout > 0 else "max_connections",
-            )
         most = affordable() if max_connections is None else max_connections
         self._most_connections = max_connections
         self._with_engines: dict[str, Cell] = {}

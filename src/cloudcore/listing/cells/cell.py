@@ -9,8 +9,7 @@ import attrs
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool, QueuePool
 
-from cloudcore._values import require_text
-from cloudcore.errors import InvalidArgument
+from cloudcore._values import require_integer, require_seconds, require_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -61,8 +60,11 @@ class Cell:
 
     @deadline.validator
     def _check_deadline(self, _: attrs.Attribute[Any], value: float | None) -> None:
-        if value is not None and not value > 0:
-            raise InvalidArgument(f"deadline: {value!r} is no positive number of seconds", field="deadline")
+        require_seconds(value, "deadline")
+
+    @connections.validator
+    def _check_connections(self, _: attrs.Attribute[Any], value: int) -> None:
+        require_integer(value, "connections", minimum=1)
 
 
 def engines_of(cell: Cell) -> frozenset[Engine]:
