@@ -321,6 +321,17 @@ def test_what_is_refused_is_refused_before_anything_is_done(plain, prepare, expe
         plain.service.set_status(plain.new, "available")
 
 
+def test_a_plan_says_no_wherever_a_swap_would(plain):
+    """Also where another try later would do: a swap does not wait."""
+    reserved_elsewhere(plain)
+    plan = plain.manager.plan_swap(plain.who, plain.old, plain.new)
+    assert [violation.passing for violation in plan.violations] == [True]
+    assert not plan.possible
+    with pytest.raises(errors.VolumeBusy):
+        plain.swap()
+    plain.service.set_status(plain.new, "available")
+
+
 def test_every_rule_is_listed(plain):
     plain.hosts[HERE].stop(plain.who)
     plain.new = plain.service.create_volume(GIB // 2, multiattach=True).id

@@ -10,9 +10,9 @@ from cloudcore.errors import CloudcoreError, Conflict, OutcomeUnknown, VolumeSer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cloudcore.attach.lifecycle.records import Attachment, StoryLine
+    from cloudcore.attach.lifecycle.records import Attachment, Move, StoryLine
 
-__all__ = ["failure"]
+__all__ = ["failure", "in_a_move"]
 
 
 def failure(leg: Attachment, error: CloudcoreError | None, verb: str, story: Sequence[StoryLine]) -> CloudcoreError:
@@ -40,3 +40,20 @@ def failure(leg: Attachment, error: CloudcoreError | None, verb: str, story: Seq
 def _instead(better: CloudcoreError, error: CloudcoreError) -> CloudcoreError:
     better.__cause__ = error
     return better
+
+
+def in_a_move(move: Move) -> Conflict:
+    """The refusal of what has to wait for *move*, with what ends it."""
+    if move.phase == "ending":
+        step = "terminate() finishes it"
+    elif move.kind == "snapshot":
+        step = "wait for it; if who made it died, recover() undoes it"
+    elif move.kind == "swap":
+        step = "wait for it; if who made it died, recover() goes on with it, and revert_move() keeps the old volume"
+    else:
+        step = "confirm or revert it first"
+    places = f" from {move.source}" + ("" if move.destination is None else f" to {move.destination}")
+    return Conflict(
+        f"instance {move.instance_id} is in a {move.kind} move{places} ({move.phase}): {step}",
+        identifier=move.instance_id,
+    )

@@ -14,7 +14,7 @@ import attrs
 
 from cloudcore._failpoints import failpoint
 from cloudcore.attach.journal.lock_names import instance_lock, volume_lock
-from cloudcore.attach.lifecycle.failures import failure
+from cloudcore.attach.lifecycle.failures import failure, in_a_move
 from cloudcore.attach.lifecycle.fencing import judged, require_evidence
 from cloudcore.attach.lifecycle.states import Event, State
 from cloudcore.attach.workflow.parts import Workflow
@@ -77,11 +77,7 @@ class Detacher(Workflow):
                 self._snapshots.undo(move)
                 move = None
             if move is not None and not (move.shelved and leg.host is None):
-                raise Conflict(
-                    f"instance {leg.instance_id} is in a {move.kind} move from {move.source}; confirm or revert it "
-                    f"first",
-                    identifier=leg.instance_id,
-                )
+                raise in_a_move(move)
             yield
 
     def _require_spare(self, leg: Attachment) -> None:

@@ -18,7 +18,7 @@ import attrs
 
 from cloudcore._failpoints import failpoint
 from cloudcore.attach.journal.lock_names import instance_lock, volume_lock
-from cloudcore.attach.lifecycle.failures import failure
+from cloudcore.attach.lifecycle.failures import failure, in_a_move
 from cloudcore.attach.lifecycle.fencing import require_evidence
 from cloudcore.attach.lifecycle.records import Attachment, HostRefresh, Move, MoveKind
 from cloudcore.attach.lifecycle.states import HOLDS, State
@@ -60,11 +60,7 @@ class Moves(Workflow):
         with self._leases.hold([instance_lock(instance_id)]):
             move = self._rows.find(instance_id) or self._start(instance_id, kind, destination)
             if (move.kind, move.destination) != (kind, destination) or move.phase not in {"beginning", "begun"}:
-                raise Conflict(
-                    f"instance {instance_id} is in a {move.kind} move to {move.destination} ({move.phase}); confirm or "
-                    f"revert that first",
-                    identifier=instance_id,
-                )
+                raise in_a_move(move)
             self._settle(instance_id)
             return self._begin(move)
 
@@ -75,10 +71,7 @@ class Moves(Workflow):
                 return ()
             move = self._rows.find(instance_id) or self._start(instance_id, "refresh", None)
             if move.kind != "refresh" or move.phase not in {"beginning", "begun", "confirming"}:
-                raise Conflict(
-                    f"instance {instance_id} is in a {move.kind} move ({move.phase}); confirm or revert that first",
-                    identifier=instance_id,
-                )
+                raise in_a_move(move)
             self._settle(instance_id)
             if move.phase == "beginning":
                 move = self._begin(move)
@@ -108,11 +101,7 @@ class Moves(Workflow):
                 move = self._start(instance_id, "rebuild", None, note=image_id)
             another = move.note != image_id and move.phase not in {"beginning", "reimaging"}
             if move.kind != "rebuild" or another or move.phase not in {"beginning", "reimaging", "confirming"}:
-                raise Conflict(
-                    f"instance {instance_id} is in a {move.kind} move ({move.phase}, {move.note}); finish or revert "
-                    f"that first",
-                    identifier=instance_id,
-                )
+                raise in_a_move(move)
             self._settle(instance_id)
             if move.note != image_id:
                 move = attrs.evolve(move, note=image_id)
@@ -193,7 +182,7 @@ class Moves(Workflow):
         """
         sourceless = move.phase == "reverting" and move.kind != "live" and self._recovery.dead(move.source)
         if move.phase not in {"begun", "confirming"} and not sourceless:
-            raise Conflict(f"the move of instance {move.instance_id} is {move.phase}", identifier=move.instance_id)
+            raise in_a_move(move)
         if move.destination is None or destination in {None, move.destination}:
             return move.destination or destination
         if move.kind == "live" or not self._recovery.dead(move.destination):

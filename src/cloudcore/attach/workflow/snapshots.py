@@ -13,6 +13,7 @@ import attrs
 
 from cloudcore._failpoints import failpoint
 from cloudcore.attach.journal.lock_names import instance_lock
+from cloudcore.attach.lifecycle.failures import in_a_move
 from cloudcore.attach.lifecycle.records import Attachment, InstanceSnapshot, Move
 from cloudcore.attach.lifecycle.states import HOLDS, State
 from cloudcore.attach.workflow.parts import Workflow
@@ -77,10 +78,7 @@ class Snapshots(Workflow):
     def _begin(self, instance_id: str, name: str) -> Move:
         move = self._rows.find(instance_id)
         if move is not None:
-            raise Conflict(
-                f"instance {instance_id} is in a {move.kind} ({move.phase}); finish or revert that first",
-                identifier=instance_id,
-            )
+            raise in_a_move(move)
         legs = self._legs(instance_id)
         unsettled = [leg for leg in legs if leg.state is not State.ATTACHED and leg.state not in HOLDS]
         if unsettled or not legs:

@@ -18,7 +18,7 @@ phase            what holds, and what leads out
 
 from __future__ import annotations
 
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
 import attrs
@@ -26,7 +26,7 @@ import attrs
 from cloudcore._failpoints import failpoint
 from cloudcore.attach.hosts.connectors import ConnectionKeeper
 from cloudcore.attach.journal.lock_names import instance_lock, volume_lock
-from cloudcore.attach.lifecycle.failures import failure
+from cloudcore.attach.lifecycle.failures import failure, in_a_move
 from cloudcore.attach.lifecycle.records import Attachment, Move
 from cloudcore.attach.lifecycle.states import Event, Instruction, State
 from cloudcore.attach.lifecycle.swapping import (
@@ -51,7 +51,8 @@ from cloudcore.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from sqlalchemy.engine import Connection
 
@@ -102,10 +103,7 @@ class Swaps(Workflow):
             if move is None:
                 move = self._start(request)
             elif not _same(move, request) or move.phase == "undoing":
-                raise Conflict(
-                    f"instance {request.instance_id} is in a {move.kind} ({move.phase}); finish or revert that first",
-                    identifier=request.instance_id,
-                )
+                raise in_a_move(move)
             elif move.phase == "pivoting" and not self._changed_over(lease, move):
                 move = self._enter(lease, move, "copying")
             return self._run(lease, move, on_progress)
@@ -483,10 +481,8 @@ class Swaps(Workflow):
 
     # --- looking ------------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _volumes_of(self, request: SwapRequest) -> Iterator[Lease]:
-        with self._leases.hold(sorted(map(volume_lock, (request.volume_id, request.new_volume_id)))) as lease:
-            yield lease
+    def _volumes_of(self, request: SwapRequest) -> AbstractContextManager[Lease]:
+        return self._leases.hold(sorted(map(volume_lock, (request.volume_id, request.new_volume_id))))
 
     def _enter(self, lease: Lease, move: Move, phase: str) -> Move:
         if move.phase != phase:
