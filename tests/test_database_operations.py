@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import threading
 from datetime import UTC, datetime, timedelta
@@ -9,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import sqlalchemy as sa
 
+from cloudcore import AllocationLedger, AttachmentManager, HostSelector, PlacementTree
 from cloudcore.database import (
     Database,
     Operation,
@@ -396,3 +398,29 @@ def test_results_are_json(counted):
         counted.operate(operation(), lambda _: {1, 2})
     outcome = counted.operate(operation(), lambda _: {"a": [1, None, "é"]})
     assert json.loads(json.dumps(outcome.result)) == outcome.result
+
+
+@pytest.mark.parametrize(
+    ("kind", "repeatable"),
+    [
+        (
+            PlacementTree,
+            (
+                "add load move put_inventory remove remove_inventory rename set_aggregates set_inventory "
+                "set_traits update"
+            ),
+        ),
+        (
+            AllocationLedger,
+            ("abandon_move begin_move claim confirm_move expire release replace reshape revert_move settle swap"),
+        ),
+        (HostSelector, "select select_destination"),
+        (AttachmentManager, "attach reserve"),
+    ],
+)
+def test_the_calls_that_take_an_operation_id_are_those_of_the_documents(kind, repeatable):
+    """README and the page on databases name them by kind: whoever adds one, or takes one away, mends these, too."""
+    calls = {name: call for name, call in inspect.getmembers(kind, inspect.isfunction) if not name.startswith("_")}
+    assert {name for name, call in calls.items() if "operation_id" in inspect.signature(call).parameters} == {
+        *repeatable.split()
+    }
