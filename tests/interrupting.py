@@ -59,7 +59,7 @@ def at_each_moment(
 
     Until *ends* calls in a row have come to their end before that: more than one where they go several ways.
     """
-    number, ended = first, 0
+    number, ended, interrupted = first, 0, False
     while ended < ends:
         moments = Moments(number, folder)
         try:
@@ -73,5 +73,6 @@ def at_each_moment(
         if moments.raised is None:
             ended += 1
         else:
-            ended = 0
+            ended, interrupted = 0, True
             yield moments.raised
+    assert first or interrupted, f"no moment in {folder}"

@@ -50,6 +50,8 @@ def test_what_was_measured_stands_on_the_page_of_figures():
     others = [page for page in PAGES if page.stem != "figures"]
     told = {page.stem: MEASURED.findall(FENCE.sub("", page.read_text())) for page in others}
     assert {page: found for page, found in told.items() if found} == {}
+    (figures,) = [page for page in PAGES if page.stem == "figures"]
+    assert MEASURED.findall(figures.read_text()), "where there are some, they are seen"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)

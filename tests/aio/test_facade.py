@@ -32,7 +32,7 @@ from cloudcore.aio import (
     AsyncHostSelector,
     AsyncPlacementTree,
 )
-from cloudcore.aio.facade import Facade
+from cloudcore.aio.facade import Facade, _Call
 from cloudcore.aio.listing import AsyncStream
 from cloudcore.errors import Cancelled, CapacityExceeded, InvalidQuery
 
@@ -300,6 +300,16 @@ def test_asyncio_s_own_cancellation_waits_for_a_write_too(how):
         slow.go.set()
 
     asyncio.run(main())
+
+
+def test_a_call_that_was_revoked_does_nothing():
+    """Though a thread had it already."""
+    called = []
+    call = _Call(lambda: called.append(1))
+    assert call.revoke()
+    call()
+    assert called == []
+    assert not call.ended.is_set()
 
 
 def test_a_write_that_has_not_begun_never_begins():
