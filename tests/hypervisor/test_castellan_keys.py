@@ -11,6 +11,7 @@ import attrs
 import pytest
 from castellan.common.credentials import keystone_password
 from castellan.common.objects import opaque_data, passphrase, symmetric_key
+from castellan.options import set_defaults
 from castellan.tests.unit.key_manager.mock_key_manager import MockKeyManager
 from oslo_config import cfg
 
@@ -100,6 +101,18 @@ def test_the_package_is_optional(monkeypatch):
     monkeypatch.setitem(sys.modules, "castellan.key_manager", None)
     with pytest.raises(errors.MissingExtra, match=r"cloudcore\[castellan\]"):
         CastellanKeys(USER)(disk_of(str(uuid.uuid4())))
+
+
+@pytest.mark.parametrize("backend", ["no-such-backend", "no.such.module.Manager", "castellan.key_manager.NoSuchClass"])
+def test_a_key_manager_that_is_configured_wrongly(backend):
+    conf = cfg.ConfigOpts()
+    conf([], project="cloudcore-test", default_config_files=[], default_config_dirs=[])
+    set_defaults(conf)
+    conf.set_override("backend", backend, "key_manager")
+    wanted = str(uuid.uuid4())
+    with pytest.raises(errors.KeyManagerUnavailable, match=rf"{wanted} .*\[key_manager\]") as caught:
+        CastellanKeys(USER, configuration=conf)(disk_of(wanted))
+    assert (caught.value.__cause__, caught.value.__context__) == (None, None)
 
 
 # --- Barbican --------------------------------------------------------------------------------------------------------

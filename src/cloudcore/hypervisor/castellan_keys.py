@@ -12,7 +12,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from cloudcore._extras import require_extra
-from cloudcore.errors import InvalidArgument, KeyManagerUnavailable, KeyNotFound, PolicyDenied, Refused
+from cloudcore.errors import InvalidArgument, KeyManagerUnavailable, KeyNotFound, MissingExtra, PolicyDenied, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,7 +56,9 @@ class CastellanKeys:
             InvalidArgument: *disk* is not encrypted.
             KeyNotFound: The key manager has no such key, or one without bytes.
             PolicyDenied: The key is not for those on whose behalf it was asked for.
-            KeyManagerUnavailable: It does not answer, or not sensibly; nothing was done.
+            Refused: The key manager refused to look for the key.
+            KeyManagerUnavailable: It does not answer, or not sensibly, or is not configured so that it can be asked;
+                nothing was done.
             MissingExtra: castellan is not installed.
         """
         if disk.encryption is None:
@@ -71,12 +73,24 @@ class CastellanKeys:
         return passphrase
 
     def _asked(self, key_id: str) -> tuple[Any, Exception | None]:
-        manager = self._opened()
+        manager = self._opened_for(key_id)
         try:
             context = self._context() if callable(self._context) else self._context
             return manager.get(context, key_id), None
         except Exception as error:  # castellan raises what its drivers and their clients raise
             return None, error
+
+    def _opened_for(self, key_id: str) -> Any:
+        try:
+            return self._opened()
+        except MissingExtra:
+            raise
+        except Exception as error:  # castellan raises what loading its driver raises
+            name = type(error).__name__
+        raise KeyManagerUnavailable(
+            f"key {key_id} was not asked for: the key manager could not be opened ({name}); see backend in the section "
+            f"[key_manager] of the configuration, and its driver's section"
+        )
 
     def _opened(self) -> Any:
         with self._mutex:
