@@ -2,6 +2,7 @@
 
 import sys
 import uuid
+from pathlib import Path
 
 import pytest
 
@@ -137,6 +138,16 @@ def test_volumes_are_told_apart_by_what_their_kind_calls_them(tmp_path, module, 
         known = {key: value for key, value in KINDS[kind](name).items() if value != "s3cret"}
         assert told.pop() == {**known, "device_path": f"/dev/{name}"}
     assert not list(tmp_path.rglob("*.json"))
+
+
+def test_of_scaleio_the_user_is_kept_and_no_password(tmp_path, module):
+    connector = BrickConnector("compute-1", lock_path=str(tmp_path), module=module)
+    told = {"scaleIO_volname": "one", "serverIP": "10.0.0.1", "serverUsername": "admin", "serverPassword": "s3cret"}
+    connector.connect(ConnectionInfo("scaleio", told, volume_id=str(uuid.uuid4())))
+    (text,) = (path.read_text() for path in tmp_path.rglob("*.json"))
+    assert ("admin" in text, "10.0.0.1" in text, "s3cret" in text) == (True, True, False)
+    page = (Path(__file__).parents[2] / "docs/reference/attachments.md").read_text()
+    assert "for ScaleIO its server and the name of the user there too" in page
 
 
 def test_a_kind_whose_address_is_not_known(connector, module):

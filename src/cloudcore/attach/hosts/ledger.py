@@ -36,7 +36,7 @@ _ADDRESS = frozenset(
         "volume_replicas",
     }
 )  # fmt: skip
-"""What os-brick needs to find a volume's devices again. Users and passwords are not among it."""
+"""What os-brick needs to find a volume's devices again. No password is among it, and of users only ScaleIO's, below."""
 _ADDRESS_OF_KIND = {
     "gpfs": frozenset({"device_path"}),
     "huaweisdshypervisor": frozenset({"volume_id"}),
