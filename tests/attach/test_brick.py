@@ -169,6 +169,20 @@ def test_errors_quote_nothing(connector, module):
     assert "s3cret" not in str(caught.value)
 
 
+class InvalidConnectorProtocol(Exception):
+    pass
+
+
+@pytest.mark.parametrize("failure", [VolumeDeviceNotFound, InvalidConnectorProtocol, RuntimeError])
+def test_errors_name_the_volume_and_where_to_look(tmp_path, module, failure):
+    volume, module.error = str(uuid.uuid4()), failure()
+    connector = BrickConnector("compute-1", lock_path=str(tmp_path), module=module)
+    with pytest.raises(errors.CloudcoreError) as caught:
+        connector.connect(ConnectionInfo("iscsi", ISCSI.data, volume_id=volume))
+    told = f"volume {volume}: os-brick could not connect it (iscsi: {failure.__name__}); see os-brick's log on the host"
+    assert str(caught.value).startswith(told)
+
+
 def test_an_unknown_size_is_a_failure(connector, module):
     device = connector.connect(ISCSI)
     module.size = None

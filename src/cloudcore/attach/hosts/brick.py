@@ -284,7 +284,7 @@ class BrickConnector:
                     f"volumes of kind {info.kind} are mounted: give mount_point_base", field="mount_point_base"
                 )
             options["conn"] = {"mount_point_base": base}
-        return guarded("connector", info, lambda: self._brick.connector(info.kind, **options))
+        return guarded("open a connector for", info, lambda: self._brick.connector(info.kind, **options))
 
     def _data(self, info: ConnectionInfo, details: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """What os-brick is told; as by Nova, with the path once there is one."""

@@ -121,7 +121,7 @@ def guarded(
     """Call os-brick. Its errors may quote what it was given, so only their class is passed on.
 
     Args:
-        verb: What is done.
+        verb: What is done, as in "could not ... it".
         info: To what.
         call: Do it.
         must_have_paths: A connector that must have several paths, None if that is not asked.
@@ -141,10 +141,13 @@ def guarded(
 
 def _told(verb: str, info: ConnectionInfo, error: Exception, must_have_paths: Any) -> CloudcoreError:
     name = type(error).__name__
+    failed = (
+        f"volume {info.volume_id}: os-brick could not {verb} it ({info.kind}: {name}); see os-brick's log on the host"
+    )
     if name in _NOT_FOUND:
-        return DeviceNotFound(f"os-brick {verb} of kind {info.kind}: {name}", identifier=info.volume_id)
+        return DeviceNotFound(failed, identifier=info.volume_id)
     if name in _NOT_KNOWN:
-        return UnsupportedFeature(f"os-brick {verb} of kind {info.kind}: {name}", needed=info.kind)
+        return UnsupportedFeature(failed, needed=info.kind)
     if must_have_paths is not None and not must_have_paths.supports_multipath():
         return UnsupportedFeature(
             f"a volume of kind {info.kind} must have several paths, and multipathd does not run on this host",
@@ -158,4 +161,4 @@ def _told(verb: str, info: ConnectionInfo, error: Exception, must_have_paths: An
             f"to the storage and repeat it",
             identifier=info.volume_id,
         )
-    return OutcomeUnknown(f"os-brick {verb} of kind {info.kind}: {name}; it can be repeated")
+    return OutcomeUnknown(f"{failed}, and repeat")
