@@ -9,9 +9,18 @@ import pytest
 import sqlalchemy as sa
 
 from cloudcore import create_schema
-from cloudcore.database import open_engine
-from cloudcore.errors import InvalidArgument, MissingExtra
-from cloudcore.listing import CLOUDCORE_INSTANCES, Cell, CellRouter, CellState, Query, RecordSource, Sort
+from cloudcore.database import Database, RetryPolicy, open_engine
+from cloudcore.errors import DatabaseUnavailable, InvalidArgument, MissingExtra
+from cloudcore.listing import (
+    CLOUDCORE_INSTANCES,
+    Cell,
+    CellRouter,
+    CellState,
+    InstanceDirectory,
+    Query,
+    RecordSource,
+    Sort,
+)
 from tests.listing.conftest import ELSEWHERE, NOW, THINGS, things, walk
 
 KINDS = pytest.mark.parametrize("kind", ["sqlite", "postgresql", "mariadb"])
@@ -146,3 +155,10 @@ def test_a_missing_driver_is_no_cell_that_is_down(tmp_path, monkeypatch, url):
         monkeypatch.undo()
         router.add_cell(Cell("bad", url))
         assert router.page().cells["bad"].state is CellState.DOWN, "nobody listens there, which is another matter"
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_a_directory_that_nobody_answers_for_is_unavailable(url):
+    """The constructor makes its tables, so it is the first to notice: an error of the library's, as for a cell."""
+    with Database(url, retry=RetryPolicy(attempts=2)) as database, pytest.raises(DatabaseUnavailable):
+        InstanceDirectory(database)

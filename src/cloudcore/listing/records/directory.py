@@ -8,6 +8,7 @@ routed query would miss.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import Counter
 from time import monotonic
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 import attrs
 import sqlalchemy as sa
 
-from cloudcore.database import Database, hold, insert_ignoring_duplicates
+from cloudcore.database import Database, create_tables, hold, insert_ignoring_duplicates
 from cloudcore.database.statement_events import told_statement
 from cloudcore.errors import AlreadyExists, Conflict, DatabaseUnavailable, InstanceNotFound, InvalidArgument
 from cloudcore.listing.cells.directory import Entries
@@ -24,7 +25,7 @@ from cloudcore.listing.cells.pool import ConnectionPool, in_memory
 from cloudcore.listing.query.compiled import FixedStatement
 from cloudcore.listing.query.dialects import dialect_name
 from cloudcore.listing.query.sources import RecordSource
-from cloudcore.listing.tables import create_directory_tables, directory_instances, directory_routes
+from cloudcore.listing.tables import directory_instances, directory_routes
 from cloudcore.observability import teller
 
 if TYPE_CHECKING:
@@ -75,6 +76,10 @@ class InstanceDirectory:
 
     Args:
         source: A URL, an engine or a Database. The tables are created where they are missing.
+
+    Raises:
+        InvalidArgument: The source cannot be used.
+        DatabaseUnavailable, DatabaseBusy, DatabaseError: The database does not answer, or refuses.
     """
 
     database: Database
@@ -82,7 +87,7 @@ class InstanceDirectory:
     def __init__(self, source: Database | str | URL | Engine) -> None:
         self.database = Database.of(source)
         self._owned, self._closed = self.database is not source, False
-        create_directory_tables(self.database.engine)
+        self.database.run(functools.partial(create_tables, tables=[directory_instances, directory_routes]))
         engine = self.database.engine
         opened_here = not isinstance(source, Database | sa.Engine) and not in_memory(engine.url)
         # Connections of its own are kept open between questions; those of a caller's pool go back after each.
