@@ -15,6 +15,7 @@ from cloudcore.database import (
     Database,
     Operation,
     RetryPolicy,
+    create_tables,
     insert_ignoring_duplicates,
     open_engine,
     operations,
@@ -424,3 +425,16 @@ def test_the_calls_that_take_an_operation_id_are_those_of_the_documents(kind, re
     assert {name for name, call in calls.items() if "operation_id" in inspect.signature(call).parameters} == {
         *repeatable.split()
     }
+
+
+def test_no_tables_are_made_of_none(tmp_path):
+    """A caller's list may be empty: nothing is asked of the database, not even whether it is there."""
+    with Database(f"sqlite:///{tmp_path}/none.db") as database:
+        create_tables(database.engine, [])
+        database.run(lambda connection: create_tables(connection, []))
+        with database.read() as connection:
+            assert sa.inspect(connection).get_table_names() == []
+    with Database("postgresql://u:p@127.0.0.1:1/x") as away:
+        create_tables(away.engine, [])
+        with pytest.raises(sa.exc.OperationalError):
+            create_tables(away.engine, [COUNTERS])

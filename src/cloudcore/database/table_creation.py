@@ -26,8 +26,14 @@ def create_tables(bind: Engine | Connection, tables: Sequence[sa.Table]) -> None
 
     One process does it after the other: who looks while another creates would create the same. With an engine it is a
     transaction of its own; with a connection the caller's, which on SQLite has begun as a writer's. On Galera the lock
-    holds at one node: create at one of them.
+    holds at one node: create at one of them. Without tables nothing is done.
+
+    Raises:
+        sqlalchemy.exc.SQLAlchemyError: The database does not answer, or refuses, in SQLAlchemy's own words. Within
+            :meth:`Database.run <cloudcore.database.Database.run>` it is one of this library's errors.
     """
+    if not tables:
+        return
     if isinstance(bind, sa.Engine):
         with bind.begin() as connection:
             if connection.dialect.name == "sqlite":
