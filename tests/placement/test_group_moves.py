@@ -7,8 +7,11 @@ import uuid
 
 import pytest
 
-from cloudcore.errors import CloudcoreError, GroupViolation, InvalidRequest, NoValidHost
+from cloudcore import _failpoints
+from cloudcore.errors import CloudcoreError, DatabaseBusy, GroupViolation, InvalidRequest, NoValidHost
 from cloudcore.placement import AllocationLedger, HostGroup
+from cloudcore.placement.ledger.host_groups import keeping_policies
+from cloudcore.placement.ledger.session import Session
 from tests.placement.ledger_worlds import uuid_of
 from tests.placement.selector_worlds import FLAVOUR, Cloud
 
@@ -149,6 +152,37 @@ def test_another_group_than_its_own_is_refused(cloud: Cloud, pair):
     other = HostGroup(policy="anti-affinity", uuid=uuid_of("another-group"))
     with pytest.raises((InvalidRequest, NoValidHost)):
         cloud.selector.select_destination(one.instance, fresh(), FLAVOUR, group=other)
+
+
+@pytest.mark.parametrize("joins", [True, False], ids=["another group", "no group"])
+def test_whose_group_changes_while_it_is_waited_for_is_named_alone(cloud: Cloud, pair, joins):
+    one, other = (each.instance for each in pair)
+    another = HostGroup(policy="anti-affinity", uuid=uuid_of("another-group"))
+    (member,) = (each.instance for each in cloud.select(group=another, alternates=0))
+    new = another.uuid if joins else None
+    with cloud.database.write() as connection:
+        session = Session(connection)
+
+        def change(_: str) -> None:
+            session.run("DELETE FROM host_group_members WHERE instance = ?", (one,))
+            if joins:
+                session.run("INSERT INTO host_group_members (instance, group_uuid) VALUES (?, ?)", (one, new))
+
+        _failpoints.arm("ledger.group.lock", change)
+        try:
+            with (
+                pytest.raises(DatabaseBusy) as refused,
+                keeping_policies(session, dict.fromkeys((one, other, member), ())),
+            ):
+                pytest.fail("the groups are not what was locked")
+        finally:
+            _failpoints.disarm()
+            connection.rollback()
+    assert f"instance {one}: group {ANTI.uuid} -> {f'group {new}' if joins else 'no group'}; repeat" in str(
+        refused.value
+    )
+    assert other not in str(refused.value)
+    assert member not in str(refused.value)
 
 
 @pytest.mark.parametrize("round_", range(4))

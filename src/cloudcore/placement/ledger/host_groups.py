@@ -151,8 +151,8 @@ def keeping_policies(session: Session, wanted: Mapping[str, Iterable[str]]) -> I
     groups = _groups_of(session, wanted)
     for group in sorted({group.uuid: group for group in groups.values()}.values(), key=lambda group: str(group.uuid)):
         lock_group(session, group)
-    if groups and _groups_of(session, wanted) != groups:
-        raise DatabaseBusy(f"one of {', '.join(sorted(groups))} changed its group just then; repeat the call")
+    if groups and (changes := _changes(groups, _groups_of(session, wanted))):
+        raise DatabaseBusy(f"groups changed just then: {'; '.join(changes)}; repeat the call")
     hard = {instance: group for instance, group in groups.items() if group.hard}
     before = {instance: hosts_of(session, _held_by(session, instance)) for instance in hard}
     yield
@@ -167,6 +167,16 @@ def _groups_of(session: Session, instances: Iterable[str]) -> dict[str, HostGrou
     """Instance → its group, of those that belong to one."""
     rows = session.in_parts(_GROUPS_OF, sorted(instances))
     return {row[0]: HostGroup(uuid=row[1], policy=row[2], max_per_host=row[3]) for row in rows}
+
+
+def _changes(before: Mapping[str, HostGroup], now: Mapping[str, HostGroup]) -> list[str]:
+    """What has become of the group of each instance that is in another by now."""
+    pairs = {instance: (before.get(instance), now.get(instance)) for instance in sorted({*before, *now})}
+    return [
+        f"instance {instance}: {' -> '.join('no group' if group is None else f'group {group.uuid}' for group in pair)}"
+        for instance, pair in pairs.items()
+        if pair[0] != pair[1]
+    ]
 
 
 def _held_by(session: Session, instance: str) -> list[str]:
