@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from cloudcore import AllocationLedger, AttachmentManager, HostSelector, PlacementTree, ResourceRequest, create_schema
 from cloudcore.attach import EmbeddedVolumes
 from cloudcore.database import Database, open_engine
-from cloudcore.errors import CloudcoreError, InvalidArgument
+from cloudcore.errors import Closed, CloudcoreError
 from cloudcore.listing import InstanceDirectory
 from tests.waiting import until
 
@@ -139,7 +139,7 @@ def test_closed_in_the_midst_of_calls(kind, database_url, dialect):
         caller.join(60)
         assert not caller.is_alive()
     assert all(isinstance(error, CloudcoreError) for error in heard), heard
-    with pytest.raises(InvalidArgument, match="closed"):
+    with pytest.raises(Closed, match="closed"):
         used.call(next(numbers))
     used.close()
     until(lambda: threading.active_count() <= threads)

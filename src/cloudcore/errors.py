@@ -15,7 +15,8 @@
     │   ├── InvalidSelection                    placement: a selection that was altered or is of another version
     │   ├── InvalidConnector                    attach: what a host says of itself is incomplete
     │   ├── InvalidDisk                         hypervisor: a disk that this guest cannot have
-    │   └── UnsupportedFeature                  the other side cannot do this at all
+    │   ├── UnsupportedFeature                  the other side cannot do this at all
+    │   └── Closed                              what was asked has been closed
     ├── NotFound (LookupError)                the object named is not there
     │   ├── CellNotFound, InstanceNotFound
     │   ├── ProviderNotFound, InventoryNotFound, ConsumerNotFound, MoveNotFound
@@ -91,6 +92,7 @@ __all__ = [
     "CapacityExceeded",
     "CellNotFound",
     "CellUnavailable",
+    "Closed",
     "CloudcoreError",
     "Conflict",
     "ConstraintViolated",
@@ -340,6 +342,13 @@ class UnsupportedFeature(InvalidArgument):
 
     needed: str | None
     available: str | None
+
+
+class Closed(InvalidArgument):
+    """A database, a directory or a router was asked after its ``close()``. *field* names which.
+
+    What to do: make a new one; and close it when nobody asks any more.
+    """
 
 
 # --- not there -------------------------------------------------------------------------------------------------------

@@ -11,35 +11,55 @@
 from __future__ import annotations
 
 import math
+from http import HTTPStatus
 from typing import Any
 
 import attrs
 
 from cloudcore.errors import (
+    CellUnavailable,
+    Closed,
     CloudcoreError,
     Conflict,
+    DatabaseBusy,
+    DatabaseUnavailable,
+    HypervisorUnavailable,
     InvalidArgument,
+    KeyManagerUnavailable,
     NotFound,
     OutcomeUnknown,
     PolicyDenied,
     Refused,
     Transient,
+    VolumeServiceUnavailable,
 )
 
 __all__ = ["MEDIA_TYPE", "Problem", "problem_of"]
 
 MEDIA_TYPE = "application/problem+json"
 
-_KINDS: tuple[tuple[type[CloudcoreError], int, str], ...] = (
-    (PolicyDenied, 403, "Not allowed"),
-    (NotFound, 404, "Not found"),
-    (OutcomeUnknown, 503, "Outcome unknown: repeat with the same operation id"),
-    (Transient, 503, "Try again"),
-    (InvalidArgument, 400, "Wrong request"),
-    (Refused, 409, "Refused"),
-    (Conflict, 409, "Conflict"),
+_STATUSES: tuple[tuple[type[CloudcoreError], int], ...] = (
+    (PolicyDenied, 403),
+    (NotFound, 404),
+    (OutcomeUnknown, 503),
+    (Transient, 503),
+    (Closed, 503),  # not the caller's doing: the server is being shut down
+    (InvalidArgument, 400),
+    (Refused, 409),
+    (Conflict, 409),
 )
-"""The first that fits."""
+"""The first that fits; 500 where none does."""
+_OF_THE_SERVERS: tuple[tuple[type[CloudcoreError], str], ...] = (
+    (DatabaseUnavailable, "a database does not answer; nothing was done"),
+    (DatabaseBusy, "a database has too much to do at the moment; nothing was done"),
+    (CellUnavailable, "a part of the records cannot be reached at the moment"),
+    (VolumeServiceUnavailable, "the volume service does not answer"),
+    (KeyManagerUnavailable, "the key manager does not answer"),
+    (HypervisorUnavailable, "a hypervisor does not answer"),
+    (OutcomeUnknown, "the answer was lost: it happened or it did not; repeat it as the same operation"),
+    (Closed, "the server is being shut down"),
+)
+"""What is told of errors whose own words name servers, users and databases."""
 _NO_CALLERS_BUSINESS = "something failed that is not the fault of the caller"
 
 
@@ -49,8 +69,8 @@ class Problem:
 
     Attributes:
         status: Of HTTP.
-        title: The same for all errors of a kind.
-        detail: The error's own words; of one that is no caller's business, that something failed.
+        title: The standard phrase of the status.
+        detail: The error's own words, unless those are no caller's business.
         error: The name of its class.
         retry_after: Seconds after which a repeat may succeed, where the error knows.
     """
@@ -79,10 +99,15 @@ class Problem:
 def problem_of(error: CloudcoreError) -> Problem:
     """The problem that a caller is told of: 4xx for the caller's own, 503 to come again, 500 for all else.
 
-    A 500 does not give the error's words, which may name databases and hosts: log the error itself.
+    The words of a 500, and of a 503 that another server caused, may name databases and hosts. They are not told: log
+    the error itself.
     """
-    name, after = type(error).__name__, getattr(error, "retry_after", None)
-    for kind, status, title in _KINDS:
-        if isinstance(error, kind):
-            return Problem(status=status, title=title, detail=str(error), error=name, retry_after=after)
-    return Problem(status=500, title="Failed", detail=_NO_CALLERS_BUSINESS, error=name)
+    status = next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
+    otherwise = _NO_CALLERS_BUSINESS if status == 500 else str(error)
+    return Problem(
+        status=status,
+        title=HTTPStatus(status).phrase,
+        detail=next((told for kind, told in _OF_THE_SERVERS if isinstance(error, kind)), otherwise),
+        error=type(error).__name__,
+        retry_after=getattr(error, "retry_after", None),
+    )

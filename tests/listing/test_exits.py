@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from cloudcore.database import open_engine
-from cloudcore.errors import CloudcoreError, InvalidArgument
+from cloudcore.errors import Closed, CloudcoreError
 from cloudcore.listing import Cell, Query
 from tests.listing.conftest import THINGS, things
 from tests.listing.test_faults import rows
@@ -87,7 +87,7 @@ def test_closing_a_router_ends_the_calls_under_way(kind, urls, routers):
     for thread in threads:
         thread.join(60)
     assert not any(thread.is_alive() for thread in threads)
-    assert [type(error) for error in heard] == [InvalidArgument] * 4
+    assert [type(error) for error in heard] == [Closed] * 4
     assert none_left(kind, urls)
     end = time.monotonic() + 60
     while threading.active_count() > before and time.monotonic() < end:
@@ -102,9 +102,9 @@ def test_a_closed_router_opens_no_file_again(kind, urls, routers):
     for _ in range(2):
         assert router.page(QUERY).complete
     router.close()
-    with pytest.raises(InvalidArgument, match="router is closed"):
+    with pytest.raises(Closed, match="router is closed"):
         router.page(QUERY)
-    with pytest.raises(InvalidArgument, match="router is closed"):
+    with pytest.raises(Closed, match="router is closed"):
         next(router.stream(QUERY))
     assert left_open(kind, urls[:1]) == 0
 

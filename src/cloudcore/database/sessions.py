@@ -11,7 +11,7 @@ from sqlalchemy import event
 
 from cloudcore.database.driver_errors import session_is_lost
 from cloudcore.database.forking import part_when_forked
-from cloudcore.errors import InvalidArgument
+from cloudcore.errors import Closed, InvalidArgument
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine, ExceptionContext
@@ -72,9 +72,7 @@ def close_for_good(engine: Engine) -> None:
     """Close what is idle now, and what is in use as soon as it is given back; open nothing any more."""
 
     def refuse(*_: object) -> None:
-        raise InvalidArgument(
-            f"{engine.url.render_as_string(hide_password=True)} is closed: open it anew", field="database"
-        )
+        raise Closed(f"{engine.url.render_as_string(hide_password=True)} is closed: open it anew", field="database")
 
     def drop(_: DBAPIConnection, record: ConnectionPoolEntry) -> None:
         record.invalidate()

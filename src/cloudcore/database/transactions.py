@@ -315,7 +315,7 @@ class Database:
     def close(self) -> None:
         """Close the connections, unless the engine is the caller's. May be called twice.
 
-        A transaction under way goes on to its end; whatever would need another connection raises InvalidArgument.
+        A transaction under way goes on to its end; whatever would need another connection raises Closed.
         """
         if self._owned:
             close_for_good(self.engine)

@@ -545,7 +545,7 @@ class CellRouter:
         """End the threads and close the connections that the router opened.
 
         May be called twice: one that a signal interrupted goes on where it was. Calls under way end with their pages,
-        or raise InvalidArgument as all later ones do.
+        or raise Closed as all later ones do.
         """
         self._services.admission.closed = True
         try:

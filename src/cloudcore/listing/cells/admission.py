@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from cloudcore._cancellation import Cancellation
 from cloudcore._forks import when_forked
-from cloudcore.errors import InvalidArgument, InvariantViolated, Overloaded
+from cloudcore.errors import Closed, InvariantViolated, Overloaded
 from cloudcore.listing.cells.faults import COME_BACK_AFTER
 
 if TYPE_CHECKING:
@@ -113,10 +113,10 @@ class Admission:
         Raises:
             Overloaded: It did not come. Nothing was asked.
             Cancelled: The call was cancelled in line.
-            InvalidArgument: The router is closed.
+            Closed: The router is closed.
         """
         if self.closed:
-            raise InvalidArgument("the router is closed; make a new one", field="router")
+            raise Closed("the router is closed; make a new one", field="router")
         turn = Turn(self, cells)
         interrupt: BaseException | None = None
         try:

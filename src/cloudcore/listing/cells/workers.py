@@ -9,7 +9,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from cloudcore._forks import when_forked
-from cloudcore.errors import InvalidArgument, Overloaded
+from cloudcore.errors import Closed, Overloaded
 from cloudcore.listing.cells.faults import COME_BACK_AFTER
 
 if TYPE_CHECKING:
@@ -78,13 +78,13 @@ class Workers:
         """Run *job* soon, in some thread.
 
         Raises:
-            InvalidArgument: :meth:`close` was called.
+            Closed: :meth:`close` was called.
             Overloaded: The system gives no thread, and none is there that could do it later.
         """
         if not self._hand(job):
             self._grow(job)
         if self._closed:  # asked afterwards: what was handed over before the end is still run
-            raise InvalidArgument("the router is closed; make a new one", field="router")
+            raise Closed("the router is closed; make a new one", field="router")
 
     def _hand(self, job: Callable[[], None] | None) -> bool:
         """Give *job* to a thread that waits, if one does."""
@@ -104,7 +104,7 @@ class Workers:
         with self._lock:
             present = bool(self._threads) or self._closed
         if not present:
-            with contextlib.suppress(InvalidArgument, Overloaded):  # closed just now, or no thread is to be had
+            with contextlib.suppress(Closed, Overloaded):  # closed just now, or no thread is to be had
                 self.run(lambda: None)
 
     def _grow(self, job: Callable[[], None]) -> None:

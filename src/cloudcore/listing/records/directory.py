@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from cloudcore.database import Database, create_tables, hold, insert_ignoring_duplicates
 from cloudcore.database.statement_events import told_statement
-from cloudcore.errors import AlreadyExists, Conflict, DatabaseUnavailable, InstanceNotFound, InvalidArgument
+from cloudcore.errors import AlreadyExists, Closed, Conflict, DatabaseUnavailable, InstanceNotFound
 from cloudcore.listing.cells.directory import Entries
 from cloudcore.listing.cells.pool import ConnectionPool, in_memory
 from cloudcore.listing.query.compiled import FixedStatement
@@ -115,7 +115,7 @@ class InstanceDirectory:
     def _ask(self, statement: FixedStatement, values: dict[str, Any]) -> list[tuple[Any, ...]]:
         """The rows of a statement that every page sends: as cached text, past SQLAlchemy's executor."""
         if self._closed:
-            raise InvalidArgument("the directory is closed; make a new one", field="directory")
+            raise Closed("the directory is closed; make a new one", field="directory")
         limit = monotonic() + _PATIENCE
         pooled = self._pool.acquire(limit)
         while True:
@@ -328,7 +328,7 @@ class InstanceDirectory:
         return stored
 
     def close(self) -> None:
-        """Close the connections, unless the database is the caller's. What is asked later raises InvalidArgument."""
+        """Close the connections, unless the database is the caller's. What is asked later raises Closed."""
         self._closed = True
         self._pool.close()
         if self._owned:
