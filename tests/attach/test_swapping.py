@@ -22,6 +22,7 @@ from cloudcore.testing.volumes import GIB, FakeVolumes
 from .conftest import instance
 
 HERE, THERE = "compute-1", "compute-2"
+KINDS = ("swap", "migration")
 
 
 class Killed(BaseException):
@@ -121,7 +122,7 @@ class World:
         return self.changed_over(manager) if changed else not self.as_before(manager)
 
 
-@pytest.fixture(params=["swap", "migration"])
+@pytest.fixture(params=KINDS)
 def world(request, new_manager, embedded):
     return World(new_manager, embedded, migration=request.param == "migration")
 
@@ -375,21 +376,37 @@ UNKNOWN = ("attach.swap.pivoting", "hypervisor.copy.pivoted", "attach.swap.pivot
 WAYS = ("attach.create.after", "attach.swap.pivoting", "hypervisor.copy.pivoted", "attach.unmap.before")
 
 
-def reachable(world, point):
-    return world.migration or point not in {"attach.swap.told", "attach.swap.renamed"}
+OF_A_MIGRATION = ("attach.swap.told", "attach.swap.renamed")
+
+
+def points(kind):
+    """Those of a swap, or of a migration, in the order in which it passes them."""
+    return [point for point in (*BEFORE, *AFTER) if kind == "migration" or point not in OF_A_MIGRATION]
+
+
+@pytest.mark.parametrize(("world", "kind"), [(kind, kind) for kind in KINDS], indirect=["world"])
+def test_each_passes_its_points(world, kind):
+    """So whoever is to die at one of them below can, and whoever could does."""
+    passed = []
+    _failpoints.arm("*", passed.append)
+    try:
+        world.swap()
+    finally:
+        _failpoints.disarm()
+    assert [point for point in passed if point in {*BEFORE, *AFTER}] == points(kind)
+    assert ("complete_migration" in world.volumes.calls) is world.migration
 
 
 @pytest.mark.parametrize(
-    ("point", "way"),
+    ("world", "point", "way"),
     [
-        *((point, "recover") for point in (*BEFORE, *AFTER)),
-        *((point, way) for point in WAYS for way in ("revert", "again", "terminate")),
+        *((kind, point, "recover") for kind in KINDS for point in points(kind)),
+        *((kind, point, way) for kind in KINDS for point in WAYS for way in ("revert", "again", "terminate")),
     ],
+    indirect=["world"],
 )
 def test_what_died_in_the_middle_is_led_out(world, point, way):
     """Undone while the guest lives on the old bytes, finished once it lives on the new ones."""
-    if not reachable(world, point):
-        return
     world.killed_at(point)
     with pytest.raises(errors.Conflict):
         world.manager.begin_move(world.who, THERE)
@@ -436,12 +453,17 @@ def test_undoing_that_dies_goes_on(world, point):
 
 
 @pytest.mark.parametrize(
-    ("point", "served"), [(point, number % 2 == 0) for number, point in enumerate((*BEFORE, *AFTER))]
+    ("world", "point", "served"),
+    [
+        (kind, point, number % 2 == 0)
+        for kind in KINDS
+        for number, point in enumerate((*BEFORE, *AFTER))
+        if point in points(kind)
+    ],
+    indirect=["world"],
 )
 def test_with_evidence_that_the_host_is_dead_it_is_led_out(world, point, served):
     """Only what was being changed over is left to the operator."""
-    if not reachable(world, point):
-        return
     world.killed_at(point)
     world.hosts[HERE].faults.away = True
     without = () if served else (HERE,)
@@ -791,11 +813,16 @@ def test_a_copy_of_somebody_else_is_left_alone(world):
     assert host.disk_copy(world.who, world.old, elsewhere).phase is CopyPhase.NONE
 
 
-@pytest.mark.parametrize("method", ["create", "complete", "delete", "complete_migration"])
+@pytest.mark.parametrize(
+    ("world", "method"),
+    [
+        *((kind, method) for kind in KINDS for method in ("create", "complete", "delete")),
+        ("migration", "complete_migration"),  # which no other swap calls
+    ],
+    indirect=["world"],
+)
 @pytest.mark.parametrize("after", [False, True])
 def test_a_service_whose_answer_is_lost(world, method, after):
-    if method == "complete_migration" and not world.migration:
-        return
     world.volumes.fail(method, errors.OutcomeUnknown("lost"), after=after)
     try:
         world.swap()
