@@ -13,20 +13,27 @@ import re
 import sys
 from pathlib import Path
 
+import cloudcore
+
 FILE = Path(__file__).with_suffix(".txt")
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
-PACKAGES = ("aio", "attach", "hypervisor", "listing", "placement", "placement.hosts")
-"""Those that list names for users; the other packages are what they are made of."""
-
-MODULES = ("database", "disks", "errors", "notebook", "observability", "problems", "pruning", "schema", "telemetry")
+PROGRAMS = {"cloudcore.cli"}
+"""What is started, not imported."""
 
 
 def public_modules() -> list[str]:
-    """Everything that the documentation imports from."""
-    testing = importlib.import_module("cloudcore.testing")
-    below = [f"testing.{module.name}" for module in pkgutil.iter_modules(testing.__path__)]
-    return ["cloudcore", *(f"cloudcore.{name}" for name in sorted([*PACKAGES, *MODULES, *below]))]
+    """Each package that lists its names, and so each module directly in cloudcore or in cloudcore.testing.
+
+    Everything else is what they are made of.
+    """
+    found = {"cloudcore"}
+    for module in pkgutil.walk_packages(cloudcore.__path__, "cloudcore."):
+        folder, _, name = module.name.rpartition(".")
+        may_be = module.ispkg or folder in {"cloudcore", "cloudcore.testing"}
+        if may_be and not name.startswith("_") and hasattr(importlib.import_module(module.name), "__all__"):
+            found.add(module.name)
+    return sorted(found - PROGRAMS)
 
 
 def _default(value: object) -> str:

@@ -37,6 +37,7 @@ from cloudcore.errors import (
 __all__ = ["MEDIA_TYPE", "Problem", "problem_of"]
 
 MEDIA_TYPE = "application/problem+json"
+"""Of a problem document: its ``Content-Type``."""
 
 _STATUSES: tuple[tuple[type[CloudcoreError], int], ...] = (
     (PolicyDenied, 403),
