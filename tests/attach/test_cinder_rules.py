@@ -250,10 +250,15 @@ def test_a_volume_is_read():
 
 @pytest.mark.parametrize(
     ("version", "said", "read"),
-    [("3.71", True, True), ("3.71", False, False), ("3.71", None, None), ("3.68", True, True), ("3.47", False, None)],
-)
+    [
+        ("3.71", True, True), ("3.71", False, False), ("3.71", None, None),
+        ("3.69", True, True), ("3.69", False, False), ("3.69", None, None),
+        ("3.68", True, None), ("3.68", False, False), ("3.48", True, None), ("3.48", False, False),
+        ("3.47", True, None), ("3.47", False, None),
+    ],
+)  # fmt: skip
 def test_whether_targets_are_shared_has_three_values(version, said, read):
-    """What is not known counts as shared, so an old service must not read as "not shared"."""
+    """An old service must not read as "not shared", nor its "shared", which may mean "unknown", as "perhaps not"."""
     assert read_volume(volume(shared_targets=said), features_of(version)).shared_targets is read
 
 

@@ -107,6 +107,21 @@ def test_the_loser_leaves_nothing(manager, embedded, guests, connector, lose, po
     assert not any(leg.interrupted for leg in manager.attachments())
 
 
+@pytest.mark.parametrize("point", ["attach.map.after", "attach.connect.after"])
+def test_the_loser_leaves_nothing_where_targets_are_shared(manager, embedded, guests, connector, lose, point):
+    """The loser held the lease on the backend's targets too, which undoing takes again."""
+    embedded._backend.update(service_uuid=instance(), shared_targets=True)
+    volume = embedded.create_volume().id
+    lose(point)
+    with pytest.raises(errors.Conflict) as caught:
+        manager.attach(volume, instance())
+    assert not any("could not be undone" in note for note in getattr(caught.value, "__notes__", ()))
+    assert not connector.devices
+    assert not embedded.attachments(volume_id=volume)
+    assert not guests.disk_states()
+    assert manager.audit().clean
+
+
 def test_its_story_says_so(manager, embedded, guests, lose):
     volume = embedded.create_volume().id
     lose("attach.plug.before")

@@ -201,7 +201,8 @@ class AttachmentManager:
             VolumeNotFound, AlreadyExists, InUse, Conflict, PolicyDenied, LimitExceeded, InvalidDisk: A rule forbids it;
                 nothing was done. :meth:`plan_attach` lists all of them.
             OperationMismatch: The operation id was used for something else.
-            VolumeBusy: Others kept the volume for longer than the patience; nothing was done.
+            VolumeBusy: Others kept the volume for longer than the patience; nothing was done. If what they kept are the
+                targets of its backend, a note says what is left to a repeat or :meth:`recover`.
             OutcomeUnknown: Nobody could be asked what became of a step; the attachment is uncertain until
                 :meth:`recover`.
             CloudcoreError: What the service, the host or the hypervisor said; it was undone.

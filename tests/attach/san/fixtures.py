@@ -73,8 +73,8 @@ def iscsi(iqn, lun, volume_id="11111111-1111-4111-8111-111111111111", **more):
 class SanVolumes(EmbeddedVolumes):
     """A volume service whose volumes are on the array: *connections* says how each is reached."""
 
-    def __init__(self, database):
-        super().__init__(database)
+    def __init__(self, database, **backend):
+        super().__init__(database, **backend)
         self.connections = {}
 
     def on_the_array(self, san, iqn, lun, **options):

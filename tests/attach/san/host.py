@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.attach.san import tools
 from tests.services._client import required
 
 _TOOLS = Path(__file__).with_name("tools.py")
@@ -80,6 +81,10 @@ class San:
         self.change(lambda state: state["targets"][iqn]["luns"].update({str(number): lun}))
         return backing
 
+    def unmap(self, iqn: str, number: int) -> None:
+        """Take a LUN of *iqn* away. The host is not told: a device of it stays."""
+        self.change(lambda state: state["targets"][iqn]["luns"].pop(str(number)))
+
     def grow(self, iqn: str, number: int, size: int) -> None:
         """Make a LUN larger; the host does not know until it looks."""
         self.change(lambda state: state["targets"][iqn]["luns"][str(number)].update(size=size))
@@ -97,6 +102,10 @@ class San:
         self.change(lambda state: state["subsystems"][nqn]["namespaces"].update({str(number): space}))
         return backing
 
+    def unmap_namespace(self, nqn: str, number: int) -> None:
+        """Take a namespace of *nqn* away; the host is told."""
+        self.change(lambda state: tools.take_namespace(state, nqn, number))
+
     def export(self, share: str) -> Path:
         """An NFS share; the folder holds its files."""
         folder = self.folder / share.replace("/", "_").replace(":", "_")
@@ -107,7 +116,7 @@ class San:
     # --- the host ----------------------------------------------------------------------------------------------------
 
     def fail(self, what: str, *names: str) -> None:
-        """Let something fail: ``flush`` of devices, ``portals``; no name mends it."""
+        """Let something fail: ``flush`` of devices, ``portals``, ``parameters`` of nodes; no name mends it."""
         self.change(lambda state: state["faults"].update({what: list(names)}))
 
     @property

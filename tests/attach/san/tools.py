@@ -58,7 +58,7 @@ class Machine:
         (rescan / "rescan").write_text("")
         by_path = f"/dev/disk/by-path/ip-{session['portal']}-iscsi-{session['iqn']}-lun-{number}"
         devices[name] = {"sid": session["sid"], "lun": number, "hctl": hctl, "iqn": session["iqn"], "links": [by_path]}
-        devices[name]["tree"] = str(place / hctl)
+        devices[name] |= {"tree": str(place / hctl), "wwn": lun["wwn"]}
         self.fill(f"/dev/{name}", lun)
         link(by_path, name)
         link(f"/dev/disk/by-id/scsi-3{lun['wwn']}", name)
@@ -88,7 +88,7 @@ class Machine:
         os.unlink(f"/dev/{name}")
         for each in device["links"]:
             os.unlink(each)
-        wwn_link = f"/dev/disk/by-id/scsi-3{self.lun(device['iqn'], device['lun'])['wwn']}"
+        wwn_link = f"/dev/disk/by-id/scsi-3{device['wwn']}"  # its LUN may be unmapped
         if os.path.islink(wwn_link) and not os.path.exists(wwn_link):
             os.unlink(wwn_link)
 
@@ -211,13 +211,15 @@ def _node(machine, given, operation):
         raise Failure(21, "iscsiadm: No records found")
     session = next((s for s in state["sessions"].values() if (s["portal"], s["iqn"]) == (portal, iqn)), None)
     if operation == "update":
+        if given["-n"] in state["faults"].get("parameters", []):
+            raise Failure(6, f"iscsiadm: Cannot modify {given['-n']}. Invalid param name.")
         node["values"][given["-n"]] = given["-v"]
     elif operation == "delete":
         if session is not None:
             raise Failure(15, "iscsiadm: session exists")
         del state["nodes"][key]
     elif given.get("--login"):
-        _login(state, node, session)
+        _login(machine, node, session)
     elif given.get("--logout"):
         if session is None:
             raise Failure(21, "iscsiadm: No matching sessions found")
@@ -229,7 +231,8 @@ def _node(machine, given, operation):
     return ""
 
 
-def _login(state, node, session):
+def _login(machine, node, session):
+    state = machine.state
     if session is not None:
         raise Failure(15, "iscsiadm: session exists")
     if node["portal"] in state["faults"].get("portals", []):
@@ -244,10 +247,13 @@ def _login(state, node, session):
         raise Failure(24, "iscsiadm: login failed, authorization failure")
     state["counter"] += 1
     sid = host = state["counter"]
-    state["sessions"][str(sid)] = {"sid": sid, "host": host, "portal": node["portal"], "iqn": node["iqn"]}
+    made = state["sessions"][str(sid)] = {"sid": sid, "host": host, "portal": node["portal"], "iqn": node["iqn"]}
     for tree in ("scsi_host", "iscsi_host"):
         os.makedirs(f"/sys/class/{tree}/host{host}/device/session{sid}")
     Path(f"/sys/class/scsi_host/host{host}/scan").write_text("")
+    if values.get("node.session.scan") != "manual":
+        for number in target["luns"]:
+            machine.add_device(made, int(number))
 
 
 # --- the kernel, asked by writing into its files ---------------------------------------------------------------------
@@ -356,6 +362,8 @@ def nvme(machine, arguments):
         _nvme_disconnect(machine, os.path.basename(arguments[2]))
         return ""
     if verb == "ns-rescan":
+        if os.path.basename(arguments[1]) not in machine.state["controllers"]:
+            raise Failure(1, f"Failed to open {arguments[1]}")
         _nvme_scan(machine, os.path.basename(arguments[1]))
         return ""
     if verb == "id-ns":
@@ -420,9 +428,23 @@ def _nvme_disconnect(machine, name):
     if any(each["nqn"] == nqn for each in state["controllers"].values()):
         return
     for device in [d for d, (its, _) in state["namespaces"].items() if its == nqn]:
-        del state["namespaces"][device]
-        os.unlink(f"/dev/{device}")
-        shutil.rmtree(f"/sys/class/block/{device}")
+        _nvme_forget(state, device)
+
+
+def _nvme_forget(state, device):
+    del state["namespaces"][device]
+    os.unlink(f"/dev/{device}")
+    shutil.rmtree(f"/sys/class/block/{device}")
+
+
+def take_namespace(state, nqn, number):
+    """The array unmaps a namespace and tells the host, which forgets its device."""
+    del state["subsystems"][nqn]["namespaces"][str(number)]
+    for name in [name for name, its in state["controllers"].items() if its["nqn"] == nqn]:
+        for channel in Path("/sys/class/nvme-fabrics/ctl", name).glob(f"nvme*n{number}"):
+            shutil.rmtree(channel)
+    for device in [device for device, its in state["namespaces"].items() if its == [nqn, str(number)]]:
+        _nvme_forget(state, device)
 
 
 # --- NFS -------------------------------------------------------------------------------------------------------------

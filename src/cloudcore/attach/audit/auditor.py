@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from cloudcore.attach.journal.journal import Journal
     from cloudcore.attach.journal.leases import Lease, Leases
     from cloudcore.attach.journal.moves import MoveStore
-    from cloudcore.attach.lifecycle.records import Attachment
+    from cloudcore.attach.lifecycle.records import Attachment, Settings
     from cloudcore.attach.volumes.interface import VolumeService
-    from cloudcore.attach.volumes.values import VolumeAttachment
+    from cloudcore.attach.volumes.values import Volume, VolumeAttachment
     from cloudcore.attach.workflow.driver import Driver
     from cloudcore.attach.workflow.recovery import Recovery
     from cloudcore.disks import DiskState
@@ -268,9 +268,7 @@ class Auditor:
             self._volumes.delete(str(finding.service_id))
             return None
         if remedy is Remedy.RELEASE:
-            keeper = self._hosts[str(finding.host)].connector
-            assert isinstance(keeper, ConnectionKeeper)
-            keeper.release(finding.volume_id)
+            self._release(str(finding.host), finding.volume_id)
             return None
         if remedy is Remedy.UNPLUG:
             host = self._hosts[str(finding.host)]
@@ -286,6 +284,16 @@ class Auditor:
         if remedy is Remedy.RECONNECT:
             return self._reconnect(lease, leg)
         return self._lead_away(lease, leg, finding)
+
+    def _release(self, host: str, volume_id: str) -> None:
+        """End a connection that may be to any backend: its volume may be gone, or have come from elsewhere."""
+        keeper = self._hosts[host].connector
+        assert isinstance(keeper, ConnectionKeeper)
+        backends: list[Settings | Volume] = [leg.settings for leg in self._journal.select(host=host)]
+        with suppress(VolumeNotFound):
+            backends.append(self._volumes.volume(volume_id))
+        with self._driver.turn(host, *backends):
+            keeper.release(volume_id)
 
     def _reconnect(self, lease: Lease, leg: Attachment) -> str | None:
         before, device = leg.device, self._driver.reconnect(lease, leg).device

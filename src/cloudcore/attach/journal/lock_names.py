@@ -19,5 +19,5 @@ def volume_lock(volume_id: str) -> str:
 
 
 def target_lock(host: str, service_uuid: str | None) -> str:
-    """The lease under which a host touches a backend whose volumes share targets."""
-    return f"target/{host}/{service_uuid}"
+    """The lease under which a host touches a backend whose volumes share targets; one for all that have no name."""
+    return f"target/{host}/{service_uuid or '*'}"

@@ -360,15 +360,13 @@ def _limit(code: str, what: str, bound: int, used: int) -> Violation:
     return Violation(f"limit-{code}", text, error=LimitExceeded, facts={"what": what, "limit": bound, "used": used})
 
 
-def needs_target_lock(settings: Settings, *, manual_scan: bool) -> bool:
+def needs_target_lock(backend: Settings | Volume, *, manual_scan: bool) -> bool:
     """Whether connecting and disconnecting on a host must be serialised with every other volume of the backend.
 
     Three-valued, as Cinder says it from 3.69 on: False never; True unless the initiator scans only by hand; None
-    always, because its initiator (NVMe-oF) scans by itself.
+    always, because its initiator (NVMe-oF) scans by itself, or because nobody knows.
     """
-    if settings.service_uuid is None or settings.shared_targets is False:
-        return False
-    return settings.shared_targets is None or not manual_scan
+    return backend.shared_targets is None or (backend.shared_targets and not manual_scan)
 
 
 def plan(request: AttachRequest, volume: Volume, found: Sequence[Violation], *, target_lock: str | None) -> AttachPlan:

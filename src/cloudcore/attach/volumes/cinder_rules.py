@@ -186,10 +186,10 @@ def _truth(value: Any) -> bool:
 
 def _shared_targets(body: Mapping[str, Any], features: VolumeFeatures) -> bool | None:
     """True, False or unknown. Before 3.48 nothing is said; before 3.69 true may stand for unknown; both mean: lock."""
-    if not features.shared_targets:
+    value = body.get("shared_targets") if features.shared_targets else None
+    if value is None or (value and _version(features.microversion or "0.0") < (3, 69)):
         return None
-    value = body.get("shared_targets")
-    return None if value is None else bool(value)
+    return bool(value)
 
 
 def read_snapshot(body: Mapping[str, Any]) -> VolumeSnapshot:

@@ -107,7 +107,8 @@ class Volume:
         read_only: The service lets nobody write to it.
         shared_targets: Whether one target serves many volumes: True, False, or None for "unknown or scans by itself",
             which counts as True.
-        service_uuid: Of the backend; the name under which hosts lock it. None if the service does not say.
+        service_uuid: Of the backend; the name under which hosts lock it. None if the service does not say: such volumes
+            are locked as if of one backend.
         project_id: Owner, None if the service does not say.
         volume_type: Name of its type, None if it has none.
         availability_zone: None if the service has none.

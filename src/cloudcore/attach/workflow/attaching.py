@@ -88,7 +88,7 @@ class Attacher:
         if request.host is None:
             return None
         manual = self._hosts[request.host].connector.describe().manual_scan
-        locked = needs_target_lock(request.settings(volume), manual_scan=manual)
+        locked = needs_target_lock(volume, manual_scan=manual)
         return target_lock(request.host, volume.service_uuid) if locked else None
 
     def request(self, *, host: str | None, bus: DiskBus | str, anywhere: bool = False, **given: Any) -> AttachRequest:

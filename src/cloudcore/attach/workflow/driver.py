@@ -2,12 +2,12 @@
 
 Each step: check that the lease is still ours, act (:mod:`cloudcore.attach.workflow.instructions`), write the event that
 came of it. Nothing here decides what happens next; :mod:`cloudcore.attach.lifecycle.states` does. No transaction is
-open while anything outside is called.
+open while anything outside is called. One module, because there is one loop, and one way to touch a leg's host.
 """
 
 from __future__ import annotations
 
-from contextlib import ExitStack, suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -15,19 +15,27 @@ import attrs
 from cloudcore._failpoints import failpoint
 from cloudcore.attach.lifecycle.states import AT_REST, HOLDS, TABLE, UNDO_UNASKED, Event, Instruction, State, resume
 from cloudcore.attach.workflow.instructions import PROBES, Instructions, Work
-from cloudcore.errors import AttachmentNotFound, CloudcoreError, Conflict, GenerationConflict, UnsupportedFeature
+from cloudcore.errors import (
+    AttachmentNotFound,
+    CloudcoreError,
+    Conflict,
+    GenerationConflict,
+    UnsupportedFeature,
+    VolumeBusy,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
 
     from sqlalchemy.engine import Connection
 
     from cloudcore.attach.hosts.connectors import Host
     from cloudcore.attach.journal.journal import Journal
     from cloudcore.attach.journal.leases import Lease, Leases
-    from cloudcore.attach.lifecycle.records import Attachment
+    from cloudcore.attach.lifecycle.records import Attachment, Settings
     from cloudcore.attach.volumes.interface import VolumeService
-    from cloudcore.attach.volumes.values import ConnectionInfo
+    from cloudcore.attach.volumes.values import ConnectionInfo, Volume
     from cloudcore.attach.workflow.instructions import Outcome
     from cloudcore.disks import Disk
 
@@ -111,6 +119,15 @@ class Driver:
         """Whether this process acts on *host*."""
         return self._instructions.serves(host)
 
+    def turn(self, host: str | None, *backends: Settings | Volume) -> AbstractContextManager[object]:
+        """The leases under which *host* touches what *backends* share of their targets, if they do.
+
+        Raises:
+            VolumeBusy: Others kept one for longer than the patience; nothing was done.
+        """
+        names = {self._instructions.target_lock(host, backend) for backend in backends} - {None}
+        return self._leases.hold(sorted(map(str, names))) if names else nullcontext()
+
     # --- the loop -----------------------------------------------------------------------------------------------------
 
     def run(
@@ -140,15 +157,14 @@ class Driver:
             talk to. The first error on the way is in the result, not raised.
         """
         work = Work(leg, lease, info, force=force)
-        with ExitStack() as guard:
+        with work.turn:
             guarded = False
             while instruction is not None:
-                wanted = instruction in _GUARDED and self._instructions.target_lock(work.leg) is not None
-                if wanted and not guarded:
-                    guard.enter_context(self._leases.hold([str(self._instructions.target_lock(work.leg))]))
-                elif guarded and not wanted:
-                    guard.close()
-                guarded = wanted
+                if instruction not in _GUARDED:
+                    work.turn.close()
+                elif not guarded:
+                    self._begin_turn(work)
+                guarded = instruction in _GUARDED
                 step = self._next(work, instruction, undo=undo, release=release)
                 if step is None:
                     break
@@ -156,6 +172,16 @@ class Driver:
         if work.leg.state is State.ABSENT and work.leg.settings.held_before:
             self.promote(lease, work.leg.volume_id)
         return Result(work.leg, work.error)
+
+    def _begin_turn(self, work: Work) -> None:
+        leg = work.leg
+        try:
+            work.turn.enter_context(self.turn(leg.host, leg.settings))
+        except VolumeBusy as error:
+            error.add_note(
+                f"attachment {leg.id} is left {leg.state} in the journal; repeat the call, or recover() settles it"
+            )
+            raise
 
     def _next(self, work: Work, instruction: Instruction, *, undo: bool, release: bool) -> Instruction | None:
         """Do one instruction and write what came of it; None when there is nothing more to do."""
@@ -194,6 +220,7 @@ class Driver:
         start = _SURPLUS.get(instruction)
         if start is None or outcome.event not in {Event.DONE, Event.LOST}:
             return
+        work.turn.close()  # what undoes it takes its own
         try:
             self._leases.regain(work.lease)
             surplus = self._surplus(work, start, outcome)
@@ -346,12 +373,13 @@ class Driver:
 
     def disk(self, lease: Lease, leg: Attachment) -> Disk:
         """The disk of a connected leg, as a guest's definition on its host must have it."""
-        return self._instructions.disk(Work(leg, lease))
+        with self.turn(leg.host, leg.settings):
+            return self._instructions.disk(Work(leg, lease))
 
     def replug(self, lease: Lease, leg: Attachment) -> None:
         """Give the guest again what it should have, in both of its definitions."""
-        work = Work(leg, lease)
-        self.host(leg).guests.attach_disk(leg.instance_id, self._instructions.disk(work))
+        disk = self.disk(lease, leg)
+        self.host(leg).guests.attach_disk(leg.instance_id, disk)
 
     def reconnect(self, lease: Lease, leg: Attachment) -> Attachment:
         """Connect the leg's host again, which has lost the device, and write down which one it is now.
@@ -359,7 +387,8 @@ class Driver:
         Raises:
             Conflict: What is there now is another one.
         """
-        device = self._instructions.device(Work(leg, lease))
+        with self.turn(leg.host, leg.settings):
+            device = self._instructions.device(Work(leg, lease))
         after = attrs.evolve(leg, device=device, version=leg.version + 1, updated_at=self._journal.now())
         self._journal.database.run(lambda c: self._journal.replace(c, lease, leg, after, "reconnected"))
         return after

@@ -7,6 +7,7 @@ module, because it is one table: a method for each instruction, and what several
 from __future__ import annotations
 
 import traceback
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,10 +46,10 @@ if TYPE_CHECKING:
     from cloudcore.attach.hosts.connectors import Host
     from cloudcore.attach.journal.journal import Journal
     from cloudcore.attach.journal.leases import Lease
-    from cloudcore.attach.lifecycle.records import Attachment, HostDevice
+    from cloudcore.attach.lifecycle.records import Attachment, HostDevice, Settings
     from cloudcore.attach.volumes.interface import VolumeService
     from cloudcore.attach.volumes.sources import DiskOptions
-    from cloudcore.attach.volumes.values import ConnectionInfo
+    from cloudcore.attach.volumes.values import ConnectionInfo, Volume
     from cloudcore.disks import Disk
 
 __all__ = ["PROBES", "Instructions", "Outcome", "Work"]
@@ -78,7 +79,7 @@ class Outcome:
 class Work:
     """What one run knows of a leg beyond the journal. The connection lives only here.
 
-    With *force* the host gives up what it cannot bring to the volume any more.
+    With *force* the host gives up what it cannot bring to the volume any more. *turn* is the lease on shared targets.
     """
 
     leg: Attachment
@@ -88,6 +89,7 @@ class Work:
     error: CloudcoreError | None = None
     repeats: int = 0
     force: bool = False
+    turn: ExitStack = attrs.field(factory=ExitStack)
 
 
 class Instructions:
@@ -174,14 +176,14 @@ class Instructions:
             unknown = _foreign(work, instruction, error)
         return Outcome(Event.LOST, note=_note(unknown), error=unknown)
 
-    def target_lock(self, leg: Attachment) -> str | None:
-        """Name of the lease under which *leg* touches its backend's targets, None where none are shared."""
-        if leg.host is None or not self.serves(leg.host):
+    def target_lock(self, host: str | None, backend: Settings | Volume) -> str | None:
+        """Name of the lease under which *host* touches the targets of *backend*, None where none are shared."""
+        if host is None or not self.serves(host):
             return None
-        manual = self._hosts[leg.host].connector.describe().manual_scan
-        if not needs_target_lock(leg.settings, manual_scan=manual):
+        manual = self._hosts[host].connector.describe().manual_scan
+        if not needs_target_lock(backend, manual_scan=manual):
             return None
-        return target_lock(leg.host, leg.settings.service_uuid)
+        return target_lock(host, backend.service_uuid)
 
     # --- the volume service -------------------------------------------------------------------------------------------
 
