@@ -135,6 +135,33 @@ def test_it_expires_by_the_databases_clock_and_by_ours(tables, open_leases):
         assert rows(tables) == {"volume/a": lease.owner}
 
 
+def test_what_is_held_is_renewed_while_the_next_is_waited_for(tables, open_leases):
+    """The wait may be longer than a lease; and the time to trust in counts from what was asked for longest ago."""
+    now = 1000.0
+    other, leases = open_leases(), open_leases(patience=60, seconds=60.0, monotonic=lambda: now)
+    found: list[float] = []
+
+    def work():
+        with leases.hold(["volume/a", "target/h/b"]) as lease:
+            found.append(lease.fresh_until)
+
+    waiting = threading.Thread(target=work)
+    with other.hold(["target/h/b"]):
+        waiting.start()
+        while not leases._held:
+            waiting.join(0.001)
+            assert waiting.is_alive()
+        now += 30.0
+        expire(tables)
+        leases.renew()
+        with tables.read() as connection:
+            renewed = sa.select(attachment_locks.c.expires).where(attachment_locks.c.name == "volume/a")
+            assert connection.execute(renewed).scalar_one() > 1e9
+        now += 10.0
+    waiting.join()
+    assert found == [1030.0 + 54.0]
+
+
 def test_the_living_keep_what_they_hold(tables, open_leases):
     """However late: another thread, by another object, of this process."""
     now = 1000.0

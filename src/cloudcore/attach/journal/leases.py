@@ -8,19 +8,24 @@ lease; the holder itself judges by its monotonic clock, counted from before the 
   and a process of the same machine can look. A holder that is known to *live* keeps it, however late it is;
 * of a holder of whom nothing is known, when it has expired by the database's clock *and* whoever wants it has seen it
   unrenewed for as long by its own monotonic clock: a clock that steps takes nobody's lease away.
+
+A forked child holds nothing of what its parent held: it neither renews it nor gives it back.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import uuid
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakValueDictionary
 
 import sqlalchemy as sa
 import tenacity
 
+from cloudcore._forks import when_forked
 from cloudcore.attach.journal.owners import owner_is_alive, owner_is_dead, process_identity
 from cloudcore.attach.tables import attachment_locks
 from cloudcore.database import insert_ignoring_duplicates
@@ -94,10 +99,13 @@ class Lease:
 
         Raises:
             Conflict: It may have: this process was stopped, or cut off from the database, for longer than the lease.
+                Or this is a forked child, and its parent has the hold.
         """
         if self._leases.monotonic() > self.fresh_until:
+            names = ", ".join(self.names)
+            why = "is its parent's" if self.fresh_until == -math.inf else "may have expired"
             raise Conflict(
-                f"the lease on {', '.join(self.names)} may have expired; nothing was done. recover() settles it",
+                f"the lease on {names} {why}; nothing was done. recover() settles it",
                 identifier=self.names[0] if self.names else None,
             )
 
@@ -109,13 +117,17 @@ class Lease:
         """The names have been given back."""
         self.names.clear()
 
+    def leave_to_parent(self) -> None:
+        """In a forked child: go under a name that no row has, so that nothing can be done by this hold, nor to it."""
+        self.owner, self.fresh_until = _new_owner(), -math.inf
+
     def proof(self) -> dict[str, str]:
         """The parameters of :data:`STILL_HELD` for the first name."""
         return {"held_name": self.names[0], "held_owner": self.owner}
 
 
 class Leases:
-    """Hands out :class:`Lease` objects and keeps them alive. May be shared between threads; opened once per process.
+    """Hands out :class:`Lease` objects and keeps them alive. May be shared between threads; a forked child may go on.
 
     Args:
         database: Where ``attachment_locks`` is.
@@ -136,12 +148,24 @@ class Leases:
         self._seconds = seconds
         self._patience = patience
         self.monotonic = monotonic
-        self._mutex = threading.Lock()
-        self._queues: dict[str, tuple[threading.Lock, int]] = {}
         self._held: dict[str, Lease] = {}
-        self._dropped: set[str] = set()
         self._seen: dict[str, tuple[str, float, float]] = {}
         self._closing = threading.Event()
+        self._start_empty()
+        when_forked(self, Leases._start_empty)
+
+    def _start_empty(self) -> None:
+        """Also what a forked child does: what its parent's threads held, waited for and renewed is the parent's."""
+        for lease in self._held.values():
+            lease.leave_to_parent()
+        closed = self._closing.is_set()
+        self._closing = threading.Event()
+        if closed:
+            self._closing.set()
+        self._mutex = threading.Lock()
+        self._queues: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
+        self._held = {}
+        self._dropped: set[str] = set()
         self._renewer: threading.Thread | None = None
 
     # --- holding ------------------------------------------------------------------------------------------------------
@@ -207,29 +231,14 @@ class Leases:
     @contextmanager
     def _queued(self, names: Sequence[str], patience: float) -> Iterator[None]:
         """Wait for the other threads of this process first: they need no polling."""
-        taken: list[str] = []
-        try:
+        with ExitStack() as taken:
             for name in names:
                 with self._mutex:
-                    lock, users = self._queues.get(name, (threading.Lock(), 0))
-                    self._queues[name] = (lock, users + 1)
+                    lock = self._queues.setdefault(name, threading.Lock())
                 if not lock.acquire(timeout=max(patience, 0.0)):
-                    self._leave(name)
                     raise self._busy(name, "another thread of this process", patience)
-                taken.append(name)
+                taken.callback(lock.release)
             yield
-        finally:
-            for name in reversed(taken):
-                self._queues[name][0].release()
-                self._leave(name)
-
-    def _leave(self, name: str) -> None:
-        with self._mutex:
-            lock, users = self._queues[name]
-            if users == 1:
-                del self._queues[name]
-            else:
-                self._queues[name] = (lock, users - 1)
 
     def _take(
         self, lease: Lease, names: Sequence[str], patience: float, start: Callable[[Connection], object] | None
@@ -241,15 +250,16 @@ class Leases:
             reraise=True,
         )
         _held_here.add(lease.owner)
+        lease.fresh_until = math.inf
         for index, name in enumerate(names):
             last = start if index == len(names) - 1 else None
             try:
                 retrying(self._attempt, lease, name, last)
             except _Taken as error:
                 raise self._busy(name, error.owner, patience) from None
-        with self._mutex:
-            self._held[lease.owner] = lease
-        self._start_renewing()
+            with self._mutex:
+                self._held[lease.owner] = lease  # from the first name on: the wait for the next may be long
+            self._start_renewing()
 
     def _attempt(self, lease: Lease, name: str, start: Callable[[Connection], object] | None) -> None:
         asked = self.monotonic()
@@ -267,7 +277,7 @@ class Leases:
         except _Taken:
             lease.names.remove(name)
             raise
-        lease.fresh_until = asked + self._seconds * _FRESH
+        lease.fresh_until = min(lease.fresh_until, asked + self._seconds * _FRESH)
 
     def _try(self, connection: Connection, name: str, owner: str) -> str | None:
         """Take *name* within this transaction; return the owner who has it instead, None on success."""
