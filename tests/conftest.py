@@ -28,7 +28,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from tests import leaks, raised, services
+from tests import armed, leaks, raised, services
 from tests.services import _client
 
 ALLOWED_SKIPS: tuple[str, ...] = (
@@ -50,6 +50,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     profile = "long" if config.getoption("--long") else "ci" if os.environ.get("CI") else "default"
     hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", profile))
+    armed.watch()
     leaks.watch()
     raised.watch()
     if not hasattr(config, "workerinput"):
@@ -124,6 +125,13 @@ def _no_secret_is_logged() -> Iterator[None]:
     yield
     found, leaks.SCAN.found = leaks.SCAN.found, []
     assert not found, f"log records with a secret in them: {found}"
+
+
+@pytest.fixture(autouse=True)
+def _every_armed_point_is_passed(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    never = armed.check()
+    assert not never, f"failpoints that were armed, and that nothing passed: {never}"
 
 
 # ------------------------------------------------------------------------------------------------------------ databases

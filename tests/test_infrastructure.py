@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from cloudcore import _failpoints
 from cloudcore.database import metadata
-from tests import services
+from tests import armed, services
 from tests.faults import Proxy
 
 THINGS = sa.table("things", sa.column("id", sa.Integer))
@@ -140,3 +141,17 @@ def test_a_skip_fails_where_everything_is_required(required, tmp_path):
     wrong = counts.get("failed", 0) + counts.get("error", 0)
     assert (wrong, counts.get("skipped", 0)) == ((5, 0) if required else (0, 5)), done.stdout + done.stderr
     assert done.stdout.count("no such thing") >= 2
+
+
+@pytest.mark.parametrize(
+    ("passed", "never"), [("infrastructure.new", ["infrastructure.old"]), ("infrastructure.old", [])]
+)
+def test_a_failpoint_that_is_armed_and_never_passed_is_told(passed, never):
+    told = []
+    for name in ("infrastructure.old", "*"):
+        _failpoints.arm(name, told.append)
+    _failpoints.failpoint(passed)
+    _failpoints.disarm()
+    assert told == [passed]
+    assert armed.check() == never
+    assert armed.check() == []

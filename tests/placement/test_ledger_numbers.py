@@ -99,6 +99,17 @@ def test_number_of_a_provider_that_is_no_more(ledger, ledger_database, way):
     ledger.check()
 
 
+def points_of_the_long_way(ledger: AllocationLedger, way: str, wanted: list[tuple[str, str]]) -> list[str]:
+    """Those that are passed where a provider's inventory is taken by itself, while it is claimed so."""
+    passed: list[str] = []
+    _failpoints.arm("*", passed.append)
+    try:
+        claim(ledger, way, wanted)
+    finally:
+        _failpoints.disarm()
+    return [point for point in passed if point.startswith(("ledger.claim.take", "ledger.inventory"))]
+
+
 @EACH
 @WAYS
 def test_provider_made_anew_is_soon_claimed_at_once_again(ledger, ledger_database, way):
@@ -108,16 +119,12 @@ def test_provider_made_anew_is_soon_claimed_at_once_again(ledger, ledger_databas
     with ledger_database.write() as connection:
         connection.execute(sa.update(tables.resource_providers).values(name=sa.text("uuid")))
     add_providers(ledger_database, {"a": {"VCPU": 80}})
-    claim(ledger, way, [(uuid_of("x"), A), (uuid_of("y"), A)])
-    passed: list[str] = []
-    _failpoints.arm("*", passed.append)
-    try:
-        claim(ledger, way, [(uuid_of(f"again {n}"), A) for n in range(3)])
-    finally:
-        _failpoints.disarm()
+    first = points_of_the_long_way(ledger, way, [(uuid_of("x"), A), (uuid_of("y"), A)])
+    then = points_of_the_long_way(ledger, way, [(uuid_of(f"again {n}"), A) for n in range(3)])
+    assert bool(first) is (ledger_database.dialect != "postgresql")  # whose one statement goes by the uuid, if need be
     assert used(ledger_database, A, "VCPU") == 10
     if ledger_database.dialect != "sqlite" or way == "group":  # SQLite has no short way for one
-        assert not [point for point in passed if point.startswith(("ledger.claim.take", "ledger.inventory"))], passed
+        assert not then
     ledger.check()
 
 
