@@ -342,3 +342,22 @@ def test_fork_waits_until_a_tree_in_memory_is_whole():
     with state.lock:
         assert forked(lambda: tree.add("by who forks").name) == "by who forks"
     assert len(list(tree)) == 3
+
+
+class Parted:
+    """Knows whether it is a child's."""
+
+    def __init__(self, trouble: Exception | None = None) -> None:
+        self.trouble, self.parted = trouble, False
+        _forks.when_forked(self, Parted.part)
+
+    def part(self) -> None:
+        self.parted = True
+        if self.trouble:
+            raise self.trouble
+
+
+def test_action_that_fails_keeps_no_other_from_its_own():
+    owners = [Parted(), Parted(ValueError("no")), Parted()]
+    assert forked(lambda: [owner.parted for owner in owners]) == "[True, True, True]"
+    assert not any(owner.parted for owner in owners)

@@ -27,13 +27,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-__all__ = ["at_rest_when_forked", "when_forked"]
+__all__ = ["at_rest_when_forked", "leave_to_parent", "when_forked"]
 
 T = TypeVar("T")
 _actions: weakref.WeakKeyDictionary[Any, Callable[[Any], None]] = weakref.WeakKeyDictionary()
 _locks: weakref.WeakKeyDictionary[Any, Callable[[Any], AbstractContextManager[Any]]] = weakref.WeakKeyDictionary()
 _forking = threading.RLock()  # one fork after another, since each waits for all locks
 _held: list[ExitStack] = []
+_left: list[object] = []
 _hooked = False
 
 
@@ -60,6 +61,11 @@ def at_rest_when_forked(
     when_forked(owner, action)
 
 
+def leave_to_parent(*parts: object) -> None:
+    """In an action: keep what the child does without. Connection pools take locks when they are let go."""
+    _left.append(parts)
+
+
 def _before() -> None:
     with ExitStack() as stack:
         stack.enter_context(_forking)
@@ -77,5 +83,6 @@ def _in_child() -> None:
     global _forking
     _forking = threading.RLock()
     _held.clear()
-    for owner, action in list(_actions.items()):
-        action(owner)
+    with ExitStack() as stack:  # one that fails keeps none of the others from its own; Python reports it
+        for owner, action in reversed(list(_actions.items())):
+            stack.callback(action, owner)

@@ -22,6 +22,7 @@ class Gateway:
         self.rule: Callable[[str, str], Answer | None] = lambda *_: None
         self.after = False
         self.answered = 0
+        self.asked: list[tuple[str, int]] = []  # path, and the port of who asks
         gateway = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -32,6 +33,7 @@ class Gateway:
 
             def _serve(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                gateway.asked.append((self.path, self.client_address[1]))
                 canned = gateway.rule(self.command, self.path)
                 answer = self._passed_on(body) if canned is None or gateway.after else None
                 if canned is not None:

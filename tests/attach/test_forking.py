@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import threading
+import uuid
 
 import pytest
 import sqlalchemy as sa
+from keystoneauth1.identity import v3
+from keystoneauth1.session import Session
 
 from cloudcore.attach.journal.leases import Leases
 from cloudcore.attach.tables import attachment_locks
+from cloudcore.attach.volumes.cinder import CinderVolumes
 from cloudcore.errors import Conflict, VolumeBusy
 from cloudcore.schema import create_schema
+from tests import services
+from tests.attach.gateway import Gateway, page
 from tests.test_forking import Held, forked
 
 EVERYWHERE = pytest.mark.parametrize("dialect", ["sqlite", "postgresql", "mariadb"], indirect=True)
@@ -98,3 +106,85 @@ def test_child_of_who_holds_has_nothing(tables, leases):
 def test_closed_leases_stay_closed_in_the_child(leases):
     leases.close()
     assert forked(lambda: leases.wait(60)) == "None"
+
+
+# --- volumes of a Cinder ----------------------------------------------------------------------------------------------
+
+VERSIONS = {"id": "v3.0", "status": "CURRENT", "version": "3.71", "min_version": "3.0"}
+
+
+@pytest.fixture
+def cinder():
+    """A Cinder's answers to a client that looks at volumes, over connections that are kept."""
+
+    def rule(_: str, path: str):
+        last = path.rpartition("/")[2]
+        if "/volumes/" not in path:
+            return page(body=json.dumps({"versions": [VERSIONS]}).encode(), kind="application/json")
+        body = {"volume": {"id": last, "status": "available", "size": 1, "attachments": []}}
+        return page(body=json.dumps(body).encode(), kind="application/json")
+
+    with Gateway(0) as gateway:
+        gateway.rule = rule
+        yield gateway
+
+
+def of_noauth(gateway) -> CinderVolumes:
+    return CinderVolumes.noauth(f"http://127.0.0.1:{gateway.port}/v3", project_id=services.PROJECT)
+
+
+def askers(gateway, volume_id: str) -> set[int]:
+    return {port for path, port in gateway.asked if path.endswith(volume_id)}
+
+
+def test_child_asks_cinder_over_connections_of_its_own(cinder):
+    """Both ask at once, again and again, and each gets its answers; the parent's connection outlives the children."""
+    mine, theirs = str(uuid.uuid4()), str(uuid.uuid4())
+    with of_noauth(cinder) as volumes:
+        volumes.volume(mine)
+        over, wrong = threading.Event(), []
+
+        def ask() -> None:
+            while not over.is_set():
+                if volumes.volume(mine).id != mine:
+                    wrong.append(mine)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+
+        def child() -> bool:
+            fine = all(volumes.volume(theirs).id == theirs for _ in range(20))
+            volumes.close()
+            return fine
+
+        try:
+            assert [forked(child) for _ in range(2)] == ["True", "True"]
+        finally:
+            over.set()
+            asking.join()
+        volumes.volume(mine)
+    assert (len(askers(cinder, mine)), len(askers(cinder, theirs)), wrong) == (1, 2, [])
+
+
+def locks_of(volumes):
+    """Of its client, its cookies, its connection pools, and the pool to its Cinder; not what they belong to."""
+    requests = volumes._calls._http._original.session
+    pools = requests.get_adapter("http://").poolmanager.pools
+    [pool] = pools._container.values()
+    client, _ = volumes._calls.speak()
+    return client.client._rate_semaphore._lock, requests.cookies._cookies_lock, pools.lock, pool.pool.mutex
+
+
+def test_child_of_who_asks_cinder_waits_for_no_thread(cinder):
+    """They are in the midst of a request, or of logging in."""
+    plugin = v3.Password("http://127.0.0.1:1/v3", "open sesame")
+    other = v3.Password("http://127.0.0.1:1/v3", "open sesame")
+    with of_noauth(cinder) as volumes:
+        volumes.volume(str(uuid.uuid4()))
+        of_users = CinderVolumes(Session(auth=plugin), service_auth=other)
+        with contextlib.ExitStack() as held:
+            for lock in [*locks_of(volumes), plugin._lock, other._lock]:
+                held.enter_context(Held(lock))
+            assert forked(lambda: volumes.volume(str(uuid.uuid4())).status) == "available"
+            assert forked(lambda: plugin._lock.acquire(timeout=0) and other._lock.acquire(timeout=0)) == "True"
+        of_users.close()

@@ -18,6 +18,8 @@ from oslo_config import cfg
 from cloudcore import errors
 from cloudcore.disks import Disk, FileSource, LuksEncryption
 from cloudcore.hypervisor.castellan_keys import CastellanKeys
+from tests.attach.gateway import Gateway, page
+from tests.test_forking import Held, forked
 
 KEY = bytes(range(200, 232))
 USER = object()
@@ -261,3 +263,40 @@ def test_barbican_is_away(barbican, keys):
     with pytest.raises(errors.KeyManagerUnavailable) as caught:
         keys(disk_of(str(uuid.uuid4())))
     assert isinstance(caught.value, errors.Transient)
+
+
+# --- forked processes -------------------------------------------------------------------------------------------------
+
+
+def test_child_asks_over_connections_of_its_own():
+    """castellan's client of Vault keeps its connections; the parent's outlives the child, and no lock holds that up."""
+    stored = {"type": "opaque", "value": KEY.hex(), "name": None, "created": None}
+    with Gateway(0) as vault:
+        vault.rule = lambda *_: page(body=json.dumps({"data": {"data": stored}}).encode(), kind="application/json")
+        configuration = cfg.ConfigOpts()
+        configuration([])
+        url = f"http://127.0.0.1:{vault.port}"
+        set_defaults(configuration, backend="vault", vault_url=url, vault_root_token_id="t")
+        keys = CastellanKeys(USER, configuration=configuration)
+        disk = disk_of(uuid.uuid4().hex)
+
+        def ask() -> bool:
+            return keys(disk) == KEY.hex().encode()
+
+        assert ask()
+        [pool] = keys._manager._session.get_adapter(url).poolmanager.pools._container.values()
+        lock = pool.pool.mutex
+        del pool
+        with Held(keys._mutex), Held(lock):
+            assert forked(ask) == "True"
+        assert ask()
+        ports = [port for _, port in vault.asked]
+    assert ports[0] == ports[2] != ports[1]
+
+
+def test_child_asks_the_key_manager_that_was_given():
+    manager = MockKeyManager()
+    key_id = manager.store(USER, opaque_data.OpaqueData(KEY))
+    keys = CastellanKeys(USER, manager=manager)
+    with Held(keys._mutex):
+        assert forked(lambda: keys(disk_of(key_id)) == KEY.hex().encode()) == "True"

@@ -12,6 +12,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from cloudcore._extras import require_extra
+from cloudcore._forks import leave_to_parent, when_forked
 from cloudcore.errors import InvalidArgument, KeyManagerUnavailable, KeyNotFound, MissingExtra, PolicyDenied, Refused
 
 if TYPE_CHECKING:
@@ -29,19 +30,28 @@ _UNSURE = frozenset({408, 409, 425, 429})
 class CastellanKeys:
     """Gets the passphrase of a disk by the key that its volume's service names: ``passphrase`` of a hypervisor adapter.
 
-    May be shared between threads. It keeps no key: each is asked for when it is needed.
+    May be shared between threads; a forked child opens the configured key manager anew. It keeps no key: each is asked
+    for when it is needed.
 
     Args:
         context: On whose behalf: a ``castellan.common.credentials`` object or an oslo request context. A function is
             called for one each time, since tokens expire.
         configuration: An ``oslo_config.cfg.ConfigOpts``; by default the process's ``cfg.CONF``.
-        manager: A ``castellan.key_manager.KeyManager`` to ask instead of the configured one.
+        manager: A ``castellan.key_manager.KeyManager`` to ask instead of the configured one. A forked child asks the
+            same: give one that keeps no connections (castellan's for Barbican keeps none, that for Vault does).
     """
 
     def __init__(self, context: Any | Callable[[], Any], *, configuration: Any = None, manager: Any = None) -> None:
         self._context = context
         self._configuration = configuration
-        self._manager = manager
+        self._given = self._manager = manager
+        self._mutex = threading.Lock()
+        when_forked(self, CastellanKeys._part)
+
+    def _part(self) -> None:
+        """In a forked child: the connections of what was opened are its parent's."""
+        leave_to_parent(self._manager)
+        self._manager = self._given
         self._mutex = threading.Lock()
 
     def __repr__(self) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import tenacity
 
+from cloudcore._forks import when_forked
 from cloudcore.attach.volumes.cinder_rules import Call, Effect, features_of, negotiate
 from cloudcore.errors import CloudcoreError, Conflict, OutcomeUnknown, UnsupportedFeature, VolumeServiceUnavailable
 from cloudcore.observability import event
@@ -52,6 +53,11 @@ class Calls:
         self._attempts = attempts
         self._clock = clock
         self._sleep = sleep
+        self._forget()
+        when_forked(self, Calls._forget)
+
+    def _forget(self) -> None:
+        """Also in a forked child: a thread of its parent may have a lock of the client."""
         self._spoken: tuple[Any, VolumeFeatures] | None = None
 
     def speak(self) -> tuple[Any, VolumeFeatures]:

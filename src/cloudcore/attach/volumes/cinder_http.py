@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import copy
+import threading
 import time
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import attrs
 
 from cloudcore._extras import require_extra
+from cloudcore._forks import leave_to_parent, when_forked
 from cloudcore.attach.volumes.cinder_rules import Effect, judge, seconds_to_wait, strange
 from cloudcore.errors import (
     CloudcoreError,
@@ -121,6 +124,13 @@ class Http:
         self._service_auth = service_auth
         self._noauth = is_noauth(session)
         self._options = client_options
+        when_forked(self, Http._part)
+
+    def _part(self) -> None:
+        """In a forked child: from here on the session, whosever it is, has connections and locks of this process."""
+        _renew_connections(self._original.session)
+        _renew_locks(self._original.auth)
+        _renew_locks(self._service_auth)
 
     def client(self, microversion: str) -> Any:
         """A ``cinderclient`` client that speaks this version. Sends nothing yet."""
@@ -197,6 +207,26 @@ class Http:
                 return VolumeServiceUnavailable(f"{call.name} of {call.subject}: no connection ({name})")
             return call.unknown(f"the connection broke or no answer came in time ({name})")
         return VolumeServiceUnavailable(f"{call.name} of {call.subject}: nothing was sent: {error}")
+
+
+def _renew_connections(session: Any) -> None:
+    """Give a ``requests`` session what it has after unpickling: no connection, and else the same."""
+    from requests.adapters import HTTPAdapter
+
+    for adapter in set(session.adapters.values()):
+        if isinstance(adapter, HTTPAdapter):
+            leave_to_parent(adapter.poolmanager, adapter.proxy_manager)
+            adapter.__setstate__(adapter.__getstate__())
+    session.cookies = copy.copy(session.cookies)  # with a lock of its own
+
+
+def _renew_locks(plugin: Any) -> None:
+    """Let nobody be in the midst of logging in. The token stays: it may be used by any number of processes."""
+    if hasattr(plugin, "_lock"):
+        plugin._lock = threading.Lock()  # noqa: SLF001 - of keystoneauth, which has no other way
+    for name in ("user_auth", "service_auth"):  # a wrapper of both
+        if hasattr(plugin, name):
+            _renew_locks(getattr(plugin, name))
 
 
 @contextlib.contextmanager
