@@ -20,6 +20,7 @@ SYBIL = Sybil(parsers=[PythonCodeBlockParser(), SkipParser()], patterns=["*.md"]
 
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 NOT_RUN = re.compile(r"^```python no-run\n(.*?)^```", re.MULTILINE | re.DOTALL)
+PYTHON = re.compile(r"^ *```+ *(py.*?) *$", re.MULTILINE | re.IGNORECASE)
 MEASURED = re.compile(r"[\d.,]+ ?(?:ms|µs|MB|\w+/s|times as|times the|(?:claims|pages|calls) a second)\b")
 LINK = re.compile(r"(?<!\!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
 
@@ -28,7 +29,11 @@ LINK = re.compile(r"(?<!\!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
 def test_code_blocks_run(page, tmp_path, monkeypatch):
     """In order, in one namespace, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    for example in SYBIL.parse(page).examples():
+    examples = list(SYBIL.parse(page).examples())
+    opened = PYTHON.findall(page.read_text())
+    assert len(examples) == opened.count("python"), "a block is not seen"
+    assert {*opened} <= {"python", "python no-run"}, "a block is neither run nor said not to be"
+    for example in examples:
         example.evaluate()
 
 

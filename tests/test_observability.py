@@ -213,10 +213,12 @@ def test_values_that_are_not_words_or_numbers_are_not_told():
     assert Example.observer.roots == [["placement.example", {"wanted": "Secretive"}, None, []]]
 
 
-def test_without_an_observer_parts_and_events_go_nowhere():
-    with span("database.write") as add:
-        add(rows=1)
-    event("database.retry", logging.DEBUG, attempt=1)
+def test_without_an_observer_parts_go_nowhere_and_events_to_the_log(caplog):
+    with caplog.at_level(logging.DEBUG, "cloudcore"):
+        with span("database.write") as add:
+            add(rows=1)
+        event("database.retry", logging.DEBUG, attempt=1)
+    assert [record.getMessage() for record in caplog.records] == ["database.retry attempt=1"]
 
 
 def test_opentelemetry(sqlite_database):

@@ -15,6 +15,7 @@ from cloudcore.attach.volumes.values import AttachmentStatus, Connector
 from tests import services
 from tests.attach.cinder_pool import pool
 from tests.faults import Proxy
+from tests.waiting import until
 
 pytestmark = pytest.mark.xdist_group("cinder-faults")
 
@@ -293,6 +294,9 @@ def test_deleting_the_volume_twice_because_the_answer_was_lost(far, proxy, cinde
     doomed = cinder.create_volume()
     proxy.cut_after(b"DELETE ")
     far.delete_volume(doomed)
+    assert proxy.cuts == 1
+    with pytest.raises(errors.VolumeNotFound):
+        until(lambda: far.volume(doomed).status != "deleting")
 
 
 @pytest.mark.parametrize("call", ["update", "delete", "complete"])

@@ -17,6 +17,7 @@ from cloudcore.errors import (
     DeadlineExceeded,
     GuestAgentUnavailable,
     HypervisorUnavailable,
+    InUse,
     InvalidArgument,
     InvalidDisk,
     LimitExceeded,
@@ -279,9 +280,8 @@ def test_two_guests_and_one_exclusive_image(fragile, guests):
     with LibvirtHypervisor(fragile.uri) as hypervisor:
         disk = Disk(volume_id=str(uuid.uuid4()), source=source)
         hypervisor.attach_disk(first, disk)
-        with pytest.raises(Exception, match="lock") as caught:
+        with pytest.raises(InUse, match="lock"):
             hypervisor.attach_disk(second, disk)
-        assert type(caught.value).__name__ == "InUse"
         assert not hypervisor.disk_state(second, disk.volume_id).present
 
 

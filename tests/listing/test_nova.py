@@ -130,7 +130,9 @@ def test_every_order_is_the_same_on_three_databases(cloud, listing, sort, limit)
 def test_records_have_the_types_of_python_on_every_database(cloud, listing):
     """The same columns, instants with a time zone, booleans, addresses as text."""
     stored = {row["uuid"]: row for row in live(cloud)}
-    for record in walk(listing, Query(limit=50)):
+    found = walk(listing, Query(limit=50))
+    assert {record.uuid for record in found} == set(stored)
+    for record in found:
         row = stored[record.uuid]
         for name in (
             "created_at",

@@ -131,7 +131,9 @@ def test_weighers_of_many_hosts_at_once_say_what_they_say_of_one() -> None:
     request = ResourceRequest({"": {"VCPU": 3, "MEMORY_MB": 8}, "1": {"VCPU": 2}})
     table = HostTable(lambda _: "c", lambda _: None)
     for weigher in (dot_product(request), few_devices(["PGPU", "VGPU"])):
-        for hosts in table.of(tree.matcher(request).columns):
+        cells = list(table.of(tree.matcher(request).columns))
+        assert sum(hosts.size for hosts in cells) == 60
+        for hosts in cells:
             over = weigher.over(hosts)
             for number in range(hosts.size):
                 view = hosts.view(number, "c", None, lambda _: {})

@@ -129,7 +129,9 @@ def test_a_destination_that_is_lost_to_somebody_refuses(full: Cloud) -> None:
         free = {n: i.capacity - full.tree.usage(provider)[n] for n, i in provider.inventories.items() if n == "VCPU"}
         if free.get("VCPU"):
             full.ledger.claim(uuid_of(provider.name), {provider.uuid: free}, **OWNER)
-    for outcome in plan.apply(full.ledger, lambda *_: None):
+    outcomes = list(plan.apply(full.ledger, lambda *_: None))
+    assert [outcome.move for outcome in outcomes] == list(plan.moves)
+    for outcome in outcomes:
         assert outcome.state == ("refused" if outcome.move.root == first.root else "moved")
 
 

@@ -10,6 +10,7 @@ import pytest
 from cloudcore import _failpoints
 from cloudcore.errors import CloudcoreError, DatabaseBusy, GroupViolation, InvalidRequest, NoValidHost
 from cloudcore.placement import AllocationLedger, HostGroup
+from cloudcore.placement.hosts import force_hosts
 from cloudcore.placement.ledger.host_groups import keeping_policies
 from cloudcore.placement.ledger.session import Session
 from tests.placement.ledger_worlds import uuid_of
@@ -127,10 +128,11 @@ def test_a_host_that_breaks_the_policy_already_may_be_kept_but_not_taken(cloud: 
 
 
 def test_an_instance_of_no_group_moves_as_before(cloud: Cloud, pair):
-    _, other = pair
-    (loner,) = cloud.select(alternates=0)
-    if loner.primary.root != other.primary.root:
-        cloud.ledger.begin_move(loner.instance, fresh(), place_like(cloud, other))
+    one, other = pair
+    (loner,) = cloud.select(alternates=0, filters=[force_hosts({one.primary.name})])
+    there = place_like(cloud, other)
+    cloud.ledger.begin_move(loner.instance, fresh(), there)
+    assert cloud.ledger.allocations(loner.instance) == there
 
 
 def test_a_pool_that_members_share_is_no_host(cloud: Cloud):
@@ -144,7 +146,9 @@ def test_a_pool_that_members_share_is_no_host(cloud: Cloud):
     roots = {one.primary.root, other.primary.root, pool.uuid}
     (third,) = [root for root in cloud.tree.roots() if root.uuid not in roots]
     node = next(iter(cloud.tree.children(third)))
-    cloud.ledger.begin_move(one.instance, fresh(), {pool.uuid: {"DISK_GB": 5}, node.uuid: {"VCPU": 4}})
+    there = {pool.uuid: {"DISK_GB": 5}, node.uuid: {"VCPU": 4}}
+    cloud.ledger.begin_move(one.instance, fresh(), there)
+    assert cloud.ledger.allocations(one.instance) == there
 
 
 def test_another_group_than_its_own_is_refused(cloud: Cloud, pair):

@@ -96,7 +96,10 @@ def test_what_a_provider_has_already_is_not_asked_again(ledger_database: Databas
         loose.add("host", traits=["CUSTOM_OLD"], inventory={"CUSTOM_OLD": 1})
         strict.refresh()
         strict.update("host", name="new")
-        strict.set_traits("new", ["CUSTOM_OLD", "HW_CPU_X86_AVX2"])
+        host = strict.set_traits("new", ["CUSTOM_OLD", "HW_CPU_X86_AVX2"])
+        assert (host.traits, set(host.inventories)) == ({"CUSTOM_OLD", "HW_CPU_X86_AVX2"}, {"CUSTOM_OLD"})
+        with pytest.raises(InvalidProvider, match="spelt right"):
+            strict.add("other", traits=["CUSTOM_OLDER"])
 
 
 @pytest.mark.parametrize(

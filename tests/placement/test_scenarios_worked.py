@@ -199,7 +199,9 @@ def test_shared_class_is_added_up_for_each_candidate_alone() -> None:
 
 @pytest.mark.parametrize("policy", ["none", "isolate"])
 def test_amounts_of_three_groups_always_add_up(policy: str) -> None:
-    for line in names(numa(), f"resources=VCPU:1&resources1=VCPU:2&resources2=VCPU:3&group_policy={policy}"):
+    lines = names(numa(), f"resources=VCPU:1&resources1=VCPU:2&resources2=VCPU:3&group_policy={policy}")
+    assert lines
+    for line in lines:
         assert sum(int(part.split()[1]) for part in line.split(";")[0].split(", ")) == 6
 
 
