@@ -18,8 +18,9 @@ from cloudcore.errors import (
     InvalidArgument,
     InvalidTransition,
     MoveNotFound,
+    UnitViolation,
 )
-from cloudcore.placement import AllocationLedger, MoveKind, MoveState
+from cloudcore.placement import AllocationLedger, Inventory, MoveKind, MoveState
 from cloudcore.placement.rules.moves import TRANSITIONS, MoveEvent
 from tests.placement.ledger_worlds import add_providers, overdue, resize, used, uuid_of
 
@@ -290,6 +291,46 @@ def test_shared_pool_is_counted_once(ledger, hosts):
     ledger.check()
     ledger.revert_move(MIGRATION)
     assert used(ledger.database, pool, "MEMORY_MB") == 300
+
+
+def test_what_a_migration_keeps_of_a_shared_pool_need_be_no_piece_that_the_pool_gives(ledger, ledger_database):
+    """40 of the 50 are the instance's by now: the other 10 are held, not granted, be it that 20 is the least."""
+    pool = shared_pool(ledger_database, min_unit=20, step_size=10)
+    ledger.claim(INSTANCE, {uuid_of("s"): {"VCPU": 4}, pool: {"DISK_GB": 50}}, **OWNER)
+    there = {uuid_of("d"): {"VCPU": 2}, pool: {"DISK_GB": 40}}
+    with pytest.raises(UnitViolation, match="min_unit|step_size"):
+        ledger.begin_move(INSTANCE, MIGRATION, {pool: {"DISK_GB": 35}}, kind="resize", shared=[pool])
+    ledger.begin_move(INSTANCE, MIGRATION, there, kind="resize", shared=[pool])
+    assert ledger.allocations(MIGRATION)[pool] == {"DISK_GB": 10}
+    ledger.check()
+    ledger.swap(INSTANCE, there, {uuid_of("e"): {"VCPU": 2}, pool: {"DISK_GB": 50}})
+    ledger.swap(INSTANCE, {uuid_of("e"): {"VCPU": 2}, pool: {"DISK_GB": 50}}, there)
+    ledger.confirm_move(MIGRATION)
+    assert (used(ledger.database, pool, "DISK_GB"), ledger.allocations(INSTANCE)) == (40, there)
+
+
+@pytest.mark.parametrize("end", ["revert", "expire"])
+@pytest.mark.parametrize("units", [{"min_unit": 60}, {"max_unit": 40}, {"step_size": 7}], ids=str)
+def test_a_source_comes_back_whatever_the_units_are_by_now(ledger, ledger_database, end, units):
+    """It was held all the time, in part by either half. A sweep goes on to those that come after it."""
+    pool = shared_pool(ledger_database)
+    source = {uuid_of("s"): {"VCPU": 4}, pool: {"DISK_GB": 50}}
+    ledger.claim(INSTANCE, source, **OWNER)
+    there = {uuid_of("d"): {"VCPU": 4}, pool: {"DISK_GB": 80}}
+    ledger.begin_move(INSTANCE, MIGRATION, there, kind="resize", shared=[pool], expires_in=100)
+    ledger.reshape({pool: {"DISK_GB": Inventory(1000, **units)}}, {})
+    if end == "revert":
+        assert ledger.revert_move(MIGRATION).state is MoveState.REVERTED
+    else:
+        overdue(ledger_database, MIGRATION)
+        assert ledger.expire().migrations == (MIGRATION,)
+    assert (ledger.allocations(INSTANCE), used(ledger_database, pool, "DISK_GB")) == (source, 50)
+
+
+def shared_pool(database, **rules) -> str:
+    """Three hosts, and the uuid of a pool of disk with these rules."""
+    inventories = {name: {"VCPU": 8} for name in ("s", "d", "e")}
+    return add_providers(database, {**inventories, "pool": {"DISK_GB": {"total": 1000, **rules}}})["pool"]
 
 
 def test_a_migration_that_holds_nothing_for_a_while_holds_the_source_again(ledger, hosts):

@@ -285,7 +285,7 @@ def _follow(record: _Record, target: Target, row: ConsumerRow, operation_id: str
     if held == held_by_migration(move):
         return after, None
     owner = attrs.evolve(row.owner, consumer_type=MIGRATION)
-    return after, Target(allocations=held, owner=owner, retire=not held, revive=True)
+    return after, Target(allocations=held, owner=owner, retire=not held, revive=True, keeps=True)
 
 
 def _save(session: Session, move: Move) -> None:
@@ -345,7 +345,7 @@ def begin(session: Session, operation_id: str, asked: MoveRequest, *, history: b
     owner = attrs.evolve(row.owner, consumer_type=MIGRATION)
     targets = {
         asked.instance: Target(allocations=move.destination, generation=asked.generation),
-        asked.migration: Target(allocations=held, generation=NEW, owner=owner, retire=not held),
+        asked.migration: Target(allocations=held, generation=NEW, owner=owner, retire=not held, keeps=True),
     }
     apply_targets(session, operation_id, "begin_move", rows, targets, history=history, before=before)
     return move_as_json(_insert(session, move, asked.expires_in))
@@ -430,7 +430,7 @@ def _line(event: MoveEvent, operation_id: str, proof: str | None) -> str:
 def _targets(move: Move, done: Step) -> dict[str, Target]:
     targets = {move.migration: Target(allocations={}, retire=True)}
     if done.instance is Holds.SOURCE:
-        targets[move.instance] = Target(allocations=move.source)
+        targets[move.instance] = Target(allocations=move.source, keeps=True)
     elif done.instance is Holds.NOTHING:
         targets[move.instance] = Target(allocations={})
     return targets

@@ -44,6 +44,7 @@ class Target:
         expires_in: Seconds until a new consumer's claim lapses unless it is settled.
         settle: The claim is pending no more.
         expected: Refuse unless it holds exactly this now.
+        keeps: What it shall hold was granted to its move before; the rules of units are not asked again.
     """
 
     allocations: Allocations
@@ -54,6 +55,7 @@ class Target:
     expires_in: float | None = None
     settle: bool = False
     expected: Allocations | None = None
+    keeps: bool = False
 
 
 def apply_targets(
@@ -90,7 +92,7 @@ def apply_targets(
     }
     if session.counting and event != "release":
         count(session.connection, dict.fromkeys(_written(after, before), 1))
-    rewrite = plan_rewrite(before, after)
+    rewrite = plan_rewrite(before, after, keeping={uuid for uuid, target in targets.items() if target.keeps})
     refused = session.take_all(_in_lock_order(session, rewrite))
     if refused is not None:
         raise explain(session, refused)

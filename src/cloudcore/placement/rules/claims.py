@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import attrs
@@ -222,11 +222,14 @@ class Rewrite:
 def plan_rewrite(
     before: Mapping[str, Mapping[Key, int]],
     after: Mapping[str, Mapping[Key, int]],
+    *,
+    keeping: Collection[str] = (),
 ) -> Rewrite:
     """Compare what each consumer of *after* holds now with what it shall hold.
 
     Only the net change counts: rows that change hands ask nothing of the inventory, whatever its capacity or units say
-    by now. A row is newly granted if no consumer of the call held that amount of that inventory before.
+    by now. A row is newly granted if no consumer of the call held that amount of that inventory before; what those of
+    *keeping* hold was granted to a move, whose halves share it out anew, so units ask nothing of it either.
     """
     deltas: Counter[Key] = Counter()
     old: Counter[tuple[Key, int]] = Counter()
@@ -236,7 +239,8 @@ def plan_rewrite(
         deltas.subtract(held)
         deltas.update(rows)
         old.update(held.items())
-        new.update(rows.items())
+        if consumer not in keeping:
+            new.update(rows.items())
     granted: dict[Key, list[int]] = {}
     for key, amount in new - old:
         granted.setdefault(key, []).append(amount)
