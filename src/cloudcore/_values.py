@@ -12,10 +12,13 @@ from cloudcore.errors import InvalidArgument
 __all__ = [
     "MAX_INTEGER",
     "FrozenDict",
+    "is_storable",
     "normalise_uuid",
     "require_duration",
     "require_integer",
+    "require_mapping",
     "require_name",
+    "require_portion",
     "require_seconds",
     "require_text",
     "require_utc",
@@ -98,15 +101,47 @@ def require_name(value: str, field: str, error: type[InvalidArgument] = InvalidA
 
 
 def require_text(value: str, field: str, *, maximum: int = 255, error: type[InvalidArgument] = InvalidArgument) -> str:
-    """Return *value* if it is text of 1 to *maximum* characters without NUL.
+    """Return *value* if it is text of 1 to *maximum* characters that databases hold: see :func:`is_storable`.
 
     Raises:
         InvalidArgument: It is not (or the subclass given as *error*).
     """
-    if not isinstance(value, str) or not value or "\0" in value:
+    if not isinstance(value, str) or not value:
         raise error(f"{field}: expected text that is not empty, got {value!r}", field=field, value=value)
+    if not is_storable(value):
+        raise error(f"{field}: {value!r} is no text that databases hold", field=field, value=value)
     if len(value) > maximum:
         raise error(f"{field}: {len(value)} characters, at most {maximum} fit", field=field, value=value)
+    return value
+
+
+def is_storable(text: str) -> bool:
+    """Whether every database holds *text*: it has no NUL, and no half of a surrogate pair, which UTF-8 has no form of."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return False
+    return "\0" not in text
+
+
+def require_portion(limit: int) -> int:
+    """Return *limit* if so many rows may be forgotten in one transaction: 1 to 30,000.
+
+    Raises:
+        InvalidArgument: It is no such number; more values in an IN not every database takes.
+    """
+    return require_integer(limit, "limit", minimum=1, maximum=30_000)
+
+
+def require_mapping(value: Mapping[K, V], field: str, error: type[InvalidArgument] = InvalidArgument) -> Mapping[K, V]:
+    """Return *value* if it is a mapping.
+
+    Raises:
+        InvalidArgument: It is not (or the subclass given as *error*).
+    """
+    if not isinstance(value, Mapping):
+        raise error(f"{field}: expected a mapping, got {value!r}", field=field, value=value)
     return value
 
 

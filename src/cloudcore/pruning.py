@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import attrs
 import sqlalchemy as sa
 
-from cloudcore._values import require_integer, require_utc
+from cloudcore._values import require_integer, require_portion, require_utc
 from cloudcore.attach.journal.journal import Journal
 from cloudcore.attach.tables import attachment_legs
 from cloudcore.database import Database, operations
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Upkeep", "upkeep"]
 
-_LARGEST = 30_000  # values in an IN, which PostgreSQL's protocol and SQLite both take
 _GROUPS = 1_000_000  # each is a transaction of its own
 
 
@@ -69,7 +68,7 @@ def upkeep(
     """
     older_than = require_utc(older_than, "older_than")
     require_integer(keep_changes, "keep_changes", minimum=0)
-    require_integer(limit, "limit", minimum=1, maximum=_LARGEST)
+    require_portion(limit)
     opened = Database.of(database)
     try:
         with opened.read() as connection:

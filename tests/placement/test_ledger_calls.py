@@ -27,6 +27,8 @@ from cloudcore.errors import (
     UnsupportedFeature,
 )
 from cloudcore.placement import AllocationLedger, PlacementTree, tables
+from cloudcore.placement.ledger.queries import Usage
+from cloudcore.placement.ledger.session import Session
 from cloudcore.placement.rules.audit import FindingKind, RepairAction
 from tests.placement.ledger_worlds import add_providers, overdue, resize, used, uuid_of
 
@@ -436,6 +438,37 @@ def test_usages_by_project_user_and_type(world):
         world.ledger.usages(provider=uuid_of("nowhere"))
     with pytest.raises(InvalidArgument):
         world.ledger.usages(provider=world.h1, project_id="p")
+
+
+def test_usages_count_those_who_hold_something(world):
+    """Who was released for ever leaves a row, and so does a migration that is over: neither is a consumer."""
+    for consumer in (A, B, C):
+        world.claim(consumer, {"VCPU": 2})
+    world.ledger.release(A, forever=True)
+    world.ledger.begin_move(B, M, {world.h2: {"VCPU": 2}})
+    world.ledger.confirm_move(M)
+    world.ledger.begin_move(C, uuid_of("another"), {world.h2: {"VCPU": 2}})
+    found = world.ledger.usages_by_type(project_id="project", user_id="user")
+    assert {kind: (usage.consumers, usage.amounts) for kind, usage in found.items()} == {
+        "INSTANCE": (2, {"VCPU": 4}),
+        "MIGRATION": (1, {"VCPU": 2}),
+    }
+
+
+def test_usages_and_numbers_of_consumers_are_of_one_moment(world, monkeypatch):
+    world.claim()
+    read = Session.all
+
+    def released_meanwhile(session, sql, parameters=()):
+        found = read(session, sql, parameters)
+        if "COUNT(*)" not in sql:
+            monkeypatch.undo()
+            world.ledger.release(A)
+        return found
+
+    monkeypatch.setattr(Session, "all", released_meanwhile)
+    assert world.ledger.usages_by_type()["INSTANCE"] == Usage(consumers=1, amounts={"VCPU": 4})
+    assert world.ledger.usages_by_type() == {}
 
 
 def test_history_says_who_held_what_when(world):

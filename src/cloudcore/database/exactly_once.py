@@ -17,7 +17,7 @@ from sqlalchemy.dialects import mysql
 
 from cloudcore._values import require_text
 from cloudcore.database.column_types import Instant, Text, metadata
-from cloudcore.errors import OperationMismatch
+from cloudcore.errors import InvalidArgument, OperationMismatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -76,9 +76,17 @@ class Operation:
         """Describe one call. *arguments* must be JSON; without *operation_id* a fresh one is made.
 
         Raises:
-            InvalidArgument: *operation_id* is empty or longer than 64 characters.
+            InvalidArgument: The id is empty, longer than 64 characters, or ends in a space: MariaDB and MySQL take such
+                a text and that without the space for the same, and the second of two calls would not be done.
         """
-        identifier = id_factory() if operation_id is None else require_text(operation_id, "operation_id", maximum=64)
+        identifier = id_factory() if operation_id is None else operation_id
+        require_text(identifier, "operation_id", maximum=64)
+        if identifier.endswith(" "):
+            raise InvalidArgument(
+                f"operation_id: {identifier!r} ends in a space, which not every database tells apart from none",
+                field="operation_id",
+                value=identifier,
+            )
         text = _ORDERED.encode([name, arguments])
         return cls(id=identifier, name=name, fingerprint=hashlib.sha256(text.encode()).hexdigest())
 

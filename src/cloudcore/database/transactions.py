@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import sqlalchemy as sa
 
 from cloudcore._failpoints import failpoint
+from cloudcore._values import require_portion, require_utc
 from cloudcore.database.dialects import insert_ignoring_duplicates
 from cloudcore.database.driver_errors import translate
 from cloudcore.database.engines import behind_pooler, lock_timeout_to_say, open_engine
@@ -287,9 +288,12 @@ class Database:
         """Forget operations made before *older_than*, at most *limit*; return how many.
 
         A forgotten id can take effect again: keep rows for longer than any caller may repeat.
+
+        Raises:
+            InvalidArgument: *older_than* has no time zone, or *limit* is not from 1 to 30,000.
         """
-        old = sa.select(operations.c.id).where(operations.c.created_at < older_than)
-        chosen = old.order_by(operations.c.created_at).limit(limit)
+        old = sa.select(operations.c.id).where(operations.c.created_at < require_utc(older_than, "older_than"))
+        chosen = old.order_by(operations.c.created_at).limit(require_portion(limit))
 
         def prune(connection: Connection) -> int:
             ids = list(connection.scalars(chosen))

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
-from cloudcore._values import normalise_uuid, require_integer, require_name
-from cloudcore.errors import InvalidAllocation, MoveNotFound
+from cloudcore._values import normalise_uuid, require_integer, require_mapping, require_name
+from cloudcore.errors import InvalidAllocation, InvalidInventory, MoveNotFound
 from cloudcore.observability import observed
 from cloudcore.placement.forest.values import Inventory
 from cloudcore.placement.ledger.auditing import Writers, apply_repair
@@ -19,10 +19,10 @@ from cloudcore.placement.ledger.reshape import Reshape, require_units, reshape
 from cloudcore.placement.ledger.transactions import as_held, read_seconds
 from cloudcore.placement.ledger.writes import NEW, Target, settle
 from cloudcore.placement.rules.audit import plan_repairs
-from cloudcore.placement.rules.claims import Held, Owner, normalise_allocations, provider_uuid
+from cloudcore.placement.rules.claims import Held, Owner, normalise_allocations, provider_uuid, require_generation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from cloudcore.placement.ledger.session import Session
     from cloudcore.placement.rules.audit import Finding, Repair
@@ -157,8 +157,12 @@ class AllocationLedger(LedgerMoves):
         owner = None
         if project_id is not None or user_id is not None:
             owner = Owner.of(project_id or "", user_id or "", consumer_type)
-        read = {consumer_uuid(c): n for c, n in (generations or {}).items()}
-        held = {consumer_uuid(c): _or_nothing(a) for c, a in (expected or {}).items()}
+        require_mapping(wanted, "wanted", InvalidAllocation)
+        read = _generations(generations, "generations", consumer_uuid)
+        held = {
+            consumer_uuid(c): _or_nothing(a)
+            for c, a in require_mapping(expected or {}, "expected", InvalidAllocation).items()
+        }
         named = _owners(owners)
         targets = {
             c: Target(
@@ -253,7 +257,8 @@ class AllocationLedger(LedgerMoves):
         Args:
             inventories: Provider uuid → its whole new set, class → inventory or total.
             allocations: Consumer uuid → all that it shall hold; consumers not named keep what they hold.
-            provider_generations: Provider uuid → the generation read last; others may be at any.
+            provider_generations: Provider uuid → the generation read last, of those of *inventories*; others may be at
+                any.
             generations: The same for consumers; 0 for "holds nothing yet".
             owners: Consumer uuid → who answers for it from now on; needed for those that hold nothing yet.
             operation_id: See :meth:`claim`.
@@ -269,14 +274,12 @@ class AllocationLedger(LedgerMoves):
             CloudcoreError: As :meth:`replace` does for everything else.
         """
         given = {
-            provider_uuid(p): {
-                require_name(name, "resource class", InvalidAllocation): Inventory(i) if isinstance(i, int) else i
-                for name, i in classes.items()
-            }
-            for p, classes in inventories.items()
+            provider_uuid(p): _inventories(classes)
+            for p, classes in require_mapping(inventories, "inventories", InvalidAllocation).items()
         }
-        read = {provider_uuid(p): n for p, n in (provider_generations or {}).items()}
-        counts = {consumer_uuid(c): n for c, n in (generations or {}).items()}
+        require_mapping(allocations, "allocations", InvalidAllocation)
+        read = _generations(provider_generations, "provider_generations", provider_uuid)
+        counts = _generations(generations, "generations", consumer_uuid)
         named = _owners(owners)
         targets = {
             c: Target(allocations=a, generation=counts.get(c), owner=named.get(c))
@@ -285,6 +288,9 @@ class AllocationLedger(LedgerMoves):
         _check_consumers(targets, allocations, generations=counts, owners=named)
         if not given:
             raise InvalidAllocation("no provider is named", field="inventories")
+        if len(given) != len(inventories):
+            raise InvalidAllocation("a provider is named twice", field="inventories")
+        _check_named(given, "providers", provider_generations=read)
         asked = Reshape(inventories=given, generations=read, targets=targets)
         require_units(asked)
 
@@ -320,6 +326,25 @@ class AllocationLedger(LedgerMoves):
             return False
 
 
+def _inventories(classes: Mapping[str, Inventory | int]) -> dict[str, Inventory]:
+    """Checked; what a deployment has stored may be stored again."""
+    found: dict[str, Inventory] = {}
+    for name, given in require_mapping(classes, "inventories", InvalidInventory).items():
+        require_name(name, "resource class", InvalidAllocation)
+        if not isinstance(given, Inventory | int):
+            raise InvalidInventory(
+                f"{name}: expected an Inventory or a total, got {given!r}", field="inventories", value=given
+            )
+        found[name] = Inventory(given) if isinstance(given, int) else given
+    return found
+
+
+def _generations(given: Mapping[str, int] | None, field: str, normalise: Callable[[str], str]) -> dict[str, int]:
+    """Checked and by normal uuids; who is at any generation is left out."""
+    numbers = require_mapping(given or {}, field, InvalidAllocation)
+    return {normalise(uuid): require_generation(n, field) for uuid, n in numbers.items() if n is not None}
+
+
 def _or_nothing(wanted: Candidate | Allocations) -> dict[str, dict[str, int]]:
     return {} if wanted == {} else normalise_allocations(wanted)
 
@@ -327,7 +352,7 @@ def _or_nothing(wanted: Candidate | Allocations) -> dict[str, dict[str, int]]:
 def _owners(owners: Mapping[str, Owner] | None) -> dict[str, Owner]:
     """Checked and by normal uuids."""
     found = {}
-    for consumer, owner in (owners or {}).items():
+    for consumer, owner in require_mapping(owners or {}, "owners", InvalidAllocation).items():
         if not isinstance(owner, Owner):
             raise InvalidAllocation(f"owners: expected an Owner, got {owner!r}", field="owners", value=owner)
         found[consumer_uuid(consumer)] = Owner.of(owner.project_id, owner.user_id, owner.consumer_type)
@@ -338,7 +363,11 @@ def _check_consumers(targets: Mapping[str, Target], given: Mapping[str, Any], **
     """Refuse a consumer that is named twice, or only in one of the arguments *named*."""
     if len(targets) != len(given):
         raise InvalidAllocation("a consumer is named twice", field="wanted")
+    _check_named(targets, "consumers", **named)
+
+
+def _check_named(written: Mapping[str, Any], what: str, **named: Mapping[str, Any]) -> None:
     for field, values in named.items():
-        stray = sorted(values.keys() - targets.keys())
+        stray = sorted(values.keys() - written.keys())
         if stray:
-            raise InvalidAllocation(f"{field}: not among the consumers to write: {', '.join(stray)}", field=field)
+            raise InvalidAllocation(f"{field}: not among the {what} to write: {', '.join(stray)}", field=field)

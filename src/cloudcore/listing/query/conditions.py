@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from cloudcore._values import normalise_uuid, require_utc
+from cloudcore._values import is_storable, normalise_uuid, require_utc
 from cloudcore.errors import InvalidArgument, InvalidQuery
 from cloudcore.listing.query.kinds import Kind
 from cloudcore.listing.query.lists import LONG, PACKED
@@ -217,17 +217,9 @@ def require_storable(value: Any, field: str) -> str:
     Raises:
         InvalidQuery: It is not.
     """
-    if not isinstance(value, str) or "\0" in value or not _encodable(value):
+    if not isinstance(value, str) or not is_storable(value):
         raise InvalidQuery(f"{field}: {value!r} is no text that databases hold", field=field, value=value)
     return value
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _pattern(column: Column, operator: str, value: Any) -> str:

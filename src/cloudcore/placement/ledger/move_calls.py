@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from cloudcore._values import normalise_uuid, require_text
+from cloudcore._values import normalise_uuid, require_integer, require_text
 from cloudcore.database import Operation
 from cloudcore.errors import InvalidAllocation, InvalidArgument, InvalidTransition
 from cloudcore.observability import observed
 from cloudcore.placement.ledger import moves as ledger_moves
 from cloudcore.placement.ledger.transactions import LedgerTransactions, read_seconds
-from cloudcore.placement.rules.claims import normalise_allocations, provider_uuid
+from cloudcore.placement.rules.claims import normalise_allocations, provider_uuid, require_generation
 from cloudcore.placement.rules.moves import Move, MoveEvent, MoveKind, MoveState, Overlap
 
 if TYPE_CHECKING:
@@ -92,9 +93,9 @@ class LedgerMoves(LedgerTransactions):
             destination=wanted,
             kind=_kind(kind),
             overlap=_overlap(overlap),
-            shared=tuple(sorted({provider_uuid(p, "shared") for p in shared})),
+            shared=_shared(shared),
             expires_in=read_seconds(expires_in, "expires_in"),
-            generation=generation,
+            generation=None if generation is None else require_generation(generation, "generation"),
         )
         if asked.migration == asked.instance:
             raise InvalidAllocation("the migration needs a uuid of its own", field="migration")
@@ -146,7 +147,11 @@ class LedgerMoves(LedgerTransactions):
 
         Each is an operation of its own, so a crash in between loses nothing; what was settled or ended just in time
         is left alone.
+
+        Raises:
+            InvalidArgument: *limit* is no number above 0.
         """
+        require_integer(limit, "limit", minimum=1)
         consumers, migrations = self._read(lambda session: ledger_moves.overdue(session, limit))
         prefix = operation_id or self._id_factory()
         done = [uuid_ for uuid_ in consumers if self._expire_claim(uuid_, _derived(prefix, uuid_))]
@@ -196,7 +201,15 @@ def _kind(value: MoveKind | str) -> MoveKind:
         ) from error
 
 
+def _shared(providers: Collection[str]) -> tuple[str, ...]:
+    if isinstance(providers, str) or not isinstance(providers, Iterable):
+        raise InvalidAllocation(
+            f"shared: expected a collection of uuids, got {providers!r}", field="shared", value=providers
+        )
+    return tuple(sorted({provider_uuid(provider, "shared") for provider in providers}))
+
+
 def _overlap(value: Overlap) -> Overlap:
-    if value not in {"sum", "maximum"}:
+    if value not in ("sum", "maximum"):  # whatever it is, and be it not hashable
         raise InvalidArgument(f"overlap: {value!r} is neither sum nor maximum", field="overlap", value=value)
     return value

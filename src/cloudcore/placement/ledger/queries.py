@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import sqlalchemy as sa
 
+from cloudcore._values import is_storable
 from cloudcore.database import translate
-from cloudcore.errors import InvariantViolated, ProviderNotFound
+from cloudcore.errors import InvalidArgument, InvariantViolated, ProviderNotFound
 from cloudcore.placement.ledger.moves import live_moves
 from cloudcore.placement.ledger.session import Session
 from cloudcore.placement.ledger.writes import in_uuids
@@ -225,24 +226,27 @@ def provider_usages(session: Session, uuid: str) -> dict[str, int]:
 
 _AMOUNTS = """
 SELECT c.consumer_type, a.resource_class, SUM(a.amount) FROM consumers c JOIN allocations a ON a.consumer_id = c.id
-{where} GROUP BY c.consumer_type, a.resource_class ORDER BY c.consumer_type, a.resource_class
+WHERE {conditions} GROUP BY c.consumer_type, a.resource_class ORDER BY c.consumer_type, a.resource_class
 """
 _COUNTS = """
-SELECT c.consumer_type, COUNT(*) FROM consumers c {where} GROUP BY c.consumer_type
+SELECT c.consumer_type, COUNT(*) FROM consumers c WHERE {conditions} GROUP BY c.consumer_type
 """
 
 
 def usages(
     session: Session, project_id: str | None, user_id: str | None, consumer_type: str | None
 ) -> dict[str, Usage]:
-    """Amounts and number of consumers by type, of the consumers that fit all that is given."""
+    """Amounts and number of consumers by type, of the consumers that fit all that is given and hold something.
+
+    For a session that sees one state throughout.
+    """
     chosen = {"project_id": project_id, "user_id": user_id, "consumer_type": consumer_type}
     conditions, values = _conditions(chosen)
-    where = " WHERE " + " AND ".join(conditions) if conditions else ""
+    fitting = " AND ".join(["c.retired_at IS NULL", *conditions])
     amounts: dict[str, dict[str, int]] = {}
-    for kind, name, amount in session.all(_AMOUNTS.replace("{where}", where), values):
+    for kind, name, amount in session.all(_AMOUNTS.replace("{conditions}", fitting), values):
         amounts.setdefault(kind or "unknown", {})[name] = int(amount)
-    counts = {kind or "unknown": int(n) for kind, n in session.all(_COUNTS.replace("{where}", where), values)}
+    counts = {kind or "unknown": int(n) for kind, n in session.all(_COUNTS.replace("{conditions}", fitting), values)}
     return {kind: Usage(consumers=counts.get(kind, 0), amounts=found) for kind, found in amounts.items()}
 
 
@@ -253,6 +257,8 @@ def _conditions(chosen: Mapping[str, str | None]) -> tuple[list[str], list[str]]
         if (name, value) == ("consumer_type", "unknown"):
             conditions.append("c.consumer_type IS NULL")
         elif value is not None:
+            if not isinstance(value, str) or not is_storable(value):
+                raise InvalidArgument(f"{name}: {value!r} is no text that databases hold", field=name, value=value)
             conditions.append(f"c.{name} = ?")
             values.append(value)
     return conditions, values

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from cloudcore._values import normalise_uuid, require_integer, require_utc
+from cloudcore._values import normalise_uuid, require_integer, require_portion, require_utc
 from cloudcore.database import Database
 from cloudcore.errors import InvalidAllocation, InvalidArgument, MoveNotFound, UnsupportedFeature
 from cloudcore.notebook import Shown
@@ -137,7 +137,8 @@ class LedgerQueries(ABC):
         self, *, project_id: str | None = None, user_id: str | None = None, consumer_type: str | None = None
     ) -> dict[str, Usage]:
         """Amounts in use and number of consumers for each consumer type; ``unknown`` where nobody said."""
-        return self._read(lambda session: queries.usages(session, project_id, user_id, consumer_type))
+        chosen = (project_id, user_id, consumer_type)
+        return self._read(lambda session: queries.usages(session, *chosen), one_state=True)
 
     def _read(self, work: Callable[[Session], T], *, one_state: bool = False) -> T:
         with self._session(one_state=one_state) as session:
@@ -179,6 +180,7 @@ class LedgerReader(LedgerQueries):
 
     def history_of(self, consumer: str, *, limit: int = 100) -> list[HistoryEntry]:
         """What *consumer* held after each of its newest changes, oldest first; without history, none."""
+        require_integer(limit, "limit", minimum=1)
         with self.database.read() as connection:
             return history.entries_of(connection, consumer_uuid(consumer), limit)
 
@@ -215,8 +217,12 @@ class LedgerReader(LedgerQueries):
         """Forget at most *limit* entries recorded before *older_than*; return how many.
 
         What was held at that instant and after it stays known: of each consumer the newest entry before it is kept.
+
+        Raises:
+            InvalidArgument: *older_than* has no time zone, or *limit* is not from 1 to 30,000.
         """
         instant = require_utc(older_than, "older_than")
+        require_portion(limit)
         return self.database.run(lambda connection: history.prune(connection, instant, limit))
 
     def move(self, migration: str) -> Move:

@@ -32,6 +32,7 @@ __all__ = [
     "plan_rewrite",
     "provider_uuid",
     "refusal",
+    "require_generation",
     "sum_takes",
     "total_by_class",
 ]
@@ -157,15 +158,25 @@ def provider_uuid(value: str, field: str = "provider") -> str:
         ) from None
 
 
+def require_generation(value: int, field: str) -> int:
+    """*value*, if a consumer or provider may be at that generation: a whole number from 0 to 2**63 - 1.
+
+    Raises:
+        InvalidAllocation: It is not.
+    """
+    return require_integer(value, field, minimum=0, maximum=2**63 - 1, error=InvalidAllocation)
+
+
 def _normalise_resources(provider: str, resources: Any) -> dict[str, int]:
     if not isinstance(resources, Mapping) or not resources:
         raise InvalidAllocation(f"provider {provider}: no resources are named", field="allocations", value=resources)
-    return {
+    checked = {
         require_name(name, "resource class", InvalidAllocation): require_integer(
             amount, f"{provider}: {name}", minimum=1, error=InvalidAllocation
         )
-        for name, amount in sorted(resources.items())
+        for name, amount in resources.items()
     }
+    return dict(sorted(checked.items()))
 
 
 def total_by_class(allocations: Allocations) -> dict[str, int]:

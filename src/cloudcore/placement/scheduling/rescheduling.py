@@ -15,7 +15,7 @@ import attrs
 import sqlalchemy as sa
 
 from cloudcore._failpoints import failpoint
-from cloudcore._values import normalise_uuid, require_integer, require_text
+from cloudcore._values import normalise_uuid, require_integer, require_portion, require_text, require_utc
 from cloudcore.database import Operation
 from cloudcore.errors import (
     CapacityExceeded,
@@ -391,14 +391,24 @@ def prune_attempts(ledger: AllocationLedger, older_than: datetime, *, limit: int
 
     Returns:
         How many attempts were forgotten.
+
+    Raises:
+        InvalidArgument: See :func:`forget_attempts`; nothing was forgotten.
     """
+    require_utc(older_than, "older_than")
+    require_portion(limit)
     host_groups.forget_groups(ledger.database, limit=limit)
     return forget_attempts(ledger.database, older_than, limit=limit)
 
 
 def forget_attempts(database: Database, older_than: datetime, *, limit: int = 10_000) -> int:
-    """Forget attempts made before *older_than*, at most *limit*; return how many."""
-    old = sa.select(host_attempts.c.id).where(host_attempts.c.recorded_at < older_than).limit(limit)
+    """Forget attempts made before *older_than*, at most *limit*; return how many.
+
+    Raises:
+        InvalidArgument: *older_than* has no time zone, or *limit* is not from 1 to 30,000.
+    """
+    instant = require_utc(older_than, "older_than")
+    old = sa.select(host_attempts.c.id).where(host_attempts.c.recorded_at < instant).limit(require_portion(limit))
 
     def work(connection: Connection) -> int:
         ids = list(connection.scalars(old))
