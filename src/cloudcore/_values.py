@@ -116,7 +116,7 @@ def require_text(value: str, field: str, *, maximum: int = 255, error: type[Inva
 
 
 def is_storable(text: str) -> bool:
-    """Whether every database holds *text*: it has no NUL, and no half of a surrogate pair, which UTF-8 has no form of."""
+    """Whether every database holds *text*: no NUL, and no half of a surrogate pair, for which UTF-8 has no form."""
     if not text.isascii():
         try:
             text.encode()

@@ -298,7 +298,7 @@ def test_what_a_migration_keeps_of_a_shared_pool_need_be_no_piece_that_the_pool_
     pool = shared_pool(ledger_database, min_unit=20, step_size=10)
     ledger.claim(INSTANCE, {uuid_of("s"): {"VCPU": 4}, pool: {"DISK_GB": 50}}, **OWNER)
     there = {uuid_of("d"): {"VCPU": 2}, pool: {"DISK_GB": 40}}
-    with pytest.raises(UnitViolation, match="min_unit|step_size"):
+    with pytest.raises(UnitViolation, match="step_size"):
         ledger.begin_move(INSTANCE, MIGRATION, {pool: {"DISK_GB": 35}}, kind="resize", shared=[pool])
     ledger.begin_move(INSTANCE, MIGRATION, there, kind="resize", shared=[pool])
     assert ledger.allocations(MIGRATION)[pool] == {"DISK_GB": 10}
