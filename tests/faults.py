@@ -13,7 +13,8 @@
         proxy.wait_cut()                     # until a cut_when/cut_after has happened
 
 A reset is a TCP reset (SO_LINGER 0), so the client sees what it sees when the server's machine goes away. `cut_after`
-waits until the server has answered, so the effect has happened for certain, and drops that answer.
+waits until the server has answered, so the effect has happened for certain, and drops that answer. A cut that is armed
+and whose bytes no client sends fails at the end of the block.
 Thread-safe; nothing outlives `close()`.
 """
 
@@ -62,6 +63,7 @@ class Proxy:
         self._delay = 0.0
         self._refusing = False
         self._trigger: tuple[bytes, Literal["before", "after"]] | None = None
+        self._never_sent: list[bytes] = []
         self._cut = threading.Event()
         self.count = 0
         self.cuts = 0
@@ -87,6 +89,7 @@ class Proxy:
     def _arm(self, needle: bytes, when: Literal["before", "after"]) -> None:
         with self._lock:
             self._cut.clear()
+            self._never_sent += [self._trigger[0]] if self._trigger else []
             self._trigger = (needle, when)
 
     def wait_cut(self, seconds: float = 30.0) -> None:
@@ -113,6 +116,7 @@ class Proxy:
     def heal(self) -> None:
         """Take everything back: hang, delay, refuse and armed cuts. What was held is passed on."""
         with self._lock:
+            self._never_sent += [self._trigger[0]] if self._trigger else []
             self._trigger = None
         self._delay, self._refusing = 0.0, False
         self._open.set()
@@ -224,5 +228,6 @@ class Proxy:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failure: object, *_: object) -> None:
         self.close()
+        assert failure or not self._never_sent, f"a cut was armed, and no client sent {self._never_sent}"

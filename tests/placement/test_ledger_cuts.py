@@ -9,12 +9,14 @@ import threading
 
 import pytest
 
+from cloudcore import _failpoints
 from cloudcore.database import Database, RetryPolicy
 from cloudcore.errors import CapacityExceeded, DatabaseUnavailable, OutcomeUnknown
 from cloudcore.placement import AllocationLedger
 from cloudcore.placement.ledger.group_commit import Ticket
 from tests.faults import Proxy
 from tests.placement.ledger_jobs import TRIALS, Trial, claim_tickets, new_claim
+from tests.waiting import until
 
 OWNER = {"project_id": "project", "user_id": "user"}
 pytestmark = [
@@ -24,6 +26,7 @@ pytestmark = [
 COMMIT = {"postgresql": b"COMMIT\x00", "mariadb": b"\x03COMMIT"}  # not READ COMMITTED, which is sent with BEGIN
 
 GROUP = {"postgresql": b"WITH claims", "mariadb": COMMIT["mariadb"]}
+ALONE_BEGINS = {"postgresql": "ledger.claim.statement.before", "mariadb": "ledger.block.before"}
 ALONE = {"postgresql": b"WITH wanted", "mariadb": b"BEGIN NOT ATOMIC"}
 
 
@@ -153,13 +156,22 @@ def test_group_that_is_cut_at_commit_gives_every_verdict(ledger_database, proxie
         except CapacityExceeded as error:
             outcomes.append(error)
 
+    def hold(_: str) -> None:
+        _failpoints.disarm()
+        begun.set()
+        until(lambda: len(ledger._group._waiting) == 7)
+
+    begun = threading.Event()
+    _failpoints.arm(ALONE_BEGINS[dialect], hold)  # the first claim is a group of its own
     proxy.cut_after(GROUP[dialect])
     threads = [threading.Thread(target=claim, args=(number,)) for number in range(8)]
-    for thread in threads:
+    threads[0].start()
+    assert begun.wait(60)
+    for thread in threads[1:]:
         thread.start()
     for thread in threads:
         thread.join()
     refused = sum(isinstance(outcome, CapacityExceeded) for outcome in outcomes)
-    assert (len(outcomes), refused) == (8, 4)
+    assert (len(outcomes), refused, proxy.cuts) == (8, 4, 1)
     assert ledger.usages(provider=trial.h1)["VCPU"] == 4
     ledger.check()
