@@ -303,43 +303,48 @@ def test_child_of_an_edit_that_was_not_yet_in_memory_reads_it(sqlite_database):
             thread.join()
 
 
-def test_fork_waits_until_a_tree_in_memory_is_whole():
-    """Another thread is in the midst of a change; the fork is made when that is done, and not before."""
-    tree = PlacementTree()
-    tree.add("before")
-    state = tree._state
+def forked_amid(owner, steps, look) -> str:
+    """What *look* returns in a child whose fork comes while another thread, with *owner*'s lock, is to take *steps*."""
+    lock = _forks._locks[owner]
     begun, tick = threading.Event(), threading.Event()
     seen = []
 
     def change() -> None:
-        with state.lock:
+        with lock(owner):
             begun.set()
             for _ in range(20_000):  # until the fork waits for the lock
                 if seen:
                     break
                 tick.wait(0.001)
-            tree.add("half")
-            tree.add("whole")
+            for step in steps:
+                step()
 
     class Noting:
-        def __init__(self, lock) -> None:
-            self._lock = lock
-
         def __enter__(self):
             seen.append(threading.get_ident())
-            return self._lock.__enter__()
+            return lock(owner).__enter__()
 
         def __exit__(self, *told):
-            return self._lock.__exit__(*told)
+            return lock(owner).__exit__(*told)
 
     thread = threading.Thread(target=change)
     thread.start()
     assert begun.wait(20)
-    _forks._locks[state] = lambda state: Noting(state.lock)
-    answer = forked(lambda: [provider.name for provider in tree])
+    _forks._locks[owner] = lambda _: Noting()
+    answer = forked(look)
+    _forks._locks[owner] = lock
     thread.join()
+    return answer
+
+
+def test_fork_waits_until_a_tree_in_memory_is_whole():
+    """Another thread is in the midst of a change; the fork is made when that is done, and not before."""
+    tree = PlacementTree()
+    tree.add("before")
+    steps = [lambda: tree.add("half"), lambda: tree.add("whole")]
+    answer = forked_amid(tree._state, steps, lambda: [provider.name for provider in tree])
     assert answer == "['before', 'half', 'whole']"
-    with state.lock:
+    with tree._state.lock:
         assert forked(lambda: tree.add("by who forks").name) == "by who forks"
     assert len(list(tree)) == 3
 

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import subprocess
+import sys
 import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 from keystoneauth1.identity import v3
 from keystoneauth1.session import Session
 
+from cloudcore.attach.hosts.guests import MemoryGuests
 from cloudcore.attach.journal.leases import Leases
 from cloudcore.attach.tables import attachment_locks
 from cloudcore.attach.volumes.cinder import CinderVolumes
+from cloudcore.disks import Disk, FileSource
 from cloudcore.errors import Conflict, VolumeBusy
+from cloudcore.hypervisor.disks.guests import Waiter
+from cloudcore.hypervisor.disks.xml import alias_of
+from cloudcore.hypervisor.memory import MemoryHypervisor
 from cloudcore.schema import create_schema
 from tests import services
 from tests.attach.gateway import Gateway, page
-from tests.test_forking import Held, forked
+from tests.services._host import REPOSITORY
+from tests.test_forking import Held, forked, forked_amid
 
 EVERYWHERE = pytest.mark.parametrize("dialect", ["sqlite", "postgresql", "mariadb"], indirect=True)
 
@@ -188,3 +199,92 @@ def test_child_of_who_asks_cinder_waits_for_no_thread(cinder):
             assert forked(lambda: volumes.volume(str(uuid.uuid4())).status) == "available"
             assert forked(lambda: plugin._lock.acquire(timeout=0) and other._lock.acquire(timeout=0)) == "True"
         of_users.close()
+
+
+# --- os-brick ---------------------------------------------------------------------------------------------------------
+
+PRIVILEGED = """
+import contextlib, sys
+from cloudcore.attach import BrickConnector
+from tests.test_forking import Held, forked
+
+def describe():
+    return BrickConnector("compute-1", lock_path=sys.argv[1], root_helper="env").describe().host
+
+connector = BrickConnector("compute-1", lock_path=sys.argv[1], root_helper="env")
+assert connector.describe().host == "compute-1"
+from os_brick.initiator.connectors.base import synchronized
+from os_brick.privileged import default, rootwrap
+from cloudcore.attach.hosts import brick_calls
+channel = default.channel
+assert channel.running
+
+def child():
+    with synchronized("connect_volume", external=True)(contextlib.nullcontext)():
+        assert connector.describe().host == describe() == "compute-1"
+    rootwrap.execute_root("true")
+    return default.channel not in {None, channel}, channel.writer.writesock.fileno()
+
+@contextlib.contextmanager
+def at_work():
+    with default.start_lock, connector._mutex, brick_calls._mutex, semaphore:
+        yield
+
+from oslo_concurrency import lockutils
+semaphore = lockutils.internal_lock("connect_volume")
+with Held(at_work()):
+    print(forked(child))
+rootwrap.execute_root("true")
+assert default.channel is channel and channel.running
+print("the parent's lives")
+"""
+
+
+def test_child_starts_a_privileged_helper_of_its_own(tmp_path):
+    """Whatever threads of the parent do with os-brick; the parent's helper serves the parent on."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    command = [sys.executable, "-W", "ignore", "-c", PRIVILEGED, str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=120, env=environment)
+    assert ended.stdout == "(True, -1)\nthe parent's lives\n", ended.stderr[-3000:]
+
+
+# --- guests in memory -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [MemoryGuests, MemoryHypervisor])
+def test_guests_in_memory_are_copied_whole(kind):
+    """The fork waits for a thread that is about to change them, unless it forks itself."""
+    guests, volume = kind("compute-1"), str(uuid.uuid4())
+    instances = [str(uuid.uuid4()) for _ in range(3)]
+    owner = guests if kind is MemoryGuests else guests._driver
+    if kind is MemoryHypervisor:
+        for instance in instances:
+            guests.add_guest(instance)
+
+    def attach(instance: str) -> None:
+        guests.attach_disk(instance, Disk(volume_id=volume, source=FileSource("/v", "raw")))
+
+    def child() -> int:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(attach, instances[2]).result()
+        guests.detach_disk(instances[0], volume)
+        return len([one for one in guests.disk_states() if one.live])
+
+    first, second, _ = instances
+    assert forked_amid(owner, [lambda: attach(first), lambda: attach(second)], child) == "2"
+    with owner._mutex if kind is MemoryGuests else owner.lock:
+        assert forked(child) == "2"
+    assert {one.instance_id for one in guests.disk_states() if one.live} == {first, second}
+
+
+def test_child_gives_no_hint_to_threads_of_its_parent():
+    """One waits for its guest to let go, another is about to."""
+    hypervisor, instance, volume = MemoryHypervisor(), str(uuid.uuid4()), str(uuid.uuid4())
+    hypervisor.add_guest(instance)
+    hypervisor.attach_disk(instance, Disk(volume_id=volume, source=FileSource("/v", "raw")))
+    waiters = hypervisor._driver.waiters
+    waiter = Waiter(waiters, (instance, alias_of(volume)))
+    with waiter, Held(waiter._condition):
+        assert forked(lambda: hypervisor.detach_disk(instance, volume)) == "detached"
+    with Held(waiters._lock):
+        assert forked(lambda: hypervisor.detach_disk(instance, volume)) == "detached"

@@ -50,7 +50,7 @@ class MemoryHypervisor:
 
     Guests are made with :meth:`add_guest` and driven with :meth:`stop`, :meth:`pause` and so on; :attr:`faults` and
     *unplug* make things go wrong. Disks go through the same operations, and through the same XML, as those of
-    :class:`LibvirtHypervisor`. May be shared between threads.
+    :class:`LibvirtHypervisor`. May be shared between threads; a forked child has a copy.
     """
 
     def __init__(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from cloudcore._forks import when_forked
 from cloudcore._values import require_text
 from cloudcore.attach.hosts.brick_calls import Brick, guarded
 from cloudcore.attach.hosts.connectors import PlainConnector
@@ -42,6 +43,7 @@ class BrickConnector:
     May be shared between threads: os-brick locks between threads and processes by itself, in *lock_path*, which every
     service of the host that uses os-brick (Cinder's ``[os_brick] lock_path``) must share. What is connected is written
     down in *state_path*, so that it can be found and ended after a crash, or when the volume service has forgotten it.
+    A forked child may go on with it; with a *root_helper* it starts a privileged helper of its own.
 
     Args:
         host: Name of this compute host, as the volume service is to know it.
@@ -92,8 +94,12 @@ class BrickConnector:
         self._plain_kinds = by_qemu | LOCAL_KINDS
         self._brick = Brick(lock_path, root_helper, module)
         self._ledger = ConnectionLedger(state_path or os.path.join(lock_path, "cloudcore-connections"))
-        self._mutex = threading.Lock()
         self._described: Connector | None = None
+        self._unlock()
+        when_forked(self, BrickConnector._unlock)
+
+    def _unlock(self) -> None:
+        self._mutex = threading.Lock()
 
     def describe(self) -> Connector:
         """What os-brick reports of this host; asked once.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
 from cloudcore._extras import require_extra
+from cloudcore._forks import when_forked
 from cloudcore.errors import (
     CloudcoreError,
     DeviceNotFound,
@@ -48,6 +50,23 @@ class Brick:
         self._lock_path = lock_path
         self._root_helper = root_helper
         self._module = module
+        when_forked(self, Brick._part)
+
+    def _part(self) -> None:
+        """In a forked child: no lock that a thread of its parent has, and a privileged helper of its own on demand.
+
+        A call to the parent's would wait for an answer that only a thread of the parent reads.
+        """
+        global _mutex
+        _mutex = threading.Lock()
+        if locks := sys.modules.get("oslo_concurrency.lockutils"):
+            locks._semaphores.__init__()  # noqa: SLF001 - of threads; locks of files are the kernel's, a process's own
+        if "os_brick.privileged" in sys.modules:
+            for context in _contexts():
+                context.start_lock = threading.Lock()
+                if context.channel is not None:
+                    context.channel.writer.writesock.close()  # the child's end alone, and without a farewell
+                    context.channel = None
 
     def properties(self, ip: str, multipath: bool, enforce_multipath: bool, host: str) -> dict[str, Any]:
         """What it reports of this host.
@@ -102,12 +121,17 @@ def _load(lock_path: str, root_helper: str | None) -> None:
         )
     settings.set_default("lock_path", wanted[0], "os_brick")
     if root_helper is None:
-        privileged = require_extra("os_brick.privileged", "brick")
-        for context in (privileged.default, privileged.brick_privsep_hide_output):
+        for context in _contexts():
             context.set_client_mode(False)
     else:
         require_extra("oslo_privsep.priv_context", "brick").init(shlex.split(root_helper))
     _set_up = wanted
+
+
+def _contexts() -> tuple[Any, Any]:
+    """Of os-brick's privileged calls: each has a helper process, once one was started."""
+    privileged = require_extra("os_brick.privileged", "brick")
+    return privileged.default, privileged.brick_privsep_hide_output
 
 
 def guarded(

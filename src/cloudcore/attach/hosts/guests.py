@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import attrs
 
+from cloudcore._forks import at_rest_when_forked
 from cloudcore.disks import CopyPhase, DetachOutcome, DiskCopy, DiskState
 from cloudcore.errors import Conflict, DeviceNotFound
 
@@ -19,14 +21,19 @@ __all__ = ["MemoryGuests"]
 class MemoryGuests:
     """Fulfils :class:`~cloudcore.disks.GuestDisks` with a dictionary: any instance id is a running guest.
 
-    For rehearsals and notebooks; the hypervisor adapters know more. May be shared between threads.
+    For rehearsals and notebooks; the hypervisor adapters know more. May be shared between threads; a forked child has
+    a copy.
     """
 
     def __init__(self, host: str = "localhost") -> None:
         self._host = host
-        self._mutex = threading.Lock()
         self._disks: dict[tuple[str, str], Disk] = {}
         self._copies: dict[tuple[str, str], Disk] = {}
+        self._unlock()
+        at_rest_when_forked(self, attrgetter("_mutex"), MemoryGuests._unlock)
+
+    def _unlock(self) -> None:
+        self._mutex = threading.RLock()
 
     @property
     def host(self) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 import attrs
 
+from cloudcore._forks import when_forked
 from cloudcore.disks import DiskState
 
 if TYPE_CHECKING:
@@ -157,6 +158,11 @@ class Waiters:
     """Everyone who waits, by device. Called from event threads: takes a lock for an instant, and does nothing else."""
 
     def __init__(self) -> None:
+        self._start_empty()
+        when_forked(self, Waiters._start_empty)
+
+    def _start_empty(self) -> None:
+        """Also what a forked child does: those who wait are threads of its parent."""
         self._lock = threading.Lock()
         self._waiting: dict[Device, set[Waiter]] = defaultdict(set)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import attrs
 
+from cloudcore._forks import at_rest_when_forked
 from cloudcore.errors import (
     DeadlineExceeded,
     DeviceNotFound,
@@ -111,6 +112,10 @@ class MemoryDriver:
         self.sizes: dict[tuple[str, str], int] = {}
         self.faults = MemoryFaults()
         self.waiters = Waiters()
+        self._unlock()
+        at_rest_when_forked(self, lambda driver: driver.lock, MemoryDriver._unlock)
+
+    def _unlock(self) -> None:
         self.lock = threading.RLock()
 
     def view(self, instance_id: str) -> GuestView | None:
