@@ -6,13 +6,15 @@ import random
 import re
 import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
 import attrs
 import pytest
 import sqlalchemy as sa
 
+from cloudcore import _failpoints
 from cloudcore.database import Database, RetryPolicy
-from cloudcore.errors import CloudcoreError
+from cloudcore.errors import CapacityExceeded, CloudcoreError
 from cloudcore.placement import AllocationLedger, PlacementTree
 from cloudcore.placement.ledger import transactions
 
@@ -148,3 +150,26 @@ def test_a_repeated_beginning_that_expires_gives_the_same_answer(ledger_database
     assert (begun.repeated, again.repeated) == (False, True)
     assert attrs.evolve(again, repeated=False) == begun
     assert begun.expires_at == ledger.move(migration).expires_at
+
+
+def test_a_claim_is_refused_while_a_refused_move_forgets_its_provider(ledger_database, hosts):
+    """What one thread remembers of providers another forgets, to look again: the refusal names the host all the same."""
+    ledger = AllocationLedger(ledger_database)
+    instance = str(uuid.uuid4())
+    ledger.claim(instance, {hosts[1]: WANTED}, **OWNER)
+    ledger.claim(str(uuid.uuid4()), {hosts[0]: {"VCPU": 8}}, **OWNER)
+
+    def move(_: str) -> None:
+        _failpoints.disarm()
+        with ThreadPoolExecutor(1) as another:
+            refusal = another.submit(ledger.begin_move, instance, str(uuid.uuid4()), {hosts[0]: WANTED}).exception()
+        assert isinstance(refusal, CapacityExceeded)
+        assert hosts[0] not in ledger._known_providers
+
+    _failpoints.arm("ledger.claim.take", move)
+    try:
+        with pytest.raises(CapacityExceeded, match=hosts[0]):
+            ledger.claim(str(uuid.uuid4()), {hosts[0]: WANTED}, **OWNER)
+    finally:
+        _failpoints.disarm()
+    ledger.check()

@@ -27,14 +27,14 @@ from cloudcore.placement.ledger.session import Session, to_json
 from cloudcore.placement.rules.claims import InventoryRow, Key, Owner, Take, refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, MutableMapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 
     from sqlalchemy.engine import Connection
 
     from cloudcore.database import Database
     from cloudcore.placement.rules.claims import Allocations
 
-__all__ = ["ABORTED", "BOUND", "NewClaim", "claim_by_statements", "claim_in_one_statement"]
+__all__ = ["ABORTED", "BOUND", "NewClaim", "claim_by_statements", "claim_in_one_statement", "remembered"]
 
 
 @attrs.frozen(kw_only=True)
@@ -182,12 +182,13 @@ def claim_by_statements(
     consumer_id = session.add_consumer(claim.consumer, claim.owner, claim.expires_in)
     if consumer_id is None:
         raise _taken(session, claim.consumer)
-    held = sorted(((known_id, name), n, uuid) for known_id, uuid, name, n in _with_ids(session, claim, known))
+    ids = _ids(session, claim, known)
+    held = sorted(((ids[uuid], name), n, uuid) for uuid, name, n in claim.amounts())
     rows = [(key, amount) for key, amount, _ in held]
     for key, amount, provider in held:
         failpoint("ledger.claim.take")
         if not session.run(_GRANT, (amount, *key, amount, amount, amount, amount, provider, key[0])):
-            raise _explain(session, claim, _take(key, amount), known)
+            raise _explain(session, ids, _take(key, amount), known)
     failpoint("ledger.claim.hold")
     session.many(_HOLD, [(consumer_id, *key, amount) for key, amount in rows])
     if history:
@@ -214,22 +215,28 @@ def _stored(session: Session, operation: Operation) -> Outcome[Any] | None:
     return Outcome(result=json.loads(rows[0][2]), repeated=True)
 
 
-def _with_ids(
-    session: Session, claim: NewClaim, known: MutableMapping[str, int]
-) -> Iterator[tuple[int, str, str, int]]:
-    if any(provider not in known for provider in claim.allocations):
-        known.update(session.provider_ids(claim.allocations))
-    for provider, name, amount in claim.amounts():
-        if provider not in known:
+def _ids(session: Session, claim: NewClaim, known: MutableMapping[str, int]) -> dict[str, int]:
+    """Uuid → id of the providers of *claim*. Other threads may take out of *known* what is stale, at any time."""
+    ids = remembered(claim.allocations, known)
+    if len(ids) < len(claim.allocations):
+        ids = session.provider_ids(claim.allocations)
+        known.update(ids)
+    for provider in claim.allocations:
+        if provider not in ids:
             raise ProviderNotFound(f"no resource provider {provider}; search again", identifier=provider)
-        yield known[provider], provider, name, amount
+    return ids
 
 
-def _explain(session: Session, claim: NewClaim, take: Take, known: MutableMapping[str, int]) -> Exception:
+def remembered(providers: Iterable[str], known: Mapping[str, int]) -> dict[str, int]:
+    """Uuid → id of those of *providers* that are *known*, each looked up once: another thread may forget it then."""
+    return {provider: number for provider in providers if (number := known.get(provider)) is not None}
+
+
+def _explain(session: Session, ids: Mapping[str, int], take: Take, known: MutableMapping[str, int]) -> Exception:
     """Why an inventory did not give: read in the same transaction, under its lock where there is one."""
-    now = session.provider_ids(claim.allocations)
-    if any(known[provider] != now.get(provider) for provider in claim.allocations):
-        for provider in claim.allocations:
+    now = session.provider_ids(ids)
+    if ids != now:
+        for provider in ids:
             known.pop(provider, None)
         return DatabaseBusy("a provider of this claim was deleted or made anew meanwhile")
     provider = next(uuid for uuid, number in now.items() if number == take.key[0])

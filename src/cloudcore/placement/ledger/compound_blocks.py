@@ -22,6 +22,7 @@ import sqlalchemy as sa
 from cloudcore._failpoints import failpoint
 from cloudcore.database import Outcome, at_rest, translate
 from cloudcore.errors import OutcomeUnknown
+from cloudcore.placement.ledger.claim_statements import remembered
 from cloudcore.placement.ledger.moves import MIGRATION, move_as_json
 from cloudcore.placement.ledger.session import Session, to_json
 from cloudcore.placement.rules.claims import total_by_class
@@ -107,12 +108,14 @@ def _numbers(
     database: Database, allocations: Mapping[str, Mapping[str, int]], known: MutableMapping[str, int]
 ) -> dict[str, int] | None:
     """Uuid → id of the providers of *allocations*; None if one is not there or two share an id. *known* is filled."""
-    if any(provider not in known for provider in allocations):
+    providers = remembered(allocations, known)
+    if len(providers) < len(allocations):
         with database.read() as connection:
             session = Session(connection)
             with session.errors():
-                known.update(session.provider_ids_around(allocations))
-    providers = {provider: known[provider] for provider in allocations if provider in known}
+                found = session.provider_ids_around(allocations)
+        known.update(found)
+        providers = remembered(allocations, found)
     if len(set(providers.values())) < len(providers):  # one of two that share a number is stale
         for provider in providers:
             known.pop(provider, None)

@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from cloudcore._failpoints import failpoint
 from cloudcore.database import Outcome, translate
 from cloudcore.errors import CloudcoreError, DatabaseUnavailable, OutcomeUnknown, Transient
-from cloudcore.placement.ledger.claim_statements import ABORTED, BOUND, NewClaim, claim_by_statements
+from cloudcore.placement.ledger.claim_statements import ABORTED, BOUND, NewClaim, claim_by_statements, remembered
 from cloudcore.placement.ledger.session import Session, marks
 from cloudcore.placement.rules.claims import Key, sum_takes
 
@@ -78,7 +78,7 @@ def _lock_all(session: Session, tickets: Iterable[ClaimTicket], known: MutableMa
     """Lock the inventories of all providers of *tickets* that are *known*, on MariaDB and MySQL."""
     failpoint("ledger.group.lock")
     uuids = {provider for ticket in tickets for provider in ticket.request.allocations}
-    for _ in session.in_parts(_LOCK_ALL, sorted(known[uuid] for uuid in uuids if uuid in known)):
+    for _ in session.in_parts(_LOCK_ALL, sorted(remembered(uuids, known).values())):
         pass
 
 
@@ -146,13 +146,14 @@ def _plain(
     owners: dict[int, str] = {}
     for ticket in chosen:
         claim = ticket.request
-        providers = {known[p]: p for p in claim.allocations if p in known}
+        numbers = remembered(claim.allocations, known)
+        providers = {number: uuid for uuid, number in numbers.items()}
         if len(providers) < len(claim.allocations) or any(owners.setdefault(n, p) != p for n, p in providers.items()):
             for provider in claim.allocations:  # one of two that share a number is stale
                 known.pop(provider, None)
             left.append(ticket)
             continue
-        takes = tuple([((known[p], name), amount) for p, name, amount in claim.amounts()])
+        takes = tuple([((numbers[p], name), amount) for p, name, amount in claim.amounts()])
         rows.append(_Row(ticket, takes, providers))
     return rows, left
 
