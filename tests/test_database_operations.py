@@ -124,8 +124,25 @@ def test_pruned_operations_are_forgotten_and_newer_ones_kept(counted):
     assert not counted.operate(operation("old"), add).repeated
 
 
+@pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)
+def test_an_id_that_is_forgotten_while_it_is_looked_up_is_taken_anew(counted, monkeypatch):
+    """PostgreSQL locks nothing where an insert does nothing: what was done then must stand under the id again."""
+    counted.operate(operation(), add)
+    look = Database.stored_operation
+
+    def pruned_meanwhile(database, connection, asked):
+        monkeypatch.undo()
+        assert database.prune_operations(datetime.now(UTC) + timedelta(days=1)) == 1
+        return look(database, connection, asked)
+
+    monkeypatch.setattr(Database, "stored_operation", pruned_meanwhile)
+    assert not counted.operate(operation(), add).repeated
+    assert counted.operate(operation(), add).repeated
+    assert value(counted) == 2
+
+
 def test_operation_ids_are_checked():
-    for identifier in ("", "x" * 65):
+    for identifier in ("", "x" * 65, "x ", "\ud800"):
         with pytest.raises(InvalidArgument):
             Operation.of("test", {}, identifier)
     first, second = Operation.of("test", {"a": 1, "b": 2}), Operation.of("test", {"b": 2, "a": 1})

@@ -153,7 +153,7 @@ def test_a_repeated_beginning_that_expires_gives_the_same_answer(ledger_database
 
 
 def test_a_claim_is_refused_while_a_refused_move_forgets_its_provider(ledger_database, hosts):
-    """What one thread remembers of providers another forgets, to look again: the refusal names the host all the same."""
+    """What one thread remembers of providers another forgets, to look again; the refusal names the host."""
     ledger = AllocationLedger(ledger_database)
     instance = str(uuid.uuid4())
     ledger.claim(instance, {hosts[1]: WANTED}, **OWNER)

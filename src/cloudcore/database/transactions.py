@@ -261,6 +261,7 @@ class Database:
 
         Raises:
             OperationMismatch: The id was used with other arguments.
+            DatabaseBusy: It was used, and is being forgotten just now; try again.
         """
         row = {
             "id": operation.id,
@@ -270,7 +271,10 @@ class Database:
         }
         if connection.execute(insert_ignoring_duplicates(operations, self.dialect), row).rowcount:
             return None
-        return self.stored_operation(connection, operation)
+        stored = self.stored_operation(connection, operation)
+        if stored is None:  # going on would have an effect under no id
+            raise operation.forgotten()
+        return stored
 
     def stored_operation(self, connection: Connection, operation: Operation) -> Outcome[Any] | None:
         """Return what *operation* did before, None if its id is unused.

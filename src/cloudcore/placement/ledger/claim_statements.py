@@ -204,7 +204,10 @@ def _take_operation(session: Session, claim: NewClaim) -> Outcome[Any] | None:
     values = (operation.id, operation.name, operation.fingerprint, claim.stored_result)
     if session.run(_TAKE_OPERATION, values):
         return None
-    return _stored(session, operation)
+    stored = _stored(session, operation)
+    if stored is None:  # going on would have an effect under no id
+        raise operation.forgotten()
+    return stored
 
 
 def _stored(session: Session, operation: Operation) -> Outcome[Any] | None:
