@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import uuid
 from datetime import UTC, datetime
 
+import attrs
 import pytest
 
 from cloudcore.errors import CloudcoreError, InvalidArgument
 from cloudcore.placement import AllocationLedger, Inventory, prune_attempts, tables
+from cloudcore.placement.ledger.session import ConsumerRow, Session
+from cloudcore.placement.rules.claims import Owner
 from tests.placement.ledger_worlds import add_providers, uuid_of
 
 A, B, M = (uuid_of(name) for name in ("consumer-a", "consumer-b", "migration"))
@@ -135,3 +139,24 @@ def test_a_generation_of_a_provider_that_a_reshape_does_not_write(ledger, genera
     with pytest.raises(CloudcoreError, match="77"):
         books.reshape({H1: {"VCPU": 8}}, {}, provider_generations={H1: 77})
     assert books.reshape({H1: {"VCPU": Inventory(8)}}, {}, provider_generations={H1: 0}).keys() == {H1}
+
+
+@pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)
+def test_more_consumers_than_a_statement_has_room_for(ledger_database):
+    """PostgreSQL's protocol counts to 65,535 values: more would look like a server that is away."""
+    names = [str(uuid.UUID(int=number)) for number in range(66_000)]
+    row = ConsumerRow(
+        id=0,
+        uuid="",
+        owner=Owner(project_id="-", user_id="-"),
+        generation=1,
+        retired=False,
+        pending=False,
+        expired=False,
+    )
+    with ledger_database.write() as connection:
+        session = Session(connection)
+        with session.errors():
+            assert session.lock_consumers(names) == {}
+            held = session.holdings([attrs.evolve(row, id=number, uuid=name) for number, name in enumerate(names)])
+    assert held == {name: {} for name in names}

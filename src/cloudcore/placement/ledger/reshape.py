@@ -9,7 +9,6 @@ import attrs
 from cloudcore._failpoints import failpoint
 from cloudcore.errors import GenerationConflict, InUse, ProviderNotFound
 from cloudcore.placement.ledger import moves as ledger_moves
-from cloudcore.placement.ledger.session import marks
 from cloudcore.placement.rules.claims import InventoryRow, Take, refusal
 from cloudcore.placement.storage.changes import record_edit_raw
 from cloudcore.placement.storage.generations import count, read_generations
@@ -108,9 +107,10 @@ def reshape(session: Session, operation_id: str, asked: Reshape, *, history: boo
 def _lock_providers(session: Session, asked: Reshape) -> dict[str, int]:
     """Uuid → id, in the order of ids."""
     failpoint("ledger.reshape.lock")
-    sql = "SELECT uuid, id, generation FROM resource_providers WHERE uuid IN {marks} ORDER BY id {lock}"
+    sql = "SELECT uuid, id, generation FROM resource_providers WHERE id IN {marks} ORDER BY id {lock}"
     names = sorted(asked.inventories)
-    rows = session.all(sql.replace("{marks}", marks(len(names))), names) if names else []
+    numbers = sorted(session.provider_ids(names).values())
+    rows = session.in_parts(sql, numbers)
     found = {uuid: (number, generation) for uuid, number, generation in rows}
     for uuid in names:
         if uuid not in found:
@@ -128,13 +128,12 @@ def _lock_providers(session: Session, asked: Reshape) -> dict[str, int]:
 
 def _lock_inventories(session: Session, providers: Collection[int]) -> dict[int, set[str]]:
     present: dict[int, set[str]] = {}
-    if providers:
-        sql = (
-            "SELECT provider_id, resource_class FROM inventories WHERE provider_id IN {marks} "
-            "ORDER BY provider_id, resource_class {lock}"
-        )
-        for number, name in session.all(sql.replace("{marks}", marks(len(providers))), sorted(providers)):
-            present.setdefault(number, set()).add(name)
+    sql = (
+        "SELECT provider_id, resource_class FROM inventories WHERE provider_id IN {marks} "
+        "ORDER BY provider_id, resource_class {lock}"
+    )
+    for number, name in session.in_parts(sql, sorted(providers)):
+        present.setdefault(number, set()).add(name)
     return present
 
 

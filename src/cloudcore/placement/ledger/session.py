@@ -214,8 +214,7 @@ class Session:
         if not uuids:
             return {}
         failpoint("ledger.consumers.lock")
-        rows = self.all(_LOCK_CONSUMERS.replace("{marks}", marks(len(uuids))), sorted(uuids))
-        return {row[1]: _consumer(row) for row in rows}
+        return {row[1]: _consumer(row) for row in self.in_parts(_LOCK_CONSUMERS, sorted(uuids))}
 
     def add_consumer(self, uuid: str, owner: Owner, expires_in: float | None = None) -> int | None:
         """Insert a consumer at generation 1 and return its id; None if the uuid is taken.
@@ -260,11 +259,9 @@ class Session:
         """What locked consumers hold."""
         result: dict[str, dict[Key, int]] = {row.uuid: {} for row in rows}
         names = {row.id: row.uuid for row in rows}
-        if names:
-            sql = _HOLDINGS.replace("{marks}", marks(len(names)))
-            for consumer, provider, name, amount, uuid in self.all(sql, tuple(names)):
-                result[names[consumer]][provider, name] = amount
-                self._know(uuid, provider)
+        for consumer, provider, name, amount, uuid in self.in_parts(_HOLDINGS, tuple(names)):
+            result[names[consumer]][provider, name] = amount
+            self._know(uuid, provider)
         return result
 
     def provider_ids(self, uuids: Collection[str]) -> dict[str, int]:
@@ -292,7 +289,10 @@ class Session:
         self._ids[uuid], self._uuids[number] = number, uuid
 
     def in_parts(self, sql: str, values: Sequence[Any]) -> Iterator[Any]:
-        """Rows of *sql* for all *values*, which stand for its ``{marks}``, a few hundred at a time."""
+        """Rows of *sql* for all *values*, which stand for its ``{marks}``, a few hundred at a time, in their order.
+
+        No statement has room for any number of values: PostgreSQL's protocol ends at 65,535.
+        """
         for start in range(0, len(values), 500):
             part = list(values[start : start + 500])
             yield from self.all(sql.replace("{marks}", marks(len(part))), part * sql.count("{marks}"))
