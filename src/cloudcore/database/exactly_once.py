@@ -104,7 +104,6 @@ class Operation:
                 identifier=self.id,
             )
 
-
     def forgotten(self) -> DatabaseBusy:
         """The error where the id was taken and, looked for, is not there any more: pruned in between."""
         return DatabaseBusy(f"operation {self.id} was being forgotten just then; repeat the call")
