@@ -17,7 +17,7 @@ from sqlalchemy.dialects import mysql
 
 from cloudcore._values import require_text
 from cloudcore.database.column_types import Instant, Text, metadata
-from cloudcore.errors import DatabaseBusy, InvalidArgument, OperationMismatch
+from cloudcore.errors import InvalidArgument, OperationMismatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -103,10 +103,6 @@ class Operation:
                 operation_id=self.id,
                 identifier=self.id,
             )
-
-    def forgotten(self) -> DatabaseBusy:
-        """The error where the id was taken and, looked for, is not there any more: pruned in between."""
-        return DatabaseBusy(f"operation {self.id} was being forgotten just then; repeat the call")
 
 
 @attrs.frozen(kw_only=True)

@@ -273,7 +273,7 @@ class Database:
             return None
         stored = self.stored_operation(connection, operation)
         if stored is None:  # going on would have an effect under no id
-            raise operation.forgotten()
+            raise DatabaseBusy(f"operation {operation.id} was being forgotten just then; repeat the call")
         return stored
 
     def stored_operation(self, connection: Connection, operation: Operation) -> Outcome[Any] | None:

@@ -206,7 +206,7 @@ def _take_operation(session: Session, claim: NewClaim) -> Outcome[Any] | None:
         return None
     stored = _stored(session, operation)
     if stored is None:  # going on would have an effect under no id
-        raise operation.forgotten()
+        raise DatabaseBusy(f"operation {operation.id} was being forgotten just then; repeat the call")
     return stored
 
 
