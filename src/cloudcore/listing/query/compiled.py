@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from cloudcore.listing.query.caches import GenerationCache
 from cloudcore.listing.query.dialects import dialect_name
 from cloudcore.listing.query.encoding import encoder
+from cloudcore.listing.query.lists import TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -52,9 +53,7 @@ class Statement:
         if count is not None:
             before, _, after = text.rpartition(_LIMIT)
             text = f"{before}{count}{after}"
-        for token, literals in (lists or {}).items():
-            text = text.replace(token, literals)
-        return text
+        return TOKEN.sub(lambda found: lists[found[0]], text) if lists else text  # once: a value may look like a token
 
     def parameters(self, values: Mapping[str, Any]) -> Any:
         """What the driver wants beside the text."""

@@ -20,7 +20,7 @@ from cloudcore.listing.query.kinds import Kind
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-__all__ = ["LONG", "MOST_LISTED", "MOST_SENT", "PACKED", "document", "literals", "rows_of", "size_of", "token"]
+__all__ = ["LONG", "MOST_LISTED", "MOST_SENT", "PACKED", "TOKEN", "document", "literals", "rows_of", "size_of", "token"]
 
 LONG = 1_000
 """Values up to which a list is sent as parameters."""
@@ -73,6 +73,10 @@ def _size(value: Any) -> int:
     if isinstance(value, int):
         return 20
     return len(value) + 3 if _SAFE.match(value) else 2 * len(value.encode()) + 13
+
+
+TOKEN = re.compile("cloudcore_list_[0-9]+_")
+"""What :func:`token` gives."""
 
 
 def token(number: int) -> str:

@@ -31,8 +31,11 @@ __all__ = ["PreparedQuery"]
 
 _MOST_VALUES = 30_000
 """Parameters of a statement: SQLite takes 32,766 at most, PostgreSQL 65,535."""
-_MOST_TEXT = 4_000_000
-"""Characters of all values of a statement, each of up to four bytes: MariaDB takes 16 MiB."""
+_MOST_TESTS = 50
+"""Tags and pairs that are each tested apart, as many tags as Nova lets a server have. PostgreSQL plans a hundred for
+seconds and three hundred for minutes, and SQLite takes expressions 1,000 deep at most."""
+_ESCAPED = "\n\r\x1a\"'\\"
+"""Characters that take two bytes in MariaDB's and MySQL's SQL."""
 
 
 class PreparedQuery:
@@ -171,6 +174,13 @@ def _check_bounds(conditions: Sequence[Condition], query: Query) -> None:
                 field="where",
                 value=number,
             )
+    apart = len(query.tags) + len(query.not_tags) + len(query.metadata)
+    if apart > _MOST_TESTS:
+        raise InvalidQuery(
+            f"the query asks for {apart} tags and pairs of metadata at once, at most {_MOST_TESTS} are sent",
+            field="tags",
+            value=apart,
+        )
     size = sum(size_of(each.values) for each in conditions if each.packed)
     if size > MOST_SENT:
         raise InvalidQuery(
@@ -179,12 +189,20 @@ def _check_bounds(conditions: Sequence[Condition], query: Query) -> None:
             value=size,
         )
     values = [value for condition in conditions if not condition.packed for value in condition.values]
-    size = sum(len(value) for value in values if isinstance(value, str | bytes)) + sum(len(word) for _, word in words)
-    if size > _MOST_TEXT:
+    size += sum(_bytes_of(value) for value in (*values, *(word for _, word in words)))
+    if size > MOST_SENT:
         raise InvalidQuery(
-            f"the query compares with {size} characters of text, at most {_MOST_TEXT} are sent: ask several times",
+            f"the query's values are {size} bytes of SQL, at most {MOST_SENT} are sent: ask several times",
             field="where",
+            value=size,
         )
+
+
+def _bytes_of(value: Any) -> int:
+    """Of a value in MariaDB's and MySQL's SQL: what is sent is bounded there, and a value may stand in it twice."""
+    if isinstance(value, str):
+        return len(value.encode()) + sum(map(value.count, _ESCAPED))
+    return 2 * len(value) if isinstance(value, bytes) else 0
 
 
 def _shorthands(source: RecordSource, query: Query) -> dict[str, Any]:

@@ -186,17 +186,14 @@ class RecordSource:
         """The record has this pair of metadata."""
         assert self._metadata is not None  # check() has seen to it
         table, owner, name, content = self._metadata
-        tests = [table.c[owner] == self.table.c[self.key], *_equal(table.c[name], key, dialect)]
-        return sa.exists().where(*tests, *_equal(table.c[content], value, dialect), *self._live(table))
+        tests = [table.c[owner] == self.table.c[self.key], *_among(table.c[name], [key], dialect)]
+        return sa.exists().where(*tests, *_among(table.c[content], [value], dialect), *self._live(table))
 
     def has_tag(self, tags: list[sa.BindParameter[Any]], dialect: str) -> Expression:
         """The record has at least one of these tags."""
         assert self._tags is not None  # check() has seen to it
         table, owner, name = self._tags
-        return sa.exists().where(
-            table.c[owner] == self.table.c[self.key],
-            sa.or_(*(sa.and_(*_equal(table.c[name], tag, dialect)) for tag in tags)),
-        )
+        return sa.exists().where(table.c[owner] == self.table.c[self.key], *_among(table.c[name], tags, dialect))
 
     def _live(self, table: sa.Table) -> list[Expression]:
         """Tests for rows of a side table that count."""
@@ -238,12 +235,12 @@ def _is_native_uuid(type_: sa.types.TypeEngine[Any]) -> bool:
     return isinstance(type_, sa.UUID) or (isinstance(type_, sa.Uuid) and bool(type_.native_uuid))
 
 
-def _equal(column: sa.Column[Any], value: sa.BindParameter[Any], dialect: str) -> list[Expression]:
-    """Equality that an index serves, and that is exact where the column's collation is not."""
-    tests: list[Expression] = [column == value]
+def _among(column: sa.Column[Any], values: list[sa.BindParameter[Any]], dialect: str) -> list[Expression]:
+    """Equality to one of *values* that an index serves, and that is exact where the column's collation is not."""
+    compared: list[Expression] = [column]
     if dialect in {"mysql", "mariadb"} and not column.info.get("exact"):
-        tests.append(pin(column, dialect) == value)
-    return tests
+        compared.append(pin(column, dialect))
+    return [each == values[0] if len(values) == 1 else each.in_(values) for each in compared]
 
 
 _KINDS: tuple[tuple[tuple[type[sa.types.TypeEngine[Any]], ...], Kind], ...] = (

@@ -126,7 +126,7 @@ class Plan:
         for name, words in self.words.items():
             values.update({f"{name}_{i}": word for i, word in enumerate(words)})
         for i, (key, value) in enumerate(self.query.metadata.items()):
-            values[f"mk{i}"], values[f"mv{i}"] = key, value
+            values[f"mk{i}"], values[f"mv{i}"] = str.__str__(key), str.__str__(value)
         return values
 
     # ---- statements
@@ -499,7 +499,7 @@ class Plan:
 
 def _words(query: Query) -> dict[str, tuple[str, ...]]:
     names = ("tags", "tags_any", "not_tags", "not_tags_any")
-    return {name: tuple(sorted(getattr(query, name))) for name in names if getattr(query, name)}
+    return {name: tuple(sorted(map(str.__str__, getattr(query, name)))) for name in names if getattr(query, name)}
 
 
 def _bound(condition: Condition) -> tuple[Any, ...]:
