@@ -139,7 +139,8 @@ class Query:
         changes_since, changes_before: Bounds on ``updated_at``, both inclusive.
         tags, tags_any, not_tags, not_tags_any: The record has all of these, at least one, not all, none of these.
         metadata: Pairs of key and value that the record has, each pair as a pair.
-        unknown: Where a cell does not answer, show what the directory knows of its records, marked ``UNKNOWN``.
+        unknown: Where a cell does not answer, show what the directory knows of its records, marked ``UNKNOWN``; not on
+            pages read backwards.
         fetching: See :class:`Fetching`.
         require: See :class:`Require`.
     """

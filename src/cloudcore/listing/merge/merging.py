@@ -431,7 +431,7 @@ class Merge:
 
     def _reached(self, run: Run, end: Entry | None, reached: Position | None) -> Position | None:
         if self._alone and end is not None:
-            return self._last(run) if run.failed and not run.left else reached
+            return reached
         if end is None or (run.origin is not None and not self._edge(run.origin) < end[0]):
             return run.origin
         if run.failed and not run.left and (run.edge is None or run.edge < end[0]):

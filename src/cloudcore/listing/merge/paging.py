@@ -11,7 +11,7 @@ from cloudcore._values import FrozenDict
 from cloudcore.listing.cells.in_flight import ask_all
 from cloudcore.listing.merge.driver import MergeDriver
 from cloudcore.listing.merge.merging import Merge, batch_size
-from cloudcore.listing.merge.placeholders import Placeholders
+from cloudcore.listing.merge.placeholders import Placeholder, Placeholders
 from cloudcore.listing.merge.resuming import cursor_after, insist, missing
 from cloudcore.listing.query.cursors import Cursor
 from cloudcore.listing.values import CellReport, Fetching, Page, Record
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Pager"]
 
-_Pair = tuple[tuple[Any, ...], Record, "Entry | None"]
-"""Sort key, record, and the entry if a cell sent it."""
+_Pair = tuple[tuple[Any, ...], Record, "Entry | Placeholder"]
+"""Sort key, record, and what it was made of: the entry if a cell sent it."""
 _WASTEFUL = 8
 """Rows fetched for each row shown, beyond which wide rows are better fetched by their keys afterwards."""
 
@@ -91,7 +91,7 @@ class Pager:
         reports = self._reports(entries)
         insist(self._prepared.query, reports)
         self._away = missing(reports)
-        if self._prepared.query.unknown and self._away:
+        if self._prepared.query.unknown and self._away and not self._start.backward:
             return self._with_unknown(entries, rows, reports)
         cursor = self._cursor(self._positions(None))
         page = self._finish(self._records(entries, rows), cursor, reports, more=merge.more)
@@ -197,7 +197,7 @@ class Pager:
             mine.statements += outcome.statements
             mine.seconds += outcome.seconds
             if cell in errors:
-                mine.state, mine.error = outcome.state, outcome.error
+                mine.state, mine.error, mine.failure = outcome.state, outcome.error, outcome.failure
         self._lost |= errors.keys()
         place = self._prepared.plan.indexes[-1]
         named = self._merge.named
@@ -219,11 +219,11 @@ class Pager:
             cursor = self._cursor(self._positions(None))
             return self._finish(records, cursor, reports, more=merge.more)
         if placeholders.in_place:
-            shown = {record[self._prepared.source.key] for record in records}
-            found = placeholders.after(self._start.position, limit)
-            found = [each for each in found if each.record["uuid"] not in shown]
+            key = self._prepared.source.key
+            shown = {record[key] for record in records}
+            found = [each for each in placeholders.after(self._start.position, limit) if each.record[key] not in shown]
             pairs: list[_Pair] = [(entry[0], record, entry) for entry, record in zip(entries, records, strict=True)]
-            pairs += [(each.key, each.record, None) for each in found]
+            pairs += [(each.key, each.record, each) for each in found]
             pairs.sort(key=lambda pair: pair[0])
             chosen = pairs if limit is None else pairs[:limit]
             return self._mixed(
@@ -233,8 +233,7 @@ class Pager:
 
     def _mixed(self, chosen: list[_Pair], reports: dict[str, CellReport], kept: int, *, more: bool) -> Page:
         """A page of both kinds in one order: the cursor stands at its last row, whichever kind that is."""
-        order = self._prepared.order
-        real = [pair[2] for pair in chosen if pair[2] is not None]
+        real = [pair[2] for pair in chosen if not isinstance(pair[2], Placeholder)]
         whole = len(real) == kept
         if whole:
             positions = self._positions(None)
@@ -243,9 +242,8 @@ class Pager:
         else:
             positions = {name: self._start.start_of(name) for name in reports}
         cursor = self._cursor(positions)
-        if chosen and chosen[-1][2] is None:
-            last = tuple(chosen[-1][1][key.column] for key in order.keys)
-            cursor = cursor.moved(last, order.sort_key)
+        if chosen and isinstance(last := chosen[-1][2], Placeholder):
+            cursor = cursor.moved(last.position, self._prepared.order.sort_key)
         numbers: dict[str, int] = defaultdict(int)
         for pair in chosen:
             numbers[pair[1].cell] += 1

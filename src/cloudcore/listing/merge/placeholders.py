@@ -29,10 +29,11 @@ _KEPT = 100_000
 
 @attrs.frozen
 class Placeholder:
-    """A placeholder and its sort key in the order asked for."""
+    """A placeholder, its sort key and its position in the order asked for, whose columns it need not show."""
 
     key: tuple[Any, ...]
     record: Record
+    position: Position
 
 
 class Placeholders:
@@ -84,13 +85,16 @@ class Placeholders:
                     break
         self.more = len(rows) >= count
         keys = order.sort_keys(order.read([[row[index] for row in rows] for index in plan.indexes])) if rows else []
-        found = [Placeholder(key, self._record(plan, row)) for key, row in zip(keys, rows, strict=True)]
+        found = [
+            Placeholder(key, self._record(plan, row), order.position(tuple([row[index] for index in plan.indexes])))
+            for key, row in zip(keys, rows, strict=True)
+        ]
         return found if limit is None else found[:limit]
 
     def _record(self, plan: Plan, row: tuple[Any, ...]) -> Record:
         layout = self._prepared.layout
         known = dict(zip(plan.columns, row, strict=True))
-        values = {"vm_state": UNKNOWN, **known}
+        values = {"vm_state": UNKNOWN, **known, self._prepared.source.key: known[self._source.key]}
         cell = self._cells[known["cell"]]
         return Record(layout, tuple([values.get(name) for name in layout.names]), cell, unknown=True)
 
