@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from cloudcore.errors import InvalidRequest, ProviderNotFound, UnsupportedFeature
+from cloudcore.errors import FencingRequired, InvalidRequest, ProviderNotFound, UnsupportedFeature
 from cloudcore.placement import AllocationLedger, DrainPlan, HostGroup, PlacementTree, ResourceRequest, plan_drain
-from tests.placement.ledger_worlds import uuid_of
+from tests.placement.ledger_worlds import overdue, uuid_of
 from tests.placement.selector_worlds import Cloud, cell_of
 
 OWNER = {"project_id": "p", "user_id": "u"}
@@ -99,6 +100,49 @@ def test_a_plan_goes_on_where_it_was_broken_off(full: Cloud) -> None:
     assert set(carried) == guests
     assert max(carried.values()) <= len(guests)
     assert guests_on(full, host) == set()
+
+
+def test_a_plan_is_applied_again_when_its_operations_are_pruned(full: Cloud) -> None:
+    """The records of moves stay: what ended is passed over, what was reverted is told, as if nothing was pruned."""
+    host = busiest(full)
+    plan = plan_drain(full.tree, [host])
+    failing = plan.moves[0].consumer
+
+    def carry_out(move, record) -> None:
+        if move.consumer == failing:
+            raise RuntimeError("no route to the host")
+
+    first = [outcome.state for outcome in plan.apply(full.ledger, carry_out)]
+    assert first == ["failed"] + ["moved"] * (len(plan.moves) - 1)
+    full.database.prune_operations(datetime.now(UTC) + timedelta(days=1))
+    carried: list[str] = []
+    again = plan.apply(full.ledger, lambda move, record: carried.append(move.consumer))
+    assert ([outcome.state for outcome in again], carried) == (first, [])
+
+
+def test_a_guest_whose_new_claim_lapses_has_changed(full: Cloud) -> None:
+    """It was released, and came again for a while: of the generation that the plan has seen."""
+    host = busiest(full)
+    plan = plan_drain(full.tree, [host])
+    first, state = plan.moves[0], full.ledger.consumer(plan.moves[0].consumer)
+    full.ledger.release(first.consumer)
+    full.ledger.claim(first.consumer, state, expires_in=100, **OWNER)
+    overdue(full.database, first.consumer)
+    outcomes = [outcome.state for outcome in plan.apply(full.ledger, lambda *_: None)]
+    assert outcomes == ["changed"] + ["moved"] * (len(plan.moves) - 1)
+
+
+def test_dead_hosts_are_left_with_a_proof(full: Cloud) -> None:
+    host = busiest(full)
+    plan = plan_drain(full.tree, [host], kind="evacuation")
+    before = state_of(full)
+    with pytest.raises(FencingRequired, match=host):
+        next(plan.apply(full.ledger, lambda *_: None))
+    assert state_of(full) == before
+    outcomes = list(plan.apply(full.ledger, lambda *_: None, proof="powered off by the operator"))
+    assert [outcome.state for outcome in outcomes] == ["moved"] * len(plan.moves)
+    assert guests_on(full, host) == set()
+    assert "powered off" in full.ledger.move(plan.moves[0].migration).story[-1]
 
 
 def test_what_fails_is_reverted_and_the_rest_goes_on(full: Cloud) -> None:

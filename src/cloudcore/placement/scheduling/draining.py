@@ -8,6 +8,7 @@ One module, though a long one: what the plan promises its execution keeps, step 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import uuid as uuids
 from collections import defaultdict
@@ -21,12 +22,14 @@ from cloudcore.errors import (
     CapacityExceeded,
     CloudcoreError,
     ConsumerNotFound,
+    FencingRequired,
     GenerationConflict,
     GroupViolation,
     InUse,
     InvalidRequest,
     InvalidTransition,
     InventoryNotFound,
+    MoveNotFound,
     ProviderNotFound,
     UnitViolation,
 )
@@ -167,6 +170,7 @@ class DrainPlan:
         ledger: AllocationLedger,
         carry_out: Callable[[DrainMove, Move], object],
         *,
+        proof: str | None = None,
         on_progress: Callable[[DrainOutcome, int, int], object] | None = None,
     ) -> Iterator[DrainOutcome]:
         """Do the moves one after the other; each step of the iteration is one move. Stop whenever you like.
@@ -179,25 +183,38 @@ class DrainPlan:
         Args:
             ledger: Where.
             carry_out: Takes the planned and the recorded move.
+            proof: For an evacuation: who proved that the hosts are gone, and how. Kept in the story of each move.
             on_progress: Called after each move with its outcome, its number from 1, and the number of moves.
 
         Raises:
+            FencingRequired: An evacuation without proof; no move was begun.
             DatabaseUnavailable, DatabaseBusy, OutcomeUnknown: Apply the plan again.
         """
+        if self.kind is MoveKind.EVACUATION and not proof:
+            hosts = ", ".join(sorted({move.source for move in self.moves}))
+            raise FencingRequired(
+                f"evacuation of {hosts}: its allocations stay until it is proved gone; give proof= (who fenced it, or "
+                f"saw that it has destroyed its guests)",
+                host=hosts,
+            )
         for number, move in enumerate(self.moves, 1):
-            outcome = self._do(ledger, move, carry_out)
+            outcome = self._do(ledger, move, carry_out, proof)
             if on_progress is not None:
                 on_progress(outcome, number, len(self.moves))
             yield outcome
 
     def _do(
-        self, ledger: AllocationLedger, move: DrainMove, carry_out: Callable[[DrainMove, Move], object]
+        self,
+        ledger: AllocationLedger,
+        move: DrainMove,
+        carry_out: Callable[[DrainMove, Move], object],
+        proof: str | None,
     ) -> DrainOutcome:
         try:
             record = self._begin(ledger, move)
         except ConsumerNotFound as error:
             return DrainOutcome(move=move, state="gone", error=str(error))
-        except (GenerationConflict, InUse) as error:
+        except (GenerationConflict, InUse, InvalidTransition) as error:
             return DrainOutcome(move=move, state="changed", error=str(error))
         except _LOST as error:
             return DrainOutcome(move=move, state="refused", error=str(error))
@@ -210,7 +227,7 @@ class DrainPlan:
         except Exception as error:
             return self._revert(ledger, move, f"{type(error).__name__}: {error}")
         try:
-            ledger.confirm_move(move.migration)
+            ledger.confirm_move(move.migration, proof=proof)
         except InvalidTransition as error:
             return DrainOutcome(move=move, state="failed", error=str(error))
         return DrainOutcome(move=move, state="moved")
@@ -237,7 +254,12 @@ class DrainPlan:
                 host_groups.join(session, group, move.consumer, move.root, members)
             return ledger_moves.begin(session, operation.id, asked, history=ledger.history)
 
-        ledger.transact(operation, work)
+        try:
+            ledger.transact(operation, work)
+        except InvalidTransition:  # the move is over, and its operation is pruned; or the instance's claim has lapsed
+            with contextlib.suppress(MoveNotFound):
+                return ledger.move(move.migration)
+            raise
         return ledger.move(move.migration)
 
     def _revert(self, ledger: AllocationLedger, move: DrainMove, why: str) -> DrainOutcome:
