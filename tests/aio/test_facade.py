@@ -35,6 +35,7 @@ from cloudcore.aio import (
 from cloudcore.aio.facade import Facade, _Call
 from cloudcore.aio.listing import AsyncStream
 from cloudcore.errors import Cancelled, CapacityExceeded, InvalidQuery
+from tests.test_forking import Held, forked
 
 pytestmark = pytest.mark.anyio
 
@@ -385,3 +386,52 @@ async def test_closing_in_a_cancelled_scope_closes(tmp_path, anyio_backend):
             scope.cancel()
             await anyio.sleep(1)
     assert closed == [True]
+
+
+def test_child_runs_an_event_loop_of_its_own(tmp_path, anyio_backend):
+    """With its parent's objects; a stream that the parent has begun ends there and goes on in another, or is left."""
+    plain = _router(tmp_path, each=600)
+    query = Query(sort=[Sort("display_name")])
+
+    async def begin(found, stream) -> None:
+        found.append((await anext(stream)).display_name)
+
+    async def go_on(found, stream) -> None:
+        async for record in stream:
+            found.append(record.display_name)
+
+    with plain:
+        router = AsyncCellRouter(plain)
+        stream, found = router.stream(query), []
+        anyio.run(begin, found, stream, backend=anyio_backend)
+
+        def child() -> str:
+            with pytest.raises(Cancelled, match="resume_cursor"):
+                anyio.run(go_on, found, stream, backend=anyio_backend)
+            another = router.stream(query, cursor=stream._stream.resume_cursor)
+            anyio.run(go_on, found, another, backend=anyio_backend)
+            anyio.run(stream.close, backend=anyio_backend)
+            return f"{len(found)}, {sorted(set(found)) == found}"
+
+        with Held(stream._taking):
+            assert forked(child) == "1800, True"
+        anyio.run(go_on, found, stream, backend=anyio_backend)
+        assert len(found) == 1800
+
+
+def test_child_has_no_part_in_a_stream_of_its_parent(tmp_path):
+    """Rows that threads of the parent fetch ahead never come there; neither its end nor a fresh page waits for them."""
+    with _router(tmp_path, each=600) as router, router.stream(Query(sort=[Sort("display_name")])) as stream:
+        first = next(stream).display_name
+        given = []
+
+        def child() -> str:
+            with pytest.raises(Cancelled):
+                given.extend(stream)
+            cursor = stream.resume_cursor
+            stream.close()
+            given.extend(router.stream(Query(sort=[Sort("display_name")]), cursor=cursor))
+            return f"{len(given)}"
+
+        assert forked(child) == "1799"
+        assert [first, *(record.display_name for record in stream)] == [f"web-{n:04}" for n in range(1800)]

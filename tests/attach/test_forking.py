@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from keystoneauth1.session import Session
 
 from cloudcore.attach.hosts.guests import MemoryGuests
 from cloudcore.attach.journal.leases import Leases
+from cloudcore.attach.manager import AttachmentManager
 from cloudcore.attach.tables import attachment_locks
 from cloudcore.attach.volumes.cinder import CinderVolumes
 from cloudcore.disks import Disk, FileSource
@@ -28,6 +30,7 @@ from cloudcore.hypervisor.disks.xml import alias_of
 from cloudcore.hypervisor.memory import MemoryHypervisor
 from cloudcore.schema import create_schema
 from tests import services
+from tests.attach.conftest import instance
 from tests.attach.gateway import Gateway, page
 from tests.services._host import REPOSITORY
 from tests.test_forking import Held, forked, forked_amid
@@ -117,6 +120,83 @@ def test_child_of_who_holds_has_nothing(tables, leases):
 def test_closed_leases_stay_closed_in_the_child(leases):
     leases.close()
     assert forked(lambda: leases.wait(60)) == "None"
+
+
+# --- a manager --------------------------------------------------------------------------------------------------------
+
+
+class Meeting(MemoryGuests):
+    """Calls *when_met* each time that a disk has come to a guest."""
+
+    def __init__(self, when_met=lambda: None) -> None:
+        super().__init__("compute-1")
+        self.when_met = when_met
+
+    def attach_disk(self, instance_id, disk):
+        state = super().attach_disk(instance_id, disk)
+        self.when_met()
+        return state
+
+
+@EVERYWHERE
+def test_child_attaches_while_its_parent_does(tables):
+    """Another volume, and detaches it. That on which a thread of the parent is at work is busy, and attached then."""
+    met, go_on = threading.Event(), threading.Event()
+    guests = Meeting()
+    with AttachmentManager(tables, hypervisor=guests, patience=0.5) as manager:
+        mine, theirs = (manager.volumes.create_volume().id for _ in range(2))
+
+        def stop() -> None:
+            met.set()
+            assert go_on.wait(60)
+
+        def child() -> str:
+            guests.when_met = lambda: None
+            manager.detach(manager.attach(theirs, instance()).id)
+            with pytest.raises(VolumeBusy, match="held by"):
+                manager.attach(mine, instance())
+            manager.check()
+            manager.close()
+            return manager.volumes.volume(theirs).status
+
+        guests.when_met = stop
+        attaching = threading.Thread(target=manager.attach, args=(mine, instance()))
+        try:
+            attaching.start()
+            assert met.wait(60)
+            assert forked(child, patience=60) == "available"
+        finally:
+            go_on.set()
+            attaching.join()
+        assert [one.state for one in manager.attachments(volume_id=mine)] == ["attached"]
+        manager.check()
+    assert rows(tables) == {}
+
+
+@EVERYWHERE
+def test_child_of_a_call_under_way_leaves_it_to_its_parent(tables):
+    """The fork is made within the call, by what it calls: there it fails, and at the parent it succeeds."""
+    children: list[int] = []
+
+    def fork() -> None:
+        children.append(os.fork())
+        signal.alarm(0 if children[0] else 60)
+
+    failed = False
+    with AttachmentManager(tables, hypervisor=Meeting(fork), patience=0.5) as manager:
+        volume = manager.volumes.create_volume().id
+        try:
+            attachment = manager.attach(volume, instance())
+        except Conflict:
+            failed = True
+        finally:
+            if children == [0]:
+                os._exit(7 if failed else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 7
+        assert manager.attachment(attachment.id).state == "attached"
+        assert manager.recover().complete
+        manager.check()
+    assert rows(tables) == {}
 
 
 # --- volumes of a Cinder ----------------------------------------------------------------------------------------------

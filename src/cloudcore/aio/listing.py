@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 from cloudcore import CellRouter
 from cloudcore._extras import require_extra
+from cloudcore._forks import when_forked
 from cloudcore.aio.facade import ClosingFacade, offloaded, offloaded_read
 
 if TYPE_CHECKING:
@@ -67,9 +68,13 @@ class AsyncStream:
         self._router, self._begin = router, begin
         self._stream: Stream | None = None
         self._block: deque[Record] = deque()
-        self._taking = threading.Lock()
         self._failure: Exception | None = None
         self._over = False
+        self._unlock()
+        when_forked(self, AsyncStream._unlock)
+
+    def _unlock(self) -> None:
+        self._taking = threading.Lock()
 
     def __aiter__(self) -> Self:
         return self
@@ -80,7 +85,8 @@ class AsyncStream:
         Raises:
             InvalidQuery, InvalidCursor: The first time; nothing was asked.
             CellUnavailable: ``require="all"`` and some cell did not answer.
-            Cancelled: An earlier step was cancelled, and its statements were stopped.
+            Cancelled: An earlier step was cancelled, and its statements were stopped; or this is a forked child, whose
+                parent has begun the stream.
         """
         while True:
             with contextlib.suppress(IndexError):  # another task may have taken the last

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Self
 
+from cloudcore._forks import when_forked
 from cloudcore._values import FrozenDict
 from cloudcore.errors import Cancelled, Overloaded
 from cloudcore.listing.merge.driver import MergeDriver
@@ -68,6 +69,11 @@ class Stream(Iterator[Record]):
         self._cancelled = False
         self._stopped: Cancelled | Overloaded | None = None
         """Why what was under way is gone; it cannot go on, and is not at its end."""
+        when_forked(self, Stream._part)
+
+    def _part(self) -> None:
+        """In a forked child: threads of its parent fetch ahead, and for that alone."""
+        self._stopped = Cancelled("the stream is the parent's: go on with another, from resume_cursor")
 
     def __next__(self) -> Record:
         """The next record.
@@ -76,7 +82,8 @@ class Stream(Iterator[Record]):
             CellUnavailable: ``require="all"`` and some cell did not answer.
             Cancelled: :meth:`cancel` was called; or the call that reads it was cancelled, then each time from now on.
             Overloaded: Too many other calls were under way for too long. Once cells were asked, each time from now on.
-            Cancelled: A signal interrupted it before. Nothing that it had not given out is lost to its resume_cursor.
+            Cancelled: A signal interrupted it before, or this is a forked child, whose parent has begun it. Nothing
+                that it had not given out is lost to its resume_cursor.
         """
         try:
             entry = next(self._block, None)
