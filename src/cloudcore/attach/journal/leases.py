@@ -86,6 +86,7 @@ _held_here: set[str] = set()
 class Lease:
     """One operation's hold on one or more names. Made by :meth:`Leases.hold`."""
 
+    owner: str
     fresh_until: float
 
     def __init__(self, leases: Leases, owner: str) -> None:
