@@ -1,8 +1,8 @@
 """Named points at which a test can raise, wait or kill the process.
 
 Stateful code calls ``failpoint("area.operation.step")`` before and after each effect. Unarmed, a call is one look at
-an empty dictionary. Tests arm points; :func:`cloudcore.testing.failpoints` lists every point there is, by reading the
-source, so that a battery can prove that it hit them all.
+an empty dictionary. Tests arm points, and fail if one that they armed by its name is never passed; batteries read from
+the source which there are, to prove that they hit them all.
 """
 
 from __future__ import annotations
