@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from datetime import UTC, datetime, timedelta
@@ -324,6 +325,10 @@ def test_wrong_arguments(cloud: Cloud) -> None:
         plan_drain(cloud.tree, [])
     with pytest.raises(UnsupportedFeature):
         plan_drain(PlacementTree(), ["c0"])
-    for text in ("", "{}", "[]", '{"moves": 1}'):
+    plan = {"uuid": uuid_of("plan"), "kind": "cold", "moves": [], "stuck": []}
+    assert DrainPlan.from_json(json.dumps(plan)).moves == ()
+    move = dict.fromkeys(("consumer", "migration", "source", "destination", "root"), uuid_of("x")) | {"generation": 1}
+    of_nothing = {**plan, "moves": [{**move, "allocations": {uuid_of("h"): {"VCPU": -1}}}]}
+    for text in ("", "{}", "[]", '{"moves": 1}', "[" * 100_000, json.dumps(of_nothing)):
         with pytest.raises(InvalidRequest):
             DrainPlan.from_json(text)

@@ -138,6 +138,7 @@ def test_alternates_are_in_other_failure_domains_first(cloud: Cloud) -> None:
         ({"instances": ["x"]}, "'x' is not a UUID"),
         ({"instances": uuid_of(1)}, "instances: expected a list of uuids, got the text"),
         ({"instances": [uuid_of(1), uuid_of(1)]}, "each once"),
+        ({"instances": 5}, "instances: expected a list of uuids, got 5"),
     ],
 )
 def test_bad_input_is_refused_before_any_effect(cloud: Cloud, arguments: dict, message: str) -> None:
@@ -145,6 +146,24 @@ def test_bad_input_is_refused_before_any_effect(cloud: Cloud, arguments: dict, m
     with pytest.raises(InvalidRequest, match=message):
         cloud.select(**arguments)
     assert cloud.ledger.usages(project_id="p") == {}
+
+
+@only_sqlite
+def test_uuids_of_a_factory_are_those_by_which_the_ledger_knows_them(cloud: Cloud) -> None:
+    """Another form of a uuid could not be settled, nor released; what is none could not be given back at all."""
+    cloud.add_hosts(1, 1)
+    for made in (uuid_of("vm").upper(), uuid_of("other").replace("-", "")):
+        (chosen,) = selector_with(cloud, made).select(FLAVOUR, project_id="p", user_id="u", expires_in=100)
+        assert cloud.ledger.settle(chosen.instance).allocations == chosen.primary.allocations
+        assert cloud.ledger.release(chosen.instance).generation == 0
+    for made in ('bad"id', "", None):
+        with pytest.raises(InvalidRequest, match="id_factory"):
+            selector_with(cloud, made).select(FLAVOUR, project_id="p", user_id="u")
+    assert cloud.ledger.consumers() == []
+
+
+def selector_with(cloud: Cloud, made: object) -> HostSelector:
+    return HostSelector(cloud.tree, cloud.ledger, cell_of=cell_of, id_factory=lambda: made)
 
 
 def test_an_instance_that_holds_something_is_not_placed_again(cloud: Cloud) -> None:

@@ -227,7 +227,12 @@ _CHOICE_FIELDS = frozenset(field.name for field in attrs.fields(HostChoice)) - {
 
 
 def _choice(value: Mapping[str, Any]) -> HostChoice:
+    if not isinstance(value, Mapping):
+        raise InvalidSelection(f"selection: expected the JSON object of a host, got {value!r}", field="selection")
     known = {name: value[name] for name in _CHOICE_FIELDS if name in value}
+    known["root"] = normalise_uuid(known.get("root", ""), "root", InvalidSelection)
+    for name, most in (("name", 200), ("cell", 255)):
+        require_text(known.get(name, ""), name, maximum=most, error=InvalidSelection)
     return HostChoice(**known, extra={name: value[name] for name in value if name not in _CHOICE_FIELDS})
 
 
@@ -243,14 +248,13 @@ def _seal(text: str, key: bytes | None) -> str:
 def _opened(text: str | bytes, key: bytes | None) -> dict[str, Any]:
     try:
         body = json.loads(text)
-    except ValueError as error:
+        seal = body.pop("seal", None) if isinstance(body, dict) else None
+        sealed = _to_json(body)
+    except (ValueError, TypeError, RecursionError) as error:
         raise InvalidSelection(f"selection: not JSON ({error})", field="selection") from error
     if not isinstance(body, dict):
         raise InvalidSelection("selection: expected a JSON object", field="selection")
-    seal = body.pop("seal", None)
-    if not isinstance(seal, str) or not hmac.compare_digest(
-        seal.encode(errors="replace"), _seal(_to_json(body), key).encode()
-    ):
+    if not isinstance(seal, str) or not hmac.compare_digest(seal.encode(errors="replace"), _seal(sealed, key).encode()):
         raise InvalidSelection(
             "selection: the seal does not fit; it was altered on its way, or sealed with another key", field="seal"
         )

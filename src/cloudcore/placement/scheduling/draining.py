@@ -40,6 +40,7 @@ from cloudcore.placement.ledger import host_groups
 from cloudcore.placement.ledger import moves as ledger_moves
 from cloudcore.placement.requests.groups import RequestGroup
 from cloudcore.placement.requests.requests import ResourceRequest
+from cloudcore.placement.rules.claims import normalise_allocations
 from cloudcore.placement.rules.moves import MoveKind, MoveState
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class DrainMove:
     migration: str
     source: str
     destination: str
-    allocations: Allocations
+    allocations: Allocations = attrs.field(converter=normalise_allocations)
     root: str
     shared: tuple[str, ...] = attrs.field(default=(), converter=_texts)
 
@@ -162,7 +163,7 @@ class DrainPlan:
             given["moves"] = tuple(DrainMove(**move) for move in given["moves"])
             given["stuck"] = tuple(Stuck(**stuck) for stuck in given["stuck"])
             return cls(**given)
-        except (ValueError, TypeError, KeyError) as error:
+        except (CloudcoreError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise InvalidRequest(f"plan: no plan of a drain: {error}", field="plan", value=text) from error
 
     def apply(

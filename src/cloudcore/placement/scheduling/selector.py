@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import random
 import uuid as uuids
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import attrs
@@ -393,13 +393,13 @@ class HostSelector:
     ) -> HostRequest:
         require_integer(alternates, "alternates", minimum=0, error=InvalidRequest)
         if instances is None:
-            names = [
-                self._id_factory() for _ in range(require_integer(count, "count", minimum=1, error=InvalidRequest))
-            ]
+            wanted = require_integer(count, "count", minimum=1, error=InvalidRequest)
+            names = [normalise_uuid(self._id_factory(), "id_factory", InvalidRequest) for _ in range(wanted)]
         else:
-            if isinstance(instances, str):
+            if isinstance(instances, str) or not isinstance(instances, Iterable):
+                kind = "the text " if isinstance(instances, str) else ""
                 raise InvalidRequest(
-                    f"instances: expected a list of uuids, got the text {instances!r}: write [{instances!r}]",
+                    f"instances: expected a list of uuids, got {kind}{instances!r}: write [{instances!r}]",
                     field="instances",
                     value=instances,
                 )
