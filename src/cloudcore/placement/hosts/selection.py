@@ -15,7 +15,7 @@ from typing import Any
 
 import attrs
 
-from cloudcore._values import normalise_uuid, require_integer, require_text
+from cloudcore._values import normalise_uuid, require_integer, require_mapping, require_text
 from cloudcore.errors import InvalidSelection
 from cloudcore.notebook import html_of, table
 from cloudcore.placement.forest.values import FrozenDict
@@ -49,7 +49,7 @@ def _freeze_mappings(value: Mapping[str, Any]) -> Mappings:
 
 
 def _freeze(value: Mapping[str, Any]) -> Mapping[str, Any]:
-    return FrozenDict(value)
+    return FrozenDict(require_mapping(value, "selection", InvalidSelection))
 
 
 @attrs.frozen(kw_only=True)
