@@ -17,10 +17,12 @@ from cloudcore.listing import (
     CellRouter,
     CellState,
     InstanceDirectory,
+    NovaDirectory,
     Query,
     RecordSource,
     Sort,
 )
+from cloudcore.listing.records import nova_tables
 from tests.listing.conftest import ELSEWHERE, NOW, THINGS, things, walk
 
 KINDS = pytest.mark.parametrize("kind", ["sqlite", "postgresql", "mariadb"])
@@ -162,3 +164,33 @@ def test_a_directory_that_nobody_answers_for_is_unavailable(url):
     """The constructor makes its tables, so it is the first to notice: an error of the library's, as for a cell."""
     with Database(url, retry=RetryPolicy(attempts=2)) as database, pytest.raises(DatabaseUnavailable):
         InstanceDirectory(database)
+
+
+@pytest.mark.parametrize("wrong", ["5", "x", 1.5, None])
+def test_a_key_of_another_kind_is_refused_in_words(databases, routers, wrong):
+    url = databases.url("sqlite")
+    counted = sa.Table("counted", sa.MetaData(), sa.Column("id", sa.Integer(), primary_key=True))
+    engine = open_engine(url)
+    counted.metadata.create_all(engine)
+    engine.dispose()
+    router = routers([Cell("c", url)], source=RecordSource(counted, key="id"))
+    for ask in (router.get, router.locate):
+        with pytest.raises(InvalidArgument, match="id: "):
+            ask(wrong)
+
+
+def test_novas_directory_needs_one_connection_and_no_urls_to_name_cells():
+    """Whoever describes the cells by hand needs no template filled."""
+    engine = sa.create_engine("sqlite://", poolclass=sa.pool.QueuePool, pool_size=1, max_overflow=0, pool_timeout=1)
+    tables = [nova_tables.cell_mappings, nova_tables.instance_mappings, nova_tables.host_mappings]
+    nova_tables.cell_mappings.metadata.create_all(engine, tables=tables)
+    mapping = {"id": 1, "uuid": "u", "name": "cell1", "database_connection": "{scheme}://h/{path}"}
+    with engine.begin() as connection:
+        connection.execute(tables[0].insert(), mapping)
+        connection.execute(tables[1].insert(), {"instance_uuid": "i", "cell_id": 1, "project_id": "p"})
+        connection.execute(tables[2].insert(), {"host": "cn1", "cell_id": 1})
+    assert NovaDirectory(engine).cells_of_tenant("p") == {"cell1"}
+    assert NovaDirectory(engine).cells_of_host("cn1") == {"cell1"}
+    assert NovaDirectory(engine).cells_of(["i"]) == {"i": "cell1"}
+    assert NovaDirectory(engine).entries(["cell1"]).values == {"cell1": "1"}
+    engine.dispose()

@@ -39,7 +39,17 @@ from cloudcore.listing.query.compiled import statement_cache
 from cloudcore.listing.query.kinds import plain
 from cloudcore.listing.query.prepared import PreparedQuery
 from cloudcore.listing.records.instances import CLOUDCORE_INSTANCES
-from cloudcore.listing.values import Answered, CellReport, CellState, Counts, Page, Query, Record, RouterStatus
+from cloudcore.listing.values import (
+    Answered,
+    CellReport,
+    CellState,
+    Counts,
+    Page,
+    Query,
+    Record,
+    RouterStatus,
+    as_sent,
+)
 from cloudcore.observability import observed, tell_parts
 
 if TYPE_CHECKING:
@@ -332,8 +342,7 @@ class CellRouter:
         if cursor is not None:
             raise InvalidQuery("give a cursor or a marker, not both", field="marker")
         columns = tuple(key.column for key in prepared.order.keys)
-        record = self._find(marker, columns)
-        return tuple(record[column] for column in columns)
+        return prepared.order.position(as_sent(self._find(marker, columns), columns))
 
     # ---- single records
 
@@ -361,13 +370,22 @@ class CellRouter:
         return self._find(uuid, None)
 
     def _key(self, uuid: str) -> str:
-        return normalise_uuid(uuid, self.source.key) if self.source.uuids else uuid
+        name = self.source.key
+        if self.source.uuids:
+            return normalise_uuid(uuid, name)
+        try:
+            key: str = plain(self.source.columns[name].kind, uuid)
+        except ValueError as error:
+            raise InvalidArgument(f"{name}: {error}", field=name, value=uuid) from error
+        if key is None:
+            raise InvalidArgument(f"{name}: None is no record's", field=name, value=uuid)
+        return key
 
     def _find(self, uuid: str, columns: tuple[str, ...] | None) -> Record:
         """The record in the cell that the directory names, else in whichever cell has it."""
         key = self._key(uuid)
         known = None if self.directory is None else self.directory.cells_of([key]).get(key)
-        where = {self.source.key: {"eq": plain(self.source.columns[self.source.key].kind, key)}}
+        where = {self.source.key: {"eq": key}}
         prepared = self._prepare(Query(where=where, sort=(), limit=1, deleted=None, hidden=True, columns=columns))
         away: dict[str, str | None] = {}
         for names in ([known], [name for name in self._backends if name != known]):

@@ -18,7 +18,7 @@ from cloudcore.listing.json_form import NotFinite, json_objects, json_writer
 from cloudcore.notebook import Table, html_of, table, words
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from datetime import datetime
 
     from cloudcore.listing.json_form import JsonWriter
@@ -37,6 +37,7 @@ __all__ = [
     "Require",
     "RouterStatus",
     "Sort",
+    "as_sent",
 ]
 
 T = TypeVar("T")
@@ -370,6 +371,12 @@ class Record(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         return f"Record(cell={self.cell!r}, {', '.join(f'{name}={self[name]!r}' for name in self)})"
+
+
+def as_sent(record: Record, columns: Iterable[str]) -> tuple[Any, ...]:
+    """The driver's own values of some columns."""
+    layout, row = _LAYOUT(record), _ROW(record)
+    return tuple([row[layout.index[name]] for name in columns])
 
 
 def _columns_of(records: Sequence[Record]) -> dict[str, Sequence[Any]]:

@@ -285,7 +285,6 @@ def _key(column: Column, *, descending: bool, nulls_first: bool) -> Key:
         descending=descending,
         nullable=column.nullable,
         nulls_first=nulls_first,
-        scale=column.scale,
     )
 
 

@@ -3,6 +3,7 @@
 A row's place in an order has two forms. Its *position* is the tuple of plain values of its sort columns, with None for
 NULL; cursors carry it and SQL gets it as parameters. Its *sort key* is a tuple that Python compares with ``<`` exactly
 as the databases order the rows: directions and NULL ranks are worked in, and NaN, which comes after all numbers.
+Decimals keep all their digits here, also those beyond their column's scale, which SQLite may hold and orders by.
 """
 
 from __future__ import annotations
@@ -91,7 +92,6 @@ class Key:
         descending: Largest first.
         nullable: Whether NULL occurs.
         nulls_first: Where NULLs go.
-        scale: Digits behind the point of a decimal column.
     """
 
     column: str
@@ -99,7 +99,6 @@ class Key:
     descending: bool
     nullable: bool
     nulls_first: bool
-    scale: int | None = None
 
     @property
     def reversed(self) -> Key:
@@ -136,7 +135,7 @@ class Key:
                 raise ValueError(
                     f"{value!r} is an instant in a form that does not sort as text: write YYYY-MM-DD HH:MM:SS.ffffff"
                 )
-            return plain(self.kind, value, self.scale)
+            return plain(self.kind, value)
         except ValueError as error:
             raise Unfit(row, self.column, value, str(error)) from error
 
@@ -237,7 +236,7 @@ class Order:
 
     def position(self, values: tuple[Any, ...]) -> Position:
         """The position of a row, given the driver's values of its sort columns."""
-        return tuple(plain(key.kind, value, key.scale) for key, value in zip(self.keys, values, strict=True))
+        return tuple(plain(key.kind, value) for key, value in zip(self.keys, values, strict=True))
 
     def fits(self, position: Any) -> bool:
         """Whether a position that came from outside may be one of this order."""
@@ -273,7 +272,7 @@ def _fits(key: Key, value: Any) -> bool:
         if isinstance(value, str):
             value.encode()
             return "\0" not in value
-        return bool(plain(key.kind, value, key.scale) is not None)
+        return bool(plain(key.kind, value) is not None)
     except ValueError:
         return False
 

@@ -77,6 +77,13 @@ class NovaDirectory:
         Raises:
             InvalidArgument: A URL is a template, and *main_database* is missing or cannot fill it.
         """
+        return [
+            Cell(name, _url(row.database_connection, self._main, name), enabled=not row.disabled, **options)
+            for name, row in self._mapped()
+        ]
+
+    def _mapped(self) -> list[tuple[str, sa.Row[Any]]]:
+        """The cell mappings, each with its cell's name, which is known from now on."""
         with self.database.read() as connection:
             rows = connection.execute(sa.select(cell_mappings).order_by(cell_mappings.c.id)).all()
         names = [row.name for row in rows]
@@ -86,32 +93,26 @@ class NovaDirectory:
         }
         with self._lock:
             self._names = named
-        return [
-            Cell(
-                named[row.id],
-                _url(row.database_connection, self._main, named[row.id]),
-                enabled=not row.disabled,
-                **options,
-            )
-            for row in rows
-        ]
+        return [(named[row.id], row) for row in rows]
 
     def _named(self, identifiers: Iterable[int]) -> frozenset[str]:
+        """The names of cells. Reads the mappings where one is new: not within another reading."""
         wanted = frozenset(identifiers)
         if not self._names or not wanted <= self._names.keys():
-            self.cells()
+            self._mapped()
         return frozenset(self._names[each] for each in wanted if each in self._names)
 
     def cells_of_tenant(self, tenant: str) -> frozenset[str]:
         """Every cell with an instance of the project that is not being deleted."""
         with self.database.read() as connection:
-            return self._named(connection.scalars(_CELLS_OF_PROJECT, {"project": tenant}))
+            found = connection.scalars(_CELLS_OF_PROJECT, {"project": tenant}).all()
+        return self._named(found)
 
     def cells_of_host(self, host: str) -> frozenset[str] | None:
         """The cell of a compute host; None when it is not mapped."""
         with self.database.read() as connection:
-            found = self._named(connection.scalars(_CELL_OF_HOST, {"host": host}))
-        return found or None
+            found = connection.scalars(_CELL_OF_HOST, {"host": host}).all()
+        return self._named(found) or None
 
     def cells_of(self, uuids: Iterable[str]) -> dict[str, str]:
         """The cell of each of these; unscheduled and unknown ones are left out."""
