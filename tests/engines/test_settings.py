@@ -15,7 +15,7 @@ from cloudcore._failpoints import arm, disarm
 from cloudcore.attach import AttachmentManager
 from cloudcore.attach.journal.leases import Leases
 from cloudcore.attach.tables import attachment_locks
-from cloudcore.database import Database
+from cloudcore.database import Database, open_engine
 from cloudcore.database.standing import examine_database
 from cloudcore.errors import CapacityExceeded, InvalidArgument, VolumeBusy
 from cloudcore.listing import Cell, CellRouter, InstanceDirectory, InstanceStore, Query, Sort
@@ -261,3 +261,39 @@ def test_changes_since_reaches_back_by_as_much_as_clocks_differ(database, off):
         assert found(since - abs(off) - HOUR) == {changed, kept}
         if "clock" in facts:
             assert facts["clock"].advice is not None
+
+
+# ---- what a URL says of its sessions
+
+
+def test_what_a_postgresql_url_says_holds_beside_what_the_library_needs():
+    server = services.postgresql()
+    url = server.create_database()
+    said = url + ("&" if "?" in url else "?") + "options=-csearch_path%3Dtenant&application_name=mine&connect_timeout=7"
+    admin = sa.create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+    with admin.begin() as connection:
+        connection.exec_driver_sql("CREATE SCHEMA tenant")
+    admin.dispose()
+    asked = "SELECT current_setting('search_path'), current_setting('application_name'), current_setting('TimeZone'), "
+    asked += "current_setting('lock_timeout')"
+    for more in ({}, {"connect_args": {"options": "-c timezone=Asia/Tokyo"}}):
+        engine = open_engine(said, **more)
+        with engine.connect() as connection:
+            path, name, zone, bound = connection.exec_driver_sql(asked).one()
+        engine.dispose()
+        assert (name, bound) == ("mine", "30s")
+        assert (path, zone) == (("tenant", "UTC") if not more else ('"$user", public', "Asia/Tokyo"))
+    database = Database(said)
+    with database:
+        create_schema(database)
+        with CellRouter([Cell("c", said)]) as router:
+            assert router.page().complete, "the tables are found where the URL says"
+    server.drop_database(url)
+
+
+@pytest.mark.parametrize("url", ["sqlite:///{}/a.db", "postgresql://u@h/d", "mysql://u@h/d"])
+def test_a_pool_without_bounds_takes_none(tmp_path, url):
+    engine = open_engine(url.format(tmp_path), poolclass=sa.pool.NullPool)
+    assert isinstance(engine.pool, sa.pool.NullPool)
+    engine = open_engine(url.format(tmp_path), max_overflow=0, pool_size=3)
+    assert (engine.pool.size(), engine.pool._max_overflow) == (3, 0)

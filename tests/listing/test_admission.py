@@ -10,10 +10,13 @@ import time
 from collections import Counter
 
 import pytest
+import sqlalchemy as sa
 
 from cloudcore._cancellation import Cancellation
+from cloudcore.database import Database
 from cloudcore.errors import Cancelled, CloudcoreError, Overloaded, Transient
 from cloudcore.listing import Cell, CellRouter, Query
+from cloudcore.listing.cells import in_flight
 from cloudcore.listing.cells.admission import Admission, Turn
 from cloudcore.listing.cells.pool import ConnectionPool
 from cloudcore.listing.cells.promptness import Distance
@@ -294,3 +297,39 @@ def test_streams_take_turns_batch_by_batch(databases, routers):
     assert router.page(Query(limit=5)).complete
     assert sum(1 for _ in stream) == 3 * 60 - 1
     assert things.name
+
+
+def test_a_long_statement_in_the_callers_own_thread_holds_up_no_other_call(databases, routers, monkeypatch):
+    """The one file of a router is read by its caller, whose turn others may have while that takes long."""
+    url = databases.url("sqlite")
+    with Database(url) as database:
+        database.run(things.metadata.create_all)
+        rows = [{"id": f"{n:05}", "kind": "k"} for n in range(20_000)]
+        database.run(lambda connection: connection.execute(things.insert(), rows))
+    router = routers([Cell("c", url)], source=THINGS)
+    for _ in range(5):
+        router.page(Query(limit=1))
+    assert router._backends["c"].direct
+    monkeypatch.setattr(in_flight, "LENDING", 0.0)
+    ended, begun, other = [], threading.Event(), threading.Event()
+    calls = itertools.count()
+
+    def slow(_):
+        begun.set()
+        if next(calls) == 15_000:  # SQLite has looked whether it is late by then
+            other.wait(10)
+        return 0
+
+    router._backends["c"].pool._idle[0].connection.create_function("slow", 1, slow)
+
+    def ask():
+        page = router.page(Query(where=sa.func.slow(things.c.id) == 1))
+        ended.append(("long", page.complete))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    begun.wait()
+    ended.append(("short", router.page(Query(limit=1)).complete))
+    other.set()
+    thread.join()
+    assert ended == [("short", True), ("long", True)]

@@ -10,9 +10,10 @@ import pytest
 import sqlalchemy as sa
 
 from cloudcore._failpoints import arm, disarm
-from cloudcore.errors import AlreadyExists, CellNotFound, InstanceNotFound, InvalidArgument
+from cloudcore.database import insert_ignoring_duplicates
+from cloudcore.errors import AlreadyExists, CellNotFound, ConstraintViolated, InstanceNotFound, InvalidArgument
 from cloudcore.listing import Cell, CellState, Discrepancy, Query, Sort
-from cloudcore.listing.tables import directory_routes, instances
+from cloudcore.listing.tables import directory_routes, instance_tags, instances
 from tests.listing.conftest import ELSEWHERE, NOW, walk
 
 OTHER = "99999999-0000-4000-8000-000000000000"
@@ -255,3 +256,49 @@ def test_the_table_of_columns_in_the_reference_is_the_tables():
         for name in re.findall("`([a-z_]+)`", line.split("|")[1])
     ]
     assert told == [*instances.c.keys(), "tags", "metadata"]
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql", "mariadb"])
+def test_what_a_column_cannot_hold_is_refused_before_anything_is_written(clouds, kind):
+    """One database would cut it, another leave out the row and keep the directory's entry."""
+    cloud = clouds(kind)
+    kept = cloud.store.create("cell1", project_id="p", display_name="n")
+    wrong = [
+        {"vm_state": None},
+        {"locked": None},
+        {"created_at": None},
+        {"locked": 1},
+        {"display_name": "x" * 256},
+        {"display_name": "a\0b"},
+        {"project_id": "p" * 256},
+        {"vm_state": "v" * 33},
+        {"vcpus": 2**31},
+        {"vcpus": "two"},
+        {"launched_at": NOW.replace(tzinfo=None)},
+    ]
+    for values in wrong:
+        with pytest.raises(InvalidArgument, match=next(iter(values))):
+            cloud.store.create("cell1", **{"project_id": "p", **values})
+        if not values.keys() & {"created_at"}:
+            with pytest.raises(InvalidArgument, match=next(iter(values))):
+                cloud.store.update(kept, **values)
+    for values in (
+        {"tags": [None]},
+        {"tags": ["t" * 81]},
+        {"metadata": {"k": "v" * 256}},
+        {"metadata": {"k" * 256: "v"}},
+    ):
+        with pytest.raises(InvalidArgument, match=next(iter(values))):
+            cloud.store.create("cell1", project_id="p", **values)
+    assert [record.uuid for record in cloud.router.page(Query(deleted=None)).records] == [kept]
+    assert cloud.store.audit() == []
+    cloud.store.create("cell1", project_id="p" * 255, display_name="\U0001f600" * 255, tags=["t" * 80], vcpus=2**31 - 1)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_a_row_that_breaks_another_rule_than_its_keys_is_not_passed_over(clouds, kind):
+    cloud = clouds(kind)
+    database = cloud.router.database("cell1")
+    statement = insert_ignoring_duplicates(instance_tags, database.dialect)
+    with pytest.raises(ConstraintViolated):
+        database.run(lambda connection: connection.execute(statement, {"instance_uuid": None, "tag": "t"}))

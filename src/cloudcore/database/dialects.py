@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects import postgresql, sqlite
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Row
@@ -21,15 +21,17 @@ DialectName = Literal["sqlite", "postgresql", "mysql"]
 def insert_ignoring_duplicates(table: sa.Table, dialect: DialectName) -> sa.sql.dml.Insert:
     """An INSERT into *table* that does nothing (``rowcount`` 0) where a unique key is taken.
 
-    On all three databases it waits for an unfinished transaction that holds the key.
+    On all three databases it waits for an unfinished transaction that holds the key. MariaDB and MySQL also make values
+    that do not fit into such that do, without a word: check them first.
     """
-    statement = sa.insert(table).execution_options(preserve_rowcount=True)  # else SQLAlchemy keeps none for INSERT
+    statement: sa.sql.dml.Insert
     if dialect == "mysql":
-        return statement.prefix_with("IGNORE")
-    if dialect == "postgresql":
-        conflict_free = postgresql.insert(table).on_conflict_do_nothing()
-        return conflict_free.execution_options(preserve_rowcount=True)
-    return statement.prefix_with("OR IGNORE")
+        statement = sa.insert(table).prefix_with("IGNORE")
+    elif dialect == "postgresql":
+        statement = postgresql.insert(table).on_conflict_do_nothing()
+    else:
+        statement = sqlite.insert(table).on_conflict_do_nothing()
+    return statement.execution_options(preserve_rowcount=True)  # else SQLAlchemy keeps none for INSERT
 
 
 def hold(connection: Connection, table: sa.Table, key: sa.ColumnElement[bool]) -> Row[Any] | None:

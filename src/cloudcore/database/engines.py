@@ -32,6 +32,8 @@ _MODULES = {
     "mysqldb": ("MySQLdb", "mysqlclient"),
     "mariadbconnector": ("mariadb", "mariadb"),
 }
+_LEFT_TO_URLS = frozenset({"application_name", "connect_timeout", "options"})
+"""What is told to a driver unless the URL says it."""
 _MODES = "STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION,ERROR_FOR_DIVISION_BY_ZERO"
 
 
@@ -60,7 +62,8 @@ def open_engine(
         pooler: ``"transaction"`` where a pooler such as PgBouncer stands before PostgreSQL and lends its sessions for
             a transaction: nothing is then asked of a session that must outlast one, and no statement is prepared.
             ``?pooler=transaction`` at the end of the URL says the same.
-        options: Passed on to :func:`sqlalchemy.create_engine`.
+        options: Passed on to :func:`sqlalchemy.create_engine`. With another ``poolclass``, such as ``NullPool``, there
+            is no *pool_size*.
 
     Raises:
         InvalidArgument: The URL cannot be parsed, or names another kind of database or an asynchronous driver.
@@ -84,8 +87,7 @@ def open_engine(
     driver = parsed.get_driver_name()
     if parsed.get_dialect().is_async:
         raise InvalidArgument(f"{driver} is an asynchronous driver: cloudcore's calls block", field="url", value=driver)
-    arguments = _arguments(parsed, busy_timeout, pooler)
-    arguments.update(options.pop("connect_args", {}))
+    arguments = _beside(_arguments(parsed, busy_timeout, pooler), parsed, options.pop("connect_args", {}))
     options.setdefault("pool_recycle", 1800)
     options.setdefault("isolation_level", "READ COMMITTED")
     options.setdefault("pool_reset_on_return", None)  # see reset_quietly
@@ -96,7 +98,7 @@ def open_engine(
         parsed = parsed.difference_update_query(["host"])
     elif kind != "postgresql":
         parsed = parsed.difference_update_query(["host"]).set(host=hosts[0][0], port=hosts[0][1]) if hosts else parsed
-    engine = sa.create_engine(parsed, pool_size=pool_size, max_overflow=pool_size, connect_args=arguments, **options)
+    engine = sa.create_engine(parsed, connect_args=arguments, **_bounded(options, pool_size))
     if len(hosts) > 1 and kind != "postgresql":
         event.listen(engine, "do_connect", InTurn(hosts, takes_writes).connect)
     if options["pool_reset_on_return"] is None:
@@ -155,6 +157,22 @@ def _arguments(url: URL, busy_timeout: float, pooler: PoolerMode | None) -> dict
     return arguments
 
 
+def _beside(ours: dict[str, Any], url: URL, given: dict[str, Any]) -> dict[str, Any]:
+    """What a driver is told: *ours*, but for what the URL or the caller says otherwise, and both their ``options``."""
+    said = {name: value if isinstance(value, str) else " ".join(value) for name, value in url.query.items()}
+    told = {name: value for name, value in ours.items() if name not in _LEFT_TO_URLS or name not in said} | given
+    if theirs := given.get("options", said.get("options")):
+        told["options"] = f"{ours.get('options', '')} {theirs}".strip()  # of two that say the same the last holds
+    return told
+
+
+def _bounded(options: dict[str, Any], size: int) -> dict[str, Any]:
+    """*options* with the bounds of a pool that has such."""
+    if not issubclass(options.get("poolclass", QueuePool), QueuePool):
+        return {name: value for name, value in options.items() if name != "max_overflow"}
+    return {"max_overflow": size, **options, "pool_size": size}
+
+
 def _open_sqlite(url: URL, pool_size: int, busy_timeout: float, *, durable: bool, options: dict[str, Any]) -> Engine:
     in_memory = url.database in {None, "", ":memory:"} or "mode=memory" in (url.database or "")
     arguments = {
@@ -166,10 +184,8 @@ def _open_sqlite(url: URL, pool_size: int, busy_timeout: float, *, durable: bool
     arguments.update(options.pop("connect_args", {}))
     options.setdefault("poolclass", QueuePool)
     if in_memory:  # one connection is the database: threads take turns
-        options.update(pool_size=1, max_overflow=0)
-    else:
-        options.update(pool_size=pool_size, max_overflow=pool_size)
-    engine = sa.create_engine(url, connect_args=arguments, **options)
+        pool_size, options["max_overflow"] = 1, 0
+    engine = sa.create_engine(url, connect_args=arguments, **_bounded(options, pool_size))
 
     @event.listens_for(engine, "connect")
     def _prepare(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:

@@ -18,6 +18,7 @@ from cloudcore._forks import when_forked
 from cloudcore.database.mysql_rows import row_reader
 from cloudcore.errors import UnreadableValue
 from cloudcore.listing.cells.faults import unreadable
+from cloudcore.listing.cells.promptness import Watch
 from cloudcore.listing.cells.regex import RegexFunction
 from cloudcore.listing.query.dialects import dialect_name
 
@@ -93,7 +94,7 @@ class PooledConnection:
     """One connection, used by one thread at a time. It is closed when whoever used it was interrupted and is gone."""
 
     __slots__ = (
-        "_autocommit", "_ended", "_limit", "_proxied", "connection", "cursor", "dialect", "form", "idle_since", "local",
+        "_autocommit", "_ended", "_proxied", "_watch", "connection", "cursor", "dialect", "form", "idle_since", "local",
         "mine", "permit", "reader", "regex", "used",
     )  # fmt: skip
 
@@ -114,7 +115,7 @@ class PooledConnection:
         self.local = dialect.name == "sqlite"
         self.mine = mine
         self.connection: Any = proxied.dbapi_connection
-        self._limit = [math.inf]
+        self._watch = Watch(time.monotonic)
         self.used = False
         """Whether it was kept since an earlier statement."""
         self.idle_since: float = 0.0
@@ -161,12 +162,15 @@ class PooledConnection:
         elif kind == "mysql":
             self.cursor.execute(f"SET SESSION max_execution_time = {milliseconds}")
         else:
-            limit = self._limit  # and not the whole, which would be a circle
-            self.connection.set_progress_handler(lambda: time.monotonic() > limit[0], 50_000)
+            self.connection.set_progress_handler(self._watch, 50_000)  # and not the whole, which would be a circle
+
+    def tell_when_late(self, late: float, tell: Callable[[], None] | None) -> None:
+        """Call *tell* in a statement of this thread that is under way at the instant *late*; only SQLite's can."""
+        self._watch.tell, self._watch.late = tell, late
 
     def run(self, text: str, parameters: Any, limit: float) -> list[tuple[Any, ...]]:
         """All rows of one statement, as the driver gives them; *limit* is the monotonic instant to give up at."""
-        self._limit[0] = limit
+        self._watch.limit = limit
         if self.reader is not None:
             reader, filled = self.reader, self.cursor.mogrify(text, parameters)
             return self._fetched(lambda: reader.read(filled))
@@ -178,7 +182,7 @@ class PooledConnection:
         """Rows of one statement as far as *take* reads, and whether it left off; all of them where all have come."""
         if not self.local:
             return self.run(text, parameters, limit), False
-        self._limit[0] = limit
+        self._watch.limit = limit
         self._execute(text, parameters)
         rows, cut = self._fetched(lambda: take(self.cursor))
         if cut:

@@ -1,6 +1,7 @@
 """Requests in flight: at most one to a cell, each with its deadline, its replicas and its one answer.
 
-Cells that answer at once share a serial executor; the others get threads of their own.
+Cells that answer at once share a serial executor; the others get threads of their own. Whatever is done about an
+answer, or about none, goes by the same few tables of what is under way: that is why it is one module.
 """
 
 from __future__ import annotations
@@ -138,9 +139,13 @@ class RequestsInFlight:
         self._executors.append(executor)
         if len(self._requests) == 1 and executor.waiting[0].request.backend.direct:
             executor.own = True
+            if self.turn is not None:
+                executor.waiting[0].lending = (time.monotonic() + LENDING, self.turn.lend)
             try:
                 with self._cancellable():
                     executor()  # the database itself keeps the deadline
+                    if self.turn is not None:
+                        self.turn.take_back()  # it was lent if the statement took long
             except BaseException:  # a signal may come here: nobody asks for the answer
                 executor.running = None
                 self.stop()

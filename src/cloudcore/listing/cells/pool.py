@@ -389,5 +389,6 @@ def _reading_engine(source: Any, deadline: float, options: Mapping[str, Any]) ->
         connect = {"connect_timeout": max(2, math.ceil(deadline))}
         if url.get_backend_name() in {"mysql", "mariadb"}:
             connect["read_timeout"] = math.ceil(deadline) + 1
+        connect = {name: seconds for name, seconds in connect.items() if name not in url.query}
         arguments["connect_args"] = {**connect, **arguments.pop("connect_args", {})}
     return open_engine(url, **arguments)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
-__all__ = ["PROMPT", "STALL", "Distance", "Promptness", "time_apart"]
+__all__ = ["PROMPT", "STALL", "Distance", "Promptness", "Watch", "time_apart"]
 
 STALL = 0.004
 """Seconds after which a serial executor is looked at, and of an answer that did not come at once."""
@@ -98,3 +99,35 @@ class Distance:
     def seconds(self) -> float:
         """The least of the last answers; 0 before the first."""
         return min(self._before, self._least)
+
+
+class Watch:
+    """What SQLite asks every so often while it runs a statement: whether to give it up.
+
+    Args:
+        clock: Monotonic seconds.
+
+    Attributes:
+        limit: The monotonic instant to give it up at.
+        late: The instant at which *tell* is called, once.
+    """
+
+    __slots__ = ("_clock", "late", "limit", "tell")
+
+    limit: float
+    late: float
+    tell: Callable[[], None] | None
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self.limit = self.late = inf
+        self.tell = None
+
+    def __call__(self) -> bool:
+        """Whether to give it up."""
+        now = self._clock()
+        if now > self.late:
+            tell, self.tell, self.late = self.tell, None, inf
+            if tell is not None:
+                tell()
+        return now > self.limit

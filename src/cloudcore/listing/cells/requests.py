@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -39,8 +40,8 @@ class Attempt:
     """
 
     __slots__ = (
-        "_clock", "_holding", "_work", "answers", "began", "broken", "dropped", "error", "pool", "pooled", "request",
-        "result", "seconds", "statements", "warm",
+        "_clock", "_holding", "_work", "answers", "began", "broken", "dropped", "error", "lending", "pool", "pooled",
+        "request", "result", "seconds", "statements", "warm",
     )  # fmt: skip
 
     answers: Receiver[Attempt]
@@ -65,6 +66,8 @@ class Attempt:
         self.pooled: PooledConnection | None = None
         self.statements = 0
         self.dropped = self.warm = False
+        self.lending: tuple[float, Callable[[], None]] | None = None
+        """The monotonic instant from which others may work beside it, and how they are let; None where they do."""
         self._holding = threading.Lock()
         """Whoever breaks the connection has it, so that it is broken for nobody else."""
         self.broken = False
@@ -158,6 +161,8 @@ class Attempt:
             try:
                 with self._holding:
                     self.pooled = pooled
+                if self.lending is not None:
+                    pooled.tell_when_late(*self.lending)
                 self._unless_dropped()  # once more: from here on it is the connection that is broken
                 result = use(self, pooled)
             except Exception as error:
@@ -179,6 +184,8 @@ class Attempt:
     def _let_go(self) -> bool:
         """From now on :meth:`drop` breaks no connection, which is another's soon; whether it has done so."""
         with self._holding:
+            if self.pooled is not None and self.lending is not None:
+                self.pooled.tell_when_late(math.inf, None)
             self.pooled = None
             return self.broken
 
