@@ -12,6 +12,7 @@ from cloudcore.attach.volumes.cinder import CinderVolumes
 from cloudcore.attach.volumes.values import AttachmentStatus, Connector
 from tests import services
 from tests.attach.cinder_pool import pool
+from tests.waiting import until
 
 GIB = 2**30
 
@@ -169,6 +170,33 @@ def test_a_listing_survives_the_loss_of_its_place(open_volumes, volumes, new_vol
     monkeypatch.setattr(small, "_page", page)
     listed = [row.id for row in small.attachments(volume_id=volume)]
     assert sorted(listed) == sorted(set(made) - set(doomed))
+
+
+def test_a_listing_of_volumes_survives_the_loss_of_its_place(open_volumes, volumes, new_volume, monkeypatch):
+    made = [new_volume() for _ in range(4)]
+    small = open_volumes(page_size=2)
+    original, doomed = small._page_of_volumes, []
+
+    def page(marker):
+        if marker in made and not doomed:
+            doomed.append(marker)
+            volumes.delete_volume(marker)
+            until(lambda: gone(volumes, marker))
+        return original(marker)
+
+    monkeypatch.setattr(small, "_page_of_volumes", page)
+    listed = [row.id for row in small.volumes()]
+    assert doomed
+    assert sorted(set(listed) & set(made)) == sorted(set(made) - set(doomed))
+    assert len(listed) == len(set(listed))
+
+
+def gone(volumes, volume_id):
+    try:
+        volumes.volume(volume_id)
+    except errors.VolumeNotFound:
+        return True
+    return False
 
 
 def test_extend_waits_and_rounds_up(volumes, new_volume):

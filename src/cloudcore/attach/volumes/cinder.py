@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import urlencode
 
 import attrs
 
 from cloudcore._values import normalise_uuid, require_integer
-from cloudcore.attach.volumes.cinder_calls import Calls
+from cloudcore.attach.volumes.cinder_calls import LOST, Calls, listed
 from cloudcore.attach.volumes.cinder_http import Http, noauth_session
 from cloudcore.attach.volumes.cinder_migrations import CinderMigrations
 from cloudcore.attach.volumes.cinder_rules import (
@@ -43,7 +44,7 @@ from cloudcore.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     from keystoneauth1.plugin import BaseAuthPlugin
     from keystoneauth1.session import Session
@@ -55,9 +56,6 @@ __all__ = ["CinderVolumes"]
 log: logging.Logger = logging.getLogger("cloudcore.attach.cinder")
 
 Answer = TypeVar("Answer")
-
-RESTARTS = 5
-"""How often a listing may lose the row that marks its place, and an order its answer, before it gives up."""
 
 
 class CinderVolumes:
@@ -214,12 +212,7 @@ class CinderVolumes:
 
     def volumes(self) -> tuple[Volume, ...]:
         """As :meth:`VolumeService.volumes <cloudcore.attach.VolumeService.volumes>`; of every project, if so set up."""
-        found: dict[str, Volume] = {}
-        marker: str | None = None
-        while page := self._page_of_volumes(marker):
-            found.update((volume.id, volume) for volume in page)
-            marker = page[-1].id
-        return tuple(found.values())
+        return tuple(listed("volumes", self._page_of_volumes))
 
     def _page_of_volumes(self, marker: str | None) -> list[Volume]:
         _, features = self._calls.speak()
@@ -297,7 +290,7 @@ class CinderVolumes:
                 return True
             asked = volume.status == "downloading" or self._ask_to_reimage(volume, image_id)
             lost += not asked
-            if lost > RESTARTS:
+            if lost > LOST:
                 raise OutcomeUnknown(f"image {image_id} onto volume {volume_id}: {lost} answers were lost")
             return None
 
@@ -469,21 +462,9 @@ class CinderVolumes:
             "all_tenants": "1" if self._all_projects else None,
         }
         query = {name: value for name, value in filters.items() if value}
-        for _ in range(RESTARTS):
-            try:
-                found = {row.id: row for row in self._walk(query)}.values()
-            except AttachmentNotFound:
-                continue
-            # A filter that somebody on the way forgot must not make others' records look like ours.
-            return tuple(row for row in found if _matches(row, filters))
-        raise VolumeServiceUnavailable(f"attachments change faster than they can be listed ({RESTARTS} tries)")
-
-    def _walk(self, query: Mapping[str, str]) -> Iterator[VolumeAttachment]:
-        """Row by row, page by page, to the first empty page: Cinder may give less than a page that is not the last."""
-        marker: str | None = None
-        while page := self._page(query, marker):
-            yield from page
-            marker = page[-1].id
+        found = listed("attachments", partial(self._page, query))
+        # A filter that somebody on the way forgot must not make others' records look like ours.
+        return tuple(row for row in found if _matches(row, filters))
 
     def _page(self, query: Mapping[str, str], marker: str | None) -> list[VolumeAttachment]:
         """One page. Not by ``attachments.list``: that writes a cache file for the shell, one for all threads."""

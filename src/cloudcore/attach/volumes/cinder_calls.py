@@ -9,20 +9,31 @@ import tenacity
 
 from cloudcore._forks import when_forked
 from cloudcore.attach.volumes.cinder_rules import Call, Effect, features_of, negotiate
-from cloudcore.errors import CloudcoreError, Conflict, OutcomeUnknown, UnsupportedFeature, VolumeServiceUnavailable
+from cloudcore.errors import (
+    CloudcoreError,
+    Conflict,
+    NotFound,
+    OutcomeUnknown,
+    UnsupportedFeature,
+    VolumeServiceUnavailable,
+)
 from cloudcore.observability import event
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from cloudcore.attach.volumes.cinder_http import Http
-    from cloudcore.attach.volumes.values import VolumeFeatures
+    from cloudcore.attach.volumes.values import Volume, VolumeAttachment, VolumeFeatures, VolumeSnapshot
 
-__all__ = ["Calls"]
+__all__ = ["LOST", "Calls", "listed"]
 
 log: logging.Logger = logging.getLogger("cloudcore.attach.cinder")
 
 Answer = TypeVar("Answer")
+Row = TypeVar("Row", "Volume", "VolumeAttachment", "VolumeSnapshot")
+
+LOST = 5
+"""How many answers to one order may be lost, and how often a listing may lose its place, before it gives up."""
 
 
 class Calls:
@@ -171,3 +182,27 @@ def _pause(state: tenacity.RetryCallState) -> float:
 def _log_repetition(call: Call, state: tenacity.RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
     event("attach.cinder.retry", logging.WARNING, call=call.name, attempt=state.attempt_number, error=str(error))
+
+
+def listed(what: str, page: Callable[[str | None], Sequence[Row]]) -> Collection[Row]:
+    """Each of *what* once, page by page to the first empty one: Cinder may give less than a page that is not the last.
+
+    A row that is there throughout is listed, whatever is made or deleted meanwhile: when the one that marks the place
+    is gone, it is begun again.
+
+    Raises:
+        VolumeServiceUnavailable: That happened too often.
+    """
+    for _ in range(LOST):
+        found: dict[str, Row] = {}
+        marker: str | None = None
+        try:
+            while rows := page(marker):
+                found.update((row.id, row) for row in rows)
+                marker = rows[-1].id
+        except NotFound:
+            if marker is None:
+                raise
+            continue
+        return found.values()
+    raise VolumeServiceUnavailable(f"{what} change faster than they can be listed ({LOST} tries)")

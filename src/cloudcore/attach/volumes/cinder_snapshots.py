@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from cloudcore._values import normalise_uuid, require_text
+from cloudcore.attach.volumes.cinder_calls import LOST, listed
 from cloudcore.attach.volumes.cinder_rules import Call, Effect, read_snapshot
-from cloudcore.errors import Conflict, NotFound, OutcomeUnknown, VolumeServiceUnavailable
+from cloudcore.errors import Conflict, NotFound, OutcomeUnknown
 
 if TYPE_CHECKING:
     from cloudcore.attach.volumes.cinder_calls import Calls
@@ -17,9 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["CinderSnapshots"]
 
 log: logging.Logger = logging.getLogger("cloudcore.attach.cinder")
-
-_LOST = 5
-"""How many answers to one order may be lost, and how often a listing may lose its place, before it gives up."""
 
 
 class CinderSnapshots:
@@ -46,7 +45,7 @@ class CinderSnapshots:
             found = next((one for one in self.of(volume_id) if one.name == name), None)
             if found is None:
                 lost += not self._ask(volume_id, name)
-                if lost > _LOST:
+                if lost > LOST:
                     raise OutcomeUnknown(f"snapshot {name} of volume {volume_id}: {lost} answers were lost")
             elif found.status.startswith("error"):
                 raise Conflict(f"snapshot {found.id} of volume {volume_id} is {found.status}", identifier=found.id)
@@ -73,17 +72,8 @@ class CinderSnapshots:
     def of(self, volume_id: str) -> tuple[VolumeSnapshot, ...]:
         """As :meth:`VolumeService.snapshots <cloudcore.attach.VolumeService.snapshots>`."""
         volume_id = normalise_uuid(volume_id, "volume_id")
-        for _ in range(_LOST):
-            found: dict[str, VolumeSnapshot] = {}
-            marker: str | None = None
-            try:
-                while page := self._page(volume_id, marker):
-                    found.update((one.id, one) for one in page)
-                    marker = page[-1].id
-            except NotFound:
-                continue  # the one that marked the place was deleted meanwhile
-            return tuple(one for one in found.values() if one.volume_id == volume_id)
-        raise VolumeServiceUnavailable(f"snapshots of volume {volume_id} change faster than they can be listed")
+        found = listed(f"snapshots of volume {volume_id}", partial(self._page, volume_id))
+        return tuple(one for one in found if one.volume_id == volume_id)
 
     def _page(self, volume_id: str, marker: str | None) -> list[VolumeSnapshot]:
         query = {"volume_id": volume_id, "limit": str(self._page_size), "sort": "created_at:asc"}
