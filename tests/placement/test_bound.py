@@ -400,6 +400,39 @@ def test_repeated_operation_takes_effect_once(open_tree: Open) -> None:
         other.remove("cn1", operation_id="op-3")
 
 
+def test_an_edit_that_finds_all_as_it_shall_be_sees_that_it_is_so(open_tree: Open) -> None:
+    """What this tree knows may be old: an edit that has nothing to write must not say so of another's state."""
+    one, other = open_tree(), open_tree()
+    one.add("cn1", traits={"CUSTOM_A"})
+    other.refresh()
+    assert one.set_traits("cn1", {"CUSTOM_A"}).generation == 0
+    other.set_traits("cn1", {"CUSTOM_B"})
+    for operation_id in (None, "op"):
+        with pytest.raises(GenerationConflict, match="cn1"):
+            one.set_traits("cn1", {"CUSTOM_A"}, operation_id=operation_id)
+    one.refresh()
+    assert one.set_traits("cn1", {"CUSTOM_A"}, operation_id="op").generation == 2
+    other.refresh()
+    other.remove("cn1")
+    with pytest.raises(GenerationConflict):
+        one.set_traits("cn1", {"CUSTOM_A"})
+
+
+def test_an_edit_that_changed_nothing_is_done_as_well(open_tree: Open) -> None:
+    """Its repeat changes nothing either, whatever others made of the provider since."""
+    one, other = open_tree(), open_tree()
+    one.add("cn1", traits={"CUSTOM_A"})
+    assert one.set_traits("cn1", {"CUSTOM_A"}, operation_id="op").generation == 0
+    other.refresh()
+    other.set_traits("cn1", {"CUSTOM_B"})
+    for tree in (one, other, open_tree()):
+        assert tree.set_traits("cn1", {"CUSTOM_A"}, operation_id="op").traits == {"CUSTOM_B"}
+        with pytest.raises(OperationMismatch):
+            tree.set_traits("cn1", set(), operation_id="op")
+    nothing = {"resource_providers": []}
+    assert one.load(nothing, operation_id="empty") == one.load(nothing, operation_id="empty") == 0
+
+
 @pytest.mark.parametrize("point", ["database.commit.before", "database.commit.after"])
 def test_interrupted_edit_is_done_or_not_done(open_tree: Open, point: str) -> None:
     """An exception around the commit: the tree refreshes to what the database holds, whichever it is."""

@@ -293,8 +293,8 @@ class DatabaseBinding:
             steps = counts.steps_of(name, arguments, edit, about) if self._counting else {}
             if expected is not None:
                 steps.setdefault(about.number, 0)
-            if not edit.put and not edit.gone and not steps:
-                return about
+            if not edit.put and not edit.gone and not steps and (operation_id is None or not about.uuid):
+                return self._unchanged(about)
             numbers: dict[str, int] = {}
 
             def write(connection: Connection) -> dict[str, Any]:
@@ -302,6 +302,8 @@ class DatabaseBinding:
                 if check is not None:
                     check(connection, self._state.forest, edit)
                 counts.count(connection, steps, None if expected is None else {about.number: expected})
+                if not edit.put and not edit.gone:
+                    edits.require_unchanged(connection, about)
                 numbers.update(edits.write_edit(connection, self._state.forest, edit))
                 return {"provider": about.uuid}
 
@@ -311,6 +313,13 @@ class DatabaseBinding:
             with self._state.lock:
                 self._state.forest.apply(_numbered(edit, numbers))
                 return self._state.forest.providers.get(about.uuid, about)
+
+    def _unchanged(self, about: Provider) -> Provider:
+        """*about*, which is as an edit would have it, if that is so in the database too."""
+        if about.uuid:
+            with self._database.read() as connection:
+                edits.require_unchanged(connection, about)
+        return about
 
     def _repeated(self, result: dict[str, Any]) -> Provider:
         """An earlier call did it: look at what became of it."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cloudcore.placement.forest.forest import Edit, Forest
     from cloudcore.placement.forest.values import Inventory, Provider
 
-__all__ = ["write_edit"]
+__all__ = ["require_unchanged", "write_edit"]
 
 _NAMED = 1_000  # names in a statement
 
@@ -49,6 +49,17 @@ def write_edit(connection: Connection, forest: Forest, edit: Edit) -> dict[str, 
     touched = [*numbers.values(), *(provider.number for provider in (*changed, *edit.gone))]
     record_changes(connection, touched)
     return numbers
+
+
+def require_unchanged(connection: Connection, provider: Provider) -> None:
+    """See that *provider* is as this tree knows it, where an edit finds it as it shall be.
+
+    Raises:
+        GenerationConflict: It is not.
+    """
+    found = sa.select(resource_providers.c.generation).where(resource_providers.c.id == provider.number)
+    if connection.scalar(found) != provider.generation:
+        raise _conflict(provider)
 
 
 def _conflict(provider: Provider) -> GenerationConflict:
