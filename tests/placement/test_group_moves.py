@@ -11,7 +11,7 @@ from cloudcore import _failpoints
 from cloudcore.errors import CloudcoreError, DatabaseBusy, GroupViolation, InvalidRequest, NoValidHost
 from cloudcore.placement import AllocationLedger, HostGroup
 from cloudcore.placement.hosts import force_hosts
-from cloudcore.placement.ledger.host_groups import keeping_policies
+from cloudcore.placement.ledger.host_groups import count_members, join, keeping_policies
 from cloudcore.placement.ledger.session import Session
 from tests.placement.ledger_worlds import uuid_of
 from tests.placement.selector_worlds import FLAVOUR, Cloud
@@ -213,3 +213,37 @@ def test_two_members_that_move_at_once_do_not_meet(cloud: Cloud, pair, round_):
     for thread in threads:
         thread.join(60)
     assert sorted(outcomes) == ["GroupViolation", "moved"]
+
+
+@pytest.mark.parametrize("end", ["confirm_move", "revert_move"])
+def test_nobody_joins_a_member_that_may_yet_end_on_another_host(cloud: Cloud, end):
+    """On either of its hosts another member would be alone when the move ends at the other."""
+    cloud.add_hosts(1, 2)
+    group = HostGroup(policy="affinity", uuid=uuid_of("together"))
+    (one,) = cloud.select(group=group)
+    migration = fresh()
+    moved = cloud.selector.select_destination(one.instance, migration, FLAVOUR)
+    with pytest.raises(NoValidHost, match="moving"):
+        cloud.select(group=group)
+    for root in (one.primary.root, moved.primary.root):
+        with cloud.database.write() as connection:
+            session = Session(connection)
+            members = count_members(session, group)
+            with pytest.raises(GroupViolation, match="end that move first"):
+                join(session, group, fresh(), root, members)
+    getattr(cloud.ledger, end)(migration)
+    here = moved if end == "confirm_move" else one
+    (joined,) = cloud.select(group=group)
+    assert joined.primary.root == here.primary.root
+    cloud.ledger.check()
+
+
+def test_a_member_that_is_resized_where_it_is_stays_there(cloud: Cloud):
+    cloud.add_hosts(1, 2)
+    group = HostGroup(policy="affinity", uuid=uuid_of("together"))
+    (one,) = cloud.select(group=group)
+    cloud.ledger.begin_move(one.instance, fresh(), place_like(cloud, one), kind="resize")
+    with cloud.database.read() as connection:
+        assert count_members(Session(connection), group) == {one.primary.root: 1}
+    (joined,) = cloud.select(group=group)
+    assert joined.primary.root == one.primary.root

@@ -12,7 +12,7 @@ only then: nobody is joining meanwhile.
 from __future__ import annotations
 
 import functools
-from collections import Counter
+from collections import Counter, defaultdict
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -20,10 +20,10 @@ from cloudcore._failpoints import failpoint
 from cloudcore.database.dialects import tells_other_nodes
 from cloudcore.errors import DatabaseBusy, GroupViolation, InvalidRequest
 from cloudcore.placement.ledger.session import Session
-from cloudcore.placement.rules.groups import HostGroup
+from cloudcore.placement.rules.groups import MOVING, AffinityPolicy, HostGroup
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from sqlalchemy.engine import Connection
 
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 __all__ = ["count_members", "forget_groups", "group_of", "hosts_of", "join", "keeping_policies", "lock_group"]
 
 _HOLDERS = """
-SELECT DISTINCT held.member, COALESCE(provider.root_id, provider.id) FROM (
-    SELECT member.instance AS member, consumer.id AS consumer_id FROM host_group_members member
+SELECT DISTINCT held.member, COALESCE(provider.root_id, provider.id), held.source FROM (
+    SELECT member.instance AS member, consumer.id AS consumer_id, 0 AS source FROM host_group_members member
     JOIN consumers consumer ON consumer.uuid = member.instance WHERE member.group_uuid = ?
     UNION ALL
-    SELECT member.instance, consumer.id FROM host_group_members member
+    SELECT member.instance, consumer.id, 1 FROM host_group_members member
     JOIN moves ON moves.instance = member.instance AND moves.state IN ('held', 'awaiting_proof')
     JOIN consumers consumer ON consumer.uuid = moves.migration WHERE member.group_uuid = ?
 ) held
@@ -114,13 +114,26 @@ def group_of(session: Session, instance: str) -> HostGroup | None:
 
 
 def count_members(session: Session, group: HostGroup, *, without: Iterable[str] = ()) -> Counter[str]:
-    """How many members, those of *without* aside, hold something in the tree of each root provider (uuid)."""
+    """How many members, those of *without* aside, hold something in the tree of each root provider (uuid).
+
+    One that moves may end at either side: it keeps others off both, and draws others to neither (:data:`MOVING`).
+    """
     if group.uuid is None:
         return Counter(group.members)
     aside = set(without)
     rows = [row for row in session.all(_HOLDERS, (group.uuid, group.uuid)) if row[0] not in aside]
     names = session.provider_uuids({row[1] for row in rows})
-    return Counter(names[row[1]] for row in rows)
+    sides: defaultdict[str, tuple[set[str], set[str]]] = defaultdict(lambda: (set(), set()))
+    for member, number, source in rows:
+        sides[member][source].add(names[number])
+    if group.policy is AffinityPolicy.AFFINITY:
+        return Counter(root for held, source in sides.values() for root in _certain(held, source))
+    return Counter(root for held, source in sides.values() for root in held | source)
+
+
+def _certain(held: set[str], source: set[str]) -> Collection[str]:
+    """Where a member is, however its move ends."""
+    return (held & source or {MOVING}) if held and source else held | source
 
 
 _HOSTS = """

@@ -13,7 +13,10 @@ from cloudcore.errors import InvalidRequest
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["AffinityPolicy", "HostGroup"]
+__all__ = ["MOVING", "AffinityPolicy", "HostGroup"]
+
+MOVING = ""
+"""The root under which members are counted of which nobody knows yet on which host they will be."""
 
 
 class AffinityPolicy(StrEnum):
@@ -68,7 +71,8 @@ class HostGroup:
         if self.policy is AffinityPolicy.ANTI_AFFINITY and here >= self.max_per_host:
             return f"anti-affinity: holds {here} of at most {self.max_per_host} members of the group"
         if self.policy is AffinityPolicy.AFFINITY and not here and any(members.values()):
-            return "affinity: the group is on another host"
+            moving = "a member of the group is moving, and may end on another host; end that move first"
+            return f"affinity: {moving if members.get(MOVING) else 'the group is on another host'}"
         return None
 
     def preference(self, root: str, members: Mapping[str, int]) -> float:
