@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import attrs
 import pytest
 
 from cloudcore import errors
@@ -291,6 +292,19 @@ def test_shared_pool_is_counted_once(ledger, hosts):
     ledger.check()
     ledger.revert_move(MIGRATION)
     assert used(ledger.database, pool, "MEMORY_MB") == 300
+
+
+def test_a_move_whose_time_is_over_does_not_begin_again(ledger, hosts):
+    """Whoever asks again after a crash would move the guest, and be told by the confirm that it came too late."""
+    ledger.claim(INSTANCE, {hosts["s"]: SHAPE}, **OWNER)
+    asked = (INSTANCE, MIGRATION, {hosts["d"]: SHAPE})
+    begun = ledger.begin_move(*asked, expires_in=600, operation_id="op")
+    assert ledger.begin_move(*asked, expires_in=600).repeated
+    overdue(ledger.database, MIGRATION)
+    with pytest.raises(InvalidTransition, match="is expired: begin is too late"):
+        ledger.begin_move(*asked, expires_in=600)
+    assert attrs.evolve(ledger.begin_move(*asked, expires_in=600, operation_id="op"), repeated=False) == begun
+    assert ledger.revert_move(MIGRATION).state is MoveState.EXPIRED
 
 
 def test_what_a_migration_keeps_of_a_shared_pool_need_be_no_piece_that_the_pool_gives(ledger, ledger_database):

@@ -82,7 +82,7 @@ class LedgerMoves(LedgerTransactions):
             ConsumerNotFound: The instance holds nothing: there is nothing to move.
             InUse: The instance is moving already.
             AlreadyExists: The migration is known with other arguments, or holds something.
-            InvalidTransition: The migration is over.
+            InvalidTransition: The migration is over, or its time is.
             GroupViolation: The instance belongs to a group, and its policy allows no member on a host of *destination*.
             CloudcoreError: As :meth:`claim` does for everything else.
         """

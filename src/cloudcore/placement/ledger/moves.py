@@ -325,7 +325,7 @@ def begin(session: Session, operation_id: str, asked: MoveRequest, *, history: b
     rows = session.lock_consumers({asked.instance, asked.migration})
     known = _records(session, "WHERE migration IN {marks}", [asked.migration], lock=True)
     if known:
-        return _begin_again(known[0].move, asked)
+        return _begin_again(known[0], asked)
     row = rows.get(asked.instance)
     if row is None or row.retired:
         raise missing(asked.instance)
@@ -351,14 +351,15 @@ def begin(session: Session, operation_id: str, asked: MoveRequest, *, history: b
     return move_as_json(_insert(session, move, asked.expires_in))
 
 
-def _begin_again(move: Move, asked: MoveRequest) -> dict[str, Any]:
+def _begin_again(record: _Record, asked: MoveRequest) -> dict[str, Any]:
+    move = record.move
     if not same_beginning(move, asked.of(move.source, "")):
         raise AlreadyExists(
             f"migration {move.migration} moves instance {move.instance} with other arguments ({move.state}); "
             f"use a new uuid for a new move",
             identifier=move.migration,
         )
-    decide(move, MoveEvent.BEGIN)
+    decide(attrs.evolve(move, state=MoveState.EXPIRED) if record.overdue else move, MoveEvent.BEGIN)
     return {**move_as_json(move), "unchanged": True}
 
 
