@@ -100,6 +100,20 @@ def test_what_replaces_and_swaps_keep_to_the_policy_as_well(cloud: Cloud, pair):
         assert [cloud.ledger.consumer(each.instance) for each in pair] == before
 
 
+def test_a_reshape_keeps_to_the_policy_as_well(cloud: Cloud, pair):
+    """Within the host of a member anything may be named anew; onto the host of another member nothing goes."""
+    one, other = pair
+    root = cloud.tree.provider(one.primary.root)
+    whole = {root.uuid: dict(root.inventories)}
+    before = cloud.ledger.allocations(other.instance)
+    with pytest.raises(GroupViolation, match=f"instance {other.instance}, host {root.uuid}: anti-affinity"):
+        cloud.ledger.reshape(whole, {other.instance: place_like(cloud, one)})
+    assert cloud.ledger.allocations(other.instance) == before
+    cloud.ledger.reshape(whole, {one.instance: place_like(cloud, one), other.instance: before})
+    assert cloud.ledger.allocations(one.instance) == place_like(cloud, one)
+    cloud.ledger.check()
+
+
 def test_two_members_may_change_places_in_one_call_and_stay_where_they_are(cloud: Cloud, pair):
     one, other = pair
     cloud.ledger.replace({one.instance: place_like(cloud, other), other.instance: place_like(cloud, one)})

@@ -13,6 +13,7 @@ from cloudcore.observability import observed
 from cloudcore.placement.forest.values import Inventory
 from cloudcore.placement.ledger.auditing import Writers, apply_repair
 from cloudcore.placement.ledger.claim_statements import NewClaim
+from cloudcore.placement.ledger.host_groups import keeping_policies
 from cloudcore.placement.ledger.move_calls import Expired, LedgerMoves
 from cloudcore.placement.ledger.reader import consumer_uuid
 from cloudcore.placement.ledger.reshape import Reshape, require_units, reshape
@@ -294,8 +295,11 @@ class AllocationLedger(LedgerMoves):
         asked = Reshape(inventories=given, generations=read, targets=targets)
         require_units(asked)
 
+        wanted = {consumer: target.allocations for consumer, target in targets.items() if target.allocations}
+
         def work(session: Session, operation: str) -> Any:
-            return reshape(session, operation, asked, history=self.history)
+            with keeping_policies(session, wanted):
+                return reshape(session, operation, asked, history=self.history)
 
         result, _ = self._operate("reshape", attrs.asdict(asked), work, operation_id)
         return dict(result["providers"])
