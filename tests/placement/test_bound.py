@@ -400,6 +400,30 @@ def test_repeated_operation_takes_effect_once(open_tree: Open) -> None:
         other.remove("cn1", operation_id="op-3")
 
 
+@pytest.mark.parametrize("dialect", ["postgresql", "mariadb"], indirect=True)
+def test_what_is_looked_at_before_a_removal_is_claimed_by_nobody_meanwhile(
+    open_tree: Open, ledger_database: Database
+) -> None:
+    """A claim that came in between was told as children that this tree has not seen."""
+    tree = open_tree()
+    host = tree.add("cn1", inventory={"VCPU": 8})
+    database = ledger_database
+    looked: list[str] = []
+
+    def look(*arguments: object) -> None:
+        if "FROM inventories" in str(arguments[2]) and not looked:
+            looked.append(str(arguments[2]))
+            with pytest.raises(sa.exc.OperationalError), database.engine.connect() as connection:
+                connection.exec_driver_sql("SELECT used FROM inventories FOR UPDATE NOWAIT")
+
+    sa.event.listen(database.engine, "after_cursor_execute", look)
+    tree.remove("cn1")
+    sa.event.remove(database.engine, "after_cursor_execute", look)
+    assert len(looked) == 1
+    with pytest.raises(ProviderNotFound):
+        AllocationLedger(database).claim(A, {host.uuid: {"VCPU": 1}}, project_id="p", user_id="u")
+
+
 def test_an_edit_that_finds_all_as_it_shall_be_sees_that_it_is_so(open_tree: Open) -> None:
     """What this tree knows may be old: an edit that has nothing to write must not say so of another's state."""
     one, other = open_tree(), open_tree()

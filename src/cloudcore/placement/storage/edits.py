@@ -245,8 +245,8 @@ def _delete(connection: Connection, provider: Provider) -> None:
     if connection.scalar(found) != provider.generation:
         raise _conflict(provider)
     busy = sa.select(inventories.c.resource_class, inventories.c.used)
-    busy = busy.where(inventories.c.provider_id == provider.number, inventories.c.used > 0).with_for_update()
-    users = {row.resource_class: row.used for row in connection.execute(busy)}
+    busy = busy.where(inventories.c.provider_id == provider.number).order_by(inventories.c.resource_class)
+    users = {row.resource_class: row.used for row in connection.execute(busy.with_for_update()) if row.used}
     if users:
         raise InUse(
             f"{provider.name}: {users} in use; release them first",
