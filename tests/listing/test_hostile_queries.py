@@ -6,10 +6,11 @@ import enum
 import re
 
 import pytest
+import sqlalchemy as sa
 
-from cloudcore.database import open_engine
+from cloudcore.database import Database, open_engine
 from cloudcore.errors import InvalidQuery
-from cloudcore.listing import Cell, Query
+from cloudcore.listing import BreakerPolicy, BreakerState, Cell, Query
 from cloudcore.listing.query import conditions
 from tests.listing.conftest import THINGS, things
 
@@ -116,3 +117,80 @@ def test_a_pattern_of_many_sets_is_left_to_the_databases(monkeypatch, routers):
     for pattern in ("(?i)" + "[a-z]" * 16, "(?i)" + "[a-z]" * 700):
         conditions.conditions_of({"display_name": {"regex": pattern}}, source.columns)
     assert max(each.count("[") for each in compiled) == 16
+
+
+def things_in(databases, kind):
+    url = databases.url(kind)
+    engine = open_engine(url)
+    things.metadata.create_all(engine)
+    with engine.begin() as connection:
+        connection.execute(things.insert(), [{"id": f"{n}", "size": n, "kind": "k"} for n in range(3)])
+    return url, engine
+
+
+def test_an_expression_over_a_column_that_is_not_there_costs_no_other_query_its_index(databases, routers):
+    """MariaDB sorts a whole table where it is not told of the index."""
+    url, engine = things_in(databases, "mariadb")
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE INDEX by_size ON things (size)")
+    router = routers([Cell("c", url)], source=THINGS)
+    router.page(Query(sort=["size"]))
+    layouts = router._backends["c"].pool.layouts
+    known = layouts.get(things)
+    assert {index.name for index in known.indexes} == {"PRIMARY", "by_size"}
+    with pytest.raises(InvalidQuery, match="nowhere"):
+        router.page(Query(where=sa.literal_column("nowhere") == 1))
+    assert layouts.get(things) == known
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP INDEX by_size ON things")
+    assert len(router.page(Query(sort=["size"])).records) == 3, "an index that is gone is no longer named"
+    engine.dispose()
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_a_probe_that_is_refused_has_found_the_cell_well(databases, routers, kind):
+    """Whoever asks next need not wait for another pause because somebody else's query was wrong."""
+    url, engine = things_in(databases, kind)
+    engine.dispose()
+    now = [1000.0]
+    policy = BreakerPolicy(threshold=1, pause=5.0)
+    router = routers([Cell("c", url)], source=THINGS, breaker=policy, clock=lambda: now[0])
+    router._backends["c"].fail("it was away")
+    assert router.page(Query()).cells["c"].error_type == "CellUnavailable"
+    now[0] += 6
+    with pytest.raises(InvalidQuery, match="nowhere"):
+        router.page(Query(where=sa.literal_column("nowhere") == 1))
+    assert router.breaker("c").state is BreakerState.CLOSED
+    assert router.page(Query()).complete
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_a_column_that_changes_its_type_takes_no_cell_away(databases, routers, kind):
+    """PostgreSQL refuses what a session has prepared before, again and again."""
+    url, engine = things_in(databases, kind)
+    router = routers([Cell("c", url), Cell("theirs", engine)], source=THINGS)
+    for _ in range(8):  # psycopg prepares what is sent for the sixth time
+        assert router.page(Query(limit=2)).complete
+    change = {
+        "sqlite": "ALTER TABLE things RENAME COLUMN size TO volume",
+        "postgresql": "ALTER TABLE things ALTER COLUMN size TYPE bigint",
+        "mariadb": "ALTER TABLE things MODIFY size BIGINT",
+    }
+    with engine.begin() as connection:
+        connection.exec_driver_sql(change[kind])
+    page = router.page(Query(limit=2))
+    assert page.complete, page.cells
+    with Database(engine) as database, database.read() as connection:
+        assert connection.scalar(sa.select(sa.func.count()).select_from(things)) == 3
+    engine.dispose()
+
+
+def test_a_transaction_over_a_changed_column_is_repeated_with_a_new_plan(databases):
+    url, engine = things_in(databases, "postgresql")
+    with Database(url, pool_size=1) as database:
+        for _ in range(8):
+            assert len(database.run(lambda connection: connection.execute(sa.select(things)).all())) == 3
+        with engine.begin() as connection:
+            connection.exec_driver_sql("ALTER TABLE things ALTER COLUMN size TYPE bigint")
+        assert len(database.run(lambda connection: connection.execute(sa.select(things)).all())) == 3
+    engine.dispose()

@@ -27,7 +27,7 @@ from cloudcore.errors import (
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
-__all__ = ["misses_name", "session_is_lost", "translate"]
+__all__ = ["misses_index", "misses_name", "plan_is_outdated", "session_is_lost", "translate"]
 
 Kind = Literal["busy", "gone", "unknown", "constraint", "missing", "unprepared", "other"]
 
@@ -168,6 +168,21 @@ def misses_name(original: Exception) -> bool:
     return isinstance(original, sqlite3.Error) and "no such column" in str(original)  # for which there is no code
 
 
+def misses_index(original: Exception) -> bool:
+    """Whether *original*, a driver's error, says that an index that a statement names is not there."""
+    return _number(original) == 1176
+
+
+def plan_is_outdated(original: object) -> bool:
+    """Whether PostgreSQL will not use what the session has prepared: a column has another type since.
+
+    Nothing was done. The same statement is refused as long as the session lives, and works in a new one.
+    """
+    if getattr(original, "sqlstate", None) != "0A000":  # which is what other features have that it does not support
+        return False
+    return getattr(getattr(original, "diag", None), "source_function", None) == "RevalidateCachedQuery"
+
+
 def session_is_lost(original: object, dialect: str) -> bool:
     """Whether the session that raised *original*, a driver's error, can serve no more, though its socket may be open.
 
@@ -177,7 +192,7 @@ def session_is_lost(original: object, dialect: str) -> bool:
         return False
     if dialect == "postgresql":
         state = getattr(original, "sqlstate", None)
-        return _POSTGRESQL.get(str(state)) in {"gone", "unprepared"}
+        return _POSTGRESQL.get(str(state)) in {"gone", "unprepared"} or plan_is_outdated(original)
     number = _number(original)
     return number == 1180 or (number not in {1040, 1203, 1226} and _MYSQL.get(number) in {"gone", "unprepared"})
 

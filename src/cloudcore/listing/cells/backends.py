@@ -184,6 +184,10 @@ class Backend:
             with self._lock:
                 self._hedger.note_answer(seconds)
 
+    def refuse(self) -> None:
+        """It has answered that it will not: a probe has found it well."""
+        self._breakers.succeed(self.cell.name)
+
     def fail(self, reason: str) -> None:
         """It has failed."""
         self._breakers.fail(self.cell.name, reason)

@@ -10,7 +10,7 @@ from typing import Any
 
 from cloudcore.errors import DatabaseError, Overloaded, SchemaMismatch, StatementRefused, Transient, UnreadableValue
 
-__all__ = ["COME_BACK_AFTER", "held_against", "refusal", "unreadable"]
+__all__ = ["COME_BACK_AFTER", "answers", "held_against", "refusal", "unreadable"]
 
 COME_BACK_AFTER = 1.0
 """Seconds after which a call that was told ``Overloaded`` may come again, as an API tells it."""
@@ -37,6 +37,14 @@ def held_against(error: Exception) -> bool:
     if isinstance(error, StatementRefused | UnreadableValue | SchemaMismatch | Overloaded):
         return False
     return isinstance(error, Transient | DatabaseError)
+
+
+def answers(error: Exception) -> bool:
+    """Whether *error*, which is held against nobody, shows that the database answers: it has read the statement."""
+    if not isinstance(error, StatementRefused | SchemaMismatch):
+        return isinstance(error, UnreadableValue)
+    said = error.__cause__  # by the driver; it is the error itself, or the driver's own trouble, where nothing was sent
+    return said is not None and said is not error and not isinstance(said, TypeError | ValueError | OverflowError)
 
 
 def unreadable(error: Exception) -> bool:

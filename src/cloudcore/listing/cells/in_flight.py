@@ -18,7 +18,7 @@ import attrs
 from cloudcore._cancellation import Cancellation
 from cloudcore.errors import Cancelled, CloudcoreError, DeadlineExceeded, Overloaded, StatementRefused, Transient
 from cloudcore.listing.cells.admission import FAR, LENDING
-from cloudcore.listing.cells.faults import COME_BACK_AFTER, held_against
+from cloudcore.listing.cells.faults import COME_BACK_AFTER, answers, held_against
 from cloudcore.listing.cells.promptness import STALL, time_apart
 from cloudcore.listing.cells.requests import Attempt, Request
 from cloudcore.listing.cells.serial import FEWEST, SHARES, SerialExecutor
@@ -368,6 +368,8 @@ class RequestsInFlight:
         outcome.failure = error
         if held_against(error):
             self.backends[cell].fail(str(error))
+        elif answers(error):
+            self.backends[cell].refuse()
 
     def stop(self) -> None:
         """Nobody wants what is still under way. It ends by itself, and no cell is blamed."""

@@ -6,6 +6,7 @@ import math
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cloudcore.database.driver_errors import plan_is_outdated
 from cloudcore.database.statement_events import told_statement
 from cloudcore.errors import Cancelled, CloudcoreError, DatabaseUnavailable
 from cloudcore.listing.query.dialects import dialect_name
@@ -150,9 +151,11 @@ class Attempt:
     def with_connection(self, use: Callable[[Attempt, PooledConnection], T]) -> T:
         """Call *use*, which only reads, with this and a connection that :meth:`drop` can break.
 
-        A connection kept from before may have died with its server, which may be back: then once more with a new one.
+        A connection kept from before may have died with its server, which may be back, or remember plans for a table
+        that has changed: then once more with a new one.
         """
         pooled = self.pool.acquire(self._clock() + self.request.seconds, waits=self._waits)
+        renewed = False
         while True:
             if self.dropped:  # while it waited; nobody else has seen the connection, which is as good as before
                 self.pool.release(pooled)
@@ -166,9 +169,12 @@ class Attempt:
                 self._unless_dropped()  # once more: from here on it is the connection that is broken
                 result = use(self, pooled)
             except Exception as error:
-                blamed = self.pool.blame(pooled, error, broken=self._let_go())
-                if self.dropped or not self.warm or not isinstance(blamed, DatabaseUnavailable):
+                outdated = plan_is_outdated(error)
+                blamed = self.pool.blame(pooled, error, broken=self._let_go() or outdated)
+                gone = self.warm and isinstance(blamed, DatabaseUnavailable)
+                if self.dropped or renewed or not (gone or outdated):
                     raise blamed from error
+                renewed = True
                 pooled = self.pool.acquire(self.limit, fresh=True, waits=self._waits)
                 continue
             except BaseException:  # the caller's own thread was interrupted

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
 
-from cloudcore.database import misses_name
+from cloudcore.database.driver_errors import misses_index, misses_name
 from cloudcore.listing.query.compiled import FixedStatement
 from cloudcore.listing.query.dialects import dialect_name
 from cloudcore.listing.query.indexes import Index, IndexColumn, TableLayout
@@ -87,6 +87,8 @@ class TableLayouts:
             return read(layout)
         except Exception as error:
             if not misses_name(error) or (fresh := self._learn(table, dialect, run)) is None:
+                raise
+            if fresh == layout and not misses_index(error):  # a column that only the caller's expression knows
                 raise
         if fresh == layout:  # there is an index that must not be named
             fresh = TableLayout(fresh.names, ())

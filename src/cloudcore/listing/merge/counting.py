@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from decimal import Decimal
+from math import nan
 from typing import TYPE_CHECKING, Any
 
 from cloudcore._values import FrozenDict
@@ -27,6 +29,8 @@ __all__ = ["check_columns", "count"]
 
 _SUMMED = frozenset({Kind.INTEGER, Kind.DECIMAL, Kind.FLOAT})
 Row = tuple[Any, ...]
+_NANS: dict[type, Any] = {float: nan, Decimal: Decimal("NaN")}
+"""One of each: they are equal to nothing, but a dictionary finds what is the same object."""
 
 
 def check_columns(source: RecordSource, by: str | None, sums: Sequence[str]) -> None:
@@ -118,6 +122,8 @@ class _Adding:
 
     def _read(self, row: Row) -> tuple[Any, list[Any], int]:
         value = None if self._by is None else plain(self._by.kind, row[0], self._by.scale)
+        if value != value:
+            value = _NANS[type(value)]
         given = row[-1 - len(self._summed) : -1]
         sums = [plain(column.kind, each, column.scale) for column, each in zip(self._summed, given, strict=True)]
         return value, sums, row[-1]

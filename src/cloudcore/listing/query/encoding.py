@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["encoder"]
 
+_MOST_SIGNED = 2**63 - 1
+
 
 def encoder(kind: Kind, dialect: Dialect, single: bool, type_: sa.types.TypeEngine[Any]) -> Callable[[Any], Any]:
     """What to do to each value of such a parameter; *single*: it is compared with numbers of single precision."""
@@ -28,6 +30,8 @@ def encoder(kind: Kind, dialect: Dialect, single: bool, type_: sa.types.TypeEngi
         return _uuid_encoder(dialect, type_)
     if kind in {Kind.FLOAT, Kind.DECIMAL} and dialect.name != "postgresql":
         return _number_for_sqlite if dialect.name == "sqlite" else (_nearest_single if single else _clamped)
+    if kind is Kind.INTEGER and dialect.name in {"sqlite", "postgresql"}:
+        return _clamped_to_signed
     if kind is Kind.FLOAT and single:
         return _nearest_single
     if kind in {Kind.DATE, Kind.TIME} and dialect.name == "sqlite":
@@ -63,6 +67,11 @@ def _clamped(value: Any) -> Any:
     if value != value or value == math.inf:
         return sys.float_info.max
     return -sys.float_info.max if value == -math.inf else value
+
+
+def _clamped_to_signed(value: int) -> int:
+    """Only MariaDB and MySQL know unsigned numbers: a cursor from there stands at the end here."""
+    return min(value, _MOST_SIGNED)
 
 
 def _nearest_single(value: float) -> float:

@@ -265,7 +265,7 @@ def _fits(key: Key, value: Any) -> bool:
     try:
         if key.kind in _PLAIN and not isinstance(value, _PLAIN[key.kind]):
             return False
-        if key.kind is Kind.INTEGER and (isinstance(value, bool) or not -(2**63) <= value < 2**63):
+        if key.kind is Kind.INTEGER and (isinstance(value, bool) or not -(2**63) <= value < 2**64):
             return False
         if key.kind is Kind.UUID:
             dashed(value)

@@ -145,7 +145,7 @@ class RecordSource:
 
     def selected(self, name: str, dialect: str) -> Expression:
         """What is fetched: :meth:`value`, in a form that loses nothing and that is the same for every database."""
-        expression, kind = self.value(name, dialect), self.columns[name].kind
+        expression, kind = self._unpadded(name, dialect), self.columns[name].kind
         if kind is Kind.JSON and dialect == "postgresql":
             return sa.cast(expression, sa.Text())  # else one driver parses it and the other does not
         if kind is Kind.FLOAT and is_single(self.table.c[name].type, dialect):
@@ -156,12 +156,19 @@ class RecordSource:
 
     def sortable(self, name: str, dialect: str) -> Expression:
         """What is ordered by and compared: text by code point, whatever collation the column has."""
-        column, expression = self.columns[name], self.value(name, dialect)
+        column, expression = self.columns[name], self._unpadded(name, dialect)
         if column.kind is Kind.UUID and dialect == "mariadb" and _is_native_uuid(self.table.c[name].type):
             return sa.cast(expression, sa.CHAR(36))  # its own order is another one
         if column.kind is not Kind.TEXT or column.pinned:
             return expression
         return pin(expression, dialect)
+
+    def _unpadded(self, name: str, dialect: str) -> Expression:
+        """:meth:`value`, without the spaces that PostgreSQL fills up CHAR with when it is read, and no other does."""
+        expression, column = self.value(name, dialect), self.columns[name]
+        if dialect == "postgresql" and isinstance(expression.type, sa.CHAR) and not column.pinned:
+            return sa.cast(expression, sa.Text())
+        return expression
 
     def standing(self, query: Query) -> list[Expression]:
         """Tests that every query carries: live or deleted, hidden or not."""

@@ -18,6 +18,7 @@ import attrs
 import sqlalchemy as sa
 
 from cloudcore.database import Database, create_tables, hold, insert_ignoring_duplicates
+from cloudcore.database.driver_errors import plan_is_outdated
 from cloudcore.database.statement_events import told_statement
 from cloudcore.errors import AlreadyExists, Closed, Conflict, DatabaseUnavailable, InstanceNotFound
 from cloudcore.listing.cells.directory import Entries
@@ -123,8 +124,9 @@ class InstanceDirectory:
             try:
                 rows = self._run(pooled, *statement.text(pooled.dialect, values), limit)
             except Exception as error:
-                blamed = self._pool.blame(pooled, error)
-                if not kept or not isinstance(blamed, DatabaseUnavailable):
+                outdated = plan_is_outdated(error)
+                blamed = self._pool.blame(pooled, error, broken=outdated)
+                if not kept or not (outdated or isinstance(blamed, DatabaseUnavailable)):
                     raise blamed from error
                 pooled = self._pool.acquire(limit, fresh=True)  # it may have died with a server that is back
                 continue
