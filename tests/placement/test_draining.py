@@ -321,8 +321,15 @@ def test_wrong_arguments(cloud: Cloud) -> None:
     cloud.add_hosts(1, 1)
     with pytest.raises(ProviderNotFound):
         plan_drain(cloud.tree, ["nowhere"])
-    with pytest.raises(InvalidRequest):
-        plan_drain(cloud.tree, [])
+    for hosts, options in (
+        ([], {}),
+        (None, {}),
+        (5, {}),
+        (["c0-r0-h0"], {"kind": "x"}),
+        (["c0-r0-h0"], {"plan_uuid": "x"}),
+    ):
+        with pytest.raises(InvalidRequest):
+            plan_drain(cloud.tree, hosts, **options)
     with pytest.raises(UnsupportedFeature):
         plan_drain(PlacementTree(), ["c0"])
     plan = {"uuid": uuid_of("plan"), "kind": "cold", "moves": [], "stuck": []}

@@ -156,6 +156,8 @@ def test_a_pending_claim_stays_pending(cloud: Cloud) -> None:
 def test_wrong_selections_and_reasons_are_refused_before_any_effect(cloud: Cloud) -> None:
     cloud.add_hosts(1, 4)
     chosen, other = cloud.select(2)
+    with pytest.raises(InvalidSelection, match="expected a Selection"):
+        reschedule(cloud.ledger, None, failed="x")
     with pytest.raises(InvalidSelection, match="not of"):
         reschedule(cloud.ledger, chosen, other.instance, failed="x")
     with pytest.raises(InvalidArgument, match="reason"):

@@ -149,6 +149,22 @@ def test_bad_input_is_refused_before_any_effect(cloud: Cloud, arguments: dict, m
 
 
 @only_sqlite
+def test_members_are_counted_by_whatever_form_of_a_uuid_and_by_nothing_else(cloud: Cloud) -> None:
+    """By another form, or by a name, nobody would have been found there, and the policy not been kept."""
+    cloud.add_hosts(1, 1)
+    (root,) = cloud.tree.roots()
+    for form in (root.uuid, root.uuid.upper(), root.uuid.replace("-", "")):
+        with pytest.raises(NoValidHost, match="anti-affinity: holds 1"):
+            cloud.select(group=HostGroup(policy="anti-affinity", members={form: 1}))
+    for members in ({root.name: 1}, {root.uuid: "1"}, {root.uuid: -1}, [root.uuid]):
+        group = HostGroup(policy="anti-affinity", members=members)
+        for call in (cloud.select, lambda group: cloud.selector.preview(FLAVOUR, group=group)):
+            with pytest.raises(InvalidRequest, match="members"):
+                call(group=group)
+    assert cloud.ledger.consumers() == []
+
+
+@only_sqlite
 def test_uuids_of_a_factory_are_those_by_which_the_ledger_knows_them(cloud: Cloud) -> None:
     """Another form of a uuid could not be settled, nor released; what is none could not be given back at all."""
     cloud.add_hosts(1, 1)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import attrs
 
+from cloudcore._values import normalise_uuid
 from cloudcore.database import Operation
 from cloudcore.errors import (
     CapacityExceeded,
@@ -299,10 +300,14 @@ def plan_drain(
     Raises:
         ProviderNotFound: A host is not there.
         UnsupportedFeature: The tree is not bound to a database.
-        InvalidRequest: No host is named.
+        InvalidRequest: No host is named, or *kind* or *plan_uuid* is none.
     """
-    plan_uuid = plan_uuid or str(uuids.uuid4())
+    plan_uuid = normalise_uuid(plan_uuid or str(uuids.uuid4()), "plan_uuid", InvalidRequest)
+    if kind not in list(MoveKind):
+        raise InvalidRequest(f"kind: {kind!r} is none of {', '.join(MoveKind)}", field="kind", value=kind)
     named = (hosts,) if isinstance(hosts, str | Provider) else hosts
+    if not isinstance(named, Iterable):
+        raise InvalidRequest(f"hosts: expected uuids or names, got {hosts!r}", field="hosts", value=hosts)
     with tree.snapshot() as seen, seen.ledger.session() as session:
         roots = list(dict.fromkeys(seen.tree.provider(host).root for host in named))
         if not roots:

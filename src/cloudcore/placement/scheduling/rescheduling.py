@@ -33,6 +33,7 @@ from cloudcore.errors import (
     ProviderNotFound,
     UnitViolation,
 )
+from cloudcore.placement.hosts.selection import Selection
 from cloudcore.placement.ledger import host_groups
 from cloudcore.placement.ledger import moves as ledger_moves
 from cloudcore.placement.ledger.writes import Target, in_uuids, missing
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 
     from cloudcore.database import Database
     from cloudcore.placement.allocation_ledger import AllocationLedger
-    from cloudcore.placement.hosts.selection import HostChoice, Selection
+    from cloudcore.placement.hosts.selection import HostChoice
     from cloudcore.placement.ledger.session import Session
     from cloudcore.placement.rules.claims import Allocations
     from cloudcore.placement.rules.groups import HostGroup
@@ -200,6 +201,10 @@ def reschedule(
         MoveNotFound: No move of *migration* is recorded, or it is another instance's.
         InvalidTransition: The move is over, or the pending claim has expired.
     """
+    if not isinstance(selection, Selection):
+        raise InvalidSelection(
+            f"selection: expected a Selection, such as Selection.from_json(text), got {selection!r}", field="selection"
+        )
     uuid = selection.instance
     if instance is not None and normalise_uuid(instance, "instance") != uuid:
         raise InvalidSelection(f"the selection is that of instance {uuid}, not of {instance}", field="instance")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import random
 import uuid as uuids
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -19,7 +20,7 @@ import attrs
 import tenacity
 
 from cloudcore._failpoints import failpoint
-from cloudcore._values import normalise_uuid, require_integer, require_seconds
+from cloudcore._values import normalise_uuid, require_integer, require_mapping, require_seconds
 from cloudcore.database import Operation
 from cloudcore.errors import (
     CapacityExceeded,
@@ -411,7 +412,7 @@ class HostSelector:
             instances=tuple(names),
             alternates=alternates,
             owner=owner,
-            group=group,
+            group=_by_uuids(group),
             filters=read_filters(filters),
             weighers=read_weighers(weighers),
         )
@@ -603,6 +604,18 @@ def _looked_up(cells: Any) -> Callable[[Provider], str | None]:
 
 def _warn(error: InvalidCallable) -> None:
     event("placement.weigher.left_out", logging.WARNING, function=error.function, host=error.host, reason=str(error))
+
+
+def _by_uuids(group: HostGroup | None) -> HostGroup | None:
+    """The group with its members counted by the normal uuids of roots: by another form none would be found there."""
+    _described(group)
+    if group is None or not group.members:
+        return group
+    members: Counter[str] = Counter()
+    for root, count in require_mapping(group.members, "members", InvalidRequest).items():
+        number = require_integer(count, f"members[{root!r}]", minimum=0, error=InvalidRequest)
+        members[normalise_uuid(root, "members", InvalidRequest)] += number
+    return attrs.evolve(group, members=members)
 
 
 def _described(group: Any) -> list[Any] | None:
