@@ -169,6 +169,40 @@ def test_a_retry_is_a_warning_and_an_event(caplog):
     assert flaky.observer.roots == [["placement.example", {"number": 3}, None, []]]
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("two\nplacement.claim consumer=forged", "two\\nplacement.claim consumer=forged"),
+        ("half a pair \ud800", "half a pair \\ud800"),
+        ("nul\0, \x1b[2J, \u202e", "nul\\x00, \\x1b[2J, \\u202e"),
+        ("Zoë, 名", "Zoë, 名"),
+        ("x" * 256, "x" * 256),
+        ("x" * 10_000_000, "x" * 256 + "... (10000000 characters)"),
+    ],
+    ids=["lines", "surrogate", "controls", "letters", "long", "too long"],
+)
+def test_what_a_caller_sent_is_told_in_one_line_that_can_be_written(given, told):
+    class Example:
+        observer = Recorder()
+
+        @observed("placement.example", "project")
+        def call(self, project):
+            assert project == given
+
+    lines = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    example, logger = Example(), logging.getLogger("cloudcore.placement")
+    logger.addHandler(handler)
+    try:
+        example.call(given)
+    finally:
+        logger.removeHandler(handler)
+    assert example.observer.roots == [["placement.example", {"project": told}, None, []]]
+    assert lines[0].startswith(f"placement.example project={told} seconds=")
+    assert lines[0].encode().decode() == lines[0]
+
+
 def test_transient_failures_are_warnings_and_refusals_are_not(caplog):
     class Example:
         @observed("placement.example", "consumer", level=logging.INFO)

@@ -64,6 +64,8 @@ class SparingObserver(Observer, Protocol):
         ...
 
 
+_LONGEST = 256
+"""Characters of a text that was given by a caller, in logs and traces."""
 _OBSERVER: ContextVar[Observer | None] = ContextVar("cloudcore_observer", default=None)
 
 
@@ -247,9 +249,17 @@ def _log(logger: logging.Logger, level: int, name: str, fields: Mapping[str, Any
 
 def _plain(value: Any) -> Any:
     """A field: a word or a number. Of anything else only its identifier, since a value may hold a secret."""
-    if isinstance(value, str | int | float | bool):
+    if isinstance(value, str):
+        return value if len(value) <= _LONGEST and value.isprintable() else _readable(value)
+    if isinstance(value, int | float | bool):
         return value
     return getattr(value, "uuid", None) or getattr(value, "id", None) or type(value).__name__
+
+
+def _readable(text: str) -> str:
+    """Of whatever a caller sent, one line that every log and exporter can write."""
+    shown = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text[:_LONGEST])
+    return shown if len(text) <= _LONGEST else f"{shown}... ({len(text)} characters)"
 
 
 def _ignore(**_: Any) -> None:
