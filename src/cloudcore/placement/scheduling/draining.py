@@ -305,13 +305,8 @@ def plan_drain(
     plan_uuid = normalise_uuid(plan_uuid or str(uuids.uuid4()), "plan_uuid", InvalidRequest)
     if kind not in list(MoveKind):
         raise InvalidRequest(f"kind: {kind!r} is none of {', '.join(MoveKind)}", field="kind", value=kind)
-    named = (hosts,) if isinstance(hosts, str | Provider) else hosts
-    if not isinstance(named, Iterable):
-        raise InvalidRequest(f"hosts: expected uuids or names, got {hosts!r}", field="hosts", value=hosts)
     with tree.snapshot() as seen, seen.ledger.session() as session:
-        roots = list(dict.fromkeys(seen.tree.provider(host).root for host in named))
-        if not roots:
-            raise InvalidRequest("hosts: none is named", field="hosts", value=hosts)
+        roots = _roots(seen.tree, hosts)
         planner = _Planner(
             tree=seen.tree,
             roots=frozenset(roots),
@@ -340,6 +335,17 @@ def plan_drain(
         else:
             stuck.append(found)
     return DrainPlan(uuid=plan_uuid, kind=kind, moves=tuple(moves), stuck=tuple(stuck))
+
+
+def _roots(tree: PlacementTree, hosts: Collection[str | Provider] | str | Provider) -> list[str]:
+    """The roots of *hosts*, each once."""
+    named = (hosts,) if isinstance(hosts, str | Provider) else hosts
+    if not isinstance(named, Iterable):
+        raise InvalidRequest(f"hosts: expected uuids or names, got {hosts!r}", field="hosts", value=hosts)
+    roots = list(dict.fromkeys(tree.provider(host).root for host in named))
+    if not roots:
+        raise InvalidRequest("hosts: none is named", field="hosts", value=hosts)
+    return roots
 
 
 def _holders_of(seen: Snapshot, root: str) -> Iterator[str]:
