@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import pickle
+import sys
 import threading
 from decimal import Decimal
 
@@ -226,6 +227,14 @@ def test_scatter(cloud):
     assert cloud.router.page().complete
     with pytest.raises(CellNotFound):
         cloud.router.scatter(lambda _: 1, cells=["cell9"])
+
+
+def test_a_scattered_function_that_exits_is_an_answer_and_ends_no_thread(cloud, routers):
+    router = routers(cloud.router.cells.values(), threads=1)
+    for _ in range(3):
+        answers = router.scatter(lambda _: sys.exit("no"))
+        assert {str(answer.error) for answer in answers.values()} == {"SystemExit: no"}
+    assert router.page(Query()).complete
 
 
 def test_get_and_locate_say_when_they_cannot_know(cloud, routers):

@@ -16,6 +16,7 @@ from cloudcore.errors import (
     AlreadyExists,
     CellNotFound,
     CellUnavailable,
+    CloudcoreError,
     InstanceNotFound,
     InvalidArgument,
     InvalidCursor,
@@ -450,7 +451,12 @@ class CellRouter:
 
         def work(attempt: Attempt) -> T:
             with attempt.pool.engine.connect() as connection:
-                return function(connection)
+                try:
+                    return function(connection)
+                except Exception:
+                    raise
+                except BaseException as error:  # sys.exit(), which would end our thread in place of the program
+                    raise CloudcoreError(f"{type(error).__name__}: {error}") from error
 
         results, outcomes, errors = ask_all(
             backends, lambda _: work, start=self._services.start, clock=self._clock, seconds=deadline
