@@ -11,21 +11,13 @@ from cloudcore import errors
 from cloudcore.errors import CloudcoreError, Conflict, InvalidArgument, NotFound, Refused, Transient
 from cloudcore.problems import problem_of
 
-OF_SERVERS = (
-    errors.DatabaseUnavailable,
-    errors.DatabaseBusy,
-    errors.CellUnavailable,
-    errors.VolumeServiceUnavailable,
-    errors.KeyManagerUnavailable,
-    errors.HypervisorUnavailable,
-    errors.OutcomeUnknown,
-    errors.Closed,
-)
-"""Whose words are of the servers behind the one that was asked."""
-
 
 def leaves(kind: type[CloudcoreError] = CloudcoreError) -> list[type[CloudcoreError]]:
     return [kind, *(each for child in kind.__subclasses__() for each in leaves(child))]
+
+
+OF_SERVERS = (errors.Closed, errors.OutcomeUnknown, *sorted(set(leaves(Transient)), key=lambda each: each.__name__))
+"""Whose words are of the servers behind the one that was asked."""
 
 
 @pytest.mark.parametrize("kind", sorted(set(leaves()), key=lambda each: each.__name__), ids=lambda each: each.__name__)

@@ -69,8 +69,10 @@ def leave_to_parent(*parts: object) -> None:
 def _before() -> None:
     with ExitStack() as stack:
         stack.enter_context(_forking)
-        for owner, lock in list(_locks.items()):
-            stack.enter_context(lock(owner))
+        for reference in _locks.keyrefs():  # a copy: other threads may make owners meanwhile
+            owner = reference()
+            if owner is not None:
+                stack.enter_context(_locks[owner](owner))
         _held.append(stack.pop_all())
 
 

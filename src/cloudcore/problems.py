@@ -23,14 +23,18 @@ from cloudcore.errors import (
     Conflict,
     DatabaseBusy,
     DatabaseUnavailable,
+    DeadlineExceeded,
+    GuestBusy,
     HypervisorUnavailable,
     InvalidArgument,
     KeyManagerUnavailable,
     NotFound,
     OutcomeUnknown,
+    Overloaded,
     PolicyDenied,
     Refused,
     Transient,
+    VolumeBusy,
     VolumeServiceUnavailable,
 )
 
@@ -53,14 +57,19 @@ _STATUSES: tuple[tuple[type[CloudcoreError], int], ...] = (
 _OF_THE_SERVERS: tuple[tuple[type[CloudcoreError], str], ...] = (
     (DatabaseUnavailable, "a database does not answer; nothing was done"),
     (DatabaseBusy, "a database has too much to do at the moment; nothing was done"),
+    (Overloaded, "the server has too much to do at the moment; nothing was done"),
+    (DeadlineExceeded, "it was not done in time, and may still be going on"),
+    (VolumeBusy, "another attach or detach of the volume, or of others of its backend, is under way; nothing was done"),
+    (GuestBusy, "the guest takes no change at the moment; nothing was done"),
     (CellUnavailable, "a part of the records cannot be reached at the moment"),
     (VolumeServiceUnavailable, "the volume service does not answer"),
     (KeyManagerUnavailable, "the key manager does not answer"),
     (HypervisorUnavailable, "a hypervisor does not answer"),
     (OutcomeUnknown, "the answer was lost: it happened or it did not; repeat it as the same operation"),
     (Closed, "the server is being shut down"),
+    (Transient, "a part that is needed does not answer at the moment"),
 )
-"""What is told of errors whose own words name servers, users and databases."""
+"""What is told of errors whose own words name servers, users and databases. The first that fits."""
 _NO_CALLERS_BUSINESS = "something failed that is not the fault of the caller"
 
 

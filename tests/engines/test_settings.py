@@ -297,3 +297,5 @@ def test_a_pool_without_bounds_takes_none(tmp_path, url):
     assert isinstance(engine.pool, sa.pool.NullPool)
     engine = open_engine(url.format(tmp_path), max_overflow=0, pool_size=3)
     assert (engine.pool.size(), engine.pool._max_overflow) == (3, 0)
+    engine = open_engine(url.format(tmp_path), poolclass=None)
+    assert isinstance(engine.pool, sa.pool.QueuePool)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+from enum import Enum
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from cloudcore._failpoints import arm, disarm
 from cloudcore.database import insert_ignoring_duplicates
 from cloudcore.errors import AlreadyExists, CellNotFound, ConstraintViolated, InstanceNotFound, InvalidArgument
 from cloudcore.listing import Cell, CellState, Discrepancy, Query, Sort
-from cloudcore.listing.tables import directory_routes, instance_tags, instances
+from cloudcore.listing.tables import directory_routes, instance_metadata, instance_tags, instances
 from tests.listing.conftest import ELSEWHERE, NOW, walk
 
 OTHER = "99999999-0000-4000-8000-000000000000"
@@ -270,6 +271,7 @@ def test_what_a_column_cannot_hold_is_refused_before_anything_is_written(clouds,
         {"locked": 1},
         {"display_name": "x" * 256},
         {"display_name": "a\0b"},
+        {"display_name": "half a pair \ud800"},
         {"project_id": "p" * 256},
         {"vm_state": "v" * 33},
         {"vcpus": 2**31},
@@ -285,6 +287,8 @@ def test_what_a_column_cannot_hold_is_refused_before_anything_is_written(clouds,
     for values in (
         {"tags": [None]},
         {"tags": ["t" * 81]},
+        {"tags": ["\udfff"]},
+        {"metadata": {"k": "\ud800"}},
         {"metadata": {"k": "v" * 256}},
         {"metadata": {"k" * 256: "v"}},
     ):
@@ -293,6 +297,25 @@ def test_what_a_column_cannot_hold_is_refused_before_anything_is_written(clouds,
     assert [record.uuid for record in cloud.router.page(Query(deleted=None)).records] == [kept]
     assert cloud.store.audit() == []
     cloud.store.create("cell1", project_id="p" * 255, display_name="\U0001f600" * 255, tags=["t" * 80], vcpus=2**31 - 1)
+
+
+class Named(str, Enum):  # noqa: UP042 - the kind that is meant
+    """What an enumeration of words was before StrEnum: PyMySQL sends the name of a member."""
+
+    ONE = "one"
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql", "mariadb"])
+def test_members_of_an_enumeration_are_kept_as_the_words_that_they_are(clouds, kind):
+    cloud = clouds(kind)
+    one = Named.ONE
+    kept = cloud.store.create("cell1", project_id=one, display_name=one, tags=[one], metadata={one: one})
+    cloud.store.update(kept, host=one)
+    with cloud.router.database("cell1").read() as connection:
+        row = connection.execute(sa.select(instances.c.project_id, instances.c.display_name, instances.c.host)).one()
+        (tag,) = connection.execute(sa.select(instance_tags.c.tag)).scalars()
+        pair = connection.execute(sa.select(instance_metadata.c.key, instance_metadata.c.value)).one()
+    assert (*row, tag, *pair) == ("one",) * 6
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])

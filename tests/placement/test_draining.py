@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from cloudcore.errors import FencingRequired, InvalidRequest, ProviderNotFound, UnsupportedFeature
+from cloudcore.errors import FencingRequired, InvalidArgument, InvalidRequest, ProviderNotFound, UnsupportedFeature
 from cloudcore.placement import AllocationLedger, DrainPlan, HostGroup, PlacementTree, ResourceRequest, plan_drain
 from tests.placement.ledger_worlds import overdue, uuid_of
 from tests.placement.selector_worlds import Cloud, cell_of
@@ -139,11 +139,22 @@ def test_dead_hosts_are_left_with_a_proof(full: Cloud) -> None:
     before = state_of(full)
     with pytest.raises(FencingRequired, match=host):
         next(plan.apply(full.ledger, lambda *_: None))
+    for proof in ("", "x" * 2001, 5, "half a pair \ud800"):
+        with pytest.raises(InvalidArgument, match="proof"):
+            next(plan.apply(full.ledger, lambda *_: pytest.fail("a guest is moved"), proof=proof))
     assert state_of(full) == before
     outcomes = list(plan.apply(full.ledger, lambda *_: None, proof="powered off by the operator"))
     assert [outcome.state for outcome in outcomes] == ["moved"] * len(plan.moves)
     assert guests_on(full, host) == set()
     assert "powered off" in full.ledger.move(plan.moves[0].migration).story[-1]
+
+
+def test_nothing_to_evacuate_needs_no_proof(full: Cloud) -> None:
+    host = busiest(full)
+    list(plan_drain(full.tree, [host], kind="live").apply(full.ledger, lambda *_: None))
+    plan = plan_drain(full.tree, [host], kind="evacuation")
+    assert not plan.moves
+    assert list(plan.apply(full.ledger, lambda *_: None)) == []
 
 
 def test_what_fails_is_reverted_and_the_rest_goes_on(full: Cloud) -> None:

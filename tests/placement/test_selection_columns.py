@@ -517,6 +517,14 @@ def test_hosts_that_were_not_weighed_are_told(cloud: Any) -> None:
     assert caught.value.report.undecided == 3
 
 
+@pytest.mark.parametrize("given", ["", "c" * 256, "half a pair \ud800", 7])
+def test_a_cell_that_no_selection_can_carry_is_refused_before_any_claim(cloud: Any, given: Any) -> None:
+    selector = HostSelector(cloud.tree, cloud.ledger, cell_of=lambda _: given)
+    with pytest.raises(InvalidCallable, match=r"cell_of .* for host cn\d; it must give text of 1 to 255"):
+        selector.select("resources=VCPU:1", project_id="p", user_id="u")
+    assert cloud.ledger.consumers() == []
+
+
 class Odd:
     """A weigher over many hosts that goes wrong."""
 

@@ -168,7 +168,7 @@ def _beside(ours: dict[str, Any], url: URL, given: dict[str, Any]) -> dict[str, 
 
 def _bounded(options: dict[str, Any], size: int) -> dict[str, Any]:
     """*options* with the bounds of a pool that has such."""
-    if not issubclass(options.get("poolclass", QueuePool), QueuePool):
+    if not issubclass(options.get("poolclass") or QueuePool, QueuePool):
         return {name: value for name, value in options.items() if name != "max_overflow"}
     return {"max_overflow": size, **options, "pool_size": size}
 

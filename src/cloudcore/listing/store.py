@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from cloudcore._failpoints import failpoint
-from cloudcore._values import MAX_INTEGER, normalise_uuid, require_integer, require_utc
+from cloudcore._values import MAX_INTEGER, is_storable, normalise_uuid, require_integer, require_utc
 from cloudcore.database import insert_ignoring_duplicates
 from cloudcore.errors import CellNotFound, InstanceNotFound, InvalidArgument
 from cloudcore.listing.records.audit import Auditor, Discrepancy, Finding
@@ -117,17 +117,17 @@ class InstanceStore:
         row = dict.fromkeys(_i.keys())
         row.update(vm_state="active", locked=False, hidden=False, deleted=False, created_at=self._clock())
         row.update(values)
-        for tag in tags:
-            _require_words(tag, "tags", instance_tags.c.tag)
-        for key, content in pairs.items():
-            _require_words(key, "metadata", instance_metadata.c.key)
-            if content is not None:
-                _require_words(content, "metadata", instance_metadata.c.value)
+        tags = [_words(tag, "tags", instance_tags.c.tag) for tag in tags]
+        pairs = {
+            _words(key, "metadata", instance_metadata.c.key): None
+            if content is None
+            else _words(content, "metadata", instance_metadata.c.value)
+            for key, content in pairs.items()
+        }
         if row["updated_at"] is None:
             row["updated_at"] = row["created_at"]  # else changes-since would not hear of it
         row["uuid"] = normalise_uuid(values["uuid"], "uuid") if "uuid" in values else self._id_factory()
-        _require_storable(row)
-        return row, tags, pairs
+        return _storable(row), tags, pairs
 
     def _insert(
         self, connection: Connection, database: Database, rows: list[tuple[dict[str, Any], list[str], dict[str, str]]]
@@ -157,7 +157,7 @@ class InstanceStore:
             raise InvalidArgument(
                 f"these cannot be changed here: {', '.join(sorted(wrong))}; there are {changeable}", field="changes"
             )
-        _require_storable(changes)
+        changes = _storable(changes)
         cell, stored = self._owner(uuid)
         tenant, host = changes.get("project_id", stored["project_id"]), changes.get("host", stored["host"])
         routed = (tenant, host) != self._directory.told(stored["uuid"])  # not: the record, which a killed call changed
@@ -273,33 +273,39 @@ class InstanceStore:
         return self._router.database(cell)
 
 
-def _require_storable(values: Mapping[str, Any]) -> None:
-    """See that each column can hold its value as it is: one database would cut it, one leave the row out.
+def _storable(values: Mapping[str, Any]) -> dict[str, Any]:
+    """*values*, if each column can hold its own as it is: one database would cut it, one leave the row out.
 
     Raises:
         InvalidArgument: One cannot.
     """
-    for name, value in values.items():
-        column = _i[name]
-        if value is None:
-            if not column.nullable:
-                raise InvalidArgument(f"instance: {name} must have a value", field=name)
-        elif isinstance(column.type, sa.String):
-            _require_words(value, name, column)
-        elif isinstance(column.type, sa.Boolean):
-            if not isinstance(value, bool):
-                raise InvalidArgument(f"{name}: expected True or False, got {value!r:.100}", field=name, value=value)
-        elif isinstance(column.type, sa.Integer):
-            require_integer(value, name, minimum=-MAX_INTEGER)
-        else:
-            require_utc(value, name)
+    return {name: _value(value, _i[name]) for name, value in values.items()}
 
 
-def _require_words(value: Any, field: str, column: sa.Column[Any]) -> None:
+def _value(value: Any, column: sa.Column[Any]) -> Any:
+    if value is None:
+        if not column.nullable:
+            raise InvalidArgument(f"instance: {column.name} must have a value", field=column.name)
+        return None
+    if isinstance(column.type, sa.String):
+        return _words(value, column.name, column)
+    if isinstance(column.type, sa.Boolean):
+        if not isinstance(value, bool):
+            raise InvalidArgument(
+                f"{column.name}: expected True or False, got {value!r:.100}", field=column.name, value=value
+            )
+        return value
+    if isinstance(column.type, sa.Integer):
+        return require_integer(value, column.name, minimum=-MAX_INTEGER)
+    return require_utc(value, column.name)
+
+
+def _words(value: Any, field: str, column: sa.Column[Any]) -> str:
     longest = getattr(column.type, "length", 0)
-    if not isinstance(value, str) or "\0" in value or len(value) > longest:
+    if not isinstance(value, str) or not is_storable(value) or len(value) > longest:
         raise InvalidArgument(
-            f"{field}: expected text of at most {longest} characters without NUL, got {value!r:.100}",
+            f"{field}: expected text of at most {longest} characters that databases hold, got {value!r:.100}",
             field=field,
             value=value,
         )
+    return str.__str__(value)  # plain text, where a member of an enumeration would show its name

@@ -205,7 +205,8 @@ class Leases:
         To be called within :meth:`hold`. What the journal says has to be read again afterwards.
 
         Raises:
-            VolumeBusy: Somebody alive still holds one after *patience* seconds. Nothing is held.
+            VolumeBusy: Somebody alive still holds one after *patience* seconds. What was had by then is given back at
+                the end of :meth:`hold`.
         """
         names = tuple(lease.names)
         self._drop(lease)

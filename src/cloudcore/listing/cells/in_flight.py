@@ -144,8 +144,8 @@ class RequestsInFlight:
             try:
                 with self._cancellable():
                     executor()  # the database itself keeps the deadline
-                    if self.turn is not None:
-                        self.turn.take_back()  # it was lent if the statement took long
+                    if self.turn is not None and not self.turn.working:
+                        self.turn.take_back()  # it was lent, since the statement took long
             except BaseException:  # a signal may come here: nobody asks for the answer
                 executor.running = None
                 self.stop()

@@ -82,7 +82,7 @@ class Stream(Iterator[Record]):
             CellUnavailable: ``require="all"`` and some cell did not answer.
             Cancelled: :meth:`cancel` was called; or the call that reads it was cancelled, then each time from now on.
             Overloaded: Too many other calls were under way for too long. Once cells were asked, each time from now on.
-            Cancelled: A signal interrupted it before, or this is a forked child, whose parent has begun it. Nothing
+            Cancelled: A signal interrupted it before, or this is a forked child, whose parent has made it. Nothing
                 that it had not given out is lost to its resume_cursor.
         """
         try:

@@ -36,6 +36,8 @@ _MOST_TESTS = 50
 seconds and three hundred for minutes, and SQLite takes expressions 1,000 deep at most."""
 _ESCAPED = "\n\r\x1a\"'\\"
 """Characters that take two bytes in MariaDB's and MySQL's SQL."""
+_MOST_BYTES = 4
+"""Of any character in that SQL, and of a byte."""
 
 
 class PreparedQuery:
@@ -189,7 +191,10 @@ def _check_bounds(conditions: Sequence[Condition], query: Query) -> None:
             value=size,
         )
     values = [value for condition in conditions if not condition.packed for value in condition.values]
-    size += sum(_bytes_of(value) for value in (*values, *(word for _, word in words)))
+    values += [word for _, word in words]
+    if size + sum(_MOST_BYTES * len(value) for value in values if isinstance(value, str | bytes)) <= MOST_SENT:
+        return
+    size += sum(map(_bytes_of, values))
     if size > MOST_SENT:
         raise InvalidQuery(
             f"the query's values are {size} bytes of SQL, at most {MOST_SENT} are sent: ask several times",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import numpy as np
 
+from cloudcore._values import is_storable
 from cloudcore.errors import CloudcoreError, InvalidCallable, InvalidRequest
 
 if TYPE_CHECKING:
@@ -178,12 +179,12 @@ def ask_about(what: str, function: Callable[[Provider], str | None], root: Provi
     """A cell or a domain.
 
     Raises:
-        InvalidCallable: It raised, or gave something else than text or None.
+        InvalidCallable: It raised, or gave something else than None or text that a selection can carry.
     """
     answer: object = _call(what, function, root)
-    if answer is None or isinstance(answer, str):
+    if answer is None or (isinstance(answer, str) and 0 < len(answer) <= 255 and is_storable(answer)):
         return answer
-    _refuse(what, function, root, "text or None", answer)
+    _refuse(what, function, root, "text of 1 to 255 characters or None", answer)
 
 
 def ask_metadata(function: Callable[[Provider], Mapping[str, Any]], root: Provider) -> Mapping[str, Any]:

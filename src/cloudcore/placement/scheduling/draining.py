@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import attrs
 
-from cloudcore._values import normalise_uuid
+from cloudcore._values import normalise_uuid, require_text
 from cloudcore.database import Operation
 from cloudcore.errors import (
     CapacityExceeded,
@@ -190,9 +190,12 @@ class DrainPlan:
 
         Raises:
             FencingRequired: An evacuation without proof; no move was begun.
+            InvalidArgument: A *proof* that is empty, or above 2,000 characters; no move was begun.
             DatabaseUnavailable, DatabaseBusy, OutcomeUnknown: Apply the plan again.
         """
-        if self.kind is MoveKind.EVACUATION and not proof:
+        if proof is not None:
+            require_text(proof, "proof", maximum=2000)
+        elif self.kind is MoveKind.EVACUATION and self.moves:
             hosts = ", ".join(sorted({move.source for move in self.moves}))
             raise FencingRequired(
                 f"evacuation of {hosts}: its allocations stay until it is proved gone; give proof= (who fenced it, or "

@@ -398,9 +398,9 @@ class HostSelector:
             names = [normalise_uuid(self._id_factory(), "id_factory", InvalidRequest) for _ in range(wanted)]
         else:
             if isinstance(instances, str) or not isinstance(instances, Iterable):
-                kind = "the text " if isinstance(instances, str) else ""
+                what = f"the text {instances!r}: write [{instances!r}]" if isinstance(instances, str) else instances
                 raise InvalidRequest(
-                    f"instances: expected a list of uuids, got {kind}{instances!r}: write [{instances!r}]",
+                    f"instances: expected a list of uuids, got {what}",
                     field="instances",
                     value=instances,
                 )
