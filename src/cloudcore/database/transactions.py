@@ -307,18 +307,18 @@ class Database:
 
         return self.run(prune)
 
-    def ping(self, *, timeout: float | None = None) -> None:
+    def ping(self) -> None:
         """Ask for one row, to see that the database answers.
 
         Raises:
-            DeadlineExceeded: No connection became free within *timeout* seconds.
+            DeadlineExceeded: No connection became free in the time that the engine's pool has for that.
             DatabaseUnavailable, DatabaseError: It does not answer.
         """
         try:
             with self.read() as connection:
                 connection.execute(sa.select(sa.literal(1)))
         except DatabaseBusy as error:
-            raise DeadlineExceeded(str(error), seconds=timeout) from error
+            raise DeadlineExceeded(str(error), seconds=None) from error
 
     def close(self) -> None:
         """Close the connections, unless the engine is the caller's. May be called twice.
