@@ -11,6 +11,8 @@ import itertools
 import threading
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import attrs
 import pytest
@@ -21,6 +23,7 @@ from cloudcore.attach import EmbeddedVolumes
 from cloudcore.database import Database, open_engine
 from cloudcore.errors import Closed, CloudcoreError
 from cloudcore.listing import InstanceDirectory
+from cloudcore.placement.storage.store import Watch
 from tests.waiting import until
 
 CALLERS = 4
@@ -160,3 +163,39 @@ def test_what_is_in_use_at_the_close_is_closed_when_it_is_given_back(database_ur
         until(lambda: sessions(database_url) == 0, 20)
     finally:
         gc.enable()
+
+
+class Slowly:
+    """A connection that is in use until it is told to go on."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self.used, self.go_on, self.over = threading.Event(), threading.Event(), False
+
+    def execute(self, statement: str) -> Any:
+        self.used.set()
+        assert self.go_on.wait(60)
+        answer = self._connection.execute(statement)
+        self.over = True
+        return answer
+
+    def close(self) -> None:
+        assert self.over, "closed while it is in use, which ends the process"
+        self._connection.close()
+
+
+def test_a_file_is_not_closed_while_another_thread_looks_whether_it_changed(sqlite_database: Database) -> None:
+    create_schema(sqlite_database)
+    watch = Watch.of(sqlite_database)
+    slowly = Slowly(watch._connection)
+    watch._connection = slowly
+    with ThreadPoolExecutor(2) as threads:
+        look = threads.submit(watch.version)
+        assert slowly.used.wait(60)
+        close = threads.submit(watch.close)
+        with pytest.raises(TimeoutError):
+            close.result(timeout=0.1)
+        slowly.go_on.set()
+        assert isinstance(look.result(timeout=60), int)
+        close.result(timeout=60)
+    assert watch.version() is None

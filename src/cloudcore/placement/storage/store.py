@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,12 +78,13 @@ class Watch:
 
     SQLite counts commits, and a connection of one's own reads the count in microseconds. For one in memory, which no
     other connection reaches, :meth:`version` tells nothing and :meth:`use_since` borrows a connection of the pool. For
-    other databases both tell nothing. Not for several threads at once.
+    other databases both tell nothing. Only :meth:`close` may come from another thread; it waits.
     """
 
     def __init__(self, connection: sqlite3.Connection | None, database: Database | None = None) -> None:
         self._connection = connection
         self._database = database
+        self._using = threading.RLock()  # SQLite's library crashes where a connection is closed that is in use
 
     @classmethod
     def of(cls, database: Database) -> Watch:
@@ -105,30 +107,32 @@ class Watch:
     def parted(self, database: Database) -> Watch:
         """What a forked child takes in the place of this one, whose connection is its parent's."""
         if self._connection is None:
-            return self
+            return Watch(None, self._database)
         _abandoned.append(self)
         return Watch.of(database)
 
     def version(self) -> int | None:
         """A number that differs when somebody committed in between; None when that cannot be told."""
-        if self._connection is None:
-            return None
-        try:
-            return int(self._connection.execute("PRAGMA data_version").fetchone()[0])
-        except sqlite3.Error:
-            return None
+        with self._using:
+            if self._connection is None:
+                return None
+            try:
+                return int(self._connection.execute("PRAGMA data_version").fetchone()[0])
+            except sqlite3.Error:
+                return None
 
     def use_since(self, watermark: str) -> tuple[list[tuple[int, str, int]], str] | None:
         """See :func:`cloudcore.placement.storage.changes.use_since`; None also when it cannot be told."""
-        if self._connection is None:
-            return self._borrowed_use_since(watermark)
-        try:
-            self._connection.execute("BEGIN")
-            return use_since(self._connection, watermark)
-        except sqlite3.Error:  # whoever asks in the other way is told what is wrong
-            return None
-        finally:
-            self._connection.rollback()
+        with self._using:
+            if self._connection is None:
+                return self._borrowed_use_since(watermark)
+            try:
+                self._connection.execute("BEGIN")
+                return use_since(self._connection, watermark)
+            except sqlite3.Error:  # whoever asks in the other way is told what is wrong
+                return None
+            finally:
+                self._connection.rollback()
 
     def _borrowed_use_since(self, watermark: str) -> tuple[list[tuple[int, str, int]], str] | None:
         if self._database is None:
@@ -143,9 +147,10 @@ class Watch:
     def close(self) -> None:
         """Let go of the database. May be called twice."""
         self._database = None
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        with self._using:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
 
 
 def _fetch(connection: Connection, statement: str) -> list[tuple[Any, ...]]:
