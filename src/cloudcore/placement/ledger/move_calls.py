@@ -16,7 +16,7 @@ from cloudcore.observability import observed
 from cloudcore.placement.ledger import moves as ledger_moves
 from cloudcore.placement.ledger.transactions import LedgerTransactions, read_seconds
 from cloudcore.placement.rules.claims import normalise_allocations, provider_uuid, require_generation
-from cloudcore.placement.rules.moves import Move, MoveEvent, MoveKind, MoveState, Overlap
+from cloudcore.placement.rules.moves import Move, MoveEvent, MoveKind, MoveState, Overlap, move_kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -91,7 +91,7 @@ class LedgerMoves(LedgerTransactions):
             migration=normalise_uuid(migration, "migration", InvalidAllocation),
             instance=normalise_uuid(instance, "instance", InvalidAllocation),
             destination=wanted,
-            kind=_kind(kind),
+            kind=move_kind(kind),
             overlap=_overlap(overlap),
             shared=_shared(shared),
             expires_in=read_seconds(expires_in, "expires_in"),
@@ -190,15 +190,6 @@ class LedgerMoves(LedgerTransactions):
 def _derived(operation_id: str, subject: str) -> str:
     """The id of one part of an operation: the same for the same part, and short enough."""
     return hashlib.sha256(f"{operation_id}/{subject}".encode()).hexdigest()
-
-
-def _kind(value: MoveKind | str) -> MoveKind:
-    try:
-        return MoveKind(value)
-    except ValueError as error:
-        raise InvalidArgument(
-            f"kind: {value!r} is not one of {', '.join(MoveKind)}", field="kind", value=value
-        ) from error
 
 
 def _shared(providers: Collection[str]) -> tuple[str, ...]:

@@ -87,6 +87,7 @@ class LedgerQueries(ABC):
 
         Raises:
             ProviderNotFound: No such provider.
+            InvalidArgument: Text that no database holds.
         """
         uuid_ = provider_uuid(provider)
         if limit is not None:
@@ -136,7 +137,13 @@ class LedgerQueries(ABC):
     def usages_by_type(
         self, *, project_id: str | None = None, user_id: str | None = None, consumer_type: str | None = None
     ) -> dict[str, Usage]:
-        """Amounts in use and number of consumers for each consumer type; ``unknown`` where nobody said."""
+        """Amounts in use and number of consumers for each consumer type; ``unknown`` where nobody said.
+
+        All of one moment, and of consumers that hold something.
+
+        Raises:
+            InvalidArgument: Text that no database holds.
+        """
         chosen = (project_id, user_id, consumer_type)
         return self._read(lambda session: queries.usages(session, *chosen), one_state=True)
 
@@ -179,7 +186,11 @@ class LedgerReader(LedgerQueries):
         self.database = Database.of(source)
 
     def history_of(self, consumer: str, *, limit: int = 100) -> list[HistoryEntry]:
-        """What *consumer* held after each of its newest changes, oldest first; without history, none."""
+        """What *consumer* held after each of its newest changes, oldest first; without history, none.
+
+        Raises:
+            InvalidArgument: *limit* is no number above 0.
+        """
         require_integer(limit, "limit", minimum=1)
         with self.database.read() as connection:
             return history.entries_of(connection, consumer_uuid(consumer), limit)

@@ -41,6 +41,7 @@ __all__ = [
     "Step",
     "decide",
     "held_by_migration",
+    "move_kind",
     "same_beginning",
     "validate_beginning",
 ]
@@ -57,6 +58,19 @@ class MoveKind(StrEnum):
     RESIZE = "resize"
     LIVE = "live"
     EVACUATION = "evacuation"
+
+
+def move_kind(value: MoveKind | str, error: type[InvalidArgument] = InvalidArgument) -> MoveKind:
+    """*value* as a kind of move.
+
+    Raises:
+        InvalidArgument: It is none (or the subclass given as *error*).
+    """
+    try:
+        return MoveKind(value)
+    except ValueError as wrong:
+        known = ", ".join(MoveKind)
+        raise error(f"kind: {value!r} is none of {known}", field="kind", value=value) from wrong
 
 
 class MoveState(StrEnum):

@@ -42,7 +42,7 @@ from cloudcore.placement.ledger import moves as ledger_moves
 from cloudcore.placement.requests.groups import RequestGroup
 from cloudcore.placement.requests.requests import ResourceRequest
 from cloudcore.placement.rules.claims import normalise_allocations
-from cloudcore.placement.rules.moves import MoveKind, MoveState
+from cloudcore.placement.rules.moves import MoveKind, MoveState, move_kind
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -306,8 +306,7 @@ def plan_drain(
         InvalidRequest: No host is named, or *kind* or *plan_uuid* is none.
     """
     plan_uuid = normalise_uuid(plan_uuid or str(uuids.uuid4()), "plan_uuid", InvalidRequest)
-    if kind not in list(MoveKind):
-        raise InvalidRequest(f"kind: {kind!r} is none of {', '.join(MoveKind)}", field="kind", value=kind)
+    kind = move_kind(kind, InvalidRequest)
     with tree.snapshot() as seen, seen.ledger.session() as session:
         roots = _roots(seen.tree, hosts)
         planner = _Planner(

@@ -48,7 +48,7 @@ from cloudcore.placement.ledger.writes import NEW, Target, missing
 from cloudcore.placement.requests.requests import read_request
 from cloudcore.placement.rules.claims import Owner, normalise_allocations
 from cloudcore.placement.rules.groups import HostGroup
-from cloudcore.placement.rules.moves import MoveKind
+from cloudcore.placement.rules.moves import MoveKind, move_kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -309,7 +309,7 @@ class HostSelector:
         instance = normalise_uuid(instance, "instance", InvalidRequest)
         migration = normalise_uuid(migration, "migration", InvalidRequest)
         wanted = read_request(request)
-        chosen_kind = _kind(kind)
+        chosen_kind = move_kind(kind, InvalidRequest)
         arguments = {
             "instance": instance,
             "migration": migration,
@@ -623,14 +623,6 @@ def _described(group: Any) -> list[Any] | None:
         expected = "expected a HostGroup, such as HostGroup(policy='anti-affinity')"
         raise InvalidRequest(f"group: {expected}, got {group!r}", field="group", value=group)
     return None if group is None else [group.uuid, str(group.policy), group.max_per_host]
-
-
-def _kind(value: MoveKind | str) -> MoveKind:
-    try:
-        return MoveKind(value)
-    except ValueError as error:
-        known = ", ".join(MoveKind)
-        raise InvalidRequest(f"kind: {value!r} is none of {known}", field="kind", value=value) from error
 
 
 def _elsewhere(here: Collection[Provider]) -> Filter:
