@@ -204,37 +204,41 @@ def test_whoever_gives_up_says_what_is_left(san, services):
     assert not volumes.attachments(volume_id=second)
 
 
-@on_the_host
-def test_a_lost_device_is_not_made_where_another_is_about_to_leave(san, services, before):
-    volumes, here, there = services(True)
-    lost, leaving = (here.attach(volumes.on_iscsi(n), instance(), host="compute-1") for n in (1, 2))
+def lose_one_of_two(volumes, manager):
+    """Two legs on one target; the device of the first is gone."""
+    lost, leaving = (manager.attach(volumes.on_iscsi(n), instance(), host="compute-1") for n in (1, 2))
     tools.call("tee", ["-a", "/sys/block/sda/device/delete"], "1")
-    assert (devices(san), lost.device.source.path) == (["/dev/sdb"], "/dev/sda")
+    return lost, leaving
+
+
+def heal_while_another_leaves(lost, leaving, here, there, before, findings=None):
+    """The lease keeps the healing out just before the logout; once the other has left it works."""
     failed = []
-    before("iscsiadm.*--logout", lambda: failed.extend(there.heal(apply=True).failed))
+    before("iscsiadm.*--logout", lambda: failed.extend(there.heal(findings, apply=True).failed))
     here.detach(leaving.id)
     there.heal(apply=True)
     attached(there, lost.volume_id)
     assert any(LEASE in why for _, why in failed), failed
     assert here.audit().clean
+
+
+@on_the_host
+def test_a_lost_device_is_not_made_where_another_is_about_to_leave(san, services, before):
+    volumes, here, there = services(True)
+    lost, leaving = lose_one_of_two(volumes, here)
+    assert (devices(san), lost.device.source.path) == (["/dev/sdb"], "/dev/sda")
+    heal_while_another_leaves(lost, leaving, here, there, before)
 
 
 @on_the_host
 def test_a_disk_is_not_given_again_where_another_is_about_to_leave(san, services, before):
     """The host makes its device again, which is lost too."""
     volumes, here, there = services(True)
-    lost, leaving = (here.attach(volumes.on_iscsi(n), instance(), host="compute-1") for n in (1, 2))
+    lost, leaving = lose_one_of_two(volumes, here)
     here.hosts["compute-1"].guests.forgotten = lost.volume_id
-    tools.call("tee", ["-a", "/sys/block/sda/device/delete"], "1")
     replug = [finding for finding in there.audit().findings if finding.remedy == "replug"]
     assert len(replug) == 1
-    failed = []
-    before("iscsiadm.*--logout", lambda: failed.extend(there.heal(replug, apply=True).failed))
-    here.detach(leaving.id)
-    there.heal(apply=True)
-    attached(there, lost.volume_id)
-    assert any(LEASE in why for _, why in failed), failed
-    assert here.audit().clean
+    heal_while_another_leaves(lost, leaving, here, there, before, replug)
 
 
 @on_the_host
