@@ -34,6 +34,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from cloudcore.errors import CloudcoreError, ProviderNotFound, Transient
+from cloudcore.problems import problem_of
 
 SERVICE = "placement"
 VERSION = re.compile(r"(\d+)\.(\d+)")
@@ -123,7 +124,7 @@ class Endpoint:
             return problem_response(problem, version, identifier)
         except Exception as error:  # nothing may leave without an answer
             log.exception("%s %s", request.method, request.url.path)
-            return problem_response(Problem(500, f"{type(error).__name__}: {error}"), version, identifier)
+            return problem_response(Problem(500, type(error).__name__), version, identifier)
         content = b"" if answer.body is None else json.dumps(answer.body).encode()
         headers = {**headers_of(version, identifier), **answer.headers(version)}
         if answer.location is not None:
@@ -139,10 +140,11 @@ class Endpoint:
         except ProviderNotFound as error:
             raise Problem(404, f"No resource provider with uuid {error.identifier} found") from error
         except Transient as error:
-            raise Problem(503, str(error)) from error
+            log.warning("not done: %s", error)  # the words may name servers, so the caller has others
+            raise Problem(503, problem_of(error).detail) from error
         except CloudcoreError as error:
             log.exception("not foreseen")
-            raise Problem(500, f"{type(error).__name__}: {error}") from error
+            raise Problem(500, type(error).__name__) from error
 
     async def _call(self, request: Request, version: Version) -> Call:
         length = request.headers.get("content-length")
