@@ -522,6 +522,48 @@ def test_instances_of_all_cells_are_listed(cells: list[str], capsys: pytest.Capt
     assert main(["audit", "directory", *cells]) == 0
 
 
+@pytest.mark.parametrize(
+    ("conditions", "found"),
+    [
+        (["vcpus!=0", "vcpus!=3", "vcpus!=5"], {1, 2, 4}),
+        (["vcpus!=1", "vcpus!=null", "vcpus>0"], {2, 3, 4, 5}),
+        (["vcpus>=1", "vcpus<4", "vcpus!=2"], {1, 3}),
+        (["host=null", "vcpus=2"], {2}),
+        (["display_name!=web-0", "vcpus!=1", "vcpus!=1"], {2, 3, 4, 5}),
+    ],
+)
+def test_every_condition_that_is_given_holds(
+    cells: list[str], capsys: pytest.CaptureFixture[str], conditions: list[str], found: set[int]
+) -> None:
+    asked = [part for condition in conditions for part in ("--where", condition)]
+    page = _json(capsys, ["list", "--columns", "vcpus", *asked, *cells])
+    assert {each["vcpus"] for each in page["records"]} == found  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    "conditions",
+    [
+        ["vcpus>=1", "vcpus>=2"],
+        ["vcpus=1", "vcpus=2"],
+        ["display_name*=we", "display_name*=b"],
+        ["host=null", "host!=null"],
+    ],
+)
+def test_conditions_of_which_one_would_be_lost_are_wrong_usage(
+    cells: list[str], capsys: pytest.CaptureFixture[str], conditions: list[str]
+) -> None:
+    assert main(["list", *(part for condition in conditions for part in ("--where", condition)), *cells]) == 2
+    said = capsys.readouterr()
+    assert conditions[1] in said.err
+    assert said.out == ""
+
+
+def test_a_cell_that_is_named_twice_is_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    urls = [f"sqlite:///{tmp_path}/{name}.db" for name in ("one", "two")]
+    assert main(["list", "--cell", f"cell1={urls[0]}", "--cell", f"cell1={urls[1]}"]) == 2
+    assert "'cell1' is named twice" in capsys.readouterr().err
+
+
 def test_a_cell_that_is_away_is_named_by_the_url_that_was_given(
     tmp_path: Path, cells: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,7 +16,7 @@ from cloudcore.listing import NOVA_INSTANCES, Cell, CellRouter, InstanceDirector
 from cloudcore.schema import require_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 __all__ = ["cells_option", "open_router"]
 
@@ -50,7 +50,7 @@ def cells_option(function: Callable[..., Any]) -> Callable[..., Any]:
         **options: Any,
     ) -> Any:
         settings = context.find_object(Settings) or Settings()
-        named = {**(_read(file) if file else settings.cells), **dict(_split(one) for one in single)}
+        named = {**(_read(file) if file else settings.cells), **_split(single)}
         if nova_api is None and not named:
             raise click.UsageError(
                 "which cells? Give --cell NAME=URL, --cells FILE, --nova-api URL, or [cells] in the file of --config"
@@ -77,11 +77,16 @@ def open_router(stack: ExitStack, cells: Mapping[str, str], directory: str | Non
     return CellRouter([Cell(name, url) for name, url in cells.items()], directory=kept)
 
 
-def _split(text: str) -> tuple[str, str]:
-    name, equals, url = text.partition("=")
-    if not (name and equals and url):
-        raise click.BadParameter(f"{text!r} is not NAME=URL", param_hint="--cell")
-    return name, url
+def _split(texts: Iterable[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, url = text.partition("=")
+        if not (name and equals and url):
+            raise click.BadParameter(f"{text!r} is not NAME=URL", param_hint="--cell")
+        if name in found:
+            raise click.BadParameter(f"{name!r} is named twice", param_hint="--cell")
+        found[name] = url
+    return found
 
 
 def _read(file: Path) -> dict[str, str]:

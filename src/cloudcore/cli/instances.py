@@ -20,7 +20,7 @@ __all__ = ["COMMANDS"]
 
 _SHOWN = ("uuid", "display_name", "project_id", "host", "vm_state", "created_at")
 _CONDITION = re.compile(r"(?P<column>\w+)(?P<operator>!=|<=|>=|\^=|\*=|=|<|>)(?P<value>.*)", re.DOTALL)
-_OPERATORS = {"!=": "ne", "<=": "le", ">=": "ge", "^=": "prefix", "*=": "contains", "<": "lt", ">": "gt", "=": "eq"}
+_OPERATORS = {"!=": "not_in", "<=": "le", ">=": "ge", "^=": "prefix", "*=": "contains", "<": "lt", ">": "gt", "=": "eq"}
 
 
 @click.command("list")
@@ -52,6 +52,7 @@ def list_(
     """List instances over all cells, in one order.
 
     CONDITION is COLUMN, an operator and a value: = != < <= > >= ^= (begins with) *= (contains); `null` is NULL.
+    All conditions hold together. Each operator may be asked once of a column, but != as often as you like.
     Exits with 1 if a cell did not answer: what is shown is then not all.
     """
     shown = tuple(name for name in columns.replace(" ", "").split(",") if name)
@@ -118,10 +119,20 @@ def _where(conditions: tuple[str, ...], router: CellRouter) -> dict[str, dict[st
         if found is None:
             raise click.BadParameter(f"{text!r} is not COLUMN=VALUE or the like", param_hint="--where")
         column, operator = found["column"], _OPERATORS[found["operator"]]
-        if found["value"] == "null" and operator in {"eq", "ne"}:
-            where.setdefault(column, {})["null"] = operator == "eq"
+        asked, value = where.setdefault(column, {}), found["value"]
+        if value == "null" and operator in {"eq", "not_in"}:
+            operator, operand = "null", operator == "eq"
+        elif operator == "not_in":
+            asked.setdefault(operator, []).append(_value(column, value, router))
+            continue
         else:
-            where.setdefault(column, {})[operator] = _value(column, found["value"], router)
+            operand = _value(column, value, router)
+        if operator in asked:
+            raise click.BadParameter(
+                f"{text!r}: {column} has a condition of this kind already; only != may be repeated of one column",
+                param_hint="--where",
+            )
+        asked[operator] = operand
     return where
 
 
