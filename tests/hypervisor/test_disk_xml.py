@@ -22,6 +22,7 @@ from cloudcore.disks import (
     RbdSource,
 )
 from cloudcore.errors import HypervisorError, InvalidDisk, LimitExceeded
+from cloudcore.hypervisor.disks.guests import GuestView
 from cloudcore.hypervisor.disks.places import pick_target, pick_unit
 from cloudcore.hypervisor.disks.xml import (
     alias_of,
@@ -30,6 +31,7 @@ from cloudcore.hypervisor.disks.xml import (
     disk_xml,
     domain_disks,
     effective,
+    passed_units,
     secret_xml,
 )
 
@@ -169,19 +171,46 @@ def test_a_raw_disk_has_no_serial_and_is_known_by_its_alias():
 
 def test_scsi_units():
     """The lowest free one of the first controller, whoever has the others; and a bound."""
-    disk = attrs.evolve(DISKS["scsi_unit"], unit=None)
-    there = [attrs.evolve(disk, unit=unit) for unit in (0, 1, 3)]
-    assert pick_unit(disk, [*there, None]) == 2
+    disk, there = attrs.evolve(DISKS["scsi_unit"], unit=None), {0, 1, 3}
+    assert pick_unit(disk, there) == 2
     assert pick_unit(attrs.evolve(disk, unit=9), there) == 9
     assert pick_unit(DISKS["rbd_plain"], there) is None
     with pytest.raises(InvalidDisk, match="3 is in use"):
         pick_unit(attrs.evolve(disk, unit=3), there)
     with pytest.raises(LimitExceeded):
-        pick_unit(disk, [attrs.evolve(disk, unit=unit) for unit in range(256)])
-    elsewhere = "<address type='drive' controller='1' bus='0' target='0' unit='0'/>"
-    serial = f"<serial>{VOLUME}</serial>"
-    (entry,) = domain_disks(domain(element("file", "disk", "<source file='/a'/>", "sda", "scsi", serial + elsewhere)))
-    assert pick_unit(disk, [entry.disk]) == 0
+        pick_unit(disk, set(range(256)))
+
+
+def drive(unit: int, controller: int = 0) -> str:
+    return f"<address type='drive' controller='{controller}' bus='0' target='0' unit='{unit}'/>"
+
+
+PASSED = (
+    "<hostdev mode='subsystem' type='{}'><source><adapter name='scsi_host7'/><address bus='0' target='0' unit='9'/>"
+    "</source>{}</hostdev>"
+)
+
+
+def test_units_that_no_volume_has():
+    """A boot disk from an image, a CD-ROM and a device of the host's have theirs too; other buses and controllers none
+    of the first SCSI controller's."""
+    source = "<source file='/a'/>"
+    definition = domain(
+        element("file", "disk", source, "sda", "scsi", drive(0)),
+        element("file", "cdrom", "", "sdb", "scsi", drive(1)),
+        element("file", "cdrom", "", "sdc", "sata", drive(2)),
+        element("file", "disk", source, "sdd", "scsi", drive(3, controller=1)),
+        element("file", "disk", source, "sde", "scsi", f"<serial>{VOLUME}</serial>" + drive(4)),
+        PASSED.format("scsi", drive(5)),
+        PASSED.format("scsi", drive(6, controller=1)),
+        PASSED.format("usb", "<address type='usb' bus='0' port='7'/>"),
+    )
+    entries = domain_disks(definition)
+    assert [entry.unit for entry in entries] == [0, 1, None, None, 4]
+    assert passed_units(definition) == {5}
+    for live, persistent in ((entries, None), (None, entries), (entries[:2], entries[2:])):
+        view = GuestView(instance_id=VOLUME, state="off", live=live, persistent=persistent, passed_units=frozenset({5}))
+        assert view.units == {0, 1, 4, 5}
 
 
 def test_secrets_as_xml():

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from cloudcore import _failpoints
-from cloudcore.disks import DetachOutcome, Disk, FileSource
+from cloudcore.disks import DetachOutcome, Disk, DiskBus, FileSource
 from cloudcore.errors import (
     CloudcoreError,
     Conflict,
@@ -222,6 +222,20 @@ def test_a_device_name_that_is_taken_meanwhile(hypervisor, instance_id, disk, mo
     with pytest.raises(InvalidDisk, match="vdk is in use"):
         hypervisor.attach_disk(instance_id, named)
     assert not hypervisor.disk_state(instance_id, named.volume_id).present
+
+
+def test_a_scsi_unit_that_is_taken_meanwhile(hypervisor, instance_id, disk, monkeypatch):
+    """By a disk of another name: the next unit is picked."""
+    driver, plug = hypervisor._driver, hypervisor._driver.plug
+
+    def late(instance: str, wanted: Disk, scope: object) -> None:
+        other = attrs.evolve(wanted, volume_id=str(uuid.uuid4()), target="sdz", cache="none")
+        driver.guests[instance].persistent.setdefault("sdz", other)
+        driver.guests[instance].live.setdefault("sdz", other)
+        plug(instance, wanted, scope)
+
+    monkeypatch.setattr(driver, "plug", late)
+    assert hypervisor.attach_disk(instance_id, attrs.evolve(disk, bus=DiskBus.SCSI)).live.unit == 1
 
 
 def test_what_is_read_back_is_compared(hypervisor, instance_id, disk, monkeypatch):

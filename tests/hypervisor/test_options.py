@@ -51,6 +51,35 @@ def test_sixty_disks_on_one_guest():
             assert hypervisor.detach_disk(instance_id, disk.volume_id) is DetachOutcome.DETACHED
 
 
+def test_units_beside_a_boot_disk_and_what_else_is_no_volume():
+    """A guest boots from a SCSI image and has a CD-ROM; one that is off has a device of the host's, too: a volume gets
+    the next unit, and one that is asked for is refused where any of them has it."""
+    services.require("qemu", "guest")
+    (host,) = services.libvirt_hosts(1, variant="crash")
+    host.start()
+    with Guests(host) as guests, LibvirtHypervisor(host.uri) as hypervisor:
+        image = (
+            f"<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='{guests.image().path}'/>"
+            "<target dev='sda' bus='scsi'/></disk>"
+            "<disk type='file' device='cdrom'><target dev='sdb' bus='scsi'/></disk>"
+        )
+        passed = (
+            "<hostdev mode='subsystem' type='scsi'><source><adapter name='scsi_host7'/>"
+            "<address bus='0' target='0' unit='0'/></source>"
+            "<address type='drive' controller='0' bus='0' target='0' unit='2'/></hostdev>"
+        )
+        running, off = guests.define(more=SCSI + image), guests.define(more=SCSI + image + passed)
+        guests.domain(running).create()
+        for instance_id, unit in ((running, 2), (off, 3)):
+            disk = Disk(volume_id=str(uuid.uuid4()), source=guests.image(), bus=DiskBus.SCSI)
+            state = hypervisor.attach_disk(instance_id, disk)
+            assert (state.persistent.target, state.persistent.unit) == ("sdc", unit)
+            for taken in range(unit + 1):
+                with pytest.raises(InvalidDisk, match=f"unit: {taken} is in use"):
+                    hypervisor.attach_disk(instance_id, attrs.evolve(disk, volume_id=str(uuid.uuid4()), unit=taken))
+        hypervisor.check()
+
+
 def place_of(storage: services.CephCluster, image: str) -> str:
     """As qemu-img names it."""
     return f"rbd:{storage.pool}/{image}:id={storage.user}:conf={storage.conf}:keyring={storage.keyring}"

@@ -54,7 +54,8 @@ class GuestView:
     """A guest as it was a moment ago. *live* is None when it is off, *persistent* when it is transient.
 
     *removed* are disks as they were in the persistent definition before a detach took them out, or in the live one of a
-    transient guest when it was asked: kept until the guest has let them go.
+    transient guest when it was asked: kept until the guest has let them go. *passed_units* are the SCSI units of
+    devices of the host, in either definition.
     """
 
     instance_id: str
@@ -62,6 +63,7 @@ class GuestView:
     live: tuple[DiskEntry, ...] | None
     persistent: tuple[DiskEntry, ...] | None
     removed: tuple[DiskEntry, ...] = ()
+    passed_units: frozenset[int] = frozenset()
 
     def find(self, volume_id: str, scope: Scope) -> DiskEntry | None:
         """The disk of *volume_id* in one definition."""
@@ -85,6 +87,12 @@ class GuestView:
     def targets(self) -> frozenset[str]:
         """Device names that are in use in either definition."""
         return frozenset(one.target for one in (*(self.live or ()), *(self.persistent or ())))
+
+    @property
+    def units(self) -> frozenset[int]:
+        """Units of the first SCSI controller that are in use in either definition, by volumes and by anything else."""
+        entries = (*(self.live or ()), *(self.persistent or ()))
+        return self.passed_units | {one.unit for one in entries if one.unit is not None}
 
     @property
     def volumes(self) -> tuple[str, ...]:

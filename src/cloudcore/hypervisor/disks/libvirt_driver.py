@@ -21,6 +21,7 @@ from cloudcore.hypervisor.disks.xml import (
     bootable_xml,
     disk_xml,
     domain_disks,
+    passed_units,
     removed_disks,
     renamed_space,
     volume_of,
@@ -356,6 +357,7 @@ def _view(domain: Any) -> GuestView:
         live=None if live is None else domain_disks(live),
         persistent=None if saved is None else domain_disks(saved),
         removed=removed_disks(with_removed) if with_removed and KEPT in with_removed else (),
+        passed_units=frozenset().union(*(passed_units(one) for one in (live, saved) if one is not None)),
     )
 
 

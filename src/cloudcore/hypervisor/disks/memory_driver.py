@@ -157,6 +157,8 @@ class MemoryDriver:
             disks, target = self._definition(guest, instance_id, scope), disk.target or ""
             if target in disks or disk.volume_id in {one.volume_id for one in disks.values()}:
                 raise TargetTaken(target)
+            if disk.unit is not None and disk.unit in {one.unit for one in disks.values()}:
+                raise TargetTaken(f"unit {disk.unit}")
             if len(disks) >= guest.slots:
                 raise LimitExceeded(
                     f"guest {instance_id} has {len(disks)} of {guest.slots} disks",

@@ -104,7 +104,7 @@ class DiskOperations:
                 target, unit = present.target, present.disk.unit if present.disk else None
             else:
                 target = pick_target(asked, view.targets, running=view.state is not GuestState.OFF)
-                unit = pick_unit(asked, (one.disk for one in (*(view.live or ()), *(view.persistent or ()))))
+                unit = pick_unit(asked, view.units)
             try:
                 self._plug_where_missing(view, attrs.evolve(wanted, target=target, unit=unit))
             except TargetTaken:

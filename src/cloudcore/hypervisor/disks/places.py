@@ -10,7 +10,7 @@ from cloudcore.errors import InvalidDisk, LimitExceeded
 from cloudcore.hypervisor.disks.xml import PREFIXES
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterator
 
 __all__ = ["pick_target", "pick_unit"]
 
@@ -39,8 +39,8 @@ def pick_target(disk: Disk, taken: Collection[str], *, running: bool) -> str:
     return next(name for name in _names(prefix) if name not in taken)
 
 
-def pick_unit(disk: Disk, taken: Iterable[Disk | None]) -> int | None:
-    """The SCSI unit for *disk* beside those of *taken*: the one asked for, or the lowest free one. None off SCSI.
+def pick_unit(disk: Disk, taken: Collection[int]) -> int | None:
+    """The SCSI unit for *disk* where *taken* are in use: the one asked for, or the lowest free one. None off SCSI.
 
     Chosen here, because libvirt gives a controller seven units and then wants another controller.
 
@@ -50,13 +50,12 @@ def pick_unit(disk: Disk, taken: Iterable[Disk | None]) -> int | None:
     """
     if disk.bus is not DiskBus.SCSI:
         return None
-    used = {one.unit for one in taken if one is not None}
     if disk.unit is not None:
-        if disk.unit in used:
+        if disk.unit in taken:
             raise InvalidDisk(f"unit: {disk.unit} is in use in the guest", field="unit", value=disk.unit)
         return disk.unit
     limit = _MOST[DiskBus.SCSI]
-    free = next((unit for unit in range(limit) if unit not in used), None)
+    free = next((unit for unit in range(limit) if unit not in taken), None)
     if free is None:
         raise LimitExceeded(f"the SCSI controller has {limit} of {limit} units in use", what="scsi units", limit=limit)
     return free

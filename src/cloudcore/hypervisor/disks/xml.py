@@ -43,6 +43,7 @@ __all__ = [
     "disk_xml",
     "domain_disks",
     "effective",
+    "passed_units",
     "removed_disks",
     "renamed_space",
     "same_bytes",
@@ -79,14 +80,16 @@ def volume_of(alias: str) -> str:
 class DiskEntry:
     """One disk of a definition.
 
-    *disk* is None for what is no volume (CD-ROMs, disks without a volume id). *copying* says where it is being copied
-    to. *xml* is the element as it was read, *indexes* the numbers that libvirt gives the images of a live one.
+    *disk* is None for what is no volume (CD-ROMs, disks without a volume id), *unit* for what has no SCSI unit of the
+    first controller. *copying* says where it is being copied to. *xml* is the element as it was read, *indexes* the
+    numbers that libvirt gives the images of a live one.
     """
 
     target: str
     alias: str | None = None
     serial: str | None = None
     disk: Disk | None = None
+    unit: int | None = None
     copying: Disk | None = None
     indexes: frozenset[int] = frozenset()
     xml: str = attrs.field(default="", repr=False)
@@ -284,6 +287,14 @@ def renamed_space(volume_id: str, source: DiskSource) -> str:
     return f"{RENAMED}{volume_id}:{place[:16]}"
 
 
+def passed_units(source: str) -> frozenset[int]:
+    """The SCSI units of the first controller that devices of the host have, which were passed to the guest."""
+    if "<hostdev" not in source:
+        return frozenset()
+    units = map(_unit, parse(source, "guest definition").iterfind("devices/hostdev"))
+    return frozenset(unit for unit in units if unit is not None)
+
+
 def removed_disks(source: str) -> tuple[DiskEntry, ...]:
     """The disks that were taken out of a definition, as its metadata keeps them. What cannot be read is left out."""
     return tuple(_kept(parse(source, "guest definition"), KEPT).values())
@@ -309,6 +320,7 @@ def _entry(element: Element) -> DiskEntry:
         alias=alias,
         serial=serial,
         disk=None if volume_id is None else _disk(element, volume_id, target),
+        unit=_unit(element),
         copying=_copying(element, volume_id, target),
         indexes=frozenset(number(one.get("index")) for one in element.iter("source") if one.get("index")),
         xml=to_text(element),
@@ -353,8 +365,9 @@ def _disk(element: Element, volume_id: str, target: str) -> Disk:
 
 def _unit(element: Element) -> int | None:
     """On the first SCSI controller; what is elsewhere takes no unit of it."""
+    scsi = element.get("type") if element.tag == "hostdev" else attribute(element, "target", "bus")
     address = element.find("address[@type='drive']")
-    if address is None or attribute(element, "target", "bus") != "scsi":
+    if address is None or scsi != "scsi":
         return None
     elsewhere = any(number(address.get(name)) for name in ("controller", "bus", "target"))
     return None if elsewhere else number(address.get("unit"))
