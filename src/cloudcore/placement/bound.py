@@ -12,6 +12,7 @@ import numpy as np
 from cloudcore._forks import when_forked
 from cloudcore.database import Database, Operation
 from cloudcore.errors import ProviderNotFound, WatermarkLost
+from cloudcore.placement.columns.blocks import Columns
 from cloudcore.placement.columns.maintenance import NumberIndex, set_used
 from cloudcore.placement.forest.editing import describe, plan
 from cloudcore.placement.forest.forest import Edit, Forest
@@ -176,7 +177,7 @@ class DatabaseBinding:
         forest.apply(Edit(put=tuple(providers)))
         forest.usage.update(usage)
         with self._state.lock:
-            self._state.forest = forest
+            self._state.forest, self._state.columns = forest, Columns()  # of what was known, nothing counts any more
             self._watermark = watermark
             self._state.snapshot()
 

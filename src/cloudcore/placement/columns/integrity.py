@@ -9,7 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cloudcore.placement.columns.blocks import Block, Columns
+    from cloudcore.placement.columns.blocks import Block, Columns, Sharing
     from cloudcore.placement.forest.forest import Forest
 
 __all__ = ["column_breaches"]
@@ -28,7 +28,22 @@ def column_breaches(columns: Columns, forest: Forest) -> Iterator[str]:
     if set(shared) != set(forest.sharing):
         yield f"{len(shared)} sharing providers in the columns, {len(forest.sharing)} in the forest"
     elif columns.sharing is not None:
+        yield from _sharing_breaches(columns.sharing, forest)
         yield from _amount_breaches(columns.sharing.block, forest)
+
+
+def _sharing_breaches(sharing: Sharing, forest: Forest) -> Iterator[str]:
+    members: set[tuple[str, int]] = set()
+    for position, provider in enumerate(sharing.block.providers):
+        now = forest.providers[provider.uuid]
+        above = frozenset([provider.uuid, *(each.uuid for each in forest.ancestors(provider.uuid))])
+        root = forest.providers[now.root].number
+        place = (sharing.index[provider.uuid], sharing.lineage[position], sharing.root_numbers[position])
+        if provider != now or place != (position, above, root):
+            yield f"{provider.name}: it, its ancestors or its root among the sharing providers is wrong"
+        members.update((aggregate, position) for aggregate in now.aggregates)
+    if members != {(name, position) for name, held in sharing.by_aggregate.items() for position in held}:
+        yield "aggregates of the sharing providers in the columns are wrong"
 
 
 def _block_breaches(block: Block, forest: Forest) -> Iterator[str]:

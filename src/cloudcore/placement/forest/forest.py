@@ -441,6 +441,7 @@ class Forest:
         if before.parent != after.parent:
             self._detach(before)
             self._attach(after)
+            self.sharing_changed |= bool(self.sharing)  # what is above them all may be another now
         elif before.root != after.root:
             self._touch_root(before)
 
