@@ -303,6 +303,39 @@ def test_asyncio_s_own_cancellation_waits_for_a_write_too(how):
     asyncio.run(main())
 
 
+def test_a_tree_opened_for_a_task_that_was_cancelled_is_closed(sqlite_database, monkeypatch):
+    """Nobody else could: whoever asked for it never got it."""
+    create_schema(sqlite_database)
+    begun, go_on = threading.Event(), threading.Event()
+    opened, closed = [], []
+    plain_open, plain_close = PlacementTree.open, PlacementTree.close
+
+    def slow_open(database) -> PlacementTree:
+        opened.append(plain_open(database))
+        begun.set()
+        assert go_on.wait(30)
+        return opened[0]
+
+    def noted_close(tree) -> None:
+        closed.append(tree)
+        plain_close(tree)
+
+    async def main() -> None:
+        task = asyncio.ensure_future(AsyncPlacementTree.open(sqlite_database))
+        while not begun.is_set():
+            await asyncio.sleep(0.005)
+        task.cancel()
+        asyncio.get_running_loop().call_later(0.05, go_on.set)  # whoever does not wait has gone on by then
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert len(opened) == 1
+        assert closed == opened
+
+    monkeypatch.setattr(PlacementTree, "open", slow_open)
+    monkeypatch.setattr(PlacementTree, "close", noted_close)
+    asyncio.run(main())
+
+
 def test_a_call_that_was_revoked_does_nothing():
     """Though a thread had it already."""
     called = []

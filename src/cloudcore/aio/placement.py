@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Self
 
 from cloudcore import AllocationLedger, HostSelector, PlacementTree
-from cloudcore._extras import require_extra
 from cloudcore.aio.facade import ClosingFacade, Facade, offloaded
 
 if TYPE_CHECKING:
@@ -26,9 +25,16 @@ class AsyncPlacementTree(ClosingFacade[PlacementTree]):
 
     @classmethod
     async def open(cls, database: Database | str | URL | Engine, *, limiter: CapacityLimiter | None = None) -> Self:
-        """See :meth:`PlacementTree.open`."""
-        threads = require_extra("anyio.to_thread", "async")
-        return cls(await threads.run_sync(PlacementTree.open, database, limiter=limiter), limiter=limiter)
+        """See :meth:`PlacementTree.open`. Cancelled, it waits for its end, and closes what was opened for nobody."""
+        opened: list[PlacementTree] = []
+        opening = Facade(opened, limiter=limiter)
+        try:
+            await opening.run(lambda: opened.append(PlacementTree.open(database)))
+        except BaseException:
+            for tree in opened:
+                tree.close()
+            raise
+        return cls(opened.pop(), limiter=limiter)
 
     async def candidates(self, request: ResourceRequest | str, **options: Any) -> tuple[Candidate, ...]:
         """All candidates of a search, as many as the request's ``limit``; see :meth:`PlacementTree.candidates`."""
