@@ -6,6 +6,7 @@ Whether a message is in English plays no part: PostgreSQL speaks another languag
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 
@@ -13,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from cloudcore.database import Database, RetryPolicy, driver_errors, open_engine
+from cloudcore.database.driver_errors import translate
 from cloudcore.errors import (
     ConstraintViolated,
     DatabaseBusy,
@@ -25,6 +27,7 @@ from cloudcore.errors import (
 )
 from tests import services
 from tests.faults import Proxy
+from tests.services._host import REPOSITORY
 
 ONCE = RetryPolicy(attempts=1)
 DRIVERS = {
@@ -189,6 +192,28 @@ def test_idling_into_commit_is_no_unknown_outcome(there):
     with pytest.raises(DatabaseUnavailable):
         there.run(idle)
     assert works(there)
+
+
+@BOTH
+def test_name_that_does_not_resolve(driver):
+    """2003 with one driver, 2005 with two, no code with libpq: the name server may know it in a moment."""
+    url = sa.URL.create(DRIVERS[driver], "somebody", host="database.invalid", database="somewhere")
+    with Database(url, retry=ONCE) as nowhere, pytest.raises(DatabaseUnavailable), nowhere.read():
+        pass
+
+
+def test_what_a_client_says_of_its_connection_is_what_the_page_says():
+    """2007 and 2009 are another protocol and bad arguments; 2010 and 2011 say how a client is connected."""
+    page = (REPOSITORY / "docs" / "how-to" / "deployment.md").read_text()
+    (row,) = [line for line in page.splitlines() if line.startswith("| `DatabaseUnavailable` |")]
+    told: set[int] = set()
+    for first, last in re.findall(r"\b(2\d{3})(?: to (2\d{3}))?\b", row):
+        told.update(range(int(first), int(last or first) + 1))
+    engine = open_engine("mysql+pymysql://nobody@localhost/nowhere")
+    errors = {number: sa.exc.OperationalError("", {}, Exception(number, "away")) for number in range(2000, 2100)}
+    gone = {number for number, error in errors.items() if type(translate(error, engine)) is DatabaseUnavailable}
+    assert gone == told
+    assert gone >= {2005, 2006}
 
 
 @ON_MARIADB

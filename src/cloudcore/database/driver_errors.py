@@ -78,8 +78,11 @@ _MYSQL: dict[int, Kind] = {
     1836: "gone",
     1927: "gone",  # killed
     4031: "gone",  # idle for too long
-    2002: "gone",  # the connection, as the client sees it
+    2001: "gone",  # the connection, as the client sees it: no socket to be had, here
+    2002: "gone",
     2003: "gone",
+    2004: "gone",
+    2005: "gone",  # the server's name does not resolve, which PyMySQL calls 2003
     2006: "gone",
     2012: "gone",
     2013: "gone",
