@@ -15,6 +15,7 @@ import attrs
 from cloudcore.errors import InvalidArgument
 from cloudcore.hypervisor.facts.traits import OWNED_ROOT_TRAITS, root_traits
 from cloudcore.hypervisor.tree.devices import device_providers, encryption_providers, vgpu_providers
+from cloudcore.hypervisor.tree.in_use import with_what_is_in_use
 from cloudcore.hypervisor.tree.policy import HostPolicy
 from cloudcore.hypervisor.tree.values import (
     OWNER_TRAIT,
@@ -85,12 +86,12 @@ class _Builder:
         disk, sharing = self._disk(root)
         numa = [self._cell_provider(root, cell, found) for cell, found in cells if found] if self.policy.numa else []
         parents = {cell.id: provider.uuid for (cell, found), provider in zip(_filled(cells), numa, strict=False)}
-        children = (
-            *numa,
+        devices = (
             *device_providers(self.facts, self.policy, self.current, root, parents, self.warnings),
             *vgpu_providers(self.facts, self.policy, self.current, root, parents),
             *encryption_providers(self.facts, self.policy, self.current, root),
         )
+        children = (*numa, *with_what_is_in_use(devices, self.current, root, parents, self.warnings))
         own = disk if self.policy.numa else disk + _summed([found for _, found in cells])
         aggregates = sharing.aggregates if sharing else frozenset[str]()
         whole = attrs.evolve(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from cloudcore.hypervisor.tree.values import (
+    ONE_TIME_TRAIT,
     OWNER_TRAIT,
     CurrentInventory,
     CurrentProvider,
@@ -21,6 +22,7 @@ from cloudcore.hypervisor.tree.values import (
     DesiredProvider,
     DesiredTree,
     ProviderKind,
+    is_device,
 )
 
 if TYPE_CHECKING:
@@ -197,6 +199,8 @@ class _Comparison:
     ) -> DesiredInventory:
         if recorded is None or not recorded.used:
             return inventory
+        if ONE_TIME_TRAIT in wanted.traits and inventory.total >= recorded.used:  # reserved because of it
+            return inventory
         now, then = _capacity(recorded), _capacity(inventory)
         if then >= min(recorded.used, now):
             return inventory
@@ -222,10 +226,17 @@ class _Comparison:
         return False
 
     def _targets(self, source: CurrentProvider, resource_class: str) -> list[tuple[str, str, int]]:
+        """Who may take over what is in use: nobody a device's, and of a cell that stays only the cell itself.
+
+        A guest has the device that it has, and its CPUs are where its memory is.
+        """
+        if is_device(source):
+            return []
+        stays = source.parent is not None and any(one.uuid == source.uuid for one in self.desired)
         for name in (resource_class, "PCPU") if resource_class == "VCPU" else (resource_class,):
             found = [
                 (provider.uuid, name, _capacity(inventory))
-                for provider in self.desired
+                for provider in (() if stays else self.desired)
                 if provider.uuid != source.uuid and (inventory := provider.inventory(name)) is not None
             ]
             if resource_class != name:  # dedicated CPUs may also be on the provider that had the shared ones

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-
-import attrs
 
 from cloudcore.errors import InvalidArgument
 from cloudcore.hypervisor.facts.host import DeviceFunction, HostDevice, HostFacts
 from cloudcore.hypervisor.tree.policy import DeviceRule, HostPolicy, VgpuRule, trait_name
 from cloudcore.hypervisor.tree.values import (
+    ONE_TIME_TRAIT,
     OWNER_TRAIT,
     CurrentInventory,
     CurrentProvider,
@@ -25,7 +23,6 @@ from cloudcore.hypervisor.tree.values import (
 __all__ = ["device_providers", "encryption_providers", "vgpu_providers"]
 
 _PHYSNET = "CUSTOM_PHYSNET"
-_PCI_ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]\Z")
 _PART = frozenset({DeviceFunction.VF, DeviceFunction.VDPA})
 
 Parents = Mapping[int, str]
@@ -81,7 +78,6 @@ def device_providers(
         if rule is not None:
             place = device.parent if device.function in _PART and device.parent else device.address
             groups[place or ""].append((device, rule))
-    offered = set()
     for address, members in sorted(groups.items()):
         _refuse_mixture(address, members)
         physical = known.get(address, members[0][0])
@@ -89,11 +85,9 @@ def device_providers(
         inventories = _device_inventories(members, present, f"{root.name}_{address}", warnings)
         parent = parents.get(physical.cell, root.uuid) if physical.cell is not None else root.uuid
         because = _device_traits(members)
-        offered.add(f"{root.name}_{address}")
         yield _child(
             current, root, address, ProviderKind.PCI, parent, inventories, because, (f"{_PHYSNET}_", "HW_PCI_")
         )
-    yield from _kept_devices(current, root, offered, parents, warnings)
 
 
 def _refuse_mixture(address: str, members: Sequence[tuple[HostDevice, DeviceRule]]) -> None:
@@ -138,26 +132,13 @@ def _device_inventories(
                 because=f"{what} (node devices, policy)",
             )
         )
-    for recorded in present.inventories if present else ():
-        if recorded.used and recorded.resource_class not in counts:
-            warnings.append(
-                f"{name}: {recorded.resource_class} is not offered any more, but {recorded.used} are in use"
-            )
-            found.append(_as_recorded(recorded))
     return found
 
 
 def _reserved(recorded: CurrentInventory | None, total: int) -> int | None:
-    """A one-time device is reserved for good once it was given out."""
-    if recorded is None or not (recorded.used or recorded.reserved):
-        return None
-    return max(total, recorded.reserved)
-
-
-def _as_recorded(recorded: CurrentInventory) -> DesiredInventory:
-    kept = attrs.asdict(recorded)
-    del kept["used"]
-    return DesiredInventory(**kept, because=f"{recorded.used} still in use")
+    """Once one of the provider's one-time devices was given out, all are reserved: nobody knows which one it was."""
+    given_out = recorded is not None and (recorded.used or recorded.reserved)
+    return total if given_out else None
 
 
 def _device_traits(members: Sequence[tuple[HostDevice, DeviceRule]]) -> dict[str, str]:
@@ -168,31 +149,8 @@ def _device_traits(members: Sequence[tuple[HostDevice, DeviceRule]]) -> dict[str
     if rule.live_migratable:
         because["HW_PCI_LIVE_MIGRATABLE"] = "policy: live_migratable"
     if rule.one_time_use:
-        because["HW_PCI_ONE_TIME_USE"] = "policy: one_time_use"
+        because[ONE_TIME_TRAIT] = "policy: one_time_use"
     return because | dict.fromkeys(rule.traits, "policy: traits")
-
-
-def _kept_devices(
-    current: CurrentTree, root: DesiredProvider, offered: set[str], parents: Parents, warnings: list[str]
-) -> Iterator[DesiredProvider]:
-    """Providers of devices that are gone or not offered any more, but still allocated, stay as they are."""
-    possible = {root.uuid, *parents.values()}
-    for provider in sorted(current.providers, key=lambda one: one.name):
-        suffix = provider.name.removeprefix(f"{root.name}_")
-        if provider.name in offered or not _PCI_ADDRESS.match(suffix) or OWNER_TRAIT not in provider.traits:
-            continue
-        if provider.used:
-            warnings.append(f"{provider.name}: not offered any more, kept because it is in use")
-            yield DesiredProvider(
-                uuid=provider.uuid,
-                name=provider.name,
-                parent=provider.parent if provider.parent in possible else root.uuid,
-                kind=ProviderKind.PCI,
-                inventories=tuple(_as_recorded(one) for one in provider.inventories),
-                traits=provider.traits,
-                owned_traits=frozenset({OWNER_TRAIT}),
-                because=((OWNER_TRAIT, "made by cloudcore"),),
-            )
 
 
 # --- GPUs ------------------------------------------------------------------------------------------------------------

@@ -63,7 +63,8 @@ class DeviceRule:
             ``SRIOV_NET_VF``.
         physical_network: Name of the network behind it, given as the trait ``CUSTOM_PHYSNET_<name>``.
         traits: Further traits of the provider.
-        one_time_use: A device is not given out again after its first use.
+        one_time_use: A device is not given out again after its first use: the first report that finds one in use
+            reserves all of its provider, for good. Whoever has cleaned it sets ``reserved`` back to 0.
         live_migratable: Guests with it can be migrated live.
     """
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
 __all__ = [
+    "ONE_TIME_TRAIT",
     "OWNER_TRAIT",
     "CurrentInventory",
     "CurrentProvider",
@@ -24,12 +25,16 @@ __all__ = [
     "DesiredTree",
     "ProviderKind",
     "derived_uuid",
+    "is_device",
     "page_class",
     "page_label",
 ]
 
 OWNER_TRAIT = "CUSTOM_OWNER_CLOUDCORE"
 """On every child provider that cloudcore makes, so that it never touches one that somebody else made."""
+
+ONE_TIME_TRAIT = "HW_PCI_ONE_TIME_USE"
+"""On providers of devices that are reserved as soon as they are in use."""
 
 _NAMESPACE = bytes.fromhex("6c1f1c3a0b6d5f0e9d0b3f7f2b8d4a11")
 
@@ -208,6 +213,11 @@ class CurrentTree:
     def by_uuid(self) -> Mapping[str, CurrentProvider]:
         """All, by UUID."""
         return {one.uuid: one for one in self.providers}
+
+
+def is_device(provider: CurrentProvider) -> bool:
+    """Whether it is one of ours that stands for a device or for encryption: nothing can take over what it gives."""
+    return provider.parent is not None and OWNER_TRAIT in provider.traits and "HW_NUMA_ROOT" not in provider.traits
 
 
 def page_label(size: int) -> str:
