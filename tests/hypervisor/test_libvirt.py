@@ -5,6 +5,7 @@ from __future__ import annotations
 import runpy
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from cloudcore.disks import DetachOutcome, Disk, GuestFreezer, RbdSource
+from cloudcore.disks import BlockSource, DetachOutcome, Disk, GuestFreezer, RbdSource
 from cloudcore.errors import (
     DeadlineExceeded,
     GuestAgentUnavailable,
@@ -25,10 +26,13 @@ from cloudcore.errors import (
     UnsupportedFeature,
 )
 from cloudcore.hypervisor import HostPolicy, LibvirtHypervisor, Timeouts, build_tree
+from cloudcore.hypervisor.disks import libvirt_driver
+from cloudcore.hypervisor.disks.guests import Scope
 from cloudcore.hypervisor.disks.xml import effective
 from tests import services
 from tests.hypervisor.domains import Guests
 from tests.hypervisor.test_disk_xml import DISKS
+from tests.waiting import until
 
 pytestmark = pytest.mark.xdist_group("guests")
 
@@ -320,6 +324,64 @@ def test_a_disk_that_others_plugged_is_found_by_its_serial(fragile, guests):
         domain.reset()
     with LibvirtHypervisor(fragile.uri) as patient:
         assert patient.detach_disk(instance_id, volume_id) is DetachOutcome.DETACHED
+
+
+def test_a_disk_to_boot_from_keeps_what_else_is_attached_meanwhile(fragile, guests, monkeypatch):
+    """libvirt's own order of boot devices gives way, for which the definition is written as a whole. While that is so,
+    another caller attaches, and an earlier disk is let go: neither is lost."""
+    instance_id = guests.define()
+    boot, other, old = (Disk(volume_id=str(uuid.uuid4()), source=guests.image()) for _ in range(3))
+    with LibvirtHypervisor(fragile.uri) as hypervisor:
+        hypervisor.attach_disk(instance_id, old)
+        driver, meanwhile = hypervisor._driver, []
+        take, write = driver._turns.take, libvirt_driver.bootable_xml
+        waiting = threading.Semaphore(0)
+
+        def taking(*arguments):
+            if meanwhile:
+                waiting.release()
+            return take(*arguments)
+
+        def writing(*arguments):
+            for ask in (
+                lambda: hypervisor.attach_disk(instance_id, other),
+                lambda: hypervisor.detach_disk(instance_id, old.volume_id),
+            ):
+                meanwhile.append(threading.Thread(target=lambda ask=ask: (ask(), waiting.release())))
+                meanwhile[-1].start()
+                waiting.acquire()  # it waits for its turn; or is done, if there are none
+            return write(*arguments)
+
+        monkeypatch.setattr(driver._turns, "take", taking)
+        monkeypatch.setattr(libvirt_driver, "bootable_xml", writing)
+        state = hypervisor.attach_disk(instance_id, attrs.evolve(boot, boot_order=1))
+        for thread in meanwhile:
+            thread.join()
+        assert (state.persistent.boot_order, state.persistent.target) == (1, "vdb")
+        assert hypervisor.disk_state(instance_id, other.volume_id).present
+        assert not hypervisor.disk_state(instance_id, old.volume_id).present
+        assert len(meanwhile) == 2
+        assert len(driver._turns) == 0  # no lock outlives its use
+        hypervisor.check()
+
+
+def test_a_change_of_a_definition_waits_no_longer_than_its_operation(monkeypatch):
+    """The one before it hangs: the caller leaves at its deadline, readers are served, and nothing is done later."""
+    instance_id, plugged = "6695eb01-f6a4-8304-79aa-97f2502e193f", []
+    monkeypatch.setattr("libvirt.virDomain.attachDeviceFlags", lambda _, xml, flags: plugged.append(flags))
+    disk = Disk(volume_id=str(uuid.uuid4()), source=BlockSource("/dev/x"), target="vdq")
+    with LibvirtHypervisor("test:///default", timeouts=Timeouts(operation=0.2)) as hypervisor:
+        assert hypervisor.disk_states() == ()
+        driver = hypervisor._driver
+        with driver._turns.take(instance_id, time.monotonic() + 60):
+            with pytest.raises(DeadlineExceeded):
+                hypervisor.attach_disk(instance_id, disk)
+            assert hypervisor.disk_states() == ()
+            until(lambda: hypervisor._connection.given_up == 0)
+        assert len(driver._turns) == 0
+        assert plugged == []
+        driver.plug(instance_id, disk, Scope.PERSISTENT)
+        assert plugged == [2]
 
 
 @pytest.mark.parametrize("name", DISKS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import time
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
@@ -15,6 +16,7 @@ from cloudcore.errors import DeviceNotFound, GuestBusy, GuestNotFound, Hyperviso
 from cloudcore.hypervisor.disks.copy_xml import copy_xml, mirror_ready, replaced_xml
 from cloudcore.hypervisor.disks.guests import GuestState, GuestView, Hint, Scope, TargetTaken, UnplugRunning, Waiters
 from cloudcore.hypervisor.disks.monitor import OpenDisks, command, failure_text, read_open
+from cloudcore.hypervisor.disks.turns import Turns
 from cloudcore.hypervisor.disks.xml import (
     KEPT,
     DiskEntry,
@@ -38,6 +40,7 @@ from cloudcore.hypervisor.libvirt.errors import (
     target_taken,
     unplug_running,
 )
+from cloudcore.hypervisor.timeouts import time_left
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,6 +67,7 @@ class LibvirtDriver:
     def __init__(self, connection: Connection, waiters: Waiters, timeouts: Timeouts) -> None:
         self._connection = connection
         self._timeouts = timeouts
+        self._turns = Turns()
         self.waiters = waiters
 
     def view(self, instance_id: str) -> GuestView | None:
@@ -102,13 +106,13 @@ class LibvirtDriver:
         def plug(domain: Any) -> None:
             ordered = given is not None and given.boot_order and scope is Scope.PERSISTENT
             definition = domain.XMLDesc(_SECURE | _INACTIVE) if ordered else ""
-            if "<boot dev=" in definition:
+            if "<boot dev=" in definition:  # written anew as a whole, since libvirt puts an order of kinds back
                 domain.connect().defineXML(bootable_xml(definition, xml))
             else:
                 domain.attachDeviceFlags(xml, _FLAGS[scope])
 
         name = given.volume_id if given else "of others"
-        self._change(f"plug volume {name} into guest {instance_id} ({scope})", instance_id, plug)
+        self._change(f"plug volume {name} into guest {instance_id} ({scope})", instance_id, plug, scope)
 
     def unplug(self, instance_id: str, entry: DiskEntry, scope: Scope) -> None:
         """See :class:`~cloudcore.hypervisor.disks.guests.GuestDriver`."""
@@ -122,7 +126,7 @@ class LibvirtDriver:
                 domain.detachDeviceFlags(entry.xml, _FLAGS[scope])
 
         name = entry.disk.volume_id if entry.disk else entry.target
-        self._change(f"unplug volume {name} from guest {instance_id} ({scope})", instance_id, unplug)
+        self._change(f"unplug volume {name} from guest {instance_id} ({scope})", instance_id, unplug, scope)
 
     def forget(self, instance_id: str, volume_id: str) -> None:
         """See :class:`~cloudcore.hypervisor.disks.guests.GuestDriver`."""
@@ -130,6 +134,7 @@ class LibvirtDriver:
             f"forget volume {volume_id} of guest {instance_id}",
             instance_id,
             lambda domain: _keep(domain, volume_id, None, _CONFIG if domain.isPersistent() else _LIVE),
+            Scope.PERSISTENT,
         )
 
     def release(self, instance_id: str, *, device: str | None = None, nodes: tuple[str, ...] = ()) -> bool:
@@ -187,6 +192,7 @@ class LibvirtDriver:
             f"{'pivot' if pivot else 'end the copy of'} {entry.target} of guest {instance_id}",
             instance_id,
             lambda domain: domain.blockJobAbort(entry.target, _PIVOT if pivot else 0),
+            Scope.PERSISTENT if pivot else Scope.LIVE,
         )
 
     def redefine(self, instance_id: str, entry: DiskEntry, disk: Disk) -> None:
@@ -196,6 +202,7 @@ class LibvirtDriver:
             f"redefine {entry.target} of guest {instance_id}",
             instance_id,
             lambda domain: domain.updateDeviceFlags(xml, _CONFIG),
+            Scope.PERSISTENT,
         )
 
     def rename(self, instance_id: str, entry: DiskEntry, disk: Disk) -> None:
@@ -208,13 +215,17 @@ class LibvirtDriver:
             lambda domain: _note(domain, space, xml, _LIVE),
         )
 
-    def _change(self, what: str, instance_id: str, change: Callable[[Any], None]) -> None:
+    def _change(self, what: str, instance_id: str, change: Callable[[Any], None], scope: Scope = Scope.LIVE) -> None:
+        """Changes of a persistent definition take turns: one may write it as a whole, as it read it."""
         libvirt = require_extra("libvirt", "libvirt")
+        ends = time.monotonic() + min(self._timeouts.change, time_left())
 
         def act(connection: Any) -> None:
             domain = connection.lookupByUUIDString(instance_id)
+            turn = self._turns.take(instance_id, ends) if scope is Scope.PERSISTENT else contextlib.nullcontext()
             try:
-                change(domain)
+                with turn:
+                    change(domain)
             except libvirt.libvirtError as error:
                 failure = failure_of(error)
                 if unplug_running(failure):
