@@ -35,7 +35,7 @@ def add_pci(
         raise refuse(f"the flavor says {wanted} and the image {offered}", "hw:pci_numa_affinity_policy", wanted)
     said = one_of(wanted or offered, AFFINITIES, "hw:pci_numa_affinity_policy")
     if said == "socket":
-        draft.group().required.add("COMPUTE_SOCKET_PCI_NUMA_AFFINITY")
+        draft.host.required.add("COMPUTE_SOCKET_PCI_NUMA_AFFINITY")
     text = flavor.extra_specs.get("pci_passthrough:alias")
     if text is None:
         return

@@ -144,7 +144,7 @@ class FlavorRules:
         device_profiles: Name → groups of an accelerator profile, as Cyborg's API gives them
             (``{"resources:FPGA": "1", "trait:CUSTOM_X": "required"}``).
         numa: Whether the trees have NUMA cells as providers with ``HW_NUMA_ROOT`` that hold processors and memory.
-            Then each cell of the guest becomes a group of its own.
+            Then each cell of the guest becomes a group of its own, and traits of the host are asked of the root.
         page_class: KiB of a page → the class of memory in such pages, where trees have one (for trees of libvirt's
             adapter, :func:`cloudcore.hypervisor.page_class`).
         image_traits: Whether hosts carry the ``COMPUTE_*`` and ``HW_ARCH_*`` traits of what images ask for (Nova's

@@ -95,13 +95,14 @@ def translate(
     Raises:
         InvalidRequest: Words contradict each other, as Nova's API refuses them.
     """
-    words, properties, draft = read_flavor(flavor), read_image(image), Draft()
+    words, properties, draft = read_flavor(flavor), read_image(image), Draft(traits_at_root=rules.numa)
     processors, page_size = read_processors(words, properties), read_page_size(words, properties)
     labels = [label.strip() for label in words.extra_specs.get("hw:pmem", "").split(",") if label.strip()]
     cells = read_cells(words, properties, processors, needed=bool(page_size or labels))
     _read_extra_specs(draft, words)
     granular = len([suffix for suffix in draft.groups if suffix])
     _require_image_traits(draft, properties)
+    draft.tell_hosts_traits()
     _pin(draft, words, processors)
     if cells:
         _lay_out(draft, words, properties, rules, processors, page_size, cells)
@@ -119,14 +120,15 @@ def translate(
         _add_image_traits(draft, properties, boot_from_volume=boot_from_volume)
     if multiattach:
         draft.root_required.add("COMPUTE_VOLUME_MULTI_ATTACH")
-    if draft.group_policy is None and len(draft.suffixes) > 1 and granular <= 1:
+    groups = draft.finish(member_of, not_member_of, in_tree)
+    if draft.group_policy is None and len(groups.keys() - {""}) > 1 and granular <= 1:
         draft.group_policy = "none"  # resources_from_request_spec: groups from outside the flavor may share providers
     arguments = {
-        "groups": draft.finish(member_of, not_member_of, in_tree),
+        "groups": groups,
         "group_policy": draft.group_policy,
         "same_subtree": draft.same_subtree,
         "root_required": draft.root_required,
-        "root_forbidden": {"COMPUTE_STATUS_DISABLED"},  # request_filter.compute_status_filter
+        "root_forbidden": draft.root_forbidden | {"COMPUTE_STATUS_DISABLED"},  # request_filter.compute_status_filter
     }
     return arguments, tuple(word for word in draft.unhonoured if not rules.judges(word))
 
@@ -160,9 +162,9 @@ def _require_image_traits(draft: Draft, image: Mapping[str, str]) -> None:
 def _pin(draft: Draft, flavor: FlavorWords, processors: Processors) -> None:
     """``ResourceRequest._translate_pinning_policies``."""
     if processors.threads == "required":
-        draft.group().required.add("HW_CPU_HYPERTHREADING")
+        draft.host.required.add("HW_CPU_HYPERTHREADING")
     elif processors.threads == "forbidden":
-        draft.group().forbidden.add("HW_CPU_HYPERTHREADING")
+        draft.host.forbidden.add("HW_CPU_HYPERTHREADING")
     if not processors.implied or processors.policy not in {"dedicated", "mixed"}:
         return
     if processors.policy == "mixed":
@@ -200,6 +202,7 @@ def _lay_out(
         dedicated = cell.dedicated + (processors.emulator and number == 0)
         group.resources.update({"VCPU": cell.shared, "PCPU": dedicated, memory: cell.memory_mb})
         group.required.add("HW_NUMA_ROOT")
+        draft.cells.append(f"numa{number}")
         if not cell.memory_mb and not cell.shared and not dedicated:
             raise refuse(f"cell {number} of the guest has neither processors nor memory", "hw:numa_nodes")
     if len(cells) > 1:
@@ -259,7 +262,7 @@ def _encrypt_memory(draft: Draft, flavor: FlavorWords, image: Mapping[str, str])
 
 def _add_compute_traits(draft: Draft, flavor: FlavorWords, image: Mapping[str, str]) -> None:
     """Firmware, trusted modules, addresses, rings, sound and encryption of disks."""
-    required = draft.group().required
+    required = draft.host.required
     boot = one_of(unique("secure_boot", flavor, image, "os"), ("required", "disabled", "optional"), "os:secure_boot")
     if boot == "required":
         required.add("COMPUTE_SECURITY_UEFI_SECURE_BOOT")  # _translate_secure_boot_request
@@ -294,7 +297,7 @@ def _add_trusted_module(draft: Draft, flavor: FlavorWords, image: Mapping[str, s
     model = one_of(unique("tpm_model", flavor, image), ("tpm-tis", "tpm-crb"), "hw:tpm_model") or "tpm-tis"
     if model == "tpm-crb" and version != "2.0":
         raise refuse("tpm-crb needs version 2.0", "hw:tpm_model", model)
-    draft.group().required |= {
+    draft.host.required |= {
         "COMPUTE_SECURITY_TPM_" + ("CRB" if model == "tpm-crb" else "TIS"),
         "COMPUTE_SECURITY_TPM_" + version.replace(".", "_"),
     }
