@@ -141,3 +141,47 @@ def test_cpus_of_a_cell_are_not_moved_to_another(tree, left):
         sync(tree, facts, HostPolicy(name="cn1", shared_cpus=cells[0], dedicated_cpus=[*cells[1], *cells[2]]))
     (move,) = caught.value.moves
     assert move.targets == ((tree["cn1_numa1"].uuid, "PCPU", 8),)
+
+
+# --- shared storage --------------------------------------------------------------------------------------------------
+
+CEPH = HostPolicy(name="cn1", disk_pool="ceph-vms")
+
+
+def off(facts: HostFacts) -> HostFacts:
+    """The same host while libvirt has none of its pools active."""
+    pools = (attrs.evolve(pool, active=False, capacity=0, available=0) for pool in facts.storage_pools)
+    return attrs.evolve(facts, storage_pools=tuple(pools))
+
+
+def test_a_shared_pool_that_is_off_for_a_report_changes_nothing(tree):
+    """Size, reserve and the host's place in its aggregate stay; a host that never saw the pool on does not join."""
+    facts = load("storage")
+    sync(tree, facts, CEPH)
+    before = tree.as_placement()
+    desired, change = sync(tree, off(facts), CEPH)
+    assert not change
+    assert "storage pool ceph-vms is not active; DISK_GB left as it is" in desired.warnings
+    assert tree.as_placement() == before
+    sync(tree, off(facts), attrs.evolve(CEPH, name="cn2"))
+    found = tree.candidates("resources=VCPU:1,DISK_GB:10")
+    assert {candidate.root for candidate in found} == {tree["cn1"].uuid}
+
+
+def test_a_pool_that_is_off_leaves_the_disk_of_an_older_shape(tree):
+    """A host whose shared pool is still its own disk, as Nova reports it."""
+    tree.add("cn1", inventory={"DISK_GB": 500})
+    sync(tree, off(load("storage")), CEPH)
+    assert tree["cn1"].inventories["DISK_GB"].total == 500
+
+
+def test_an_operator_may_group_storage_with_hosts(tree):
+    """An aggregate of the operator's is not taken for the storage's own, also when the host changes its pool."""
+    sync(tree, load("storage"), CEPH)
+    (storage,) = (root.name for root in tree.roots() if root.name != "cn1")
+    zone = str(uuid.uuid4())
+    for name in ("cn1", storage):
+        tree.set_aggregates(name, tree[name].aggregates | {zone})
+    assert not sync(tree, load("storage"), CEPH)[1]
+    sync(tree, load("storage"), attrs.evolve(CEPH, disk_pool="vg0"))
+    assert tree["cn1"].aggregates == {zone}

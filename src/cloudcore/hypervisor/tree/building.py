@@ -16,7 +16,8 @@ from cloudcore.errors import InvalidArgument
 from cloudcore.hypervisor.facts.traits import OWNED_ROOT_TRAITS, root_traits
 from cloudcore.hypervisor.tree.devices import device_providers, encryption_providers, vgpu_providers
 from cloudcore.hypervisor.tree.in_use import with_what_is_in_use
-from cloudcore.hypervisor.tree.policy import HostPolicy
+from cloudcore.hypervisor.tree.policy import HostPolicy, allocation_ratio
+from cloudcore.hypervisor.tree.storage import disk_of_host
 from cloudcore.hypervisor.tree.values import (
     OWNER_TRAIT,
     CurrentProvider,
@@ -33,7 +34,7 @@ from cloudcore.hypervisor.tree.values import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cloudcore.hypervisor.facts.host import HostFacts, NumaCell, StoragePool
+    from cloudcore.hypervisor.facts.host import HostFacts, NumaCell
 
 __all__ = ["apportion", "build_tree"]
 
@@ -83,7 +84,7 @@ class _Builder:
         shared, dedicated = self._cpu_sets()
         root = self._root_identity()
         cells = self._cell_inventories(shared, dedicated, root)
-        disk, sharing = self._disk(root)
+        disk, sharing = disk_of_host(self.facts, self.policy, self.current, root, self.warnings)
         numa = [self._cell_provider(root, cell, found) for cell, found in cells if found] if self.policy.numa else []
         parents = {cell.id: provider.uuid for (cell, found), provider in zip(_filled(cells), numa, strict=False)}
         devices = (
@@ -186,7 +187,7 @@ class _Builder:
         if not here:
             return ()
         what = "dedicated" if name == "PCPU" else "shared"
-        ratio = 1.0 if name == "PCPU" else self._ratio(name, present)  # a dedicated CPU is one CPU
+        ratio = 1.0 if name == "PCPU" else allocation_ratio(self.policy, name, present)  # a dedicated CPU is one CPU
         because = f"{what} CPUs {_ranges(here)} of cell {cell.id} (topology, CPU map, policy)"
         return (
             DesiredInventory(
@@ -209,7 +210,7 @@ class _Builder:
         found = []
         if small:
             because = f"memory of cell {cell.id}: {cell.memory} KiB (topology), without huge pages"
-            ratio = self._ratio("MEMORY_MB", present)
+            ratio = allocation_ratio(self.policy, "MEMORY_MB", present)
             found.append(
                 DesiredInventory(
                     resource_class="MEMORY_MB", total=small, reserved=reserved, allocation_ratio=ratio, because=because
@@ -229,17 +230,6 @@ class _Builder:
                     )
                 )
         return tuple(found)
-
-    def _ratio(self, name: str, present: Sequence[CurrentProvider | None]) -> float:
-        """Configured beats recorded beats initial."""
-        configured = dict(self.policy.ratios).get(name)
-        if configured is not None:
-            return configured
-        for provider in present:
-            recorded = provider.inventory(name) if provider else None
-            if recorded is not None:
-                return recorded.allocation_ratio
-        return dict(self.policy.initial_ratios).get(name, 1.0)
 
     def _cell_provider(
         self, root: DesiredProvider, cell: NumaCell, inventories: tuple[DesiredInventory, ...]
@@ -261,94 +251,6 @@ class _Builder:
             owned_traits=frozenset(because),
             owned_prefixes=(f"{_PAGE_TRAIT}_", f"{_SOCKET_TRAIT}_"),
             because=tuple(sorted(because.items())),
-        )
-
-    # --- disk --------------------------------------------------------------------------------------------------------
-
-    def _disk(self, root: DesiredProvider) -> tuple[tuple[DesiredInventory, ...], DesiredProvider | None]:
-        """The root's own disk, or the provider of a shared pool."""
-        reserved = -(-self.policy.reserved_disk_mb // 1024)
-        if self.policy.disk_gb is not None:
-            return self._disk_inventory(self.policy.disk_gb, reserved, "policy: disk_gb", root), None
-        pool = self._pool()
-        if pool is None:
-            return (), None
-        because = f"storage pool {pool.name} ({pool.type}): {pool.capacity} bytes"
-        if not pool.active:
-            return self._inactive(pool, root), None
-        total = pool.capacity // 1024**3
-        if pool.identity is None:
-            return self._disk_inventory(total, reserved, because, root), None
-        return (), self._shared_disk(pool, total, reserved, because)
-
-    def _pool(self) -> StoragePool | None:
-        pools = self.facts.storage_pools
-        if self.policy.disk_pool is not None:
-            for pool in pools:
-                if pool.name == self.policy.disk_pool:
-                    return pool
-            raise InvalidArgument(
-                f"disk_pool: no storage pool {self.policy.disk_pool!r}, there are {[pool.name for pool in pools]}",
-                field="disk_pool",
-                value=self.policy.disk_pool,
-            )
-        if len(pools) > 1:
-            names = ", ".join(pool.name for pool in pools)
-            self.warnings.append(f"storage pools {names}: name one as disk_pool; DISK_GB left out")
-        return pools[0] if len(pools) == 1 else None
-
-    def _disk_inventory(
-        self, total: int, reserved: int, because: str, root: DesiredProvider
-    ) -> tuple[DesiredInventory, ...]:
-        if total <= 0:
-            return ()
-        if reserved > total:
-            raise InvalidArgument(
-                f"reserved_disk_mb: {reserved} of {total} GB", field="reserved_disk_mb", value=reserved
-            )
-        ratio = self._ratio("DISK_GB", (self.current.with_uuid(root.uuid),))
-        return (
-            DesiredInventory(
-                resource_class="DISK_GB", total=total, reserved=reserved, allocation_ratio=ratio, because=because
-            ),
-        )
-
-    def _inactive(self, pool: StoragePool, root: DesiredProvider) -> tuple[DesiredInventory, ...]:
-        """A pool that is off says nothing of its size: keep what is recorded."""
-        self.warnings.append(f"storage pool {pool.name} is not active; DISK_GB left as it is")
-        present = self.current.with_uuid(root.uuid)
-        recorded = present.inventory("DISK_GB") if present else None
-        if recorded is None:
-            return ()
-        kept = attrs.asdict(recorded)
-        del kept["used"]
-        return (DesiredInventory(**kept, because=f"recorded earlier; storage pool {pool.name} is not active"),)
-
-    def _shared_disk(self, pool: StoragePool, total: int, reserved: int, because: str) -> DesiredProvider | None:
-        uuid = derived_uuid("storage", pool.identity or "")
-        name = f"storage_{pool.type}_{uuid[:8]}"
-        present = self.current.with_uuid(uuid)
-        ratio = self._ratio("DISK_GB", (present,))
-        if total <= 0:
-            return None
-        inventory = DesiredInventory(
-            resource_class="DISK_GB",
-            total=total,
-            reserved=min(reserved, total),
-            allocation_ratio=ratio,
-            because=f"{because}, shared by every host that sees {pool.identity}",
-        )
-        traits = {"MISC_SHARES_VIA_AGGREGATE": "storage of several hosts", OWNER_TRAIT: "made by cloudcore"}
-        return DesiredProvider(
-            uuid=uuid,
-            name=name,
-            parent=None,
-            kind=ProviderKind.SHARED_DISK,
-            inventories=(inventory,),
-            traits=frozenset(traits),
-            owned_traits=frozenset(traits),
-            aggregates=frozenset({derived_uuid("storage-aggregate", pool.identity or "")}),
-            because=tuple(sorted(traits.items())),
         )
 
 

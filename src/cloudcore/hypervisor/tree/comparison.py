@@ -23,6 +23,7 @@ from cloudcore.hypervisor.tree.values import (
     DesiredTree,
     ProviderKind,
     is_device,
+    storage_aggregate,
 )
 
 if TYPE_CHECKING:
@@ -171,11 +172,11 @@ class _Comparison:
         )
 
     def _left_aggregates(self, wanted: DesiredProvider) -> frozenset[str]:
-        """Aggregates of shared storage of ours that this host does not use any more."""
+        """Those that join hosts to shared storage of ours that this host does not use any more; all others stay."""
         if wanted.kind is not ProviderKind.ROOT:
             return frozenset()
         ours = (one for one in self.current.providers if {OWNER_TRAIT, _SHARES} <= one.traits)
-        return frozenset[str]().union(*(one.aggregates for one in ours)) - wanted.aggregates
+        return frozenset(storage_aggregate(one.uuid) for one in ours) - wanted.aggregates
 
     def _inventories(self, wanted: DesiredProvider, present: CurrentProvider) -> tuple[DesiredInventory, ...]:
         """The complete inventories afterwards."""

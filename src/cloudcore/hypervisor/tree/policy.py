@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -13,7 +13,10 @@ from cloudcore._values import normalise_uuid, require_integer, require_name, req
 from cloudcore.errors import InvalidArgument
 from cloudcore.hypervisor.facts.host import DeviceFunction, HostDevice
 
-__all__ = ["DeviceRule", "HostPolicy", "VgpuRule", "trait_name"]
+if TYPE_CHECKING:
+    from cloudcore.hypervisor.tree.values import CurrentProvider
+
+__all__ = ["DeviceRule", "HostPolicy", "VgpuRule", "allocation_ratio", "trait_name"]
 
 Pairs = tuple[tuple[str, float], ...]
 
@@ -143,7 +146,8 @@ class HostPolicy:
         shared_cpus: Offered as ``VCPU``. None is every online CPU, or none when *dedicated_cpus* is given.
         dedicated_cpus: Offered as ``PCPU``, one guest CPU each.
         reserved_cpus, reserved_memory_mb, reserved_disk_mb: For the host itself. CPUs and memory are taken from the
-            cells in proportion to their size; disk is rounded up to GB.
+            cells in proportion to their size; disk is rounded up to GB. Of a shared pool the last report counts: its
+            hosts should reserve alike.
         ratios: Allocation ratios by class that are enforced on each report.
         initial_ratios: Ratios for inventories that do not exist yet; what an operator changed later stays.
         disk_pool: Storage pool behind ``DISK_GB``; None takes the only one there is.
@@ -179,6 +183,18 @@ class HostPolicy:
             raise InvalidArgument(
                 f"shared_cpus and dedicated_cpus: CPUs {_listed(both)} are in both", field="shared_cpus", value=both
             )
+
+
+def allocation_ratio(policy: HostPolicy, name: str, present: Iterable[CurrentProvider | None]) -> float:
+    """Of the class *name*: configured beats recorded (on the first of *present* that has it) beats initial."""
+    configured = dict(policy.ratios).get(name)
+    if configured is not None:
+        return configured
+    for provider in present:
+        recorded = provider.inventory(name) if provider else None
+        if recorded is not None:
+            return recorded.allocation_ratio
+    return dict(policy.initial_ratios).get(name, 1.0)
 
 
 def _listed(cpus: frozenset[int]) -> str:

@@ -28,6 +28,7 @@ __all__ = [
     "is_device",
     "page_class",
     "page_label",
+    "storage_aggregate",
 ]
 
 OWNER_TRAIT = "CUSTOM_OWNER_CLOUDCORE"
@@ -45,6 +46,11 @@ def derived_uuid(*parts: str) -> str:
     digest[6] = digest[6] & 0x0F | 0x50
     digest[8] = digest[8] & 0x3F | 0x80
     return normalise_uuid(digest.hex(), "uuid")
+
+
+def storage_aggregate(provider: str) -> str:
+    """UUID of the aggregate that joins the hosts to the shared storage with this UUID."""
+    return derived_uuid("storage-aggregate", provider)
 
 
 class ProviderKind(StrEnum):
