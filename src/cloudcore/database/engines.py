@@ -182,6 +182,11 @@ def _open_sqlite(url: URL, pool_size: int, busy_timeout: float, *, durable: bool
         "cached_statements": 512,
     }
     arguments.update(options.pop("connect_args", {}))
+    if arguments.get("autocommit") in {True, False}:
+        raise InvalidArgument(
+            "autocommit in connect_args: cloudcore begins and ends transactions itself; leave that out",
+            field="connect_args",
+        )
     options.setdefault("poolclass", QueuePool)
     if in_memory:  # one connection is the database: threads take turns
         pool_size, options["max_overflow"] = 1, 0

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
+from sqlalchemy.pool import SingletonThreadPool, StaticPool
 
 from cloudcore.database.driver_errors import session_is_lost
 from cloudcore.database.forking import part_when_forked
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
 __all__ = [
     "adopt_engine",
     "at_rest",
+    "begin_sqlite",
     "bound_each_transaction",
     "close_for_good",
-    "enforce_foreign_keys",
     "is_galera",
     "leave_lost_sessions",
     "read_what_is_committed",
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 _AT_REST = "cloudcore_at_rest"
+_FOREIGN_KEYS = "cloudcore_foreign_keys"
 _heard: weakref.WeakKeyDictionary[Engine, set[str]] = weakref.WeakKeyDictionary()
 
 
@@ -62,7 +64,7 @@ def adopt_engine(engine: object) -> Engine:
             value=level,
         )
     if engine.dialect.name == "sqlite":
-        enforce_foreign_keys(engine)
+        _listen(engine, "checkout", _enforce_foreign_keys)
     leave_lost_sessions(engine)
     part_when_forked(engine)
     return engine
@@ -111,11 +113,42 @@ def refuse_autocommit(connection: Connection) -> None:
         InvalidArgument: It does.
     """
     dialect, driver = connection.dialect, connection.connection.dbapi_connection
-    if dialect.name != "sqlite" and driver is not None and dialect.detect_autocommit_setting(driver):
+    if dialect.name == "sqlite":  # whose isolation_level=None means only that transactions are begun by hand
+        commits = getattr(driver, "autocommit", None) is True
+    else:
+        commits = driver is not None and dialect.detect_autocommit_setting(driver)
+    if commits:
         raise InvalidArgument(
             "the engine's driver commits each statement by itself (autocommit in connect_args): leave that out",
             field="connect_args",
         )
+
+
+def begin_sqlite(connection: Connection, statement: str) -> None:
+    """Begin a transaction with *statement*, ``BEGIN`` or ``BEGIN IMMEDIATE``, however the engine begins its own.
+
+    Python's ``autocommit=False`` has one open at any time, and a listener to SQLAlchemy's "begin" opens one now: both
+    are empty, and ended first. A transaction of somebody else's on a connection that is shared is not.
+
+    Raises:
+        InvalidArgument: The driver commits each statement, or has a transaction open at any time on a connection that
+            several share, where nobody can tell whose it is.
+    """
+    refuse_autocommit(connection)
+    driver: Any = connection.connection.dbapi_connection
+    always_open = getattr(driver, "autocommit", None) is False
+    if always_open and isinstance(connection.engine.pool, SingletonThreadPool | StaticPool):
+        raise InvalidArgument(
+            "autocommit=False in connect_args, and a pool that lends one connection to several: whose transaction is "
+            "open on it cannot be told. Leave autocommit out, or give poolclass=QueuePool",
+            field="connect_args",
+        )
+    others = driver.in_transaction and not always_open
+    connection.begin()
+    if driver.in_transaction and not others:
+        connection.exec_driver_sql("ROLLBACK")
+        _switch_foreign_keys_on(driver, connection.connection.info)
+    connection.exec_driver_sql(statement)
 
 
 def read_what_is_committed(connection: Connection) -> None:
@@ -130,15 +163,18 @@ def read_what_is_committed(connection: Connection) -> None:
         connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
 
 
-def enforce_foreign_keys(engine: Engine) -> None:
-    """Switch foreign keys on for connections that a SQLite engine opens from now on."""
+def _enforce_foreign_keys(connection: DBAPIConnection, record: ConnectionPoolEntry, _: object) -> None:
+    """Switch them on where a connection leaves the pool, for it may have been opened before the engine was ours."""
+    if _FOREIGN_KEYS not in record.info:
+        _switch_foreign_keys_on(connection, record.info)
 
-    def prepare(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA foreign_keys=ON")
-        cursor.close()
 
-    _listen(engine, "connect", prepare)
+def _switch_foreign_keys_on(connection: Any, info: dict[Any, Any]) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+    if not connection.in_transaction:  # within one SQLite passes over it without a word
+        info[_FOREIGN_KEYS] = True
 
 
 def leave_lost_sessions(engine: Engine) -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
+from cloudcore.database.sessions import begin_sqlite
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -35,10 +37,11 @@ def create_tables(bind: Engine | Connection, tables: Sequence[sa.Table]) -> None
     if not tables:
         return
     if isinstance(bind, sa.Engine):
-        with bind.begin() as connection:
+        with bind.connect() as connection:
             if connection.dialect.name == "sqlite":
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
+                begin_sqlite(connection, "BEGIN IMMEDIATE")
             create_tables(connection, tables)
+            connection.commit()
         return
     with _alone(bind):
         tables[0].metadata.create_all(bind, tables=tables)

@@ -19,6 +19,7 @@ from cloudcore.database.retrying import RetryPolicy
 from cloudcore.database.sessions import (
     adopt_engine,
     at_rest,
+    begin_sqlite,
     close_for_good,
     is_galera,
     read_what_is_committed,
@@ -118,7 +119,7 @@ class Database:
         """
         with self._span("read"), self._translated(), self._connected() as connection:
             if self.dialect == "sqlite":
-                connection.exec_driver_sql("BEGIN")
+                begin_sqlite(connection, "BEGIN")
             else:
                 if not self._owned:
                     refuse_dirty_reads(connection)
@@ -149,7 +150,7 @@ class Database:
         """
         with self._span("write"), self._translated(), self._connected() as connection:
             if self.dialect == "sqlite":
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
+                begin_sqlite(connection, "BEGIN IMMEDIATE")
             elif not self._owned:
                 refuse_autocommit(connection)
                 refuse_dirty_reads(connection)

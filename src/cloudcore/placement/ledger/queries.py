@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from cloudcore._values import is_storable
 from cloudcore.database import translate
+from cloudcore.database.sessions import begin_sqlite
 from cloudcore.errors import InvalidArgument, InvariantViolated, ProviderNotFound
 from cloudcore.placement.ledger.moves import live_moves
 from cloudcore.placement.ledger.session import Session
@@ -294,7 +295,7 @@ def snapshot(database: Database) -> Iterator[Session]:
     try:
         with database.engine.connect().execution_options(**level) as connection:
             if database.dialect == "sqlite":
-                connection.exec_driver_sql("BEGIN")
+                begin_sqlite(connection, "BEGIN")
             else:
                 database.catch_up(connection)
             session = Session(connection)
