@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import attrs
 import pytest
 
-from cloudcore.errors import ReshapeNeeded
+from cloudcore.errors import InvalidProvider, ReshapeNeeded
 from cloudcore.hypervisor import DeviceRule, HostFacts, HostPolicy, VgpuRule, build_tree, diff, read_current, sync
 from cloudcore.hypervisor.facts.host import HostDevice
+from cloudcore.hypervisor.tree.values import OWNER_TRAIT
 from cloudcore.placement import PlacementTree
 from tests.hypervisor.machines import load
 
@@ -185,3 +186,31 @@ def test_an_operator_may_group_storage_with_hosts(tree):
     assert not sync(tree, load("storage"), CEPH)[1]
     sync(tree, load("storage"), attrs.evolve(CEPH, disk_pool="vg0"))
     assert tree["cn1"].aggregates == {zone}
+
+
+# --- providers of others ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("taken", ["numa0", "0000:3b:00.0", "pci_0000_3b_00_0", "amd_sev"])
+def test_what_others_made_under_a_name_of_ours_is_not_taken_over(tree, taken):
+    """Such as Nova's own reports. Nothing is done, until an operator marks it as ours."""
+    machine = {"0000:3b:00.0": "sriov", "pci_0000_3b_00_0": "vgpu_before"}.get(taken, "sev")
+    policy = attrs.evolve(ONCE, vgpus=VGPUS.vgpus)
+    tree.add("cn1")
+    tree.add(f"cn1_{taken}", parent="cn1", inventory={"CUSTOM_FPGA": 4}, traits={"OWNER_NOVA"})
+    before = tree.as_placement()
+    with pytest.raises(InvalidProvider, match=f"cn1_{taken} .*CUSTOM_OWNER_CLOUDCORE"):
+        sync(tree, load(machine), policy)
+    assert tree.as_placement() == before
+    tree.set_traits(f"cn1_{taken}", {"OWNER_NOVA", OWNER_TRAIT})
+    sync(tree, load(machine), policy)
+    assert "CUSTOM_FPGA" not in tree[f"cn1_{taken}"].inventories
+    assert "OWNER_NOVA" in tree[f"cn1_{taken}"].traits
+
+
+def test_the_mark_of_our_providers_is_put_back(tree):
+    """A client that replaced the traits does not make them somebody else's."""
+    sync(tree, load("sriov"), ONCE)
+    tree.set_traits("cn1_0000:3b:00.0", {"CUSTOM_MINE"})
+    sync(tree, load("sriov"), ONCE)
+    assert {OWNER_TRAIT, "CUSTOM_MINE"} <= tree["cn1_0000:3b:00.0"].traits

@@ -19,7 +19,7 @@ from cloudcore.hypervisor import (
     explain,
 )
 from cloudcore.hypervisor.facts.documents import HostDocuments, read_documents
-from cloudcore.hypervisor.facts.host import DeviceFunction
+from cloudcore.hypervisor.facts.host import DeviceFunction, HostDevice, MdevType
 from cloudcore.hypervisor.tree.building import apportion
 from cloudcore.hypervisor.tree.values import OWNER_TRAIT, derived_uuid, page_class
 from tests.hypervisor.machines import NAMES, load
@@ -456,6 +456,44 @@ def test_a_gpu_offers_one_type():
     rules = [VgpuRule(type="nvidia-222", device="0000:3b:*"), VgpuRule(type="nvidia-223", device="pci_0000_84_*")]
     tree = build_tree(load("vgpu_before"), HostPolicy(vgpus=rules))
     assert [totals(one)["VGPU"] for one in tree if one.kind == "vgpu"] == [16, 8]
+
+
+def card(number: int, **changes) -> HostDevice:
+    """A virtual function, or the card itself (0); its mediated devices are made on the functions."""
+    function = DeviceFunction.VF if number else DeviceFunction.PF
+    parent = "0000:41:00.0" if number else None
+    return HostDevice(
+        name=f"card{number}", address=f"0000:41:00.{number}", vendor="10de", function=function, parent=parent, **changes
+    )
+
+
+@pytest.mark.parametrize(
+    ("functions", "address", "refused"),
+    [
+        ({"pf"}, None, True),  # the card whole, and vGPUs of its functions
+        ({"vf"}, None, True),
+        ({"vf"}, "0000:41:00.2", False),  # other functions than those that are split
+        ({"pci"}, None, False),
+    ],
+)
+def test_a_gpu_is_offered_whole_or_in_parts_never_both(functions, address, refused):
+    kinds = (MdevType(id="n1", available=1),)
+    facts = attrs.evolve(load("one_socket"), devices=(card(0), card(1, mdev_types=kinds), card(2)))
+    policy = HostPolicy(devices=[DeviceRule(functions=functions, address=address)], vgpus=[VgpuRule(type="n1")])
+    if not refused:
+        assert totals(build_tree(facts, policy)["one-socket_card1"]) == {"VGPU": 1}
+        return
+    with pytest.raises(InvalidArgument, match=r"0000:41:00\.1") as caught:
+        build_tree(facts, policy)
+    assert caught.value.field == "vgpus"
+
+
+def test_a_gpu_with_its_own_mediated_devices_gives_no_functions_away():
+    kinds = (MdevType(id="n1", available=1),)
+    facts = attrs.evolve(load("one_socket"), devices=(card(0, mdev_types=kinds), card(1)))
+    for functions in ({"pf"}, {"vf"}):
+        with pytest.raises(InvalidArgument, match="narrow"):
+            build_tree(facts, HostPolicy(devices=[DeviceRule(functions=functions)], vgpus=[VgpuRule(type="n1")]))
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,7 @@ def sync(tree: ProviderTree, facts: HostFacts, policy: HostPolicy | None = None)
     Raises:
         ReshapeNeeded: Allocations would have to move; nothing was done.
         InvalidArgument: The policy asks for what the host has not.
+        InvalidProvider: A provider that others made has the name of one of ours.
         GenerationConflict: Others kept writing.
     """
     policy = policy or HostPolicy()

@@ -26,6 +26,7 @@ from cloudcore.hypervisor.tree.values import (
     DesiredProvider,
     DesiredTree,
     ProviderKind,
+    child_uuid,
     derived_uuid,
     page_class,
     page_label,
@@ -51,6 +52,7 @@ def build_tree(facts: HostFacts, policy: HostPolicy | None = None, current: Curr
     Raises:
         InvalidArgument: The policy asks for what the host has not (CPUs that are not online, a device both whole and in
             parts, a pool that does not exist, more reserved than there is). Refused, never guessed.
+        InvalidProvider: A provider that others made has the name of one of ours.
     """
     return _Builder(facts, policy or HostPolicy(), current or CurrentTree()).build()
 
@@ -240,9 +242,8 @@ class _Builder:
             because[f"{_PAGE_TRAIT}_{page_label(pool.size)}"] = f"pages of {pool.size} KiB are set aside (topology)"
         if len(cell.sockets) == 1:  # a cell that spans sockets cannot be asked for by socket
             because[f"{_SOCKET_TRAIT}_{min(cell.sockets)}"] = "all CPUs are on one socket (topology)"
-        present = self.current.named(name)
         return DesiredProvider(
-            uuid=present.uuid if present else derived_uuid(root.uuid, name),
+            uuid=child_uuid(self.current, root.uuid, name),
             name=name,
             parent=root.uuid,
             kind=ProviderKind.NUMA,

@@ -17,7 +17,7 @@ from cloudcore.hypervisor.tree.values import (
     DesiredInventory,
     DesiredProvider,
     ProviderKind,
-    derived_uuid,
+    child_uuid,
 )
 
 __all__ = ["device_providers", "encryption_providers", "vgpu_providers"]
@@ -40,10 +40,9 @@ def _child(
     prefixes: tuple[str, ...] = (),
 ) -> DesiredProvider:
     name = f"{root.name}_{suffix}"
-    present = current.named(name)
     traits = {**because, OWNER_TRAIT: "made by cloudcore"}
     return DesiredProvider(
-        uuid=present.uuid if present else derived_uuid(root.uuid, name),
+        uuid=child_uuid(current, root.uuid, name),
         name=name,
         parent=parent,
         kind=kind,
@@ -73,21 +72,32 @@ def device_providers(
     """
     known = {device.address: device for device in facts.devices if device.address is not None}
     groups: dict[str, list[tuple[HostDevice, DeviceRule]]] = defaultdict(list)
-    for device in facts.devices:
-        rule = next((rule for rule in policy.devices if rule.matches(device)), None)
-        if rule is not None:
-            place = device.parent if device.function in _PART and device.parent else device.address
-            groups[place or ""].append((device, rule))
+    for device, rule in _matched(facts, policy):
+        groups[_place(device)].append((device, rule))
     for address, members in sorted(groups.items()):
         _refuse_mixture(address, members)
         physical = known.get(address, members[0][0])
-        present = current.named(f"{root.name}_{address}")
-        inventories = _device_inventories(members, present, f"{root.name}_{address}", warnings)
+        name = f"{root.name}_{address}"
+        present = current.with_uuid(child_uuid(current, root.uuid, name))
+        inventories = _device_inventories(members, present, name, warnings)
         parent = parents.get(physical.cell, root.uuid) if physical.cell is not None else root.uuid
         because = _device_traits(members)
         yield _child(
             current, root, address, ProviderKind.PCI, parent, inventories, because, (f"{_PHYSNET}_", "HW_PCI_")
         )
+
+
+def _matched(facts: HostFacts, policy: HostPolicy) -> Iterator[tuple[HostDevice, DeviceRule]]:
+    """The devices that are offered, each with its rule."""
+    for device in facts.devices:
+        rule = next((rule for rule in policy.devices if rule.matches(device)), None)
+        if rule is not None:
+            yield device, rule
+
+
+def _place(device: HostDevice) -> str:
+    """Address of the device whose provider counts it: a virtual function is its physical one's."""
+    return (device.parent if device.function in _PART and device.parent else device.address) or ""
 
 
 def _refuse_mixture(address: str, members: Sequence[tuple[HostDevice, DeviceRule]]) -> None:
@@ -162,8 +172,10 @@ def vgpu_providers(
     """A provider for each device that offers mediated devices of a type that the policy names.
 
     Raises:
-        InvalidArgument: Two rules want different types of one device.
+        InvalidArgument: Two rules want different types of one device, or it is offered as a PCI device too.
     """
+    whole = {device.address for device, _ in _matched(facts, policy)}
+    offered = whole | {_place(device) for device, _ in _matched(facts, policy)}
     left = {rule: rule.maximum for rule in policy.vgpus}
     for device in facts.devices:
         rules = [rule for rule in policy.vgpus if rule.matches(device)]
@@ -174,6 +186,12 @@ def vgpu_providers(
             )
         if not rules:
             continue
+        if device.address is not None and (device.address in offered or device.parent in whole):
+            raise InvalidArgument(
+                f"vgpus: {device.address} is offered as a PCI device too, whole or by its functions; narrow one rule",
+                field="vgpus",
+                value=device.address,
+            )
         rule = rules[0]
         created = sum(one.parent == device.name and one.type == rule.type for one in facts.mediated_devices)
         available = sum(kind.available for kind in device.mdev_types if kind.id == rule.type)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from cloudcore._values import normalise_uuid
-from cloudcore.errors import ProviderNotFound
+from cloudcore.errors import InvalidProvider, ProviderNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -24,6 +24,7 @@ __all__ = [
     "DesiredProvider",
     "DesiredTree",
     "ProviderKind",
+    "child_uuid",
     "derived_uuid",
     "is_device",
     "page_class",
@@ -224,6 +225,25 @@ class CurrentTree:
 def is_device(provider: CurrentProvider) -> bool:
     """Whether it is one of ours that stands for a device or for encryption: nothing can take over what it gives."""
     return provider.parent is not None and OWNER_TRAIT in provider.traits and "HW_NUMA_ROOT" not in provider.traits
+
+
+def child_uuid(current: CurrentTree, root: str, name: str) -> str:
+    """UUID of our provider *name* below *root*: of the one that is there, else the one that it gets.
+
+    Raises:
+        InvalidProvider: Somebody else's has the name. Nova gives its own the very names that ours have.
+    """
+    present, derived = current.named(name), derived_uuid(root, name)
+    if present is None or present.uuid == derived:
+        return derived
+    if OWNER_TRAIT not in present.traits:
+        raise InvalidProvider(
+            f"{name} ({present.uuid}) is there and not cloudcore's: take it away, let the policy offer nothing of this "
+            f"name, or give it the trait {OWNER_TRAIT} to have it taken over with all its inventories",
+            field="name",
+            value=name,
+        )
+    return present.uuid
 
 
 def page_label(size: int) -> str:
