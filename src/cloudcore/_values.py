@@ -22,6 +22,7 @@ __all__ = [
     "require_seconds",
     "require_text",
     "require_utc",
+    "uuid_in",
 ]
 
 K = TypeVar("K")
@@ -32,6 +33,7 @@ MAX_INTEGER = 2**31 - 1
 
 _DASHED = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 _HEX = re.compile(r"[0-9a-f]{32}\Z")
+_SHORTEST = 32  # digits alone
 _NAME = re.compile(r"[A-Z0-9_]{1,255}\Z")
 
 
@@ -47,9 +49,19 @@ def normalise_uuid(value: str, field: str, error: type[InvalidArgument] = Invali
         return value
     if not isinstance(value, str):
         raise error(f"{field}: expected the text of a UUID, got {value!r}", field=field, value=value)
-    digits = value.strip().lower().removeprefix("urn:uuid:").strip("{}").replace("-", "")
-    if not _HEX.match(digits):
+    found = uuid_in(value)
+    if found is None:
         raise error(f"{field}: {value!r} is not a UUID", field=field, value=value)
+    return found
+
+
+def uuid_in(text: str) -> str | None:
+    """The uuid that *text* is in any writing (see :func:`normalise_uuid`), None when it is none."""
+    if len(text) < _SHORTEST:  # most names are
+        return None
+    digits = text.strip().lower().removeprefix("urn:uuid:").strip("{}").replace("-", "")
+    if not _HEX.match(digits):
+        return None
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 

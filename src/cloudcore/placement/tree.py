@@ -16,6 +16,7 @@ from cloudcore.errors import (
     AlreadyExists,
     ConsumerNotFound,
     InvalidAllocation,
+    InvalidArgument,
     InvalidProvider,
     InvalidRequest,
     InvariantViolated,
@@ -24,8 +25,9 @@ from cloudcore.errors import (
 )
 from cloudcore.notebook import counted
 from cloudcore.observability import observed
+from cloudcore.placement.forest.forest import read_usage
 from cloudcore.placement.forest.usage_checks import read_allocations
-from cloudcore.placement.forest.values import Provider
+from cloudcore.placement.forest.values import Provider, keys_of
 from cloudcore.placement.ledger.reader import PinnedQueries
 from cloudcore.placement.requests.groups import RequestGroup
 from cloudcore.placement.requests.requests import ResourceRequest
@@ -192,8 +194,10 @@ class PlacementTree(TreeEdits):
 
         Raises:
             InvalidRequest: The group is malformed, or a strict tree does not know a name in it.
-            InvalidProvider: *uuid* is not the text of a uuid.
+            InvalidProvider: *uuid* is not the text of a uuid, or *name* is no text.
         """
+        if name is not None and not isinstance(name, str):
+            raise InvalidProvider(f"name: expected text, got {name!r}", field="name", value=name)
         wanted = group if isinstance(group, RequestGroup) else RequestGroup(group or {})
         if self._strict:
             self.names.require_known({"": wanted})
@@ -321,7 +325,10 @@ class PlacementTree(TreeEdits):
             return within
         if isinstance(within, str | bytes):
             raise InvalidRequest(f"within: expected a collection of roots, got {within!r}", field="within")
-        wanted = frozenset(key_of(root) for root in within)
+        try:
+            wanted = {key for root in within for key in keys_of(root)}
+        except InvalidArgument as error:
+            raise InvalidRequest(f"within: {error}", field="within", value=within) from error
         return lambda root: root.uuid in wanted or root.name in wanted
 
     def _trees(self, request: ResourceRequest) -> dict[str, int | None]:
@@ -378,7 +385,7 @@ class PlacementTree(TreeEdits):
         with self._state.lock:
             self._require_own_books()
             found = self._state.forest.find(key_of(provider))
-            self._state.forest.set_usage(found.uuid, self._state.forest.plan_usage(found, used))
+            self._state.forest.set_usage(found.uuid, read_usage(found, used))
 
     def consumers(self) -> dict[str, dict[str, dict[str, int]]]:
         """Consumer → provider → resource class → amount, as noted by :meth:`allocate`."""
@@ -457,7 +464,7 @@ class PlacementTree(TreeEdits):
         """Make a tree from what :meth:`as_placement` gives.
 
         Raises:
-            InvalidProvider, InvalidInventory: The data is malformed, a parent is missing, or there is a loop.
+            InvalidProvider, InvalidInventory: As :meth:`load` does.
         """
         tree = cls()
         tree.load(data)

@@ -6,7 +6,7 @@ import enum
 import logging
 from typing import TYPE_CHECKING, Any
 
-from cloudcore._values import normalise_uuid
+from cloudcore._values import normalise_uuid, require_integer
 from cloudcore.errors import InvalidArgument, InvalidProvider
 from cloudcore.observability import observed
 from cloudcore.placement.forest.editing import plan
@@ -81,7 +81,7 @@ class TreeEdits:
         arguments = {
             "name": name,
             "uuid": None if uuid is None else normalise_uuid(uuid, "uuid", InvalidProvider),
-            "parent": key_of(parent),
+            "parent": key_of(parent, "parent"),
             "inventory": read_inventories({} if inventory is None else inventory),
             "traits": read_traits(traits),
             "aggregates": read_aggregates(aggregates),
@@ -130,8 +130,8 @@ class TreeEdits:
             changes["aggregates"] = read_aggregates(aggregates)
         if name is not None:
             changes["name"] = read_name(name)
-        key = {"provider": key_of(provider), "generation": generation}
-        place = {} if parent is Keep.PARENT else {"parent": key_of(parent)}
+        key = _key(provider, generation)
+        place = {} if parent is Keep.PARENT else {"parent": key_of(parent, "parent")}
         return self._edit("placement.update", key | {"changes": changes} | place, operation_id)
 
     def put_inventory(
@@ -159,8 +159,10 @@ class TreeEdits:
             CloudcoreError: As :meth:`update` does for everything else.
         """
         given = read_inventories({require_resource_class(resource_class, "resource_class"): inventory})
-        key = {"provider": key_of(provider), "generation": generation, "new": new}
-        return self._edit("placement.put_inventory", key | {"inventory": given}, operation_id)
+        if new is not None and not isinstance(new, bool):
+            raise InvalidArgument(f"new: expected True, False or None, got {new!r}", field="new", value=new)
+        key = _key(provider, generation)
+        return self._edit("placement.put_inventory", key | {"inventory": given, "new": new}, operation_id)
 
     def remove_inventory(
         self,
@@ -178,8 +180,8 @@ class TreeEdits:
             CloudcoreError: As :meth:`update` does for everything else.
         """
         name = require_resource_class(resource_class, "resource_class")
-        key = {"provider": key_of(provider), "generation": generation, "resource_class": name}
-        return self._edit("placement.remove_inventory", key, operation_id)
+        key = _key(provider, generation)
+        return self._edit("placement.remove_inventory", key | {"resource_class": name}, operation_id)
 
     @observed("placement.set_inventory", "provider", "operation_id", level=logging.INFO)
     def set_inventory(
@@ -247,8 +249,8 @@ class TreeEdits:
             InvalidProvider: The new parent is the provider itself or lies below it.
             GenerationConflict: It is at another generation than *generation*.
         """
-        key = {"provider": key_of(provider), "generation": generation}
-        return self._edit("placement.move", key | {"parent": key_of(parent)}, operation_id)
+        key = _key(provider, generation)
+        return self._edit("placement.move", key | {"parent": key_of(parent, "parent")}, operation_id)
 
     @observed("placement.remove", "provider", "operation_id", level=logging.INFO)
     def remove(
@@ -266,7 +268,7 @@ class TreeEdits:
             GenerationConflict: It is at another generation than *generation*.
             InUse: It has children, or something of it is in use.
         """
-        key = {"provider": key_of(provider), "generation": generation}
+        key = _key(provider, generation)
         self._edit("placement.remove", key | {"recursive": bool(recursive)}, operation_id)
 
     @observed("placement.load", "operation_id", level=logging.INFO)
@@ -276,12 +278,13 @@ class TreeEdits:
         What is in use is taken over by a tree in memory; in a bound tree the ledger's books count.
 
         Raises:
-            InvalidProvider, InvalidInventory: The data is malformed, a parent is missing, or there is a loop.
-            AlreadyExists: A name or a uuid is taken.
+            InvalidProvider, InvalidInventory: The data is malformed, a parent is missing, there is a loop, or what is
+                in use is of a class that the provider has not. Nothing was added.
+            AlreadyExists: A name or a uuid is taken. Nothing was added.
         """
         from cloudcore.placement.forest.placement_json import load
 
-        edit, usage = load(data, first_number=self._state.forest.next_number)
+        edit, usage = load(data)
         self._edit("placement.load", {"edit": edit, "usage": usage}, operation_id)
         return len(edit.put)
 
@@ -298,10 +301,26 @@ class TreeEdits:
                 self.names.require_added(None, self._state.forest, edit)
             self._state.forest.apply(edit)
             for uuid, used in arguments.get("usage", {}).items():
-                self._state.forest.set_usage(uuid, self._state.forest.plan_usage(self._state.forest.find(uuid), used))
+                self._state.forest.set_usage(uuid, used)
             return edit.put[0] if edit.put else about
 
 
-def key_of(provider: Any) -> Any:
-    """What names a provider: its uuid, or whatever was given in its place."""
-    return provider.uuid if isinstance(provider, Provider) else provider
+def key_of(provider: Any, field: str = "provider") -> Any:
+    """What names a provider: its uuid, or the text that was given in its place; None stays None.
+
+    Raises:
+        InvalidArgument: It is neither a provider nor text.
+    """
+    if provider is None or isinstance(provider, str):
+        return provider
+    if isinstance(provider, Provider):
+        return provider.uuid
+    message = f"{field}: expected the uuid or name of a provider, got {provider!r}"
+    raise InvalidArgument(message, field=field, value=provider)
+
+
+def _key(provider: str | Provider, generation: int | None) -> dict[str, Any]:
+    """The provider that an edit is about, and the generation that the caller has seen."""
+    if generation is not None:
+        require_integer(generation, "generation", minimum=0, maximum=2**63 - 1)
+    return {"provider": key_of(provider), "generation": generation}

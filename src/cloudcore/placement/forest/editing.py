@@ -50,9 +50,13 @@ def plan(
 
 
 def _plan_load(forest: Forest, edit: Edit) -> tuple[Edit, Provider]:
+    """Plan the providers of *edit*, which are numbered from 1, after all that are there."""
     for provider in edit.put:
         if provider.uuid in forest.providers or provider.name in forest.by_name:
             raise AlreadyExists(f"{provider.name}: the uuid or the name is taken", identifier=provider.uuid)
+    there = forest.next_number - 1
+    if there:
+        edit = Edit(put=tuple(provider.numbered(there + provider.number) for provider in edit.put))
     about = edit.put[0] if edit.put else Provider(number=0, uuid="", name="", root="")
     return edit, about
 

@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 from sortedcontainers import SortedDict
 
-from cloudcore._values import normalise_uuid, require_integer, require_text
+from cloudcore._values import normalise_uuid, require_integer, require_text, uuid_in
 from cloudcore.errors import (
     AlreadyExists,
     GenerationConflict,
@@ -27,12 +27,13 @@ from cloudcore.errors import (
 from cloudcore.placement.forest.names import SHARES_VIA_AGGREGATE, require_resource_class, require_trait
 from cloudcore.placement.forest.values import FrozenDict, Inventory, Provider
 
-__all__ = ["Edit", "Forest", "read_aggregates", "read_inventories", "read_name", "read_traits"]
+__all__ = ["Edit", "Forest", "read_aggregates", "read_inventories", "read_name", "read_traits", "read_usage"]
 
 Usage = Mapping[str, int]
 
 _NOTHING: FrozenDict[str, int] = FrozenDict()
 _LATE = 50
+_MOST_IN_USE = 2**62
 
 
 @attrs.frozen
@@ -107,6 +108,25 @@ def read_aggregates(value: Any) -> frozenset[str]:
     return frozenset(normalise_uuid(name, "aggregates", InvalidProvider) for name in _texts(value, "aggregates"))
 
 
+def read_usage(
+    provider: Provider, amounts: Any, field: str = "used", error: type[InvalidArgument] = InvalidArgument
+) -> Usage:
+    """Check *amounts* (resource class → units in use) against *provider*; return them without the zeros.
+
+    Raises:
+        InvalidArgument: An amount is negative or the provider has no such class (or the subclass given as *error*).
+    """
+    if not isinstance(amounts, Mapping):
+        raise error(f"{field}: expected resource class → amount, got {amounts!r}", field=field)
+    for name, amount in amounts.items():
+        if name not in provider.inventories:
+            raise error(f"{field}: {provider.name} has no {name}", field=field, value=name)
+        if type(amount) is not int or not 0 <= amount <= _MOST_IN_USE:
+            message = f"{field}: {amount!r} {name} of {provider.name} is no amount from 0 to {_MOST_IN_USE}"
+            raise error(message, field=field, value=amount)
+    return {name: amount for name, amount in amounts.items() if amount}
+
+
 class Forest:
     """Providers by uuid, their children, their usage. Values in it are immutable; the containers are its own.
 
@@ -176,10 +196,7 @@ class Forest:
             raise InvalidArgument(f"{field}: expected the uuid or name of a provider, got {key!r}", field=field)
         found = self.providers.get(key) or self.providers.get(self.by_name.get(key, ""))
         if found is None:
-            try:
-                found = self.providers.get(normalise_uuid(key, field))
-            except InvalidArgument:
-                found = None
+            found = self.providers.get(uuid_in(key) or "")
         if found is None:
             raise ProviderNotFound(f"{field}: no provider has the uuid or name {key!r}", identifier=key)
         return found
@@ -385,20 +402,6 @@ class Forest:
         for below in subtree:
             self._check_unused(below, self.used(below.uuid))
         return Edit(gone=tuple(reversed(subtree)))
-
-    def plan_usage(self, provider: Provider, amounts: Any) -> Usage:
-        """Check *amounts* (resource class → units in use) against the provider; return them without the zeros.
-
-        Raises:
-            InvalidArgument: An amount is negative or the provider has no such class.
-        """
-        if not isinstance(amounts, Mapping):
-            raise InvalidArgument(f"used: expected resource class → amount, got {amounts!r}", field="used")
-        for name, amount in amounts.items():
-            if name not in provider.inventories:
-                raise InvalidArgument(f"used: {provider.name} has no {name}", field="used", value=name)
-            require_integer(amount, f"used {name}", minimum=0, maximum=2**62)
-        return {name: amount for name, amount in amounts.items() if amount}
 
     # --- effects -----------------------------------------------------------------------------------------------------
 

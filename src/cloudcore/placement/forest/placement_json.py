@@ -8,12 +8,21 @@ from typing import Any
 
 from cloudcore._values import normalise_uuid
 from cloudcore.errors import InvalidInventory, InvalidProvider
-from cloudcore.placement.forest.forest import Edit, read_aggregates, read_inventories, read_name, read_traits
+from cloudcore.placement.forest.forest import (
+    Edit,
+    Usage,
+    read_aggregates,
+    read_inventories,
+    read_name,
+    read_traits,
+    read_usage,
+)
 from cloudcore.placement.forest.values import FrozenDict, Inventory, Provider
 
 __all__ = ["dump", "load"]
 
 _NONE: dict[str, Any] = {}
+_MAX_GENERATION = 2**62  # from there an edit can count on
 
 
 def dump(providers: Iterable[Provider], usage: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
@@ -52,23 +61,36 @@ def dump(providers: Iterable[Provider], usage: Mapping[str, Mapping[str, int]]) 
     }
 
 
-def _part(data: Mapping[str, Any], part: str, uuid: str, empty: Any) -> Any:
-    """What *data* says in *part* about the provider: with or without the wrapping of Placement's answers."""
-    of_all = data.get(part, {})
-    if type(of_all) is not dict and not isinstance(of_all, Mapping):  # asked for each provider: the quick look first
-        raise InvalidProvider(f"{part}: expected an object by provider uuid, got {of_all!r}", field=part)
-    found = of_all.get(uuid, empty)
-    wrapped = (type(found) is dict or isinstance(found, Mapping)) and part in found
+def _by_uuid(data: Mapping[str, Any], part: str, listed: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What *data* says in *part*, by uuid in the writing of those *listed*; what is said of others is left alone."""
+    given = data.get(part, {})
+    if not isinstance(given, Mapping):
+        raise InvalidProvider(f"{part}: expected an object by provider uuid, got {given!r}", field=part)
+    if given.keys() <= listed.keys():  # as a dump writes it
+        return given
+    found: dict[str, Any] = {}
+    for key, value in given.items():
+        uuid = normalise_uuid(key, part, InvalidProvider)
+        if uuid in found:
+            raise InvalidProvider(f"{part}: {uuid} is listed twice", field=part, value=key)
+        found[uuid] = value
+    return found
+
+
+def _unwrapped(found: Any, part: str) -> Any:
+    """What stands there of one provider: with or without the wrapping of Placement's answers."""
+    wrapped = (type(found) is dict or isinstance(found, Mapping)) and part in found  # the quick look first
     return found[part] if wrapped else found
 
 
-def load(data: Mapping[str, Any], *, first_number: int = 1) -> tuple[Edit, dict[str, Mapping[str, int]]]:
-    """Read what :func:`dump` gives: all providers, numbered as listed from *first_number*, and what is in use of them.
+def load(data: Mapping[str, Any]) -> tuple[Edit, dict[str, Usage]]:
+    """Read what :func:`dump` gives: all providers, numbered as listed from 1, and what is in use of them.
 
     Inventories that Placement has stored but would refuse are taken as they are: see :meth:`Inventory.stored`.
 
     Raises:
-        InvalidProvider, InvalidInventory: The data is malformed, a parent is missing, or there is a loop.
+        InvalidProvider, InvalidInventory: The data is malformed, a parent is missing, there is a loop, or what is in
+            use is of a class that the provider has not.
     """
     if not isinstance(data, Mapping) or not isinstance(data.get("resource_providers"), list | tuple):
         raise InvalidProvider("resource_providers: missing, or no list", field="resource_providers")
@@ -83,9 +105,12 @@ def load(data: Mapping[str, Any], *, first_number: int = 1) -> tuple[Edit, dict[
         names.add(name)
     roots = _roots(parents)
     alike = _Alike()
+    inventories, traits, aggregates, usages = (
+        _by_uuid(data, part, parents) for part in ("inventories", "traits", "aggregates", "usages")
+    )
     providers: dict[str, Provider] = {}
-    usage: dict[str, Mapping[str, int]] = {}
-    for number, ((uuid, parent), entry) in enumerate(zip(parents.items(), entries, strict=True), first_number):
+    usage: dict[str, Usage] = {}
+    for number, ((uuid, parent), entry) in enumerate(zip(parents.items(), entries, strict=True), 1):
         providers[uuid] = Provider(
             number=number,
             uuid=uuid,
@@ -93,12 +118,12 @@ def load(data: Mapping[str, Any], *, first_number: int = 1) -> tuple[Edit, dict[
             parent=parent,
             root=roots[uuid],
             generation=_read_generation(entry, uuid),
-            inventories=alike.inventories(_part(data, "inventories", uuid, _NONE)),
-            traits=alike.traits(_part(data, "traits", uuid, ())),
-            aggregates=alike.aggregates(_part(data, "aggregates", uuid, ())),
+            inventories=alike.inventories(_unwrapped(inventories.get(uuid, _NONE), "inventories")),
+            traits=alike.traits(_unwrapped(traits.get(uuid, ()), "traits")),
+            aggregates=alike.aggregates(_unwrapped(aggregates.get(uuid, ()), "aggregates")),
         )
-        used = _read_usage(_part(data, "usages", uuid, _NONE))
-        if used:
+        used = _unwrapped(usages.get(uuid, _NONE), "usages")
+        if used is not _NONE and (used := _read_used(providers[uuid], used)):
             usage[uuid] = used
     return Edit(put=tuple(_parents_first(providers))), usage
 
@@ -152,17 +177,20 @@ def _read_place(entry: Any) -> tuple[str, str, str | None]:
 
 def _read_generation(entry: Mapping[str, Any], uuid: str) -> int:
     generation = entry.get("generation", 0)
-    if type(generation) is not int or generation < 0:
-        raise InvalidProvider(f"generation: {generation!r} of {uuid} is no whole number", field="generation")
+    if type(generation) is not int or not 0 <= generation <= _MAX_GENERATION:
+        raise InvalidProvider(
+            f"generation: {generation!r} of {uuid} is no whole number from 0 to {_MAX_GENERATION}",
+            field="generation",
+            value=generation,
+        )
     return generation
 
 
-def _read_usage(used: Any) -> Mapping[str, int]:
-    if used is _NONE:
-        return {}
+def _read_used(provider: Provider, used: Any) -> Usage:
     if not isinstance(used, Mapping):
         raise InvalidInventory(f"usages: expected resource class → amount, got {used!r}", field="usages")
-    return {name: amount for name, amount in used.items() if amount}
+    in_use = {name: amount for name, amount in used.items() if amount}
+    return read_usage(provider, in_use, "usages", InvalidInventory)
 
 
 def _roots(parents: Mapping[str, str | None]) -> dict[str, str]:

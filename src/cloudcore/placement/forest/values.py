@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 
 import attrs
 
-from cloudcore._values import MAX_INTEGER, FrozenDict, require_integer
-from cloudcore.errors import InvalidInventory
+from cloudcore._values import MAX_INTEGER, FrozenDict, require_integer, uuid_in
+from cloudcore.errors import InvalidArgument, InvalidInventory
 
-__all__ = ["MAX_CAPACITY", "FrozenDict", "Inventory", "Provider"]
+__all__ = ["MAX_CAPACITY", "FrozenDict", "Inventory", "Provider", "keys_of"]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -48,7 +48,7 @@ def _overdrawn(total: int, reserved: int) -> InvalidInventory:
 
 
 def _to_float(value: Any) -> Any:
-    return float(value) if type(value) is int and abs(value) <= MAX_INTEGER else value
+    return float(value) if type(value) is int and abs(value) <= _MAX_RATIO else value
 
 
 @attrs.frozen
@@ -211,3 +211,18 @@ class Provider:
             "parent_provider_uuid": self.parent,
             "root_provider_uuid": self.root,
         }
+
+
+def keys_of(provider: Any) -> tuple[str, ...]:
+    """What *provider* may be filed under: its uuid; for text the text itself, and then the uuid that it may be.
+
+    Raises:
+        InvalidArgument: It is neither a provider nor text.
+    """
+    if isinstance(provider, Provider):
+        return (provider.uuid,)
+    if not isinstance(provider, str):
+        message = f"provider: expected the uuid or name of a provider, got {provider!r}"
+        raise InvalidArgument(message, field="provider", value=provider)
+    uuid = uuid_in(provider)
+    return (provider,) if uuid is None or uuid == provider else (provider, uuid)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from cloudcore.errors import ProviderNotFound
+from cloudcore.placement.forest.values import keys_of
 from cloudcore.placement.search.rejections import refusals_html
 
 if TYPE_CHECKING:
@@ -50,9 +51,11 @@ class RecordedReport:
 
         Raises:
             ProviderNotFound: The host is not among the recorded, and not all were recorded: it may fit or not.
+            InvalidArgument: *root* is neither a provider nor text.
         """
-        wanted = root if isinstance(root, str) else root.uuid
+        wanted, *other = keys_of(root)
         found = tuple(each for each in self.rejections if wanted in (each.root, each.host))
+        found = found or tuple(each for each in self.rejections if each.root in other)
         if not found and not self.complete:
             recorded = len({each.root for each in self.rejections})
             raise ProviderNotFound(

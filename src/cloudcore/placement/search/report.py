@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cloudcore.placement.forest.names import guess, standard_resource_classes
+from cloudcore.placement.forest.values import keys_of
 from cloudcore.placement.search.combining import combinations
 from cloudcore.placement.search.completing import Effort, Undecided
 from cloudcore.placement.search.conditions import CONDITIONS, Room
@@ -165,12 +166,16 @@ class SearchReport:
                 yield from self._of_tree(block, tree)
 
     def of_host(self, root: str | Provider) -> tuple[Rejection, ...]:
-        """The rejections of the host whose root has this uuid or name; none when it fits (or is not there)."""
-        wanted = root if isinstance(root, str) else root.uuid
-        for block in self._columns.blocks:
-            for tree, position in enumerate(block.starts[:-1].tolist()):
-                if wanted in (block.providers[position].uuid, block.providers[position].name):
-                    return tuple(self._of_tree(block, tree))
+        """The rejections of the host whose root has this uuid or name; none when it fits (or is not there).
+
+        Raises:
+            InvalidArgument: *root* is neither a provider nor text.
+        """
+        for wanted in keys_of(root):
+            for block in self._columns.blocks:
+                for tree, position in enumerate(block.starts[:-1].tolist()):
+                    if wanted in (block.providers[position].uuid, block.providers[position].name):
+                        return tuple(self._of_tree(block, tree))
         return ()
 
     def nearest(self, count: int = 3) -> list[Rejection]:
