@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cloudcore.placement.hosts import HostView
-from cloudcore.placement.hosts.alternates import distribute
+from cloudcore.placement.hosts.alternates import _Hand, _SparePool, distribute
 from cloudcore.placement.hosts.candidate_hosts import CandidateHost, Option, Pick
 
 CELLS = ("c1", "c2")
@@ -75,6 +77,26 @@ def test_a_hand_is_short_only_when_nothing_it_lacks_has_room(
             held = {name(pick), *map(name, cards)}
             cell = pick.host.view.cell
             assert all(name(one) in held or times[name(one)] == room(one) for one in spares[cell])
+
+
+@given(tables(), st.booleans())
+def test_however_many_are_asked_for_the_work_ends_with_the_hosts(
+    table: tuple[list[Pick], dict[str, list[Pick]]], share: bool
+) -> None:
+    """Steps are counted: each gives a host to an instance, or is the last that this instance waits for."""
+    picks, spares = table
+    fits = room if share else None
+    most = max(map(len, spares.values()))
+    with pytest.MonkeyPatch.context() as patched:
+        give, steps = _SparePool.give, itertools.count(1)
+
+        def counted(pool: _SparePool, hand: _Hand) -> bool:
+            assert next(steps) <= len(picks) * (most + 1)
+            return give(pool, hand)
+
+        patched.setattr(_SparePool, "give", counted)
+        dealt = distribute(picks, spares, alternates=2**31 - 1, fits=fits)
+    assert dealt == distribute(picks, spares, alternates=most, fits=fits)
 
 
 def test_another_failure_domain_is_preferred_to_a_better_rank() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import threading
 from collections import Counter
 
@@ -146,6 +148,39 @@ def test_bad_input_is_refused_before_any_effect(cloud: Cloud, arguments: dict, m
     with pytest.raises(InvalidRequest, match=message):
         cloud.select(**arguments)
     assert cloud.ledger.usages(project_id="p") == {}
+
+
+@only_sqlite
+@pytest.mark.parametrize("racks", [1, 3])
+def test_more_alternates_than_hosts_are_all_hosts(cloud: Cloud, racks: int) -> None:
+    cloud.add_hosts(1, 6, racks=racks)
+    few = cloud.selector.preview(FLAVOUR, 3, alternates=6)
+    assert cloud.selector.preview(FLAVOUR, 3, alternates=2**31 - 1) == few
+    (chosen,) = cloud.select(alternates=2**31 - 1)
+    assert len({choice.name for choice in chosen.choices}) == 6
+
+
+@only_sqlite
+def test_more_instances_than_a_transaction_takes_are_refused_before_any_has_a_name(cloud: Cloud) -> None:
+    cloud.add_hosts(1, 1)
+    made: list[str] = []
+
+    def name() -> str:
+        made.append(uuid_of(len(made)))
+        return made[-1]
+
+    selector = HostSelector(cloud.tree, cloud.ledger, cell_of=cell_of, id_factory=name)
+    for count in (10_001, 2**31 - 1):
+        for call in (functools.partial(selector.select, project_id="p", user_id="u"), selector.preview):
+            with pytest.raises(InvalidRequest, match="count: more than 10000 instances") as refused:
+                call(FLAVOUR, count)
+            assert (refused.value.field, made) == ("count", [])
+    endless = map(uuid_of, itertools.count())
+    with pytest.raises(InvalidRequest, match="instances: more than 10000"):
+        cloud.select(instances=endless)
+    with pytest.raises(InvalidRequest, match="id_factory: makes the same uuid twice"):
+        selector_with(cloud, uuid_of("vm")).select(FLAVOUR, 2, project_id="p", user_id="u")
+    assert cloud.ledger.consumers() == []
 
 
 @only_sqlite

@@ -138,7 +138,9 @@ def distribute(
             for turn, place in enumerate(places):
                 given[place] = tuple(hosts[turn : alternates * count : count])
         else:
-            _in_rounds(picks, places, _SparePool(hosts, fits), alternates, given)
+            hands = _in_rounds([picks[place] for place in places], _SparePool(hosts, fits), alternates)
+            for place, hand in zip(places, hands, strict=True):
+                given[place] = hand
     return given
 
 
@@ -151,14 +153,33 @@ def _alike(hosts: Sequence[Pick], own: set[str]) -> bool:
     return True
 
 
-def _in_rounds(
-    picks: Sequence[Pick], places: Sequence[int], pool: _SparePool, alternates: int, given: list[tuple[Pick, ...]]
-) -> None:
+class _Hand:
+    """What one instance has been given, and what that rules out for it."""
+
+    __slots__ = ("domains", "roots", "spares")
+
+    def __init__(self, pick: Pick) -> None:
+        view = pick.host.view
+        self.spares: list[Pick] = []
+        self.roots = {view.root}
+        self.domains = {view.domain} - {None}
+
+    def add(self, spare: Pick) -> None:
+        view = spare.host.view
+        self.spares.append(spare)
+        self.roots.add(view.root)
+        if view.domain is not None:
+            self.domains.add(view.domain)
+
+
+def _in_rounds(picks: Sequence[Pick], pool: _SparePool, alternates: int) -> list[tuple[Pick, ...]]:
+    hands = [_Hand(pick) for pick in picks]
+    waiting = hands
     for _ in range(alternates):
-        for place in places:
-            spare = pool.take_for(picks[place], given[place])
-            if spare is not None:
-                given[place] = (*given[place], spare)
+        waiting = [hand for hand in waiting if pool.give(hand)]  # who gets none gets none later: there is only less
+        if not waiting:
+            break
+    return [tuple(hand.spares) for hand in hands]
 
 
 class _SparePool:
@@ -172,18 +193,18 @@ class _SparePool:
         for rank, spare in enumerate(spares):
             self._heaps.setdefault(spare.host.view.domain, []).append((0, rank))  # ascending, hence a heap
 
-    def take_for(self, pick: Pick, hosts: Sequence[Pick]) -> Pick | None:
-        """Take the host given least often, then in a domain that is new to the instance, then of the best rank."""
-        mine = [one.host.view for one in (pick, *hosts)]
-        held = {view.root for view in mine}
-        avoid = {view.domain for view in mine} - {None}
+    def give(self, hand: _Hand) -> bool:
+        """Give the host given least often, then in a domain that is new to the instance, then of the best rank."""
         best: tuple[int, bool, int] | None = None
         for domain, heap in self._heaps.items():
-            head = self._head(heap, held)
+            head = self._head(heap, hand.roots)
             if head is not None:
-                key = (head[0], domain in avoid, head[1])
+                key = (head[0], domain in hand.domains, head[1])
                 best = key if best is None or key < best else best
-        return None if best is None else self._take(best[0], best[2])
+        if best is None:
+            return False
+        hand.add(self._take(best[0], best[2]))
+        return True
 
     def _head(self, heap: list[tuple[int, int]], held: set[str]) -> tuple[int, int] | None:
         if not heap or self._roots[heap[0][1]] not in held:

@@ -14,6 +14,7 @@ import random
 import uuid as uuids
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import attrs
@@ -71,6 +72,9 @@ T = TypeVar("T")
 def _told(selections: tuple[Selection, ...]) -> dict[str, Any]:
     return {"selected": len(selections), "host": selections[0].primary.name if selections else None}
 
+
+MAX_INSTANCES = 10_000
+"""Instances of one request: their primaries are claimed in one transaction."""
 
 _LOST = (CapacityExceeded, UnitViolation, ProviderNotFound, InventoryNotFound, GroupViolation)
 
@@ -184,11 +188,12 @@ class HostSelector:
 
         Args:
             request: What each instance needs.
-            count: Number of instances, when *instances* does not name them.
-            alternates: Hosts of the primary's cell to fall back on; unclaimed. Fewer is no error.
+            count: Number of instances, when *instances* does not name them: 10,000 at most.
+            alternates: Hosts of the primary's cell to fall back on; unclaimed. Fewer is no error: the work and the
+                answer grow with the hosts that there are, not with this number.
             project_id: Who pays.
             user_id: Who asked.
-            instances: Uuids of the instances; made when not given.
+            instances: Uuids of the instances, 10,000 at most; made when not given.
             consumer_type: Such as ``INSTANCE``.
             group: The group that all of them belong to.
             partial: Take as many as fit (at least one); else all or nothing.
@@ -246,7 +251,7 @@ class HostSelector:
 
         Args:
             request: What each instance needs.
-            count: Number of instances.
+            count: Number of instances, 10,000 at most.
             alternates: As in :meth:`select`; so are *group*, *partial*, *filters* and *weighers*.
             group: The group that they would join.
             partial: Show as many as fit.
@@ -393,20 +398,7 @@ class HostSelector:
         weighers: Sequence[tuple[float, Weigher]] = (),
     ) -> HostRequest:
         require_integer(alternates, "alternates", minimum=0, error=InvalidRequest)
-        if instances is None:
-            wanted = require_integer(count, "count", minimum=1, error=InvalidRequest)
-            names = [normalise_uuid(self._id_factory(), "id_factory", InvalidRequest) for _ in range(wanted)]
-        else:
-            if isinstance(instances, str) or not isinstance(instances, Iterable):
-                what = f"the text {instances!r}: write [{instances!r}]" if isinstance(instances, str) else instances
-                raise InvalidRequest(
-                    f"instances: expected a list of uuids, got {what}",
-                    field="instances",
-                    value=instances,
-                )
-            names = [normalise_uuid(name, "instances", InvalidRequest) for name in instances]
-        if not names or len(set(names)) != len(names):
-            raise InvalidRequest("instances: name at least one, and each once", field="instances", value=instances)
+        names = self._made(count) if instances is None else _named(instances)
         return HostRequest(
             request=read_request(request),
             instances=tuple(names),
@@ -416,6 +408,13 @@ class HostSelector:
             filters=read_filters(filters),
             weighers=read_weighers(weighers),
         )
+
+    def _made(self, count: int) -> list[str]:
+        _require_few(require_integer(count, "count", minimum=1, error=InvalidRequest), "count")
+        names = [normalise_uuid(self._id_factory(), "id_factory", InvalidRequest) for _ in range(count)]
+        if len(set(names)) != len(names):
+            raise InvalidRequest("id_factory: makes the same uuid twice", field="id_factory")
+        return names
 
     def _try(self, asked: HostRequest, claim: Callable[[Plan], T]) -> T:
         """Plan and claim until a plan holds; what a refusal told counts in the next plan."""
@@ -583,6 +582,33 @@ class HostSelector:
             generations={provider: self.tree.provider(provider).generation for provider in pick.option.allocations},
             weight=pick.weight,
             rank=pick.rank,
+        )
+
+
+def _named(instances: Any) -> list[str]:
+    """The uuids of the caller's instances."""
+    if isinstance(instances, str) or not isinstance(instances, Iterable):
+        what = f"the text {instances!r}: write [{instances!r}]" if isinstance(instances, str) else instances
+        raise InvalidRequest(
+            f"instances: expected a list of uuids, got {what}",
+            field="instances",
+            value=instances,
+        )
+    given = list(islice(instances, MAX_INSTANCES + 1))
+    _require_few(len(given), "instances")
+    names = [normalise_uuid(name, "instances", InvalidRequest) for name in given]
+    if not names or len(set(names)) != len(names):
+        raise InvalidRequest("instances: name at least one, and each once", field="instances", value=instances)
+    return names
+
+
+def _require_few(number: int, field: str) -> None:
+    if number > MAX_INSTANCES:
+        raise InvalidRequest(
+            f"{field}: more than {MAX_INSTANCES} instances in one request, whose primaries are claimed in one "
+            "transaction: make several requests of it",
+            field=field,
+            value=number,
         )
 
 
