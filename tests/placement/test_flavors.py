@@ -278,6 +278,40 @@ def test_words_that_filters_of_the_caller_judge_are_no_fault() -> None:
         ResourceRequest.from_flavor(flavor(colour="green"), rules=rules)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("hw:cpu_policies", "hw:cpu_thread_policy_", "hw:mem_page_size:0", "hw:pmem2", "hw:tpm_models"),
+        *("hw:numa_nodes.0", "hw:numa_cpus.0.1", "os:secure_boot_mode", "pci_passthrough:aliases"),
+        *("accel:device_profiles", "hw:boot_menu_timeout", "hide_hypervisor_ids"),
+    ],
+)
+def test_a_word_that_only_begins_like_a_known_one_is_named(name: str) -> None:
+    with pytest.raises(UnhonouredRequest) as caught:
+        ResourceRequest.from_flavor(flavor() | {"extra_specs": {name: "1"}})
+    assert [word.name for word in caught.value.unhonoured] == [name]
+
+
+CELLS_OF_ONE = {"hw:numa_nodes": "1", "hw:numa_cpus.0": "0-3", "hw:numa_mem.0": "4096"}
+
+
+@pytest.mark.parametrize(
+    ("words", "unread"),
+    [
+        ({"hw:numa_cpus.0": "0-3", "hw:numa_mem.0": "4096"}, ["hw:numa_cpus.0", "hw:numa_mem.0"]),
+        ({"hw:numa_nodes": "2", "hw:numa_mem.1": "1024"}, ["hw:numa_mem.1"]),
+        (CELLS_OF_ONE | {"hw:numa_cpus.2": "4"}, ["hw:numa_cpus.2"]),
+        (CELLS_OF_ONE, []),
+    ],
+    ids=["no cells", "no first", "a gap", "all"],
+)
+def test_words_of_cells_that_nothing_reads_are_named(words: dict[str, str], unread: list[str]) -> None:
+    left_out: list[Unhonoured] = []
+    asked = flavor() | {"extra_specs": words}
+    ResourceRequest.from_flavor(asked, rules=FlavorRules(numa=True), on_unhonoured=left_out.append)
+    assert [word.name for word in left_out] == unread
+
+
 @pytest.mark.parametrize("value", ["yes", "", "REQUIRED", "0"])
 def test_a_misspelt_word_of_a_trait_is_not_dropped(value: str) -> None:
     with pytest.raises(UnhonouredRequest, match="trait:HW_CPU_X86_AVX2"):
@@ -307,6 +341,9 @@ def test_what_is_no_flavor_is_refused(wrong: Any) -> None:
         {"pci_passthrough:alias": "gpu:1000000000"},
         {"pci_passthrough:alias": "gpu:999,near:999"},
         {"hw:mem_page_size": "9" * 4000},
+        {"hw:mem_page_size": "9" * 400 + "KB"},
+        {"hw:mem_page_size": "0." + "9" * 400 + "QiB"},
+        {"hw:mem_page_size": "8QB"},
         {"resources:VCPU": "9" * 4000},
     ],
     ids=lambda words: next(reversed(words)),
@@ -319,6 +356,9 @@ def test_large_numbers_cost_nothing(words: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     "aliases",
     [
+        [{"name": "gpu", "resource_class": "PGPU", "traits": 5}],
+        [{"name": "gpu", "resource_class": "PGPU", "traits": ["CUSTOM_A", None]}],
+        [{"name": "gpu", "resource_class": "PGPU", 5: 1, "numa": 1}],
         "gpu",
         [{"name": "gpu"}],
         ["{"],

@@ -217,13 +217,14 @@ class ResourceRequest:
 
         Raises:
             UnhonouredRequest: A word cannot be carried; the error lists all.
-            InvalidRequest: A word is malformed or contradicts another; the error names it.
+            InvalidRequest: A word is malformed or contradicts another, or a policy or NUMA cells tell more than 65,536
+                processors apart; the error names it.
         """
         arguments, unhonoured = translate(
             flavor,
             image,
             ports,
-            rules=rules or FlavorRules(),
+            rules=FlavorRules() if rules is None else rules,
             boot_from_volume=boot_from_volume,
             multiattach=multiattach,
             member_of=member_of,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from cloudcore._values import require_integer
+from cloudcore._values import require_integer, require_mapping
 from cloudcore.errors import InvalidRequest
-from cloudcore.placement.requests.flavors.draft import MAX_GROUPS, Draft
+from cloudcore.placement.requests.flavors.draft import MAX_GROUPS, Draft, GroupDraft
 from cloudcore.placement.requests.flavors.rules import AFFINITIES, FlavorRules
 from cloudcore.placement.requests.flavors.words import FlavorWords, both, one_of, whole
-from cloudcore.placement.requests.groups import refuse
+from cloudcore.placement.requests.groups import elements, refuse
+from cloudcore.placement.requests.groups import hashable as texts
 
 if TYPE_CHECKING:
     from cloudcore.placement.requests.flavors.processors import Cell
@@ -114,16 +115,17 @@ def add_port(draft: Draft, port: Any, rules: FlavorRules) -> None:
     port_id = get("id")
     if not port_id:
         raise refuse(f"a port without an id: {port!r}", "ports", port)
-    source = f"port {port_id}"
-    wanted = get("resource_request") or {}
+    source, field = f"port {port_id}", f"ports {port_id}"
+    wanted = require_mapping(get("resource_request") or {}, field, InvalidRequest)
     if "request_groups" in wanted:
-        for group in wanted["request_groups"] or ():
-            _port_group(draft, group, str(group.get("id") or ""), source)
+        for group in elements(wanted["request_groups"] or (), field):
+            suffix = str(require_mapping(group, field, InvalidRequest).get("id") or "")
+            _read_port_group(draft.outside(suffix, source=source), group, field)
         if wanted.get("same_subtree"):
-            draft.same_subtree.append(frozenset(wanted["same_subtree"]))
+            draft.same_subtree.append(frozenset(texts(wanted["same_subtree"], field)))
     elif wanted:
-        _port_group(draft, wanted, str(port_id), source)
-    kind = get("binding:vnic_type") or "normal"
+        _read_port_group(draft.outside(str(port_id), source=source), wanted, field)
+    kind = str(get("binding:vnic_type") or "normal")
     if kind == "remote-managed":
         draft.root_required.add("COMPUTE_REMOTE_MANAGED_PORTS")
     if kind in _PCI_PORTS:
@@ -132,10 +134,8 @@ def add_port(draft: Draft, port: Any, rules: FlavorRules) -> None:
         add_accelerators(draft, str(get("device_profile")), rules, owner=str(port_id))
 
 
-def _port_group(draft: Draft, wanted: Mapping[str, Any], suffix: str, source: str) -> None:
-    resources, required = wanted.get("resources"), wanted.get("required") or ()
-    if not isinstance(resources, Mapping) or not isinstance(required, Iterable) or isinstance(required, str):
-        raise refuse(f"{source}: expected resources by class and a list of traits, got {wanted!r}", "ports", wanted)
-    group = draft.outside(suffix, source=source)
-    group.resources.update(resources)
-    group.required |= set(required)
+def _read_port_group(group: GroupDraft, wanted: Mapping[str, Any], field: str) -> None:
+    resources: Any = wanted.get("resources")
+    for name, amount in require_mapping(resources, field, InvalidRequest).items():
+        group.resources[name] = require_integer(amount, f"{field} {name}", minimum=0, error=InvalidRequest)
+    group.required.update(texts(wanted.get("required") or (), field))

@@ -86,10 +86,10 @@ class Draft:
         Nested Magic Train 1"). They stay with a class that the group asks for by name (``resources:VGPU`` and the trait
         of a GPU), and ``STORAGE_*`` stays with the disk.
         """
-        plain = self.group()
-        if not self.traits_at_root or any(plain.resources[name] for name in plain.resources.keys() - _OF_THE_HOST):
-            return
-        self.host.take_traits(plain, but="STORAGE_")
+        plain = self.groups.get("", GroupDraft())
+        by_name = any(plain.resources[name] for name in plain.resources.keys() - _OF_THE_HOST)
+        if self.traits_at_root and not by_name:
+            self.host.take_traits(plain, but="STORAGE_")
 
     @property
     def suffixes(self) -> set[str]:

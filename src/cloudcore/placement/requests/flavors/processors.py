@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Literal
 
 import attrs
 
+from cloudcore._values import require_integer
+from cloudcore.errors import InvalidRequest
 from cloudcore.placement.requests.flavors.words import (
     FlavorWords,
     agreed_flag,
@@ -30,7 +32,7 @@ __all__ = ["Cell", "PageSize", "Processors", "read_cells", "read_page_size", "re
 
 _EXPLICIT = re.compile(r"resources(?:[1-9][0-9]*)?:(VCPU|PCPU)")
 _HYPERTHREADING = re.compile(r"trait(?:[1-9][0-9]*)?:HW_CPU_HYPERTHREADING")
-_SIZE = re.compile(r"([0-9]*\.?[0-9]+)([KMGTPEZYRQ]?)i?(b|bit|B)\Z")
+_SIZE = re.compile(r"([0-9]{0,18}\.?[0-9]{1,18})([KMGTPEZYRQ]?)i?(b|bit|B)\Z")
 
 PageSize = int | Literal["any", "large", "small"]
 """KiB, or a word for one."""
@@ -78,7 +80,7 @@ def read_processors(flavor: FlavorWords, image: Mapping[str, str]) -> Processors
     if thread_policy and hyperthreading:
         raise refuse("say it by hw:cpu_thread_policy or by trait:HW_CPU_HYPERTHREADING", "hw:cpu_thread_policy")
     _check_policy(policy, thread_policy or hyperthreading, realtime, mask, emulator=emulator)
-    dedicated = frozenset(range(flavor.vcpus)) if policy == "dedicated" else (mask or realtime or frozenset())
+    dedicated = flavor.every_cpu("hw:cpu_policy") if policy == "dedicated" else (mask or realtime or frozenset())
     threads: dict[str | None, Literal["required", "forbidden"]] = {"isolate": "forbidden", "require": "required"}
     return Processors(
         policy=policy,
@@ -119,7 +121,7 @@ def _realtime(flavor: FlavorWords, image: Mapping[str, str], *, emulator_said: b
     if not flag(flavor.extra_specs.get("hw:cpu_realtime")):
         return None
     wanted, offered = both("cpu_realtime_mask", flavor, image)
-    mask, every = offered or wanted, frozenset(range(flavor.vcpus))
+    mask, every = offered or wanted, flavor.every_cpu("hw:cpu_realtime")
     chosen = _masked(mask, flavor, "hw:cpu_realtime_mask") if mask else every
     if not chosen or not chosen <= every or (chosen == every and not emulator_said):
         raise refuse(
@@ -134,7 +136,8 @@ def _dedicated_mask(flavor: FlavorWords) -> frozenset[int] | None:
     mask = flavor.extra_specs.get("hw:cpu_dedicated_mask")
     if not mask:
         return None
-    chosen, every = _masked(mask, flavor, "hw:cpu_dedicated_mask"), frozenset(range(flavor.vcpus))
+    every = flavor.every_cpu("hw:cpu_dedicated_mask")
+    chosen = _masked(mask, flavor, "hw:cpu_dedicated_mask")
     if not chosen or not chosen < every:
         raise refuse(f"must name some, not all, of the {flavor.vcpus} processors", "hw:cpu_dedicated_mask", mask)
     return chosen
@@ -227,7 +230,8 @@ def _page_size(text: str) -> PageSize:
     if not match:
         raise refuse(f"no size of pages: {text!r}", "hw:mem_page_size", text)
     power = " KMGTPEZYRQ".index(match[2] or " ")
-    return math.ceil(float(match[1]) / (1 if match[3] == "B" else 8) * float(1024**power)) // 1024
+    kib = math.ceil(float(match[1]) / (1 if match[3] == "B" else 8) * float(1024**power)) // 1024
+    return require_integer(kib, "hw:mem_page_size", minimum=0, error=InvalidRequest)
 
 
 def read_cells(
@@ -244,7 +248,7 @@ def read_cells(
     count = _cell_count(flavor, image)
     if not (count or needed or processors.policy in {"dedicated", "mixed"}):
         return ()
-    count = count or 1
+    count, every = count or 1, flavor.every_cpu("hw:numa_nodes")
     cpus, memory = _said(flavor, image, "numa_cpus"), _said(flavor, image, "numa_mem")
     if cpus is None and memory is None:
         return _even(flavor, processors, count)
@@ -252,7 +256,7 @@ def read_cells(
         raise refuse(f"hw:numa_cpus.N and hw:numa_mem.N must be there for each of the {count} cells", "hw:numa_nodes")
     sets = [cpu_set(text, name) for name, text in cpus]
     amounts = [whole(text, name) for name, text in memory]
-    if sorted(cpu for one in sets for cpu in one) != list(range(flavor.vcpus)):
+    if sorted(cpu for one in sets for cpu in one) != sorted(every):
         raise refuse(f"the cells must share out the {flavor.vcpus} processors, each once", "hw:numa_cpus")
     if sum(amounts) != flavor.memory_mb:
         raise refuse(f"{sum(amounts)} MiB in the cells, {flavor.memory_mb} in the flavor", "hw:numa_mem")

@@ -13,7 +13,8 @@ import attrs
 from cloudcore.placement.forest.names import is_standard_class, is_standard_trait
 from cloudcore.placement.forest.values import FrozenDict
 from cloudcore.placement.requests.flavors.words import flag, one_of
-from cloudcore.placement.requests.groups import refuse
+from cloudcore.placement.requests.groups import elements, refuse
+from cloudcore.placement.requests.groups import hashable as texts
 
 __all__ = ["FlavorRules", "PciAlias", "Unhonoured", "custom_name"]
 
@@ -40,27 +41,6 @@ class Unhonoured:
         return f"{self.source}: {self.name}={self.value}: {self.reason}"
 
 
-@attrs.frozen(kw_only=True)
-class PciAlias:
-    """A kind of PCI device by name, as ``[pci] alias`` of ``nova.conf`` has it.
-
-    ``device_type`` is no condition here: the class of resources tells kinds of devices apart.
-
-    Attributes:
-        name: What flavors say.
-        resource_class: The class of one device: the one named, else ``CUSTOM_PCI_{vendor}_{product}``.
-        traits: What the device's provider must carry.
-        numa_policy: Legacy, preferred, required or socket, where the flavor says nothing.
-        live_migratable: Whether only such devices may serve.
-    """
-
-    name: str
-    resource_class: str
-    traits: frozenset[str] = frozenset()
-    numa_policy: str = "legacy"
-    live_migratable: bool | None = None
-
-
 def custom_name(text: str) -> str:
     """*text* as a custom class or trait (``os_traits.normalize_name``): others than letters and digits become ``_``."""
     return "CUSTOM_" + re.sub(r"[^0-9A-Za-z]+", "_", text).upper()
@@ -71,6 +51,33 @@ def _trait(name: str) -> str:
     if is_standard_trait(name):
         return name
     return name.upper() if name.upper().startswith("CUSTOM_") else custom_name(name)
+
+
+def _alias_traits(given: str | Iterable[str]) -> frozenset[str]:
+    """Names parted by commas, as Nova's option has them, or a collection of names."""
+    names = given.split(",") if isinstance(given, str) else texts(given, "traits")
+    return frozenset(_trait(name) for name in names if name)
+
+
+@attrs.frozen(kw_only=True)
+class PciAlias:
+    """A kind of PCI device by name, as ``[pci] alias`` of ``nova.conf`` has it.
+
+    ``device_type`` is no condition here: the class of resources tells kinds of devices apart.
+
+    Attributes:
+        name: What flavors say.
+        resource_class: The class of one device: the one named, else ``CUSTOM_PCI_{vendor}_{product}``.
+        traits: What the device's provider must carry: a collection of names, or text that parts them by commas.
+        numa_policy: Legacy, preferred, required or socket, where the flavor says nothing.
+        live_migratable: Whether only such devices may serve.
+    """
+
+    name: str
+    resource_class: str
+    traits: frozenset[str] = attrs.field(default=frozenset(), converter=_alias_traits)
+    numa_policy: str = "legacy"
+    live_migratable: bool | None = None
 
 
 def _class(name: str) -> str:
@@ -105,18 +112,17 @@ def _read_alias(given: Any) -> PciAlias:
             raise refuse(f"no JSON: {error}", "aliases", given) from error
     if not isinstance(given, Mapping) or not given.get("name"):
         raise refuse(f"expected a mapping with a name, got {given!r}", "aliases", given)
-    unknown = sorted(set(given) - _ALIAS_FIELDS)
+    unknown = sorted(map(str, set(given) - _ALIAS_FIELDS))
     if unknown:
         raise refuse(f"{given['name']} has the unknown field {unknown[0]!r}", "aliases", given)
     named, vendor, product = (given.get(field) for field in ("resource_class", "vendor_id", "product_id"))
     if not named and not (vendor and product):
         raise refuse(f"{given['name']} needs resource_class, or vendor_id and product_id", "aliases", given)
-    traits = [name for name in str(given.get("traits") or "").split(",") if name]
     movable = given.get("live_migratable")
     return PciAlias(
         name=str(given["name"]).strip(),
         resource_class=_class(str(named)) if named else f"CUSTOM_PCI_{vendor}_{product}".upper(),
-        traits=frozenset(map(_trait, traits)),
+        traits=given.get("traits") or (),
         numa_policy=one_of(given.get("numa_policy"), AFFINITIES, "numa_policy") or "legacy",
         live_migratable=None if movable is None else flag(str(movable)),
     )
@@ -135,6 +141,22 @@ def _aliases(given: Iterable[Any]) -> FrozenDict[str, PciAlias]:
     return FrozenDict(table)
 
 
+def _profiles(given: Mapping[str, Iterable[Mapping[str, Any]]]) -> FrozenDict[str, tuple[FrozenDict[str, str], ...]]:
+    if not isinstance(given, Mapping):
+        raise refuse(f"expected name → groups, got {given!r}", "device_profiles", given)
+    table: dict[str, tuple[FrozenDict[str, str], ...]] = {}
+    for name, groups in given.items():
+        read = elements(groups, "device_profiles")
+        if not isinstance(name, str) or not all(isinstance(group, Mapping) for group in read):
+            raise refuse(f"expected a list of mappings for {name!r}, got {groups!r}", "device_profiles", groups)
+        table[name] = tuple(FrozenDict({str(key): str(value) for key, value in group.items()}) for group in read)
+    return FrozenDict(table)
+
+
+def _patterns(given: Iterable[str]) -> tuple[str, ...]:
+    return tuple(texts(given, "judged_elsewhere"))
+
+
 @attrs.frozen(kw_only=True)
 class FlavorRules:
     """How a deployment reads its flavors. Make one and keep it; immutable, may be shared between threads.
@@ -151,14 +173,22 @@ class FlavorRules:
             ``image_metadata_prefilter`` and ``query_placement_for_image_type_support``).
         judged_elsewhere: Patterns (``"aggregate_instance_extra_specs:*"``) of words that filters of the caller judge;
             they do not count as unhonoured.
+
+    Raises:
+        InvalidRequest: A rule is malformed; the error names it.
     """
 
     aliases: FrozenDict[str, PciAlias] = attrs.field(default=(), converter=_aliases)
-    device_profiles: Mapping[str, Iterable[Mapping[str, Any]]] = attrs.field(factory=dict)
+    device_profiles: Mapping[str, Iterable[Mapping[str, Any]]] = attrs.field(factory=dict, converter=_profiles)
     numa: bool = False
-    page_class: Callable[[int], str] | None = None
+    page_class: Callable[[int], str] | None = attrs.field(default=None)
     image_traits: bool = True
-    judged_elsewhere: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    judged_elsewhere: tuple[str, ...] = attrs.field(default=(), converter=_patterns)
+
+    @page_class.validator
+    def _check_page_class(self, _: object, value: object) -> None:
+        if value is not None and not callable(value):
+            raise refuse(f"expected a callable, got {value!r}", "page_class", value)
 
     def judges(self, word: Unhonoured) -> bool:
         """Whether a filter of the caller judges *word*."""

@@ -6,10 +6,12 @@ request filters that need no database (``nova.scheduler.request_filter``) of Nov
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import TYPE_CHECKING, Any
 
-from cloudcore.placement.forest.names import is_known_trait
+from cloudcore.errors import InvalidRequest
+from cloudcore.placement.forest.names import is_known_trait, require_resource_class
 from cloudcore.placement.requests.flavors.devices import add_accelerators, add_pci, add_port
 from cloudcore.placement.requests.flavors.draft import Draft
 from cloudcore.placement.requests.flavors.processors import (
@@ -26,26 +28,29 @@ from cloudcore.placement.requests.flavors.words import (
     agreed_flag,
     both,
     flag,
+    numbered,
     one_of,
     read_flavor,
     read_image,
     unique,
 )
-from cloudcore.placement.requests.groups import refuse
+from cloudcore.placement.requests.groups import elements, refuse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Container, Iterable, Mapping
 
 __all__ = ["translate"]
 
 # Read below, or settings of the guest that any host can give it (nova.api.validation.extra_specs).
 _READ = re.compile(
-    r"hw:(cpu_policy|cpu_thread_policy|emulator_threads_policy|cpu_dedicated_mask|cpu_realtime|cpu_realtime_mask"
+    r"(?:hw:(?:cpu_policy|cpu_thread_policy|emulator_threads_policy|cpu_dedicated_mask|cpu_realtime|cpu_realtime_mask"
     r"|numa_nodes|numa_cpus\.[0-9]+|numa_mem\.[0-9]+|mem_page_size|mem_encryption|mem_encryption_model|pmem"
     r"|pci_numa_affinity_policy|tpm_version|tpm_model|tpm_secret_security|maxphysaddr_mode|virtio_packed_ring"
     r"|sound_model|ephemeral_encryption|ephemeral_encryption_format)"
-    r"|os:secure_boot|pci_passthrough:alias|accel:device_profile\Z"
+    r"|os:secure_boot|pci_passthrough:alias|accel:device_profile)\Z"
 )
+_CELL_WORD = re.compile(r"hw[:_]numa_(?:nodes|cpus\.[0-9]+|mem\.[0-9]+)\Z")
+_OF_EACH_CELL = ("hw:numa_cpus", "hw:numa_mem", "hw_numa_cpus", "hw_numa_mem")
 _GUEST_ONLY = re.compile(
     r"hw:(cpu_sockets|cpu_cores|cpu_threads|cpu_max_sockets|cpu_max_cores|cpu_max_threads|boot_menu|hide_hypervisor_id"
     r"|locked_memory|pmu|serial_port_count|time_hpet|vif_multiqueue_enabled|viommu_model|watchdog_action|input_bus"
@@ -95,6 +100,8 @@ def translate(
     Raises:
         InvalidRequest: Words contradict each other, as Nova's API refuses them.
     """
+    if not isinstance(rules, FlavorRules):
+        raise refuse(f"expected FlavorRules, got {rules!r}", "rules", rules)
     words, properties, draft = read_flavor(flavor), read_image(image), Draft(traits_at_root=rules.numa)
     processors, page_size = read_processors(words, properties), read_page_size(words, properties)
     labels = [label.strip() for label in words.extra_specs.get("hw:pmem", "").split(",") if label.strip()]
@@ -106,7 +113,9 @@ def translate(
     _pin(draft, words, processors)
     if cells:
         _lay_out(draft, words, properties, rules, processors, page_size, cells)
-    for port in ports:
+    else:
+        _leave_out_cells(draft, words, properties, "the guest has no NUMA cells: say hw:numa_nodes")
+    for port in elements(ports, "ports"):
         add_port(draft, port, rules)
     if words.extra_specs.get("accel:device_profile"):
         add_accelerators(draft, words.extra_specs["accel:device_profile"], rules)
@@ -185,15 +194,16 @@ def _lay_out(
 
     Cells of one guest lie on different cells of the host (``hardware.numa_fit_instance_to_host``): ``isolate``.
     """
-    said = [key for key in flavor.extra_specs if key.startswith(("hw:numa_nodes", "hw:numa_cpus", "hw:numa_mem"))]
-    said += [key for key in image if key.startswith(("hw_numa_nodes", "hw_numa_cpus", "hw_numa_mem"))]
     explicit = [key for key in flavor.extra_specs if re.match(r"resources.*:(VCPU|PCPU|MEMORY_MB)\Z", key)]
     memory = _memory_class(draft, flavor, rules, page_size)
     if not rules.numa or explicit:
         reason = "rules.numa is off" if not rules.numa else f"{explicit[0]} says already where to take it from"
-        for key in said:
-            draft.leave_out("flavor" if key in flavor.extra_specs else "image", key, "", reason)
+        _leave_out_cells(draft, flavor, image, reason)
         return
+    read = {"hw:numa_nodes", "hw_numa_nodes"}
+    for key, words in itertools.product(_OF_EACH_CELL, (flavor.extra_specs, image)):
+        read.update(name for name, _ in numbered(words, key) or ())
+    _leave_out_cells(draft, flavor, image, "cells are numbered from 0 on without a gap", but=read)
     others = draft.suffixes
     for name in ("VCPU", "PCPU", "MEMORY_MB"):
         draft.group().resources[name] = 0
@@ -213,6 +223,16 @@ def _lay_out(
             draft.leave_out("flavor", "hw:numa_nodes", len(cells), reason)
 
 
+def _leave_out_cells(
+    draft: Draft, flavor: FlavorWords, image: Mapping[str, str], reason: str, *, but: Container[str] = ()
+) -> None:
+    """Name what describes the guest's cells, except *but*, as left out."""
+    for source, words in (("flavor", flavor.extra_specs), ("image", image)):
+        for key in filter(_CELL_WORD.match, words):
+            if key not in but:
+                draft.leave_out(source, key, "", reason)
+
+
 def _memory_class(draft: Draft, flavor: FlavorWords, rules: FlavorRules, page_size: PageSize | None) -> str:
     if page_size is None or page_size in {"any", "small"}:
         return "MEMORY_MB"
@@ -221,7 +241,7 @@ def _memory_class(draft: Draft, flavor: FlavorWords, rules: FlavorRules, page_si
         draft.leave_out("flavor", "hw:mem_page_size", flavor.extra_specs.get("hw:mem_page_size", ""), reason)
         return "MEMORY_MB"
     assert isinstance(page_size, int)
-    return rules.page_class(page_size)
+    return require_resource_class(rules.page_class(page_size), "page_class", InvalidRequest)
 
 
 def _add_amounts(draft: Draft, flavor: FlavorWords, *, boot_from_volume: bool) -> None:

@@ -51,6 +51,16 @@ class FlavorWords:
     swap_mb: int
     extra_specs: Mapping[str, str]
 
+    def every_cpu(self, field: str) -> frozenset[int]:
+        """The numbers of the guest's processors, for *field*, which tells them apart.
+
+        Raises:
+            InvalidRequest: There are more than 65,536.
+        """
+        if self.vcpus > _MAX_CPUS:
+            raise refuse(f"tells at most {_MAX_CPUS} processors apart, the flavor has {self.vcpus}", field, self.vcpus)
+        return frozenset(range(self.vcpus))
+
 
 _SPELLINGS = {
     "vcpus": ("vcpus",),
