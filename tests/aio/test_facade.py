@@ -36,6 +36,7 @@ from cloudcore.aio.facade import Facade, _Call
 from cloudcore.aio.listing import AsyncStream
 from cloudcore.errors import Cancelled, CapacityExceeded, InvalidQuery
 from tests.test_forking import Held, forked
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -73,6 +74,31 @@ def test_offloaded_methods_have_the_signatures_of_the_plain_ones(facade, plain):
     for name in shared:
         assert facade.__dict__[name].__wrapped__ is getattr(plain, name)
         assert inspect.signature(facade.__dict__[name]) == inspect.signature(getattr(plain, name))
+
+
+NOT_AWAITED = {
+    CellRouter: {
+        # asks no cell, or makes only what does; `check` is of memory
+        *("add_cell", "breaker", "check", "database", "remove_cell", "status"),
+    },
+    PlacementTree: {
+        # looks at memory, or keeps books there
+        *("allocate", "ancestors", "as_placement", "by_uuid", "children", "consumers", "find", "matcher", "provider"),
+        *("release", "roots", "set_usage", "subtree", "to_networkx", "to_rich", "to_svg", "to_table", "usage"),
+        # makes another tree, which is not bound
+        *("from_placement", "from_placement_database", "from_service", "what_if"),
+        "snapshot",  # a block of one thread, all in one transaction
+    },
+    AllocationLedger: {"claim_new", "transact"},  # for what is built on the ledger, in its threads
+    HostSelector: set(),
+    AttachmentManager: set(),
+}
+
+
+@pytest.mark.parametrize(("facade", "plain"), FACADES, ids=lambda each: each.__name__)
+def test_every_call_that_asks_anybody_is_awaited(facade, plain):
+    public = {name for name in dir(plain) if not name.startswith("_") and callable(getattr(plain, name))}
+    assert public - set(dir(facade)) == NOT_AWAITED[plain]
 
 
 async def test_pages_streams_and_look_ups(tmp_path):
@@ -156,6 +182,18 @@ async def test_a_stream_left_early_leaves_nothing_under_way(tmp_path):
         assert [record async for record in stream] == []
 
 
+@pytest.mark.parametrize("steps", [0, 1])
+async def test_a_stream_that_was_closed_gives_nothing(tmp_path, steps):
+    """However far it was, and though it never began."""
+    async with AsyncCellRouter(_router(tmp_path)) as router:
+        stream = router.stream(Query(sort=[Sort("display_name")]))
+        for _ in range(steps):
+            await anext(stream)
+        await stream.close()
+        assert [record async for record in stream] == []
+        await stream.close()
+
+
 async def test_the_whole_path(sqlite_database):
     create_schema(sqlite_database)
     async with (
@@ -237,6 +275,81 @@ async def test_no_more_threads_than_the_limiter_has(anyio_backend):
             await anyio.sleep(0.01)
         slow.go.set()
     assert (slow.most, slow.ended) == (3, 20)
+
+
+async def test_a_thread_that_was_given_up_keeps_its_place_until_it_ends(anyio_backend):
+    """Callers that lose patience with a database that stands still must not gather threads."""
+    slow, limiter = _Slow(), anyio.CapacityLimiter(2)
+    facade = Facade(slow, limiter=limiter)
+
+    async def impatient() -> None:
+        with anyio.CancelScope() as scope:
+            begun = slow.busy
+            async with anyio.create_task_group() as group:
+                group.start_soon(facade.read, slow.work)
+                while slow.busy == begun:
+                    await anyio.sleep(0.005)
+                scope.cancel()
+        assert scope.cancelled_caught
+
+    await impatient()
+    await impatient()
+    assert limiter.borrowed_tokens == 2
+    async with anyio.create_task_group() as group:
+        for work in (facade.read, facade.run):
+            group.start_soon(work, slow.work)
+        while limiter.statistics().tasks_waiting < 2:
+            await anyio.sleep(0.005)
+        assert slow.busy == 2
+        slow.go.set()
+    assert (slow.most, slow.ended) == (2, 4)
+    while limiter.borrowed_tokens:
+        await anyio.sleep(0.005)
+
+
+def test_a_write_that_asyncio_cancels_keeps_its_place():
+    slow, limiter = _Slow(), anyio.CapacityLimiter(1)
+
+    async def main() -> None:
+        task = asyncio.ensure_future(Facade(slow, limiter=limiter).run(slow.work))
+        while not slow.busy:
+            await asyncio.sleep(0.005)
+        task.cancel()
+        for _ in range(10):
+            await asyncio.sleep(0)  # anyio has let the thread go by now
+        assert limiter.borrowed_tokens == 1
+        slow.go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert limiter.borrowed_tokens == 0
+
+    asyncio.run(main())
+
+
+def test_an_event_loop_that_ends_leaves_all_places_to_the_next():
+    """Though a thread of it still stands: it belongs to nobody, and tells a loop that has closed."""
+    slow, limiter = _Slow(), anyio.CapacityLimiter(1)
+    facade = Facade(slow, limiter=limiter)
+    told: list[object] = []
+
+    async def give_up() -> None:
+        task = asyncio.ensure_future(facade.read(slow.work))
+        while not slow.busy:
+            await asyncio.sleep(0.005)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert limiter.borrowed_tokens == 1
+
+    async def next_one() -> None:
+        assert limiter.borrowed_tokens == 0
+        told.append(await facade.read(lambda: "answered"))
+
+    asyncio.run(give_up())
+    asyncio.run(next_one())
+    slow.go.set()
+    asyncio.run(next_one())
+    assert told == ["answered"] * 2
 
 
 async def test_a_cancelled_write_is_awaited_to_its_end(anyio_backend):
@@ -343,7 +456,7 @@ def test_a_call_that_was_revoked_does_nothing():
     assert call.revoke()
     call()
     assert called == []
-    assert not call.ended.is_set()
+    assert not call.ended
 
 
 def test_a_write_that_has_not_begun_never_begins():
@@ -421,6 +534,12 @@ async def test_closing_in_a_cancelled_scope_closes(tmp_path, anyio_backend):
     assert closed == [True]
 
 
+def _come_to_rest(router: CellRouter) -> None:
+    """Wait until what is fetched ahead is there: a thread that is inside SQLite at the fork has its mutex for ever."""
+    workers = router._workers
+    until(lambda: not workers._jobs and len(workers._idle) == len(workers._threads))
+
+
 def test_child_runs_an_event_loop_of_its_own(tmp_path, anyio_backend):
     """With its parent's objects; a stream that the parent has begun ends there and goes on in another, or is left."""
     plain = _router(tmp_path, each=600)
@@ -446,6 +565,7 @@ def test_child_runs_an_event_loop_of_its_own(tmp_path, anyio_backend):
             anyio.run(stream.close, backend=anyio_backend)
             return f"{len(found)}, {sorted(set(found)) == found}"
 
+        _come_to_rest(plain)
         with Held(stream._taking):
             assert forked(child) == "1800, True"
         anyio.run(go_on, found, stream, backend=anyio_backend)
@@ -466,5 +586,6 @@ def test_child_has_no_part_in_a_stream_of_its_parent(tmp_path):
             given.extend(router.stream(Query(sort=[Sort("display_name")]), cursor=cursor))
             return f"{len(given)}"
 
+        _come_to_rest(router)
         assert forked(child) == "1799"
         assert [first, *(record.display_name for record in stream)] == [f"web-{n:04}" for n in range(1800)]

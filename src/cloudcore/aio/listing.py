@@ -125,6 +125,7 @@ class AsyncStream:
 
     def _close(self) -> None:
         with self._taking:
+            self._over = True
             self._block.clear()
             if self._stream is not None:
                 self._stream.close()
