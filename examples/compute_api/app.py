@@ -315,7 +315,7 @@ def add_volumes(app: FastAPI) -> None:
     def create_volume(body: NewVolume, cloud: Cloud, caller: Who, operation: Key) -> Volume:
         """Make a volume; a deployment's are Cinder's."""
         made = cloud.volume(caller, operation, body.size, multiattach=body.multiattach)
-        return Volume(id=made.id, size=body.size, multiattach=made.multiattach, status=made.status)
+        return Volume(id=made.id, size=made.size // 2**30, multiattach=made.multiattach, status=made.status)
 
 
 # --- everything together ---------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +37,19 @@ from cloudcore.errors import (
     AlreadyExists,
     AttachmentNotFound,
     CloudcoreError,
+    ConstraintViolated,
     ConsumerNotFound,
     InstanceNotFound,
     InvalidArgument,
     InvalidTransition,
     MaxRetriesExceeded,
+    MoveNotFound,
+    OperationMismatch,
     VolumeNotFound,
 )
 from cloudcore.listing import Record
 from cloudcore.observability import Observer
-from cloudcore.placement import Failure
+from cloudcore.placement import Failure, MoveState
 from cloudcore.placement.hosts import spread
 
 log = logging.getLogger(__name__)
@@ -62,12 +65,16 @@ FLAVORS: dict[str, dict[str, Any]] = {
 _moves = sa.Table(
     "example_moves",
     sa.MetaData(),
-    sa.Column("instance", sa.String(36), primary_key=True),
-    sa.Column("migration", sa.String(36), nullable=False),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("migration", sa.String(36), nullable=False, index=True),
+    sa.Column("instance", sa.String(36), nullable=False, index=True),
     sa.Column("host", sa.String(200)),
     sa.Column("flavor", sa.String(255)),
 )
-"""A table of the application's own, beside cloudcore's: what a server returns to if its move is reverted."""
+"""A table of the application's own, beside cloudcore's: what a server was before a move, noted before the move begins.
+
+Rows are only added. Whether a move began, and how it ended, the ledger alone knows.
+"""
 
 
 @attrs.frozen(kw_only=True)
@@ -213,12 +220,8 @@ class ComputeCloud:
         return found
 
     def delete(self, caller: Caller, instance: str) -> None:
-        """Take its volumes away, give its allocations back for ever, and mark the record."""
+        """Take its volumes away, give its allocations back for ever, which ends a move of it, and mark the record."""
         found = self.server(caller, instance)
-        move = self._move(found["uuid"])
-        if move is not None:
-            self.ledger.abandon_move(move.migration)
-            self._forget_move(found["uuid"])
         self.manager.terminate(found["uuid"])
         self.ledger.release(found["uuid"], forever=True)
         self.store.delete(found["uuid"])
@@ -229,74 +232,97 @@ class ComputeCloud:
         """Resize or migrate: the destination is held beside the source until it is confirmed or reverted."""
         found = self.server(caller, instance)
         migration = str(uuid.uuid5(NAMESPACE, f"migration/{operation}"))
-        begun = self._move(found["uuid"])
-        if found["vm_state"] == "resized" and begun is not None and begun.migration == migration:
-            self.store.update(found["uuid"], host=found["host"])  # an earlier call came so far
-            return
-        if found["vm_state"] != "active":
-            raise InvalidTransition(f"server {instance} is {found['vm_state']}", state=found["vm_state"], event=kind)
-        wanted = flavor_id or found["flavor"]
+        if self._state(migration) is None:
+            if found["vm_state"] != "active":
+                state = found["vm_state"]
+                raise InvalidTransition(f"server {instance} is {state}", state=state, event=kind)
+            self._note(found, migration)
+        before = self._notes(_moves.c.migration == migration)[0]
+        wanted = flavor_id or before.flavor
         self.tree.refresh()
         selection = self.selector.select_destination(
             found["uuid"], migration, ResourceRequest.from_flavor(flavor(wanted)), kind=kind, operation_id=operation
         )
-        self._note_move(found, migration)
-        if self.manager.attachments(instance_id=found["uuid"]):
+        if self._state(migration) != MoveState.HELD:
+            return  # a late repeat: the move has ended since
+        if found["vm_state"] != "resized" and self.manager.attachments(instance_id=found["uuid"]):
             self.manager.begin_move(found["uuid"], selection.primary.name, kind="cold")
         self.store.update(found["uuid"], vm_state="resized", host=selection.primary.name, flavor=wanted)
 
     def confirm(self, caller: Caller, instance: str) -> None:
-        found, move = self._moving(caller, instance, "confirm")
-        self.ledger.confirm_move(move.migration)
-        if self.manager.move(found["uuid"]) is not None:
-            self.manager.confirm_move(found["uuid"])
+        """End a move at its destination: the volumes', then the ledger's, then the record. May be repeated."""
+        found, before = self._moving(caller, instance, "confirm")
+        if found["vm_state"] != "resized":
+            raise InvalidTransition(
+                f"server {instance} has not arrived: repeat its move, or revert it",
+                state=found["vm_state"],
+                event="confirm",
+            )
+        self._end_volumes(found["uuid"], found["host"], self.manager.confirm_move)
+        self.ledger.confirm_move(before.migration)
         self.store.update(found["uuid"], vm_state="active")
-        self._forget_move(found["uuid"])
 
     def revert(self, caller: Caller, instance: str) -> None:
-        found, move = self._moving(caller, instance, "revert")
-        self.ledger.revert_move(move.migration)
-        if self.manager.move(found["uuid"]) is not None:
-            self.manager.revert_move(found["uuid"])
-        self.store.update(found["uuid"], vm_state="active", host=move.host, flavor=move.flavor)
-        self._forget_move(found["uuid"])
+        """End a move at its source, in the same order, however far it came. May be repeated."""
+        found, before = self._moving(caller, instance, "revert")
+        self._end_volumes(found["uuid"], before.host, self.manager.revert_move)
+        self.ledger.revert_move(before.migration)
+        self.store.update(found["uuid"], vm_state="active", host=before.host, flavor=before.flavor)
 
     def _moving(self, caller: Caller, instance: str, event: str) -> tuple[Record, Any]:
+        """A server in a move, or whose record does not show its end yet, and what it was before."""
         found = self.server(caller, instance)
-        move = self._move(found["uuid"])
-        if move is None:
-            raise InvalidTransition(f"server {instance} is in no move", state=found["vm_state"], event=event)
-        return found, move
+        for before in self._notes(_moves.c.instance == found["uuid"]):
+            state = self._state(before.migration)
+            if state == MoveState.HELD or (state is not None and found["vm_state"] == "resized"):
+                return found, before
+            if state is not None:
+                break  # the last one that began has ended, and older ones before it
+        raise InvalidTransition(f"server {instance} is in no move", state=found["vm_state"], event=event)
 
-    def _move(self, instance: str) -> Any:
+    def _end_volumes(self, instance: str, host: str, end: Callable[[str], object]) -> None:
+        """Bring the volumes to *host*; a repeat finds them there, and who wanted them elsewhere comes too late."""
+        if self.manager.move(instance) is not None:
+            end(instance)
+        if any(attachment.host != host for attachment in self.manager.attachments(instance_id=instance)):
+            raise InvalidTransition(
+                f"volumes of server {instance} are not on {host}: end its move the other way, or detach them"
+            )
+
+    def _state(self, migration: str) -> MoveState | None:
+        """None if the move never began."""
+        try:
+            return self.ledger.move(migration).state
+        except MoveNotFound:
+            return None
+
+    def _note(self, found: Record, migration: str) -> None:
+        row = {"migration": migration, "instance": found["uuid"], "host": found["host"], "flavor": found["flavor"]}
+        self.database.run(lambda connection: connection.execute(sa.insert(_moves), row))
+
+    def _notes(self, which: sa.ColumnElement[bool]) -> Sequence[Any]:
+        """Newest first."""
         with self.database.read() as connection:
-            return connection.execute(sa.select(_moves).where(_moves.c.instance == instance)).one_or_none()
-
-    def _note_move(self, found: Record, migration: str) -> None:
-        row = {"instance": found["uuid"], "migration": migration, "host": found["host"], "flavor": found["flavor"]}
-
-        def write(connection: sa.Connection) -> None:
-            connection.execute(sa.delete(_moves).where(_moves.c.instance == found["uuid"]))
-            connection.execute(sa.insert(_moves), [row])
-
-        self.database.run(write)
-
-    def _forget_move(self, instance: str) -> None:
-        self.database.run(lambda connection: connection.execute(sa.delete(_moves).where(_moves.c.instance == instance)))
+            return connection.execute(sa.select(_moves).where(which).order_by(_moves.c.number.desc())).all()
 
     # --- volumes -----------------------------------------------------------------------------------------------------
 
     def volume(self, caller: Caller, operation: str, size: int, *, multiattach: bool) -> Volume:
         """Make a volume of *size* GiB; a repeat finds it."""
         identifier = str(uuid.uuid5(NAMESPACE, f"volume/{operation}"))
-        with contextlib.suppress(VolumeNotFound):
-            return self.volumes.volume(identifier)
-        return self.volumes.create_volume(
-            size * 2**30, multiattach=multiattach, volume_id=identifier, project_id=caller.project_id
-        )
+        with contextlib.suppress(ConstraintViolated):  # an earlier call made it
+            self.volumes.create_volume(
+                size * 2**30, multiattach=multiattach, volume_id=identifier, project_id=caller.project_id
+            )
+        made = self.volumes.volume(identifier)
+        if (made.size, made.multiattach) != (size * 2**30, multiattach):
+            raise OperationMismatch(f"this key made volume {identifier}, which is another", operation_id=operation)
+        return made
 
     def attach(self, caller: Caller, instance: str, operation: str, volume: str, device: str | None) -> Attachment:
         found = self.server(caller, instance)
+        if not caller.admin and self.volumes.volume(volume).project_id != caller.project_id:
+            raise VolumeNotFound(f"no volume {volume}", identifier=volume)  # as if it were not there
         target = device.rpartition("/")[2] if device else None
         return self.manager.attach(
             volume, found["uuid"], host=found["host"], target=target or None, operation_id=operation

@@ -92,6 +92,38 @@ def test_a_shared_volume_is_attached_to_two_servers(server: ComputeServer) -> No
         assert refused.json()["status"] == 409
 
 
+def test_a_volume_of_another_project_is_not_there(server: ComputeServer) -> None:
+    with httpx.Client(base_url=server.url, timeout=30) as client:
+        volume = client.post("/volumes", json={"size": 1}, headers={"x-auth-token": "ada:owner"}).json()["id"]
+        nobodys = "a" * 8 + volume[8:]
+        answers = {}
+        for who in ("eve:other", "admin", "ada:owner"):
+            headers = {"x-auth-token": who}
+            wanted = {"server": {"name": "web", "flavorRef": "1"}}
+            path = f"/servers/{client.post('/servers', json=wanted, headers=headers).json()['server']['id']}"
+            for identifier in (nobodys, volume):
+                body = {"volumeAttachment": {"volumeId": identifier}}
+                answers[who, identifier] = client.post(f"{path}/os-volume_attachments", json=body, headers=headers)
+            assert client.delete(path, headers=headers).status_code == 204
+    others, nobody = answers["eve:other", volume].json(), answers["eve:other", nobodys].json()
+    assert others.pop("detail").replace(volume, nobodys) == nobody.pop("detail")
+    assert others == nobody
+    assert [answers[who, volume].status_code for who in ("eve:other", "admin", "ada:owner")] == [404, 200, 200]
+
+
+def test_a_volume_is_told_as_it_is(server: ComputeServer) -> None:
+    """Also under a key that was used for another."""
+    with httpx.Client(base_url=server.url, headers={"idempotency-key": "disk"}, timeout=30) as client:
+        made, again, larger, shared = (
+            client.post("/volumes", json=body)
+            for body in ({"size": 2}, {"size": 2}, {"size": 500}, {"size": 2, "multiattach": True})
+        )
+    assert made.status_code == 202
+    assert made.json()["size"] == 2
+    assert again.json() == made.json()
+    assert [(each.status_code, each.json()["error"]) for each in (larger, shared)] == [(409, "OperationMismatch")] * 2
+
+
 def test_a_cell_that_is_away_shows_what_is_known(tmp_path: Path) -> None:
     server = ComputeServer(tmp_path)
     server.start()
