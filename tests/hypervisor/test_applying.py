@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import datetime as dt
 import uuid
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ import pytest
 
 from cloudcore import _failpoints
 from cloudcore.database import Database
-from cloudcore.errors import GenerationConflict, InUse, ReshapeFailed, ReshapeNeeded
+from cloudcore.errors import GenerationConflict, InUse, InvalidArgument, ReshapeFailed, ReshapeNeeded
 from cloudcore.hypervisor import (
     DeviceRule,
     HostPolicy,
@@ -163,12 +164,13 @@ def in_use(books: tuple[PlacementTree, AllocationLedger]) -> dict[str, dict[str,
     return held
 
 
+def totals_of(held: dict[str, dict[str, int]]) -> dict[str, int]:
+    """Class → amount on all providers."""
+    return dict(sum((collections.Counter(classes) for classes in held.values()), collections.Counter()))
+
+
 def totals(ledger: AllocationLedger, instance: str) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for classes in ledger.allocations(instance).values():
-        for name, amount in classes.items():
-            found[name] = found.get(name, 0) + amount
-    return found
+    return totals_of(ledger.allocations(instance))
 
 
 def plan(tree: PlacementTree, allocations, **options):
@@ -258,3 +260,34 @@ def test_plans_that_cannot_be(books):
     spread = plan(tree, held | {big: ledger.allocations(big)}).allocations[big]
     assert sum(classes["MEMORY_MB"] for classes in spread.values()) == 4383  # dealt to both cells
     assert len(spread) == 2
+
+
+def flat_host(tree: PlacementTree, **cpus: int) -> dict[str, dict[str, dict[str, int]]]:
+    """A flat host of two cells of 4 CPUs, and consumers that hold so many of them."""
+    sync(tree, MemoryHypervisor("cn1").facts(), FLAT)
+    held = {consumer: {tree["cn1"].uuid: {"VCPU": amount}} for consumer, amount in cpus.items()}
+    for consumer, classes in held.items():
+        tree.allocate(consumer, classes)
+    return held
+
+
+@pytest.mark.parametrize("cell", [0, 1])
+@pytest.mark.parametrize("others", [{"a": 3}, {"a": 4}, {"a": 2, "b": 2, "z": 1}])
+def test_a_pinned_guest_goes_where_it_is_pinned_whatever_else_is_there(tree, cell, others):
+    """Bigger ones, and those that come first by name, make room."""
+    held = flat_host(tree, pinned=2, **others)
+    place = sorted(plan(tree, held).diff.moves[0].targets)[cell][0]
+    after = plan(tree, held, places={"pinned": place, "elsewhere": "another host"}).allocations
+    assert after["pinned"] == {place: {"VCPU": 2}}
+    assert {name: totals_of(after[name]) for name in others} == {name: {"VCPU": cpus} for name, cpus in others.items()}
+
+
+def test_a_pinned_guest_that_has_no_room_where_it_is_pinned_stops_the_reshape(tree):
+    """It is booked nowhere else without a word; nor is one whose place is misspelt."""
+    held = flat_host(tree, first=3, second=2)
+    (place, _, _), _ = plan(tree, held).diff.moves[0].targets
+    with pytest.raises(ReshapeFailed, match=rf"second belongs on {place}.* 2 VCPU \(1 free\)"):
+        plan(tree, held, places={"first": place, "second": place})
+    with pytest.raises(InvalidArgument, match="of consumer first") as caught:
+        plan(tree, held, places={"first": "cn1_numa0"})
+    assert (caught.value.field, caught.value.value) == ("places", "cn1_numa0")

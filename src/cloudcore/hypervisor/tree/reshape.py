@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from cloudcore.errors import ReshapeFailed
+from cloudcore.errors import InvalidArgument, ReshapeFailed
 from cloudcore.hypervisor.tree.comparison import Action
 
 if TYPE_CHECKING:
@@ -57,24 +57,28 @@ def plan_reshape(
     """New allocations for every consumer that holds what *change* moves. Nothing is lost and nothing added.
 
     What one consumer holds goes to one provider where it fits (a guest into one NUMA cell), to the fullest such one;
-    only what fits nowhere whole is dealt to several.
+    only what fits nowhere whole is dealt to several. Those whose place is given come first, and go there or nowhere.
 
     Args:
         change: The difference, with its moves.
         current: The tree that it was made from.
         allocations: consumer → provider → class → amount of all consumers of the sources.
-        places: consumer → provider that should take over what it holds, where that is known (a pinned guest).
+        places: consumer → UUID of the provider that has to take over what it holds, as far as it can be asked to, where
+            that is known (a pinned guest).
         in_flight: Consumers that are being moved: migrations, and their instances.
 
     Raises:
         ReshapeFailed: Consumers in flight hold some of it, the allocations given are not all of it, or a consumer fits
-            nowhere. Nothing was decided.
+            nowhere, or not where its place is. Nothing was decided.
+        InvalidArgument: A place is no provider of either tree.
     """
+    places = {consumer: place for consumer, place in (places or {}).items() if consumer in allocations}
+    _require_known(places, change, current)
     planner = _Planner(change, current)
     moving = {(move.source, move.resource_class): move for move in change.moves}
     planner.check_complete(moving, allocations)
     after: Allocations = {}
-    for consumer in sorted(allocations, key=lambda one: (-_size(allocations[one], moving), one)):
+    for consumer in sorted(allocations, key=lambda one: (one not in places, -_size(allocations[one], moving), one)):
         held = {
             (provider, name): amount
             for provider, classes in allocations[consumer].items()
@@ -86,11 +90,22 @@ def plan_reshape(
         if consumer in in_flight:
             raise ReshapeFailed(f"consumer {consumer} is being moved; reshape when it has arrived", identifier=consumer)
         staying = {key: amount for key, amount in held.items() if key not in moving}
-        taken = planner.place(consumer, leaving, moving, (places or {}).get(consumer))
+        taken = planner.place(consumer, leaving, moving, places.get(consumer))
         for (provider, name), amount in (*staying.items(), *taken.items()):
             classes = after.setdefault(consumer, {}).setdefault(provider, {})
             classes[name] = classes.get(name, 0) + amount
     return Reshape(diff=change, allocations=after)
+
+
+def _require_known(places: Mapping[str, str], change: TreeDiff, current: CurrentTree) -> None:
+    known = {provider.uuid for provider in current.providers} | {edit.uuid for edit in change.edits}
+    for consumer, place in places.items():
+        if place not in known:
+            raise InvalidArgument(
+                f"places: {place!r}, of consumer {consumer}, is the UUID of no provider of this host",
+                field="places",
+                value=place,
+            )
 
 
 def _size(held: Mapping[str, Mapping[str, int]], moving: Mapping[tuple[str, str], ResourceMove]) -> int:
@@ -141,7 +156,7 @@ class _Planner:
         """(provider, class) → amount for what the consumer holds; taken from what is free."""
         taken: dict[tuple[str, str], int] = defaultdict(int)
         for group in self._groups(leaving, moving):
-            home = self._home(group, moving, preferred)
+            home = self._home(consumer, group, moving, preferred)
             for key, amount in sorted(group.items()):
                 parts = self._dealt(consumer, moving[key], amount, home)
                 for target, part in parts.items():
@@ -161,11 +176,12 @@ class _Planner:
 
     def _home(
         self,
+        consumer: str,
         group: Mapping[tuple[str, str], int],
         moving: Mapping[tuple[str, str], ResourceMove],
         preferred: str | None,
     ) -> str | None:
-        """A provider that takes the whole group."""
+        """A provider that takes the whole group: the *preferred* one where it is one that could."""
         needs: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
         providers = list(dict.fromkeys(provider for key in group for provider, _, _ in moving[key].targets))
         for key, amount in group.items():
@@ -179,6 +195,13 @@ class _Planner:
                 for name, amount in needs[provider].items()
             )
         ]
+        if preferred in providers and preferred not in fitting:
+            wanted = ", ".join(
+                f"{amount} {name} ({self._free[preferred, name]} free)" for name, amount in needs[preferred].items()
+            )
+            raise ReshapeFailed(
+                f"consumer {consumer} belongs on {preferred}, which has no room for its {wanted}", identifier=consumer
+            )
         if preferred in fitting:
             return preferred
         return min(fitting, key=lambda one: sum(self._free[one, name] for name in needs[one]), default=None)
