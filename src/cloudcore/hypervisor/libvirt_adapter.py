@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import TYPE_CHECKING, Any, Self
 
 import attrs
@@ -21,7 +22,7 @@ from cloudcore.errors import (
 from cloudcore.hypervisor.disks.copying import CopyOperations
 from cloudcore.hypervisor.disks.guests import Hint, Waiters
 from cloudcore.hypervisor.disks.libvirt_driver import LibvirtDriver
-from cloudcore.hypervisor.disks.migration import Migration, cancel
+from cloudcore.hypervisor.disks.migration import Migration, abort
 from cloudcore.hypervisor.disks.operations import DiskOperations
 from cloudcore.hypervisor.disks.secrets import VolumeSecrets
 from cloudcore.hypervisor.disks.xml import SECRET_KINDS, check_disk, secret_xml
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from cloudcore.hypervisor.facts.host import HostFacts
 
 __all__ = ["LibvirtHypervisor"]
+
+_CANCEL_AGAIN = 0.5  # seconds
 
 
 class LibvirtHypervisor:
@@ -223,12 +226,14 @@ class LibvirtHypervisor:
             listen_address: On which the destination's QEMU listens.
             disks: How the destination reaches volumes that it reaches in another way.
             edit: Changes the definition further, such as paths of serial ports.
-            seconds: Its deadline; then the migration is cancelled.
+            seconds: Its deadline; then the migration is cancelled, and waited for as long as for a read.
 
         Raises:
             GuestNotFound: It is not here. If it is at the destination already, nothing is raised.
             DeviceNotFound: It has no disk of one of the volumes.
-            DeadlineExceeded: Cancelled after *seconds*; the guest runs on here, unless it had just arrived.
+            DeadlineExceeded: Cancelled after *seconds*, or not begun; the guest runs on here, unless it had just
+                arrived. A note says so if it could not be cancelled.
+            GuestBusy: It is being migrated by another caller, or saved. That is left alone, and nothing was begun.
             HypervisorError: libvirt refused; the guest runs on here.
         """
         identifier = normalise_uuid(instance_id, "instance_id")
@@ -252,8 +257,8 @@ class LibvirtHypervisor:
                 seconds=seconds,
                 identifier=identifier,
             )
-        except DeadlineExceeded:
-            self._connection.call(f"cancel migration of {identifier}", lambda here: cancel(here, identifier))
+        except DeadlineExceeded as error:
+            self._give_up(plan, identifier, error)
             raise
         except CloudcoreError as error:
             if not isinstance(error, Transient):  # else the guest may be on its way still
@@ -262,6 +267,18 @@ class LibvirtHypervisor:
         if destination._driver.view(identifier) is None:
             raise HypervisorError(f"guest {identifier} was moved to {destination.host}, and is not there")
         self._forget_all(encrypted)
+
+    def _give_up(self, plan: Migration, identifier: str, error: DeadlineExceeded) -> None:
+        """Cancel what has begun, until it has ended: one that waits in libvirt for its turn cannot be cancelled yet."""
+        ends = time.monotonic() + self._timeouts.read
+        try:
+            while plan.give_up() and time.monotonic() < ends:
+                self._connection.call(f"cancel migration of guest {identifier}", lambda here: abort(here, identifier))
+                plan.ended.wait(_CANCEL_AGAIN)
+        except CloudcoreError as second:
+            error.add_note(str(second))
+        if plan.give_up():
+            error.add_note(f"guest {identifier} may still be on its way: look where it is before it is moved again")
 
     def _give_at(
         self, destination: LibvirtHypervisor, encrypted: list[Disk], given: tuple[Disk, ...]
