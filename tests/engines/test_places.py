@@ -108,7 +108,7 @@ def test_second_waits_for_the_first_and_then_looks(trees, monkeypatch, first):
     }
     other = "move" if first == "add" else "add"
     written, go_on = threading.Event(), threading.Event()
-    record = edits.record_changes
+    record = edits.note_changes
 
     def hold_open(connection, touched, **options):
         record(connection, touched, **options)
@@ -116,7 +116,7 @@ def test_second_waits_for_the_first_and_then_looks(trees, monkeypatch, first):
             written.set()
             go_on.wait(10)
 
-    monkeypatch.setattr(edits, "record_changes", hold_open)
+    monkeypatch.setattr(edits, "note_changes", hold_open)
     caught = []
 
     def second() -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
 from cloudcore.database import Database
-from cloudcore.errors import InvariantViolated
-from cloudcore.placement import PlacementTree, prune_changes
+from cloudcore.errors import GenerationConflict, InvariantViolated
+from cloudcore.placement import PlacementTree, prune_changes, record_changes
+from cloudcore.placement import tables as t
 
 A = "aaaaaaaa-0000-0000-0000-000000000001"
 SHARES = "MISC_SHARES_VIA_AGGREGATE"
@@ -116,6 +119,76 @@ def test_a_pool_moves_with_a_provider_whose_mover_had_not_seen_it(
     assert_like_new(follower, ledger_database)
     writer.refresh()
     assert_like_new(writer, ledger_database)
+
+
+# --- tables that somebody else changes -------------------------------------------------------------------------------
+
+
+def another_trait(connection: Connection, number: int) -> None:
+    connection.execute(sa.insert(t.provider_traits).values(provider_id=number, trait="CUSTOM_B"))
+
+
+def another_total(connection: Connection, number: int) -> None:
+    held = t.inventories.c.provider_id == number
+    connection.execute(sa.update(t.inventories).where(held).values(total=4, capacity=4))
+
+
+def another_class(connection: Connection, number: int) -> None:
+    limits = {"total": 5, "reserved": 0, "min_unit": 1, "max_unit": 100, "step_size": 1, "allocation_ratio": 1.0}
+    row = {"provider_id": number, "resource_class": "DISK_GB", "capacity": 5, "used": 3, **limits}
+    connection.execute(sa.insert(t.inventories).values(row))
+
+
+def class_gone(connection: Connection, number: int) -> None:
+    held = sa.and_(t.inventories.c.provider_id == number, t.inventories.c.resource_class == "VCPU")
+    connection.execute(sa.delete(t.inventories).where(held))
+
+
+@pytest.mark.parametrize("look", [by_refresh, by_fork, by_snapshot])
+@pytest.mark.parametrize("change", [another_trait, another_total, another_class, class_gone])
+def test_changes_by_sql_that_are_noted_are_followed(
+    writer: PlacementTree,
+    follower: PlacementTree,
+    ledger_database: Database,
+    change: Callable[[Connection, int], None],
+    look: Callable[[PlacementTree], PlacementTree],
+) -> None:
+    """And an edit that was planned on what was there before them is refused."""
+    writer.add("cn0", inventory={"VCPU": 8, "DISK_GB": 9})
+    writer.add("cn1", inventory={"VCPU": 8})
+    follower.refresh()
+    with ledger_database.write() as connection:
+        change(connection, writer["cn1"].number)
+        record_changes(connection, [writer["cn1"].number])
+    with pytest.raises(GenerationConflict):
+        writer.set_traits("cn1", {"CUSTOM_A"})
+    for tree in (look(follower), follower, by_refresh(writer)):
+        assert_like_new(tree, ledger_database)
+    assert follower.refresh() == 0
+
+
+@pytest.mark.parametrize("look", [by_refresh, by_fork, by_snapshot])
+@pytest.mark.parametrize("others", [{"VCPU": 8, "DISK_GB": 9}, {"VCPU": 8}])
+def test_use_of_an_inventory_that_nobody_said_was_added_is_looked_into(
+    writer: PlacementTree,
+    follower: PlacementTree,
+    ledger_database: Database,
+    others: dict[str, int],
+    look: Callable[[PlacementTree], PlacementTree],
+) -> None:
+    """Noted as if only what is in use had changed: it is not taken for that of another provider."""
+    writer.add("cn0", inventory=others)
+    writer.add("cn1", inventory={"VCPU": 8})
+    writer.add("cn2", inventory=others)
+    follower.refresh()
+    with ledger_database.write() as connection:
+        another_class(connection, writer["cn1"].number)
+        record_changes(connection, [writer["cn1"].number], edited=False)
+    for tree in (look(follower), follower, by_refresh(writer)):
+        assert_like_new(tree, ledger_database)
+
+
+# --- check -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

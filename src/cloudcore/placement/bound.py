@@ -132,12 +132,10 @@ class DatabaseBinding:
                 self._state.snapshot()  # own edits are laid out now: no search moves a position while this one reads
             try:
                 news = self._read_use() or self._read_news()
+                self._take(news)
             except WatermarkLost:
                 self.reload()
                 return len(self._state.forest.providers)
-            with self._state.lock:
-                self._take(news)
-                self._watermark = news.watermark
             self._seen = version
             return news.count
 
@@ -159,16 +157,9 @@ class DatabaseBinding:
             self._state.snapshot()
         try:
             changed, watermark = changes_since(connection, self._watermark)
+            self._take(self._read_changed(connection, changed, watermark))
         except WatermarkLost:
-            return self._state_of_all(connection)
-        news = self._read_changed(connection, changed, watermark)
-        with self._state.lock:
-            self._take(news)
-            self._watermark = news.watermark
-            return self._state.copy()
-
-    def _state_of_all(self, connection: Connection) -> TreeState:
-        self._install(*store.read_all(connection))
+            self._install(*store.read_all(connection))
         return self._state.copy()
 
     def _install(self, providers: Sequence[Provider], usage: Mapping[str, Usage], watermark: str) -> None:
@@ -255,17 +246,28 @@ class DatabaseBinding:
         return sum(1 for _ in self._state.forest.ancestors(provider.uuid))
 
     def _take(self, news: _News) -> None:
+        """Give what was read its effect.
+
+        Raises:
+            WatermarkLost: It tells of use of an inventory that nobody said was added: what else is there, who knows?
+        """
         forest = self._state.forest
-        if news.rows:
-            numbers, classes, used = list(zip(*news.rows, strict=True))[:3]
-            amounts = np.asarray(used, dtype=np.int64)
-            self._state.columns = set_used(self._state.columns, self._index, news.places, classes, amounts)
-            forest.note_usage(news.rows, numbers)
-        if news.edit.put or news.edit.gone:
-            forest.apply(news.edit)
-            for provider in news.edit.put:
-                forest.set_usage(provider.uuid, news.usage.get(provider.uuid, {}))
-        self._state.snapshot()
+        with self._state.lock:
+            if news.rows:
+                numbers, classes, used = list(zip(*news.rows, strict=True))[:3]
+                amounts = np.asarray(used, dtype=np.int64)
+                try:
+                    self._state.columns = set_used(self._state.columns, self._index, news.places, classes, amounts)
+                except KeyError as error:
+                    message = "inventories were changed as if nothing but what is in use of them were; read all again"
+                    raise WatermarkLost(message, identifier=self._watermark) from error
+                forest.note_usage(news.rows, numbers)
+            if news.edit.put or news.edit.gone:
+                forest.apply(news.edit)
+                for provider in news.edit.put:
+                    forest.set_usage(provider.uuid, news.usage.get(provider.uuid, {}))
+            self._state.snapshot()
+            self._watermark = news.watermark
 
     # --- writing -----------------------------------------------------------------------------------------------------
 

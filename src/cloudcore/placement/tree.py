@@ -477,7 +477,8 @@ class PlacementTree(TreeEdits):
         *session* is a keystoneauth1 session; see :mod:`cloudcore.placement.storage.placement_service`.
 
         Raises:
-            Unavailable: The service answers with an error.
+            Unavailable: The service does not answer, or not as Placement does.
+            InvalidProvider, InvalidInventory: As :meth:`load` does.
         """
         from cloudcore.placement.storage.placement_service import read_placement_service
 

@@ -120,8 +120,14 @@ class Column:
         return slice(first, last)
 
     def with_used(self, positions: Positions, used: Amounts) -> Column:
-        """The same column with other use at *positions*, which all have this class."""
+        """The same column with other use at *positions*.
+
+        Raises:
+            KeyError: One of them has not this class.
+        """
         rows = self.rows.searchsorted(positions)
+        if (self.rows.take(rows, mode="clip") != positions).any():
+            raise KeyError("a position that has not this class")
         after, room = self.used.copy(), self.room.copy()
         after[rows] = used
         room[rows] = np.minimum(self.capacity[rows] - used, self.max_unit[rows])
@@ -224,7 +230,11 @@ class Block:
         return sum(array.nbytes for array in own) + sum(columns.values()) + sets + 8 * self.size
 
     def with_used(self, changes: Mapping[str, tuple[Sequence[int] | Positions, Sequence[int] | Amounts]]) -> Block:
-        """The same block with other use: resource class → (positions, amounts in use)."""
+        """The same block with other use: resource class → (positions, amounts in use).
+
+        Raises:
+            KeyError: A position has not a class that is given for it.
+        """
         classes = dict(self.classes)
         for name, (positions, used) in changes.items():
             places = np.asarray(positions, dtype=np.intp)

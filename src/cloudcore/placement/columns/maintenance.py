@@ -202,7 +202,11 @@ class NumberIndex:
 
 
 def set_used(columns: Columns, index: NumberIndex, found: Positions, classes: Sequence[str], used: Amounts) -> Columns:
-    """The same columns with other use: of *classes* of what was *found* in *index*, row by row."""
+    """The same columns with other use: of *classes* of what was *found* in *index*, row by row.
+
+    Raises:
+        KeyError: One of those has not the class.
+    """
     places = index.places[found]
     changes = _few_by_block(places, classes, used) if len(places) <= _FEW else _by_block(places, classes, used)
     blocks = list(columns.blocks)

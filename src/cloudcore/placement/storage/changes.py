@@ -1,6 +1,6 @@
 """Which providers changed since when: a feed that is safe to follow while others write.
 
-Every edit of a provider and every claim calls :func:`record_changes` in its own transaction; a tree calls
+Every edit of a provider and every claim calls :func:`note_changes` in its own transaction; a tree calls
 :func:`changes_since` with the watermark of its last call. A number drawn from a sequence would not do as watermark:
 one writer draws 1, another draws 2 and commits, a reader stands at 2, and then 1 commits and is never seen.
 
@@ -13,7 +13,7 @@ one writer draws 1, another draws 2 and commits, a reader stands at 2, and then 
   is in use after the change: to look it up, provider by provider, would touch as many pages. Another slot counts edits
   of providers: a reader that finds none since its watermark has all that it needs in the feed (:func:`use_since`).
 
-Writers call :func:`record_changes` last before their commit, so that a slot is held briefly and always after every
+Writers call :func:`note_changes` last before their commit, so that a slot is held briefly and always after every
 other lock, and so that what it says of use is true.
 """
 
@@ -25,9 +25,11 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from cloudcore.database import utc_now
 from cloudcore.errors import InvalidArgument, WatermarkLost
 from cloudcore.placement.tables import provider_change_slots as slots
 from cloudcore.placement.tables import provider_changes as changes
+from cloudcore.placement.tables import resource_providers
 
 if TYPE_CHECKING:
     import sqlite3
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
-__all__ = ["MYSQL_COUNT", "MYSQL_SLOT", "changes_since", "prune_changes", "record_changes"]
+__all__ = ["MYSQL_COUNT", "MYSQL_SLOT", "changes_since", "note_changes", "prune_changes", "record_changes"]
 
 _EDITS = 1  # the slot on SQLite that counts edits
 _SLOTS = 16  # on MariaDB/MySQL; more would spread writers better and cost readers more
@@ -75,6 +77,7 @@ ON DUPLICATE KEY UPDATE position = LAST_INSERT_ID(position + 1)
 _MYSQL_RECORD = "INSERT INTO provider_changes (slot, position, provider_id) VALUES {rows}"
 _MYSQL_ROW = f"({MYSQL_SLOT}, LAST_INSERT_ID(), %s)"
 _MYSQL_ROWS = 500  # in a statement
+_NAMED = 1_000  # ids in a statement
 
 _POSTGRESQL_NOW = """
 CASE WHEN pg_is_in_recovery() -- a standby's snapshot does not list who is in progress: its lower end is the watermark
@@ -106,13 +109,28 @@ _POSTGRESQL_USE = _POSTGRESQL_NEWS.replace("{use}", _POSTGRESQL_USE_OF_EACH).rep
 def record_changes(connection: Connection, provider_ids: Iterable[int], *, edited: bool = True) -> None:
     """Note in the transaction of *connection* that these providers changed: anything that a search would see.
 
-    Call it last before the commit, in any case after the last write of what is in use, which SQLite's feed repeats.
-    Costs one statement on PostgreSQL, two or three on the others.
+    For whoever writes the tables without a tree or a ledger. Counts the generations of the providers up: by them trees
+    that follow tell what to read anew, and an edit that was planned on what was there before is refused. Call it last
+    before the commit, in any case after the last write of what is in use, which SQLite's feed repeats.
 
     Args:
         connection: In the transaction of the change.
         provider_ids: Which providers.
-        edited: False when nothing changed but what is in use of them: trees that follow may then read less.
+        edited: False when nothing changed but what is in use of them: no generation is counted up, and trees that
+            follow read less.
+    """
+    chosen = sorted(set(provider_ids))
+    counted = {"generation": resource_providers.c.generation + 1, "updated_at": utc_now()}
+    for first in range(0, len(chosen) if edited else 0, _NAMED):
+        held = resource_providers.c.id.in_(chosen[first : first + _NAMED])
+        connection.execute(sa.update(resource_providers).where(held).values(counted))
+    note_changes(connection, chosen, edited=edited)
+
+
+def note_changes(connection: Connection, provider_ids: Iterable[int], *, edited: bool = True) -> None:
+    """Do as :func:`record_changes` for an edit that has counted the generations up itself.
+
+    Costs one statement on PostgreSQL, two or three on the others.
     """
     chosen = sorted(set(provider_ids))
     if not chosen:
@@ -133,7 +151,7 @@ def record_changes(connection: Connection, provider_ids: Iterable[int], *, edite
 
 
 def record_changes_raw(cursor: Any, dialect: str, provider_ids: Iterable[int]) -> None:
-    """Do as :func:`record_changes` on a cursor of the driver, for what is in use: the ledger's hot path.
+    """Do as :func:`note_changes` on a cursor of the driver, for what is in use: the ledger's hot path.
 
     Where the transaction also edits providers, it calls :func:`record_edit_raw` before.
     """

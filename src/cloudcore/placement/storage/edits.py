@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from cloudcore.database import hold, utc_now
 from cloudcore.errors import AlreadyExists, GenerationConflict, InUse
 from cloudcore.placement.storage.bulk_insert import draw_ids, insert_rows
-from cloudcore.placement.storage.changes import record_changes
+from cloudcore.placement.storage.changes import note_changes
 from cloudcore.placement.tables import inventories, provider_aggregates, provider_traits, resource_providers
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def write_edit(connection: Connection, forest: Forest, edit: Edit) -> dict[str, 
     for provider in edit.gone:
         _delete(connection, provider)
     touched = [*numbers.values(), *(provider.number for provider in (*changed, *edit.gone))]
-    record_changes(connection, touched)
+    note_changes(connection, touched)
     return numbers
 
 

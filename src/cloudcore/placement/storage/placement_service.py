@@ -49,24 +49,15 @@ def read_placement_service(
         on_progress: Called with (providers read, providers in all).
 
     Raises:
-        Unavailable: The service answers with an error.
+        Unavailable: The service does not answer, or not as Placement does.
     """
-    where = dict(endpoint_filter or {"service_type": "placement"})
-
-    def get(path: str) -> Any:
-        answer = session.get(path, endpoint_filter=where, headers={"OpenStack-API-Version": _VERSION}, raise_exc=False)
-        if answer.status_code == 404:
-            return None
-        if answer.status_code != 200:
-            raise Unavailable(f"GET {path} of Placement: status {answer.status_code}")
-        return answer.json()
-
-    providers = (get("/resource_providers") or {}).get("resource_providers", [])
+    service = _Service(session, dict(endpoint_filter or {"service_type": "placement"}))
+    providers = service.get("/resource_providers", "resource_providers")["resource_providers"]
     data: dict[str, Any] = {"inventories": {}, "traits": {}, "aggregates": {}, "usages": {}}
     gone: set[str] = set()
 
     def read(uuid: str) -> tuple[str, dict[str, Any]]:
-        return uuid, {part: get(f"/resource_providers/{uuid}/{part}") for part in data}
+        return uuid, {part: service.get_part(uuid, part) for part in data}
 
     with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="placement-read") as pool:
         for done, (uuid, parts) in enumerate(pool.map(read, [provider["uuid"] for provider in providers]), 1):
@@ -77,6 +68,66 @@ def read_placement_service(
             if on_progress is not None:
                 on_progress(done, len(providers))
     return {"resource_providers": _without(providers, gone), **data}
+
+
+def _session_failures() -> tuple[type[Exception], ...]:
+    """What a session raises when nobody answers, or nobody can be asked."""
+    try:
+        from keystoneauth1.exceptions import ClientException
+    except ImportError:
+        return (OSError,)
+    return (OSError, ClientException)
+
+
+class _Service:
+    """A Placement service behind a session. May be shared between threads, as the session may."""
+
+    def __init__(self, session: Session, where: Mapping[str, Any]) -> None:
+        self._session = session
+        self._where = where
+        self._failures = _session_failures()
+
+    def get(self, path: str, key: str) -> Any:
+        """The answer to one request, which has *key*.
+
+        Raises:
+            Unavailable: There is no such answer.
+        """
+        found = self._ask(path, key)
+        if found is None:
+            raise Unavailable(f"GET {path} of Placement: status 404; does the endpoint lead to Placement?")
+        return found
+
+    def get_part(self, uuid: str, part: str) -> Any:
+        """What a provider has of *part*; None when the provider is gone.
+
+        Raises:
+            Unavailable: The service does not answer, or knows the provider but not the part.
+        """
+        path = f"/resource_providers/{uuid}"
+        found = self._ask(f"{path}/{part}", part)
+        if found is None and self._ask(path, "uuid") is not None:
+            raise Unavailable(f"GET {path}/{part} of Placement: status 404, and yet there is {path}")
+        return found
+
+    def _ask(self, path: str, key: str) -> Any:
+        about = f"GET {path} of Placement"
+        headers = {"OpenStack-API-Version": _VERSION}
+        try:
+            answer = self._session.get(path, endpoint_filter=self._where, headers=headers, raise_exc=False)
+        except self._failures as error:
+            raise Unavailable(f"{about}: {type(error).__name__}: {error}") from error
+        if answer.status_code == 404:
+            return None
+        if answer.status_code != 200:
+            raise Unavailable(f"{about}: status {answer.status_code}")
+        try:
+            found = answer.json()
+        except ValueError as error:
+            raise Unavailable(f"{about}: the answer is no JSON") from error
+        if not isinstance(found, dict) or key not in found:
+            raise Unavailable(f"{about}: the answer has no {key}; does the endpoint lead to Placement?")
+        return found
 
 
 def _without(providers: list[dict[str, Any]], gone: set[str]) -> list[dict[str, Any]]:
