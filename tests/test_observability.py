@@ -25,7 +25,7 @@ from cloudcore.errors import CloudcoreError, DatabaseUnavailable, NoValidHost, V
 from cloudcore.listing import BreakerPolicy
 from cloudcore.listing.cells.backends import SharedBreakers
 from cloudcore.listing.cells.breakers import Breakers
-from cloudcore.observability import event, observed, span
+from cloudcore.observability import event, observed, span, tell_parts
 from cloudcore.placement import LedgerStatus, TreeStatus
 from tests import leaks
 
@@ -201,6 +201,26 @@ def test_what_a_caller_sent_is_told_in_one_line_that_can_be_written(given, told)
     assert example.observer.roots == [["placement.example", {"project": told}, None, []]]
     assert lines[0].startswith(f"placement.example project={told} seconds=")
     assert lines[0].encode().decode() == lines[0]
+
+
+def test_what_answers_events_and_parts_tell_stays_in_their_lines(caplog):
+    """Such as the name of a host that an answer tells, or a server's word for why it failed."""
+    forged = "cn1\nplacement.claim consumer=forged\x1b[2J\u2028"
+
+    class Example:
+        @observed("placement.example", answer=lambda host: {"host": host})
+        def call(self):
+            event("placement.part", logging.INFO, reason=forged)
+            tell_parts("placement.each", lambda: [forged], lambda one: {"one": one})
+            return forged
+
+    with caplog.at_level(logging.DEBUG, "cloudcore.placement"):
+        assert Example().call() == forged
+    assert len(caplog.records) == 3
+    for record in caplog.records:
+        assert record.getMessage().isprintable()
+        assert "=cn1\\nplacement.claim" in record.getMessage()
+        assert forged in record.fields.values(), "machines get it as it is"
 
 
 def test_transient_failures_are_warnings_and_refusals_are_not(caplog):

@@ -1,10 +1,10 @@
 """What cloudcore tells of its work: a log record for each event, and an observer that turns operations into spans.
 
 Every area logs through ``cloudcore.<area>`` (``cloudcore.placement``, ``.listing``, ``.attach``, ``.hypervisor``,
-``.database``). The message begins with the event's name, which stays the same from release to release; the fields stand
-in the message and, under ``fields``, in the record: ``logging.LogRecord.fields``. Reads are told at DEBUG, what changes
-the world at INFO, and retries, lost claims, slow and down cells and unknown outcomes at WARNING. Nothing is configured
-here: without a handler of the application nothing is written but warnings.
+``.database``). The message is one line; it begins with the event's name, which stays the same from release to release.
+The fields stand in the message and, under ``fields``, in the record: ``logging.LogRecord.fields``. Reads are told at
+DEBUG, what changes the world at INFO, and retries, lost claims, slow and down cells and unknown outcomes at WARNING.
+Nothing is configured here: without a handler of the application nothing is written but warnings.
 
 An :class:`Observer` is given to the objects that are to be observed (``observer=``); what they call inside finds it in
 the context, unless it has one of its own. :class:`cloudcore.telemetry.OpenTelemetry` is one.
@@ -243,7 +243,7 @@ class _Operation:
 
 
 def _log(logger: logging.Logger, level: int, name: str, fields: Mapping[str, Any]) -> None:
-    text = " ".join(f"{key}={value}" for key, value in fields.items())
+    text = _one_line(" ".join(f"{key}={value}" for key, value in fields.items()))
     logger.log(level, "%s %s", name, text, extra={"event": name, "fields": dict(fields)})
 
 
@@ -258,8 +258,13 @@ def _plain(value: Any) -> Any:
 
 def _readable(text: str) -> str:
     """Of whatever a caller sent, one line that every log and exporter can write."""
-    shown = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text[:_LONGEST])
+    shown = _one_line(text[:_LONGEST])
     return shown if len(text) <= _LONGEST else f"{shown}... ({len(text)} characters)"
+
+
+def _one_line(text: str) -> str:
+    """With line breaks, and whatever else a terminal or a file cannot take, as Python writes them in quotes."""
+    return text if text.isprintable() else "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
 def _ignore(**_: Any) -> None:
