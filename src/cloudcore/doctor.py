@@ -125,23 +125,16 @@ def _hypervisor(uri: str) -> str:
         return f"host {hypervisor.host}: {facts.summary()}"
 
 
-def _masked(url: str) -> str:
-    import sqlalchemy as sa
-
-    try:
-        return sa.make_url(url).render_as_string(hide_password=True)
-    except sa.exc.ArgumentError:
-        return "database"
-
-
 def _database(url: str) -> Iterator[Finding]:
     """What stands there, and what had better be changed: one line for each."""
     from cloudcore.database import Database
+    from cloudcore.database.addresses import parse_url, shown
     from cloudcore.database.standing import examine_database
     from cloudcore.schema import require_file
 
-    part = _masked(url)
+    part = "database"
     try:
+        part = shown(parse_url(url))
         require_file(url)
         with Database(url) as database:
             facts = examine_database(database)
@@ -159,9 +152,12 @@ def _cinder(address: str) -> str:
     try:
         answer = sessions.Session().get(f"{address.rstrip('/')}/", authenticated=False, connect_retries=0, timeout=10)
         offered = answer.json()["versions"]
+        third = [each for each in offered if each["id"].startswith("v3")]
+        known = [f"{each['min_version']} to {each['version']}" for each in third]
     except failures.ClientException as error:
         raise VolumeServiceUnavailable(f"{address}: {error}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise VolumeServiceError(f"{address}: this is no volume API ({error})") from error
-    known = [f"{each['min_version']} to {each['version']}" for each in offered if each.get("version")]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise VolumeServiceError(f"{address}: this is no volume API ({type(error).__name__}: {error})") from error
+    if not known:
+        raise VolumeServiceError(f"{address}: this is no volume API: it does not offer version 3")
     return f"volume API, microversions {', '.join(known)}"

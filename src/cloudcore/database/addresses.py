@@ -17,10 +17,18 @@ if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
     from sqlalchemy.pool import ConnectionPoolEntry
 
-__all__ = ["InTurn", "hosts_of", "missing_file", "parse_url"]
+__all__ = ["InTurn", "hosts_of", "in_memory", "missing_file", "parse_url", "shown"]
 
-_SEVERAL = re.compile(r"(?P<before>^[\w+]+://(?:[^@/]*@)?)(?P<hosts>[^/?@]*,[^/?@]*)(?P<after>.*)$")
+_URL = re.compile(r"(?P<before>[\w+]+://(?P<user>[^:/]*(?::[^@]*)?@)?+)(?P<hosts>[^/?]*)(?P<after>.*)", re.DOTALL)
+"""Who logs in is read as SQLAlchemy reads it: up to the first @, whatever commas and slashes there are."""
 _HOST = re.compile(r"(\[[^\]]+\]|[^:\[\]]+)(?::(\d+))?$")
+_TOLD = frozenset(
+    {
+        *("application_name", "cache", "charset", "connect_timeout", "host", "mode", "pooler", "port", "read_timeout"),
+        *("sslmode", "target_session_attrs", "timeout", "uri", "user", "write_timeout"),
+    }
+)
+"""What a URL's query may say in texts; whatever else it says, a password among it, is left out."""
 
 
 def parse_url(url: str | URL) -> URL:
@@ -29,15 +37,14 @@ def parse_url(url: str | URL) -> URL:
     Raises:
         InvalidArgument: It cannot be parsed. The text holds nothing of it, for it may hold a password.
     """
+    if isinstance(url, sa.URL):
+        if "," not in (url.host or ""):
+            return url
+        url = url.render_as_string(hide_password=False)
     try:
-        several = _SEVERAL.match(url) if isinstance(url, str) else None
-        if several is None:
-            return sa.make_url(url)
-        parts = [_HOST.match(part.strip()) for part in several["hosts"].split(",")]
-        if None in parts:
-            raise ValueError
-        hosts = [f"{part[1]}:{part[2]}" if part[2] else part[1] for part in parts if part is not None]
-        return sa.make_url(f"{several['before']}{several['after']}").update_query_pairs([("host", h) for h in hosts])
+        found = _parsed(url)
+        if found is not None:
+            return found
     except (sa.exc.ArgumentError, ValueError):
         pass
     # Out here it has no cause: SQLAlchemy's error quotes what it took for the port, which may be half of a password.
@@ -47,6 +54,44 @@ def parse_url(url: str | URL) -> URL:
         "In user and password @ is written %40, : %3A and / %2F",
         field="url",
     )
+
+
+def _parsed(text: str) -> URL | None:
+    """None where part of a password might be taken for a host, or the other way round."""
+    parts = _URL.match(text) if isinstance(text, str) else None
+    if parts is None:
+        return sa.make_url(text)
+    user, hosts = parts["user"] or "", parts["hosts"].split(",")
+    if "@" in parts["hosts"] or ("," in user + parts["hosts"] and re.search("[/?]", user)):
+        return None
+    if len(hosts) == 1:
+        return sa.make_url(text)
+    found = [_HOST.match(each.strip()) for each in hosts]
+    if None in found:
+        return None
+    several = [("host", f"{each[1]}:{each[2]}" if each[2] else each[1]) for each in found if each is not None]
+    return sa.make_url(f"{parts['before']}{parts['after']}").update_query_pairs(several)
+
+
+def shown(url: URL) -> str:
+    """The URL as texts may hold it: no password, and of its query only what is known to be harmless."""
+    said = [
+        f"{name}={value if name in _TOLD else '***'}"
+        for name, values in url.query.items()
+        for value in ((values,) if isinstance(values, str) else values)
+    ]
+    plain = url.set(query={}).render_as_string(hide_password=True)
+    return f"{plain}?{'&'.join(said)}" if said else plain
+
+
+def in_memory(url: URL) -> bool:
+    """Whether it is a SQLite database in memory, which is one connection's own; also as ``file:name?mode=memory``."""
+    name = url.database or ""
+    if url.get_backend_name() != "sqlite":
+        return False
+    if "uri" not in url.query:
+        return name in {"", ":memory:"}
+    return name in {"file:", "file::memory:"} or url.query.get("mode") == "memory"
 
 
 def missing_file(url: str | URL) -> str | None:
@@ -61,7 +106,8 @@ def missing_file(url: str | URL) -> str | None:
 def hosts_of(url: URL) -> list[tuple[str, int | None]]:
     """The hosts that *url* names, each with its port, None for the usual one; empty where it names none."""
     given = url.query.get("host", ())
-    found = [_HOST.match(each) for each in ((given,) if isinstance(given, str) else given)]
+    each_said = [each for said in ((given,) if isinstance(given, str) else given) for each in said.split(",")]
+    found = [_HOST.match(each) for each in each_said]
     named = [(match[1].strip("[]"), int(match[2]) if match[2] else url.port) for match in found if match is not None]
     return named or ([(url.host, url.port)] if url.host else [])
 
@@ -92,11 +138,20 @@ class InTurn:
             address = {"host": host, **({} if port is None else {"port": port})}
             try:
                 connection: DBAPIConnection = dialect.connect(*arguments, **{**named, **address})
-                if self._usable(connection) or number == (begin - 1) % count:
+                if number == (begin - 1) % count or self._serves(connection):
                     self._last = number
                     return connection
-                connection.close()
             except dialect.loaded_dbapi.Error:
                 if number == (begin - 1) % count:
                     raise
         raise AssertionError("no host")  # pragma: no cover - hosts are never empty
+
+    def _serves(self, connection: DBAPIConnection) -> bool:
+        """Whether it is of use; closed where it is not."""
+        serves = False
+        try:
+            serves = self._usable(connection)
+        finally:
+            if not serves:
+                connection.close()
+        return serves

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import sqlalchemy as sa
 
+from cloudcore.database.addresses import shown
 from cloudcore.errors import (
     CloudcoreError,
     ConstraintViolated,
@@ -136,7 +137,7 @@ def translate(error: Exception, engine: Engine, *, committing: bool = False) -> 
         engine: Whose connection it was; for its URL and dialect.
         committing: COMMIT raised it. Then whatever is no refusal leaves the outcome unknown.
     """
-    database = engine.url.render_as_string(hide_password=True)
+    database = shown(engine.url)
     if isinstance(error, sa.exc.TimeoutError):
         return DatabaseBusy(
             f"{database}: no free connection in the pool; use a larger pool_size or fewer threads",

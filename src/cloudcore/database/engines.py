@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import sqlalchemy as sa
@@ -9,11 +10,12 @@ from sqlalchemy import event
 from sqlalchemy.pool import QueuePool
 
 from cloudcore._extras import require_extra
-from cloudcore.database.addresses import InTurn, hosts_of, parse_url
+from cloudcore._values import require_duration
+from cloudcore.database.addresses import InTurn, hosts_of, in_memory, parse_url, shown
 from cloudcore.database.forking import part_when_forked
 from cloudcore.database.mysql_rows import conversions
 from cloudcore.database.sessions import bound_each_transaction, leave_lost_sessions, reset_quietly, takes_writes
-from cloudcore.errors import InvalidArgument
+from cloudcore.errors import InvalidArgument, MissingExtra
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL, Engine
@@ -26,6 +28,10 @@ PoolerMode = Literal["transaction"]
 """How a pooler between client and server lends server sessions: for one transaction at a time."""
 
 _DRIVERS = {"postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql", "mariadb": "mariadb+pymysql"}
+_USUAL = {"postgresql": "postgresql", "mysql": "mysql", "mariadb": "mysql"}
+"""Which extra holds the driver of each."""
+_LONGEST_WAIT = 2_147_483.0
+"""Seconds; all three databases count milliseconds in 32 bits."""
 _MODULES = {
     "psycopg": ("psycopg", "postgresql"),
     "pymysql": ("pymysql", "mysql"),
@@ -57,7 +63,7 @@ def open_engine(
             may name several hosts, ``postgresql://user@a,b:5433/name``: the first that answers and takes writes is
             used, and the next one when that is away.
         pool_size: Connections kept at most.
-        busy_timeout: Seconds a statement waits for another writer's lock.
+        busy_timeout: Seconds a statement waits for another writer's lock, above 0; at most 24 days.
         durable: False gives up durability after a power failure (not consistency) for speed, on SQLite.
         pooler: ``"transaction"`` where a pooler such as PgBouncer stands before PostgreSQL and lends its sessions for
             a transaction: nothing is then asked of a session that must outlast one, and no statement is prepared.
@@ -66,10 +72,12 @@ def open_engine(
             is no *pool_size*.
 
     Raises:
-        InvalidArgument: The URL cannot be parsed, or names another kind of database or an asynchronous driver.
+        InvalidArgument: The URL cannot be parsed, or names another kind of database, an unknown driver or an
+            asynchronous one; *busy_timeout* is no such time.
         MissingExtra: The driver is not installed.
     """
-    parsed = parse_url(url)
+    busy_timeout = min(require_duration(busy_timeout, "busy_timeout"), _LONGEST_WAIT)
+    parsed = with_driver(parse_url(url))
     kind = parsed.get_backend_name()
     if "pooler" in parsed.query:
         pooler, parsed = cast("Any", parsed.query["pooler"]), parsed.difference_update_query(["pooler"])
@@ -81,18 +89,12 @@ def open_engine(
         )
     if kind == "sqlite":
         return _open_sqlite(parsed, pool_size, busy_timeout, durable=durable, options=options)
-    if kind not in _DRIVERS:
-        raise InvalidArgument(f"{kind}: cloudcore knows sqlite, postgresql, mysql and mariadb", field="url", value=kind)
-    parsed = with_driver(parsed)
-    driver = parsed.get_driver_name()
-    if parsed.get_dialect().is_async:
-        raise InvalidArgument(f"{driver} is an asynchronous driver: cloudcore's calls block", field="url", value=driver)
     arguments = _beside(_arguments(parsed, busy_timeout, pooler), parsed, options.pop("connect_args", {}))
     options.setdefault("pool_recycle", 1800)
     options.setdefault("isolation_level", "READ COMMITTED")
     options.setdefault("pool_reset_on_return", None)  # see reset_quietly
     hosts = hosts_of(parsed)
-    if kind == "postgresql" and len(hosts) > 1:  # in libpq's own form
+    if kind == "postgresql" and len(hosts) > 1 and "port" not in parsed.query:  # in libpq's own form
         arguments["host"] = ",".join(host for host, _ in hosts)
         arguments["port"] = ",".join(str(port or "") for _, port in hosts)
         parsed = parsed.difference_update_query(["host"])
@@ -104,8 +106,8 @@ def open_engine(
     if options["pool_reset_on_return"] is None:
         reset_quietly(engine)
     if pooler:
-        engine.update_execution_options(pooler=pooler, lock_timeout=int(busy_timeout * 1000))
-        bound_each_transaction(engine, busy_timeout)
+        engine.update_execution_options(pooler=pooler, lock_timeout=_milliseconds(busy_timeout))
+        bound_each_transaction(engine, _milliseconds(busy_timeout))
     leave_lost_sessions(engine)
     part_when_forked(engine)
     return engine
@@ -115,16 +117,42 @@ def with_driver(url: URL) -> URL:
     """The URL with the driver that serves it, the usual one where it names none; opens nothing.
 
     Raises:
+        InvalidArgument: It names another kind of database, an unknown driver or an asynchronous one, or a host of
+            SQLite's.
         MissingExtra: The driver is not installed.
     """
     kind = url.get_backend_name()
-    if kind not in _DRIVERS:
-        return url
+    if kind != "sqlite" and kind not in _DRIVERS:
+        raise InvalidArgument(f"{kind}: cloudcore knows sqlite, postgresql, mysql and mariadb", field="url", value=kind)
+    if kind == "sqlite" and (url.host or url.port or url.username):
+        raise InvalidArgument(
+            f"{shown(url)}: SQLite has no hosts; a file is sqlite:///relative/path or sqlite:////absolute/path",
+            field="url",
+            value=shown(url),
+        )
     if "+" not in url.drivername:
-        url = url.set(drivername=_DRIVERS[kind])
+        url = url.set(drivername=_DRIVERS.get(kind, kind))
     driver = url.get_driver_name()
     if driver in _MODULES:
         require_extra(*_MODULES[driver])
+    try:
+        dialect = url.get_dialect()
+        if dialect.is_async:
+            raise InvalidArgument(
+                f"{driver} is an asynchronous driver: cloudcore's calls block", field="url", value=driver
+            )
+        dialect.import_dbapi()
+    except sa.exc.NoSuchModuleError:
+        raise InvalidArgument(
+            f"{url.drivername}: SQLAlchemy knows no such driver; {kind}:// gets the usual one",
+            field="url",
+            value=driver,
+        ) from None
+    except ImportError as error:
+        usual = f"{kind}://" if kind == "sqlite" else f'{kind}:// after pip install "cloudcore[{_USUAL[kind]}]"'
+        raise MissingExtra(
+            f"{url.drivername}: {error}. Install that driver, or use {usual}", extra=_USUAL.get(kind)
+        ) from error
     return url
 
 
@@ -139,6 +167,11 @@ def lock_timeout_to_say(engine: Engine) -> int | None:
     return found
 
 
+def _milliseconds(seconds: float) -> int:
+    """At least one, for PostgreSQL takes 0 for no bound at all."""
+    return math.ceil(seconds * 1000)
+
+
 def _arguments(url: URL, busy_timeout: float, pooler: PoolerMode | None) -> dict[str, Any]:
     """What each driver is told when it connects."""
     if url.get_backend_name() == "postgresql":
@@ -147,8 +180,8 @@ def _arguments(url: URL, busy_timeout: float, pooler: PoolerMode | None) -> dict
             arguments["target_session_attrs"] = "read-write"
         if pooler:
             return arguments | {"prepare_threshold": None}
-        return arguments | {"options": f"-c lock_timeout={int(busy_timeout * 1000)} -c timezone=UTC"}
-    session = f"SET time_zone='+00:00', sql_mode='{_MODES}', innodb_lock_wait_timeout={max(1, int(busy_timeout))}"
+        return arguments | {"options": f"-c lock_timeout={_milliseconds(busy_timeout)} -c timezone=UTC"}
+    session = f"SET time_zone='+00:00', sql_mode='{_MODES}', innodb_lock_wait_timeout={math.ceil(busy_timeout)}"
     arguments = {"connect_timeout": 10, "init_command": session}
     if url.get_driver_name() != "mariadbconnector":  # which speaks nothing else
         arguments["charset"] = "utf8mb4"
@@ -174,7 +207,7 @@ def _bounded(options: dict[str, Any], size: int) -> dict[str, Any]:
 
 
 def _open_sqlite(url: URL, pool_size: int, busy_timeout: float, *, durable: bool, options: dict[str, Any]) -> Engine:
-    in_memory = url.database in {None, "", ":memory:"} or "mode=memory" in (url.database or "")
+    one_connection = in_memory(url)
     arguments = {
         "check_same_thread": False,
         "timeout": busy_timeout,
@@ -188,14 +221,14 @@ def _open_sqlite(url: URL, pool_size: int, busy_timeout: float, *, durable: bool
             field="connect_args",
         )
     options.setdefault("poolclass", QueuePool)
-    if in_memory:  # one connection is the database: threads take turns
+    if one_connection:  # one connection is the database: threads take turns
         pool_size, options["max_overflow"] = 1, 0
     engine = sa.create_engine(url, connect_args=arguments, **_bounded(options, pool_size))
 
     @event.listens_for(engine, "connect")
     def _prepare(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
         cursor = connection.cursor()
-        if not in_memory:
+        if not one_connection:
             cursor.execute("PRAGMA journal_mode=WAL")
             cursor.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
             cursor.execute("PRAGMA wal_autocheckpoint=4000")  # pages: fewer, longer copies back into the file

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import event
 
 from cloudcore._forks import when_forked
+from cloudcore.database.addresses import in_memory
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
@@ -31,7 +32,7 @@ _abandoned: list[Any] = []  # a destructor would talk to the server, or close a 
 
 def part_when_forked(engine: Engine) -> None:
     """See to it that no forked child uses a connection that *engine* has opened before. May be called twice."""
-    if engine in _opened or _in_memory(engine):
+    if engine in _opened or in_memory(engine.url):
         return
     _opened[engine] = weakref.WeakSet()
     when_forked(engine, _part)
@@ -42,11 +43,6 @@ def part_when_forked(engine: Engine) -> None:
             known.add(connection)
 
         event.listen(engine, "connect", note)
-
-
-def _in_memory(engine: Engine) -> bool:
-    database = engine.url.database or ""
-    return engine.dialect.name == "sqlite" and (database in {"", ":memory:"} or "mode=memory" in str(engine.url))
 
 
 def _part(engine: Engine) -> None:

@@ -44,7 +44,7 @@ class RetryPolicy:
 
         return tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(transient),
-            stop=tenacity.stop_after_attempt(self.attempts) | tenacity.stop_after_delay(self.deadline),
+            stop=tenacity.stop_after_attempt(self.attempts) | tenacity.stop_before_delay(self.deadline),
             wait=tenacity.wait_random_exponential(multiplier=self.initial, max=self.maximum),
             before_sleep=_tell,
             reraise=True,

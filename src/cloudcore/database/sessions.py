@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.pool import SingletonThreadPool, StaticPool
 
+from cloudcore.database.addresses import shown
 from cloudcore.database.driver_errors import session_is_lost
 from cloudcore.database.forking import part_when_forked
 from cloudcore.errors import Closed, InvalidArgument
@@ -74,7 +75,7 @@ def close_for_good(engine: Engine) -> None:
     """Close what is idle now, and what is in use as soon as it is given back; open nothing any more."""
 
     def refuse(*_: object) -> None:
-        raise Closed(f"{engine.url.render_as_string(hide_password=True)} is closed: open it anew", field="database")
+        raise Closed(f"{shown(engine.url)} is closed: open it anew", field="database")
 
     def drop(_: DBAPIConnection, record: ConnectionPoolEntry) -> None:
         record.invalidate()
@@ -211,9 +212,9 @@ def at_rest(connection: Connection) -> None:
     connection.connection.info[_AT_REST] = True
 
 
-def bound_each_transaction(engine: Engine, lock_timeout: float) -> None:
-    """Say in every transaction how long a statement waits for a lock, where sessions are not ours to keep."""
-    statement = f"SET LOCAL lock_timeout = {int(lock_timeout * 1000)}"
+def bound_each_transaction(engine: Engine, lock_timeout: int) -> None:
+    """Say in every transaction how many milliseconds a statement waits for a lock, where sessions are not ours."""
+    statement = f"SET LOCAL lock_timeout = {lock_timeout}"
 
     def begin(connection: Connection) -> None:
         if connection.connection.dbapi_connection is not None and not connection.dialect.detect_autocommit_setting(

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from cloudcore._failpoints import failpoint
 from cloudcore._values import require_portion, require_utc
+from cloudcore.database.addresses import shown
 from cloudcore.database.dialects import insert_ignoring_duplicates
 from cloudcore.database.driver_errors import translate
 from cloudcore.database.engines import behind_pooler, lock_timeout_to_say, open_engine
@@ -336,4 +337,4 @@ class Database:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Database {self.engine.url.render_as_string(hide_password=True)}>"
+        return f"<Database {shown(self.engine.url)}>"

@@ -16,6 +16,7 @@ from sqlalchemy.pool import NullPool, QueuePool
 
 from cloudcore._forks import when_forked
 from cloudcore.database import Database, open_engine, translate
+from cloudcore.database.addresses import in_memory, parse_url, shown
 from cloudcore.database.engines import with_driver
 from cloudcore.database.forking import part_when_forked
 from cloudcore.errors import (
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import URL, Engine
 
-__all__ = ["ConnectionPool", "in_memory"]
+__all__ = ["ConnectionPool"]
 
 _abandoned: list[Any] = []
 """What a forked child took over from its parent's pools and must not even close."""
@@ -69,14 +70,14 @@ class ConnectionPool:
         opened: OpenConnections | None = None,
     ) -> None:
         self._memory = False
-        if not isinstance(source, sa.Engine) and in_memory(sa.make_url(source)):
-            self._memory = True  # reading and writing must share the one connection that is the database
-            source = open_engine(source, **options)
+        url = source.url if isinstance(source, sa.Engine) else parse_url(source)
+        if not isinstance(source, sa.Engine):
+            with_driver(url)  # a missing driver is no cell that is down: say so now, not on every page
+            if in_memory(url):
+                self._memory = True  # reading and writing must share the one connection that is the database
+                source = open_engine(url, **options)
         self._source = source
         self.mine = not isinstance(source, sa.Engine)
-        url = source.url if isinstance(source, sa.Engine) else sa.make_url(source)
-        if self.mine:
-            with_driver(url)  # a missing driver is no cell that is down: say so now, not on every page
         self.local = url.get_backend_name() == "sqlite"
         """Whether it is a file that this process reads by itself."""
         self._deadline = deadline
@@ -336,7 +337,7 @@ def _typed(error: Exception, engine: Engine) -> CloudcoreError:
     """The cloudcore error for what the driver raised."""
     dbapi = engine.dialect.dbapi
     wrapped: Exception = error
-    refused = refusal(error, engine.dialect.name, engine.url.render_as_string(hide_password=True))
+    refused = refusal(error, engine.dialect.name, shown(engine.url))
     if refused is not None:
         return refused
     if dbapi is not None and isinstance(error, dbapi.Error):
@@ -349,15 +350,8 @@ def _typed(error: Exception, engine: Engine) -> CloudcoreError:
         chosen = next((kind[each.__name__] for each in type(error).__mro__ if each.__name__ in kind), sa.exc.DBAPIError)
         wrapped = chosen(None, None, error, connection_invalidated=gone)
     elif isinstance(error, OSError):
-        return DatabaseUnavailable(
-            f"{engine.url.render_as_string(hide_password=True)}: {error}", database=str(engine.url)
-        )
+        return DatabaseUnavailable(f"{shown(engine.url)}: {error}", database=shown(engine.url))
     return translate(wrapped, engine)
-
-
-def in_memory(url: URL) -> bool:
-    """Whether the database is one connection's own, in memory."""
-    return url.get_backend_name() == "sqlite" and url.database in {None, "", ":memory:"}
 
 
 def _open_existing(engine: Engine) -> None:
@@ -376,7 +370,7 @@ def _open_existing(engine: Engine) -> None:
 
 def _reading_engine(source: Any, deadline: float, options: Mapping[str, Any]) -> Engine:
     """An engine for reading a cell: it changes nothing in the database, not even a SQLite file's journal mode."""
-    url = sa.make_url(source)
+    url = parse_url(source)
     arguments = {**options}
     if url.get_backend_name() == "sqlite":
         connect = {"check_same_thread": False, "timeout": deadline, "isolation_level": None, "cached_statements": 512}

@@ -18,11 +18,12 @@ import attrs
 import sqlalchemy as sa
 
 from cloudcore.database import Database, create_tables, hold, insert_ignoring_duplicates
+from cloudcore.database.addresses import in_memory
 from cloudcore.database.driver_errors import plan_is_outdated
 from cloudcore.database.statement_events import told_statement
 from cloudcore.errors import AlreadyExists, Closed, Conflict, DatabaseUnavailable, InstanceNotFound
 from cloudcore.listing.cells.directory import Entries
-from cloudcore.listing.cells.pool import ConnectionPool, in_memory
+from cloudcore.listing.cells.pool import ConnectionPool
 from cloudcore.listing.query.compiled import FixedStatement
 from cloudcore.listing.query.dialects import dialect_name
 from cloudcore.listing.query.sources import RecordSource
@@ -90,11 +91,10 @@ class InstanceDirectory:
         self._owned, self._closed = self.database is not source, False
         self.database.run(functools.partial(create_tables, tables=[directory_instances, directory_routes]))
         engine = self.database.engine
-        opened_here = not isinstance(source, Database | sa.Engine) and not in_memory(engine.url)
-        # Connections of its own are kept open between questions; those of a caller's pool go back after each.
-        self._pool = ConnectionPool(
-            engine.url if opened_here else engine, connections=_CONNECTIONS, deadline=_PATIENCE, options={}
-        )
+        # Connections of its own are kept open between questions; those of a caller's pool go back after each. They are
+        # opened from what was given, for an engine's URL no longer has all that stood in it: other hosts, a pooler.
+        kept = engine if isinstance(source, Database | sa.Engine) or in_memory(engine.url) else source
+        self._pool = ConnectionPool(kept, connections=_CONNECTIONS, deadline=_PATIENCE, options={})
 
     # ---- questions
 

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from cloudcore._forks import when_forked
 from cloudcore.database import Database
+from cloudcore.database.addresses import parse_url
 from cloudcore.errors import InvalidArgument
 from cloudcore.listing.cells.cell import Cell
 from cloudcore.listing.cells.directory import Entries
@@ -176,13 +177,14 @@ def _url(mapped: str, main: str | None, cell: str) -> URL:
             mapped = mapped.format(**_parts(main))
         except (KeyError, IndexError, ValueError) as error:
             raise InvalidArgument(f"the database URL of cell {cell} cannot be filled: {error}", field="url") from error
-    url = sa.make_url(mapped)
+    url = parse_url(mapped)
     drivers = {"postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql", "mariadb": "mariadb+pymysql"}
     return url.set(drivername=drivers.get(url.get_backend_name(), url.drivername))
 
 
 def _parts(main: str) -> dict[str, Any]:
     """What a template may name: the parts of the reader's own URL, as they are written there."""
+    parse_url(main)  # what it refuses, others would quote: a port that may be half of a password
     url = urlsplit(main)
     return {
         "scheme": url.scheme,
