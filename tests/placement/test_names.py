@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -122,6 +122,26 @@ def test_a_misspelt_name_of_a_request_is_refused(tree: PlacementTree, query: str
     tree.names.add_trait("CUSTOM_MAIGC")
     tree.names.add_resource_class("CUSTOM_MAIGC")
     tree.candidates(query)
+
+
+@pytest.mark.parametrize(
+    ("field", "option"),
+    [
+        ("preferred", ["CUSTOM_MAIGC"]),
+        ("preferred", {"CUSTOM_MAGIC": 2.0, "CUSTOM_MAIGC": 1.0}),
+        ("order_by", {"CUSTOM_MAIGC": 1.0}),
+        ("order_by", ["pack", {"VCPU": 1.0, "CUSTOM_MAIGC": 1.0}]),
+    ],
+)
+def test_a_misspelt_name_of_an_option_is_refused(tree: PlacementTree, field: str, option: Any) -> None:
+    tree.names.add_trait("CUSTOM_MAGIC")
+    tree.add("host", traits={"CUSTOM_MAGIC"}, inventory={"VCPU": 4})
+    with pytest.raises(InvalidRequest, match="CUSTOM_MAIGC") as caught:
+        tree.candidates("resources=VCPU:1", **{field: option})
+    assert (caught.value.field, caught.value.value) == (field, "CUSTOM_MAIGC")
+    tree.names.add_trait("CUSTOM_MAIGC")
+    tree.names.add_resource_class("CUSTOM_MAIGC")
+    assert tree.candidates("resources=VCPU:1", **{field: option}).first().host.name == "host"
 
 
 def test_names_of_others_are_seen(ledger_database: Database) -> None:

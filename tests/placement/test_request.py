@@ -92,7 +92,11 @@ def test_request_wide_parameters_are_read() -> None:
         ("resources=VCPU:1&required=CUSTOM_A,!CUSTOM_A", "required"),
         ("resources=VCPU:1&required=in:CUSTOM_A,CUSTOM_B&required=!CUSTOM_A,!CUSTOM_B", "required"),
         ("resources1=VCPU:1&required1=nonsense", "required1"),
+        ("resources=VCPU:1&required=!NO_SUCH_TRAIT", "required"),
+        ("resources1=VCPU:1&required1=!nonsense", "required1"),
         ("resources=VCPU:1&member_of=nonsense", "member_of"),
+        ("resources=VCPU:1&member_of=!nonsense", "member_of"),
+        ("resources_A=VCPU:1&member_of_A=!in:nonsense", "member_of_A"),
         (f"resources=VCPU:1&member_of={A},{B}", "member_of"),
         ("resources=VCPU:1&member_of=in:", "member_of"),
         ("resources=VCPU:1&in_tree=nonsense", "in_tree"),
@@ -101,6 +105,7 @@ def test_request_wide_parameters_are_read() -> None:
         ("resources=VCPU:1&limit=0", "limit"),
         ("resources=VCPU:1&limit=-3", "limit"),
         ("resources=VCPU:1&limit=ten", "limit"),
+        ("resources=VCPU:1&limit=9223372036854775808", "limit"),
         ("resources1=VCPU:1&same_subtree=", "same_subtree"),
         ("resources1=VCPU:1&same_subtree=1,2", "same_subtree"),
         ("resources=VCPU:1&same_subtree=1", "same_subtree"),
@@ -122,6 +127,7 @@ def test_query_is_refused(query: str, field: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         ResourceRequest.from_query(query)
     assert caught.value.field == field
+    assert str(caught.value).startswith(f"{field}: ")
 
 
 @pytest.mark.parametrize(
@@ -140,6 +146,10 @@ def test_query_is_refused(query: str, field: str) -> None:
         ({"groups": {"": {"VCPU": 1}}, "group_policy": 3}, "group_policy"),
         ({"groups": {"": {"VCPU": 1}}, "same_subtree": "1"}, "same_subtree"),
         ({"groups": {"1": {"VCPU": 1}}, "same_subtree": [[]]}, "same_subtree"),
+        (
+            {"groups": {"1": {"VCPU": 1}, "_N": {}}, "same_subtree": [{"1", "_N"}], "group_policy": "none"},
+            "resources_N",
+        ),
         ({"groups": {"": {"VCPU": 1}}, "root_required": "CUSTOM_A"}, "root_required"),
         ({"groups": {"": {"VCPU": 1}}, "root_required": [1]}, "root_required"),
     ],
@@ -169,6 +179,11 @@ def test_groups_are_refused(arguments: dict, field: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         RequestGroup(**({"resources": {"VCPU": 1}} | arguments))
     assert caught.value.field == field
+
+
+def test_the_largest_limit_is_read_back() -> None:
+    request = ResourceRequest({"": {"VCPU": 1}}, limit=2**63 - 1)
+    assert ResourceRequest.from_query(request.to_query()) == request
 
 
 @given(cases())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import hypothesis
 import pytest
@@ -198,6 +199,30 @@ def test_a_host_beyond_the_bound_is_named_and_the_others_answer() -> None:
 def test_the_search_has_a_bound_beside_that_of_each_host() -> None:
     tree, text = puzzle(5)
     search = tree.candidates(text, max_steps=20, within=["cn0"])
+    assert not list(search)
+    assert [root.name for root in search.undecided] == ["cn0"]
+
+
+class Cleared(dict[Any, "bool | None"]):
+    """What another thread of the same search empties after every look: the memory of parts is bounded."""
+
+    def __contains__(self, key: object) -> bool:
+        found = super().__contains__(key)
+        self.clear()
+        return found
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        found = super().get(key, default)
+        self.clear()
+        return found
+
+
+def test_a_verdict_that_another_thread_forgets_meanwhile_still_holds() -> None:
+    tree, text = puzzle(5)
+    search = tree.candidates(text, max_steps_per_host=50, within=["cn0"])
+    assert not list(search)
+    search._known = Cleared(search._known)
+    assert search._known
     assert not list(search)
     assert [root.name for root in search.undecided] == ["cn0"]
 

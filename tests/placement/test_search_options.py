@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from typing import Any
 
 import hypothesis
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cloudcore.errors import InvalidRequest
 from cloudcore.placement import Candidate, PlacementTree
 from tests.placement import oracle, ours
 from tests.placement.peer import identity
@@ -213,3 +216,59 @@ def test_late_group_keeps_the_only_device_that_serves_it() -> None:
     first = next(iter(tree.candidates(f"{unlike(11, 'isolate')}&{rare}")))
     served = {tree.provider(first.mappings[suffix][0]).name for suffix in ("_b0", "_b1")}
     assert served == {"pf0", "pf1"}
+
+
+WRONG_OPTIONS = [
+    ("preferred", "CUSTOM_FAST"),
+    ("preferred", b"CUSTOM_FAST"),
+    ("preferred", ""),
+    ("preferred", 5),
+    ("preferred", [5]),
+    ("preferred", [["CUSTOM_FAST"]]),
+    ("preferred", ["fast"]),
+    ("preferred", {"fast": 1.0}),
+    ("preferred", {5: 1.0}),
+    ("preferred CUSTOM_FAST", {"CUSTOM_FAST": "much"}),
+    ("preferred CUSTOM_FAST", {"CUSTOM_FAST": float("nan")}),
+    ("within", "cn1"),
+    ("within", 5),
+    ("within", [5]),
+    ("within", [["cn1"]]),
+    ("order_by", "pcak"),
+    ("order_by", 5),
+    ("order_by", [["pack"]]),
+    ("order_by", np.zeros(2)),
+    ("order_by", {"vcpu": 1.0}),
+    ("distinct", "physically"),
+    ("seed", 1.5),
+    ("max_steps", 0),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), WRONG_OPTIONS, ids=str)
+def test_an_option_of_another_kind_is_refused_by_name(field: str, value: object) -> None:
+    tree = PlacementTree()
+    tree.add("cn1", inventory={"VCPU": 8}, traits={"CUSTOM_FAST"})
+    options: dict[str, Any] = {field.partition(" ")[0]: value}
+    with pytest.raises(InvalidRequest) as caught:
+        tree.candidates("resources=VCPU:1", **options)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"preferred": ["CUSTOM_FAST"]},
+        {"preferred": ("CUSTOM_FAST",)},
+        {"preferred": {"CUSTOM_FAST"}},
+        {"preferred": {"CUSTOM_FAST": 2}},
+        {"preferred": iter(["CUSTOM_FAST"])},
+        {"within": {"cn2": "a mapping by root"}},
+        {"within": iter(["cn2"])},
+    ],
+)
+def test_any_collection_will_do(options: dict[str, Any]) -> None:
+    tree = PlacementTree()
+    tree.add("cn1", inventory={"VCPU": 8})
+    tree.add("cn2", inventory={"VCPU": 8}, traits={"CUSTOM_FAST"})
+    assert tree.candidates("resources=VCPU:1", **options).first().host.name == "cn2"

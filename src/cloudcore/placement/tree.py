@@ -6,6 +6,7 @@ The façade of the tree: most of its lines are the descriptions of its methods, 
 from __future__ import annotations
 
 import uuid as uuids
+from collections.abc import Iterable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -34,7 +35,7 @@ from cloudcore.placement.requests.requests import ResourceRequest
 from cloudcore.placement.search.candidates import Candidate
 from cloudcore.placement.search.compiled import compile_request
 from cloudcore.placement.search.matching import Matcher
-from cloudcore.placement.search.ordering import read_preferred, read_weighers
+from cloudcore.placement.search.ordering import read_preferred, read_weighers, weighed_classes
 from cloudcore.placement.search.providers import providers_that_could
 from cloudcore.placement.search.search import Search, SearchOptions
 from cloudcore.placement.storage.name_register import NameRegister
@@ -43,7 +44,7 @@ from cloudcore.placement.tree_edits import TreeEdits, key_of
 from cloudcore.placement.tree_state import TreeStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     import networkx as nx
     from sqlalchemy.engine import URL, Engine
@@ -85,8 +86,8 @@ class PlacementTree(TreeEdits):
     Args:
         uuid_factory: Makes the uuid of a provider that is added without one.
         observer: Is told of edits, refreshes and searches; see :mod:`cloudcore.observability`.
-        strict: Refuse custom classes and traits, in edits and in requests, that were not added to :attr:`names`
-            before; a misspelt one is then no longer answered with an empty result.
+        strict: Refuse custom classes and traits, in edits, requests and what orders their answers, that were not added
+            to :attr:`names` before; a misspelt one is then no longer answered with an empty result.
     """
 
     def __init__(
@@ -309,7 +310,10 @@ class PlacementTree(TreeEdits):
             max_steps=require_integer(max_steps, "max_steps", minimum=1, error=InvalidRequest),
         )
         if self._strict:
-            self.names.require_known(request.groups, request.root_required | request.root_forbidden)
+            of_root = request.root_required | request.root_forbidden
+            self.names.require_known(
+                request.groups, of_root, preferred=options.preferred, weighed=weighed_classes(options.order_by)
+            )
         with self._state.lock:
             return Search(self._state.snapshot(), request, self._trees(request), options)
 
@@ -323,7 +327,7 @@ class PlacementTree(TreeEdits):
     ) -> Callable[[Provider], bool] | None:
         if within is None or callable(within):
             return within
-        if isinstance(within, str | bytes):
+        if isinstance(within, str | bytes) or not isinstance(within, Iterable):
             raise InvalidRequest(f"within: expected a collection of roots, got {within!r}", field="within")
         try:
             wanted = {key for root in within for key in keys_of(root)}

@@ -89,7 +89,8 @@ class RequestGroup:
     traits collectively, the forbidden ones one by one, ``member_of`` for a provider or its root.
 
     Attributes:
-        resources: Resource class → amount, 1 to 2³¹ - 1. Empty only for a suffixed group named in ``same_subtree``.
+        resources: Resource class → amount, 1 to 2³¹ - 1. Empty only for a suffixed group that ``same_subtree`` names
+            and that asks for something else.
         required: Sets of traits; of each, one must be there. A trait given as text stands for a set of its own.
         forbidden: Traits that must not be there.
         member_of: Sets of aggregates (uuids); of each, one must be there.

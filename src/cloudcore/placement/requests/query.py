@@ -18,6 +18,7 @@ __all__ = ["parse_query", "write_query"]
 _GROUPED = re.compile(r"(resources|required|member_of|in_tree)([a-zA-Z0-9_-]{1,64})?\Z")
 _AMOUNT = re.compile(r"[0-9]+\Z", re.ASCII)
 _FORBIDS_AGGREGATES = "!in:"
+_PARAMETERS = {"forbidden": "required", "not_member_of": "member_of"}
 
 
 def _pairs(query: str | Mapping[str, Any] | Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -116,7 +117,7 @@ def _read_root(values: list[str]) -> dict[str, frozenset[str]]:
 
 
 def _read_limit(value: str) -> int:
-    if not _AMOUNT.match(value) or len(value) > 18 or int(value) < 1:
+    if not _AMOUNT.match(value) or len(value) > 20 or int(value) < 1:
         raise refuse(f"expected a whole number of at least 1, got {value!r}", "limit", value)
     return int(value)
 
@@ -158,7 +159,8 @@ def _finish(suffix: str, draft: _Draft) -> RequestGroup:
     except InvalidRequest as error:
         field = str(error.field or "")
         kind, _, rest = field.partition(" ")
-        raise InvalidRequest(str(error), field=f"{kind}{suffix} {rest}".strip(), value=error.value) from error
+        parameter = f"{_PARAMETERS.get(kind, kind)}{suffix} {rest}".strip()
+        raise refuse(str(error).removeprefix(f"{field}: "), parameter, error.value) from error
 
 
 def _one_of(names: frozenset[str]) -> str:

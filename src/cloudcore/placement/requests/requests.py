@@ -27,6 +27,7 @@ __all__ = ["ResourceRequest", "read_request"]
 GroupPolicy = Literal["none", "isolate"]
 
 _REMEMBERED_LENGTH = 4_000
+_NOTHING = RequestGroup()
 
 _SUFFIX = re.compile(r"[a-zA-Z0-9_-]{1,64}\Z")
 
@@ -113,6 +114,8 @@ class ResourceRequest:
         for suffix, group in self.groups.items():
             if not group.resources and suffix not in named:
                 raise refuse(self._without_resources(suffix), f"resources{suffix}", suffix)
+            if not group.resources and group == _NOTHING:
+                raise refuse("a group that asks for nothing: no query can say it", f"resources{suffix}", suffix)
 
     def _without_resources(self, suffix: str) -> str:
         """Why a group that asks for nothing is refused: mostly a suffix was forgotten, or is another one."""

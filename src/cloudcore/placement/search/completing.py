@@ -239,10 +239,10 @@ class _Part:
             self._witness = {self.slots[0]: 0} if self._options[self.slots[0]] else None
             return self._witness is not None
         key = self._key()
-        known = self._effort.known
-        if key in known:
-            if known[key] is None:
-                raise Undecided
+        verdict = self._effort.known.get(key, True)  # one look: other threads of the same search may clear it
+        if verdict is None:
+            raise Undecided
+        if not verdict:
             return False
         try:
             found = self._solve({}, {})

@@ -9,7 +9,8 @@ import attrs
 import numpy as np
 
 from cloudcore.errors import InvalidRequest
-from cloudcore.placement.forest.names import require_resource_class
+from cloudcore.placement.forest.names import require_resource_class, require_trait
+from cloudcore.placement.requests.groups import hashable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -66,13 +67,18 @@ def read_weighers(order_by: OrderBy | Sequence[OrderBy] | None) -> tuple[OrderBy
             for name, weight in weigher.items():
                 require_resource_class(name, "order_by", InvalidRequest)
                 _require_number(weight, f"order_by {name}")
-        elif weigher not in ("pack", "spread") and not callable(weigher):
+        elif not callable(weigher) and not (isinstance(weigher, str) and weigher in ("pack", "spread")):
             raise InvalidRequest(
                 f"order_by: expected 'pack', 'spread', resource class → weight, or a callable, got {weigher!r}",
                 field="order_by",
                 value=weigher,
             )
     return tuple(weighers)
+
+
+def weighed_classes(weighers: Sequence[OrderBy]) -> set[str]:
+    """The resource classes that *weighers* name."""
+    return {name for weigher in weighers if isinstance(weigher, Mapping) for name in weigher}
 
 
 def _require_number(value: Any, field: str) -> float:
@@ -85,12 +91,15 @@ def read_preferred(preferred: Mapping[str, float] | Sequence[str] | None) -> dic
     """Return trait → weight; a bare collection of traits weighs 1 each.
 
     Raises:
-        InvalidRequest: A weight is no number.
+        InvalidRequest: It is no collection of traits, or a weight is no number.
     """
-    if not preferred:
+    if preferred is None:
         return {}
-    items = preferred.items() if isinstance(preferred, Mapping) else [(name, 1.0) for name in preferred]
-    return {name: _require_number(weight, "preferred") for name, weight in items}
+    weights = preferred if isinstance(preferred, Mapping) else dict.fromkeys(hashable(preferred, "preferred"), 1.0)
+    return {
+        require_trait(name, "preferred", InvalidRequest): _require_number(weight, f"preferred {name}")
+        for name, weight in weights.items()
+    }
 
 
 def scores(

@@ -191,13 +191,20 @@ class NameRegister:
 
     # --- strictness --------------------------------------------------------------------------------------------------
 
-    def require_known(self, groups: Mapping[str, RequestGroup], of_root: Iterable[str] = ()) -> None:
-        """Check that every custom name of *groups*, and every trait of the root, was added.
+    def require_known(
+        self,
+        groups: Mapping[str, RequestGroup],
+        of_root: Iterable[str] = (),
+        *,
+        preferred: Iterable[str] = (),
+        weighed: Iterable[str] = (),
+    ) -> None:
+        """Check that every custom name was added: of *groups*, of the root, and of what orders the answers.
 
         Raises:
             InvalidRequest: One was not; the error names the parameter.
         """
-        classes, traits = _names_asked(groups, of_root)
+        classes, traits = _names_asked(groups, of_root, preferred, weighed)
         for kind, asked in ((_Kind.CLASS, classes), (_Kind.TRAIT, traits)):
             with self._lock:
                 missing = asked.keys() - self._custom[kind]
@@ -232,9 +239,12 @@ def _fresh(before: Provider | None, after: Provider, kind: _Kind) -> set[str]:
     return {name for name in set(_names_of(after, kind)).difference(had) if name.startswith(_PREFIX)}
 
 
-def _names_asked(groups: Mapping[str, RequestGroup], of_root: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Custom classes and traits of a request, each with the parameter that names it."""
-    classes, traits = {}, dict.fromkeys(of_root, "root_required")
+def _names_asked(
+    groups: Mapping[str, RequestGroup], of_root: Iterable[str], preferred: Iterable[str], weighed: Iterable[str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Custom classes and traits of a search, each with the parameter that names it."""
+    classes = dict.fromkeys(weighed, "order_by")
+    traits = dict.fromkeys(preferred, "preferred") | dict.fromkeys(of_root, "root_required")
     for suffix, group in groups.items():
         classes.update(dict.fromkeys(group.resources, f"resources{suffix}"))
         traits.update(dict.fromkeys(group.forbidden.union(*group.required), f"required{suffix}"))
