@@ -41,13 +41,13 @@ from cloudcore.placement.search.search import Search, SearchOptions
 from cloudcore.placement.storage.name_register import NameRegister
 from cloudcore.placement.storage.store import read_holdings
 from cloudcore.placement.tree_edits import TreeEdits, key_of
-from cloudcore.placement.tree_state import TreeStatus
+from cloudcore.placement.tree_state import TreeState, TreeStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     import networkx as nx
-    from sqlalchemy.engine import URL, Engine
+    from sqlalchemy.engine import URL, Connection, Engine
 
     from cloudcore.database import Database
     from cloudcore.notebook import Table
@@ -421,8 +421,9 @@ class PlacementTree(TreeEdits):
     def what_if(self, *, consumers: bool = False) -> PlacementTree:
         """Return a tree of its own that begins as this one is now, usage included: drain it, fill it, throw it away.
 
-        It is not bound to any database. Blocks of columns are shared until one side changes them; the fork itself costs
-        a fraction of a microsecond for each provider.
+        It is not bound to any database. It has a register of names of its own, which begins with those known here, and
+        is strict where this tree is. Blocks of columns are shared until one side changes them; the fork itself costs a
+        fraction of a microsecond for each provider.
 
         Args:
             consumers: Of a bound tree, whose ledger keeps the books: read who holds what too, at one moment with the
@@ -430,16 +431,27 @@ class PlacementTree(TreeEdits):
                 consumers anyway.
 
         Raises:
-            DatabaseUnavailable, DatabaseBusy, DatabaseError: With *consumers*: the database does not answer.
+            DatabaseUnavailable, DatabaseBusy, DatabaseError: With *consumers*, and of a strict tree that is bound: the
+                database does not answer.
         """
-        fork = PlacementTree(uuid_factory=self._uuid_factory)
         if consumers and self._binding is not None:
             with self._binding.pinned() as (state, connection):
-                fork._state, fork._consumers = state, read_holdings(connection)
-            return fork
+                return self._fork(state, read_holdings(connection), connection)
+        if self._strict:
+            self.names.refresh()
         with self._state.lock:
-            fork._state = self._state.copy()
-            fork._consumers = dict(self._consumers)
+            return self._fork(self._state.copy(), dict(self._consumers))
+
+    def _fork(
+        self,
+        state: TreeState,
+        consumers: dict[str, dict[str, dict[str, int]]],
+        connection: Connection | None = None,
+    ) -> PlacementTree:
+        """A tree in memory on *state*, with the names that are known here or that *connection* sees."""
+        fork = PlacementTree(uuid_factory=self._uuid_factory, strict=self._strict)
+        fork._state, fork._consumers = state, consumers
+        fork.names = self.names.forked(state.held, connection)
         return fork
 
     def to_networkx(self) -> nx.DiGraph[str]:
@@ -527,7 +539,7 @@ class PlacementTree(TreeEdits):
 
         tree = cls(observer=observer, strict=strict)
         tree._binding = DatabaseBinding(database, tree._state, generations=generations)
-        tree.names = NameRegister(tree._binding.database, tree._state.every_provider)
+        tree.names = NameRegister(tree._binding.database, tree._state.held)
         return tree
 
     @contextmanager
@@ -549,9 +561,7 @@ class PlacementTree(TreeEdits):
         if self._binding is None:
             raise UnsupportedFeature("a tree in memory has no ledger", needed="a bound tree", available="one in memory")
         with self._binding.pinned() as (state, connection):
-            fork = PlacementTree(uuid_factory=self._uuid_factory)
-            fork._state = state
-            yield Snapshot(tree=fork, ledger=PinnedQueries(connection))
+            yield Snapshot(tree=self._fork(state, {}, connection), ledger=PinnedQueries(connection))
 
     @observed("placement.refresh", answer=lambda count: {"providers": count})
     def refresh(self) -> int:

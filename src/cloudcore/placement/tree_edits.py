@@ -48,7 +48,7 @@ class TreeEdits:
         self._binding: DatabaseBinding | None = None
         self._uuid_factory = uuid_factory
         self._strict = strict
-        self.names = NameRegister(None, self._state.every_provider)
+        self.names = NameRegister(None, self._state.held)
 
     @observed("placement.add", "name", "parent", "operation_id", level=logging.INFO)
     def add(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import attrs
@@ -13,6 +14,8 @@ from cloudcore.placement.columns.blocks import Columns
 from cloudcore.placement.forest.forest import Forest
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
     from cloudcore.placement.forest.values import Provider
 
 __all__ = ["TreeState", "TreeStatus"]
@@ -57,10 +60,11 @@ class TreeState:
     def _unlock(self) -> None:
         self.lock = threading.RLock()
 
-    def every_provider(self) -> list[Provider]:
-        """All providers as they are now."""
+    @contextmanager
+    def held(self) -> Iterator[Collection[Provider]]:
+        """Give all providers, which stay as they are until the end of the block."""
         with self.lock:
-            return list(self.forest.providers.values())
+            yield self.forest.providers.values()
 
     def snapshot(self) -> Columns:
         """The columns of the present state; the lock is held."""

@@ -33,6 +33,7 @@ from cloudcore.placement.tables import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from contextlib import AbstractContextManager
 
     from sqlalchemy.engine import Connection
 
@@ -80,18 +81,30 @@ class NameRegister:
 
     Args:
         database: Where the names are kept; None in memory.
-        providers: The providers of the tree.
+        held: Gives the providers of the tree, which nobody edits until the end of the block.
     """
 
-    def __init__(self, database: Database | None, providers: Callable[[], Iterable[Provider]]) -> None:
+    def __init__(
+        self, database: Database | None, held: Callable[[], AbstractContextManager[Iterable[Provider]]]
+    ) -> None:
         self._database = database
-        self._providers = providers
+        self._held = held
         self._custom: dict[_Kind, set[str]] = {kind: set() for kind in _Kind}
         self._unlock()
         when_forked(self, NameRegister._unlock)
 
     def _unlock(self) -> None:
         self._lock = threading.Lock()  # each change under it is a single step, so what a child finds is whole
+
+    def forked(
+        self, held: Callable[[], AbstractContextManager[Iterable[Provider]]], connection: Connection | None = None
+    ) -> NameRegister:
+        """A register of its own in memory that begins with the names known here, or those that *connection* sees."""
+        other = NameRegister(None, held)
+        with self._lock:
+            known = {kind: set(names) for kind, names in self._custom.items()}
+        other._custom = known if connection is None else _stored_names(connection)
+        return other
 
     # --- looking -----------------------------------------------------------------------------------------------------
 
@@ -107,10 +120,8 @@ class NameRegister:
         """Read what others added and removed."""
         if self._database is None:
             return
-        found: dict[_Kind, set[str]] = {kind: set() for kind in _Kind}
         with self._database.read() as connection:
-            for kind, name in connection.execute(_ALL_NAMES):
-                found[_Kind(kind)].add(name)
+            found = _stored_names(connection)
         with self._lock:
             self._custom = found
 
@@ -179,15 +190,17 @@ class NameRegister:
             raise InvalidProvider(f"{name} is a standard {kind.value}; it stays", field=kind.name.lower(), value=name)
         if self._database is not None:
             self._database.run(lambda connection: _delete(connection, kind, name))
-        else:
-            users = [provider.uuid for provider in self._providers() if name in _names_of(provider, kind)]
+            with self._lock:
+                self._custom[kind].discard(name)
+            return
+        with self._held() as providers:  # no edit brings the name into use between the look and the end of it
+            users = [provider.uuid for provider in providers if name in _names_of(provider, kind)]
             with self._lock:
                 if name not in self._custom[kind]:
                     raise _unknown(kind, name)
                 if users:
                     raise _in_use(kind, name, users[:5])
-        with self._lock:
-            self._custom[kind].discard(name)
+                self._custom[kind].discard(name)
 
     # --- strictness --------------------------------------------------------------------------------------------------
 
@@ -228,6 +241,13 @@ class NameRegister:
             if missing:
                 field = "inventory" if kind is _Kind.CLASS else "traits"
                 raise _not_added(kind, min(missing), field, InvalidProvider)
+
+
+def _stored_names(connection: Connection) -> dict[_Kind, set[str]]:
+    found: dict[_Kind, set[str]] = {kind: set() for kind in _Kind}
+    for kind, name in connection.execute(_ALL_NAMES):
+        found[_Kind(kind)].add(name)
+    return found
 
 
 def _names_of(provider: Provider, kind: _Kind) -> Iterable[str]:
