@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sqlite3
 import threading
 import uuid as uuids
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -311,6 +314,25 @@ def test_child_of_a_parent_that_moved_or_went_is_refused(open_tree: Open) -> Non
         stale.add("pf", parent="cn1-numa")
     one.set_traits("cn2", {"CUSTOM_B"})
     stale.add("pf", parent="cn2")  # an edit of the parent is no reason to refuse a child
+
+
+@pytest.mark.parametrize("edit", [lambda tree: tree.add("c", parent="p"), lambda tree: tree.move("x", "p")])
+def test_a_parent_is_not_taken_for_another_that_had_its_name(
+    open_tree: Open, edit: Callable[[PlacementTree], object]
+) -> None:
+    """What this tree calls p is no longer called so by those who mean it."""
+    one, two = open_tree(), open_tree()
+    for name in ("p", "q", "x"):
+        one.add(name)
+    two.refresh()
+    one.rename("p", "old")
+    one.rename("q", "p")
+    with pytest.raises(GenerationConflict):
+        edit(two)
+    two.refresh()
+    edit(two)
+    assert [each.name for each in two.children("p")] in (["c"], ["x"])
+    one.refresh()
 
 
 def test_name_and_uuid_taken_by_another_writer(open_tree: Open) -> None:
@@ -691,6 +713,23 @@ def test_capacity_is_stored_as_whole_units(open_tree: Open, ledger_database: Dat
 def test_tree_without_tables_says_so(tmp_path: Path) -> None:
     with pytest.raises(SchemaMismatch, match="create_schema"):
         PlacementTree.open(f"sqlite:///{tmp_path / 'empty.db'}")
+
+
+def test_a_tree_that_cannot_be_opened_leaves_nothing_open(tmp_path: Path) -> None:
+    path = tmp_path / "other.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE other (id INTEGER)")
+    connection.close()
+    kept: list[BaseException] = []  # what failed is not collected meanwhile
+    for _ in range(3):
+        with pytest.raises(SchemaMismatch) as caught:
+            PlacementTree.open(f"sqlite:///{path}")
+        kept.append(caught.value)
+    held = []
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # of another thread, which has closed it since
+            held.append(os.readlink(link))
+    assert str(path) not in held
 
 
 def test_tree_in_a_database_in_memory() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from cloudcore.placement import Inventory, PlacementTree
 
+A = "aaaaaaaa-0000-0000-0000-000000000001"
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -59,7 +61,32 @@ def test_same_state_same_svg(tree: PlacementTree) -> None:
     assert again.to_svg() == tree.to_svg() == tree._repr_svg_()
 
 
-@given(st.text(alphabet=st.characters(blacklist_categories=("Cs", "Cc")), min_size=1, max_size=20))
+def test_same_state_same_views_in_whatever_order_classes_came() -> None:
+    """Who writes a forest has the classes as they were given, who reads it has them by name."""
+    one, other = PlacementTree(), PlacementTree()
+    for tree, classes in ((one, ("VCPU", "MEMORY_MB", "DISK_GB")), (other, ("DISK_GB", "VCPU", "MEMORY_MB"))):
+        tree.add("cn1", uuid=A, inventory=dict.fromkeys(classes, 8))
+    assert one.as_placement() == other.as_placement()
+    assert one.to_svg() == other.to_svg()
+    assert one._repr_html_() == other._repr_html_()
+    assert rich_text(one) == rich_text(other)
+    assert one.to_table() == other.to_table()
+
+
+@pytest.mark.parametrize("code", [*range(1, 32), 127, 0x85, 0x9B, 0xFFFE, 0xFFFF])
+def test_control_characters_reach_no_document_and_no_terminal(code: int) -> None:
+    tree = PlacementTree()
+    tree.add(f"cn{chr(code)}[31m1", inventory={"VCPU": 8})
+    assert "cn\ufffd[31m1" in texts(tree.to_svg())
+    for text in (tree.to_svg(tree.roots()[0]), tree._repr_html_(), rich_text(tree)):
+        assert "cn\ufffd[31m1" in text
+
+
+@given(
+    st.text(
+        st.characters(blacklist_categories=("Cs", "Cc"), blacklist_characters="\ufffe\uffff"), min_size=1, max_size=20
+    )
+)
 def test_names_are_escaped(name: str) -> None:
     tree = PlacementTree()
     tree.add(name, inventory={"VCPU": 8})
@@ -120,3 +147,39 @@ def test_html_of_many_hosts_shows_at_each_closed_root_what_lies_below() -> None:
         tree.set_usage(f"cn5-numa{number}", {})
     tree.remove("cn5", recursive=True)
     assert "14/16" not in tree._repr_html_(), "open roots show their children themselves"
+
+
+@pytest.mark.parametrize("below", [29, 39, 199, 300])
+def test_a_closed_root_sums_up_what_is_not_drawn_too(below: int) -> None:
+    """The last of those drawn is cut off in the middle, or right below itself."""
+    tree = PlacementTree()
+    for host in range(6):
+        tree.add(f"small{host}", inventory={"VCPU": 1})
+    for host in range(8):
+        tree.add(f"cn{host}")
+        for function in range(below):
+            tree.add(f"cn{host}-{function}", parent=f"cn{host}", inventory={"SRIOV_NET_VF": 2})
+        tree.set_usage(f"cn{host}-{below - 1}", {"SRIOV_NET_VF": 1})
+    html = tree._repr_html_()
+    drawn = [host for host in range(8) if f">cn{host}<" in html]
+    assert html.count(f"SRIOV_NET_VF 1/{2 * below}<") == len(drawn) >= 1
+
+
+def test_a_graph_is_of_one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody removes a provider between the look at the list and the look at what is in use."""
+    tree = PlacementTree()
+    for host in range(3):
+        tree.add(f"cn{host}", inventory={"VCPU": 8})
+    removing = threading.Thread(target=tree.remove, args=("cn2",))
+    usage = tree.usage
+
+    def look_slowly(provider):
+        if not removing.ident:
+            removing.start()
+            removing.join(0.3)  # where it need not wait it is done by then
+        return usage(provider)
+
+    monkeypatch.setattr(tree, "usage", look_slowly)
+    assert sorted(name for _, name in tree.to_networkx().nodes(data="name")) == ["cn0", "cn1", "cn2"]
+    removing.join()
+    assert len(tree) == 2

@@ -88,7 +88,11 @@ class DatabaseBinding:
         self._writing = threading.RLock()  # edits and refreshes, with their I/O; the state's lock guards the state
         self._watch = store.Watch.of(self._database)
         self._seen: int | None = None
-        self.reload()
+        try:
+            self.reload()
+        except BaseException:  # nobody has what would close it
+            self.close()
+            raise
         when_forked(self, DatabaseBinding._part)
 
     def _part(self) -> None:
@@ -178,7 +182,7 @@ class DatabaseBinding:
             return store.read_times(connection, uuids)
 
     def lag(self) -> int | None:
-        """How many providers others changed since the last refresh; None when the feed no longer reaches back."""
+        """How many providers changed since the last refresh; None when the feed no longer reaches back."""
         with self._writing, store.read_snapshot(self._database) as connection:
             try:
                 return len(changes_since(connection, self._watermark)[0])

@@ -459,10 +459,11 @@ class PlacementTree(TreeEdits):
         import networkx as nx
 
         graph: nx.DiGraph[str] = nx.DiGraph()
-        for provider in self:
-            graph.add_node(provider.uuid, name=provider.name, provider=provider, usage=self.usage(provider))
-            if provider.parent is not None:
-                graph.add_edge(provider.parent, provider.uuid)
+        with self._state.lock:
+            for provider in self:
+                graph.add_node(provider.uuid, name=provider.name, provider=provider, usage=self.usage(provider))
+                if provider.parent is not None:
+                    graph.add_edge(provider.parent, provider.uuid)
         return graph
 
     def as_placement(self) -> dict[str, Any]:

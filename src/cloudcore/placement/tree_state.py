@@ -27,8 +27,8 @@ class TreeStatus:
 
     Attributes:
         providers, hosts: How many it knows.
-        lag: How many providers others have changed since its last refresh; None when the change feed no longer reaches
-            back that far, so that the next refresh reads everything. 0 in a tree that is not bound.
+        lag: How many providers have changed since its last refresh, its own edits included; None when the change feed
+            no longer reaches back that far, so that the next refresh reads everything. 0 in a tree that is not bound.
     """
 
     providers: int

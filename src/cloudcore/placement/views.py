@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from cloudcore._extras import require_extra
 from cloudcore.notebook import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from cloudcore.placement.forest.values import Provider
 
@@ -23,6 +24,7 @@ ROWS = 200
 _OPEN = 5
 """Roots that HTML shows open, at most."""
 
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 _FREE, _BUSY, _FULL, _RESERVED = "#2e9e6b", "#d99a1c", "#c8443c", "#9aa3ad"
 _LINE, _INK, _FAINT, _GROUND = "#c5ccd3", "#1d2733", "#66717d", "#e8ebee"
 
@@ -37,6 +39,7 @@ class Row:
         used: Resource class → units in use.
         open_levels: For each level above: does a line run on below this row?
         last: Whether it is the last child of its parent.
+        below: Of a root: class, in use, capacity and reserved of all below it, drawn or not.
     """
 
     provider: Provider
@@ -44,6 +47,7 @@ class Row:
     used: Mapping[str, int]
     open_levels: tuple[bool, ...] = ()
     last: bool = True
+    below: Sequence[tuple[str, int, int, int]] = ()
 
 
 def rows_of(providers: Sequence[Provider], usage: Mapping[str, Mapping[str, int]]) -> list[Row]:
@@ -55,6 +59,8 @@ def rows_of(providers: Sequence[Provider], usage: Mapping[str, Mapping[str, int]
         children.setdefault(parent, []).append(provider.uuid)
     lines: dict[str | None, tuple[bool, ...]] = {None: ()}
     rows: list[Row] = []
+    closed = sum(1 for provider in providers[:ROWS] if provider.parent not in known) > _OPEN
+    below = _sums(providers, usage, known) if closed else {}
     for provider in providers[:ROWS]:
         parent = provider.parent if provider.parent in known else None
         above = lines[parent]
@@ -67,6 +73,7 @@ def rows_of(providers: Sequence[Provider], usage: Mapping[str, Mapping[str, int]
                 used=usage.get(provider.uuid, {}),
                 open_levels=above,
                 last=last,
+                below=below.get(provider.uuid, ()),
             )
         )
     return rows
@@ -78,10 +85,37 @@ def _colour(used: int, capacity: int) -> str:
     return _BUSY if used * 4 >= capacity * 3 else _FREE
 
 
-def _bars(row: Row) -> Iterator[tuple[str, int, int, int]]:
-    """Class, in use, capacity, reserved; classes in the order of the inventory."""
-    for name, inventory in row.provider.inventories.items():
-        yield name, row.used.get(name, 0), inventory.capacity, inventory.reserved
+def _bars(provider: Provider, used: Mapping[str, int]) -> Iterator[tuple[str, int, int, int]]:
+    """Class, in use, capacity, reserved; classes by name, since who reads a forest has them in another order."""
+    for name, inventory in sorted(provider.inventories.items()):
+        yield name, used.get(name, 0), inventory.capacity, inventory.reserved
+
+
+def _sums(
+    providers: Sequence[Provider], usage: Mapping[str, Mapping[str, int]], known: Collection[str]
+) -> dict[str, list[tuple[str, int, int, int]]]:
+    """By root of which anything is drawn: in use, capacity and reserved of all below it, added up by class."""
+    sums: dict[str, dict[str, tuple[int, int, int]]] = {}
+    below: dict[str, tuple[int, int, int]] = {}
+    for place, provider in enumerate(providers):
+        if provider.parent not in known:
+            if place >= ROWS:
+                break
+            below = sums[provider.uuid] = {}
+            continue
+        for name, *numbers in _bars(provider, usage.get(provider.uuid, {})):
+            before = below.get(name, (0, 0, 0))
+            below[name] = (before[0] + numbers[0], before[1] + numbers[1], before[2] + numbers[2])
+    return {root: [(name, *numbers) for name, numbers in of_root.items()] for root, of_root in sums.items()}
+
+
+def _plain(text: str) -> str:
+    """*text* without what no document may hold and what a terminal would obey."""
+    return _CONTROL.sub("\ufffd", text)
+
+
+def _escaped(text: str) -> str:
+    return escape(_plain(text))
 
 
 def _numbers(used: int, capacity: int, reserved: int) -> str:
@@ -99,7 +133,7 @@ def usage_table(
     """One row for each provider and class; *roots* gives the names of hosts by uuid."""
     rows = []
     for provider in providers:
-        for name, stock in provider.inventories.items():
+        for name, stock in sorted(provider.inventories.items()):
             used = usage.get(provider.uuid, {}).get(name, 0)
             limits = (stock.total, stock.reserved, stock.allocation_ratio, stock.capacity)
             rows.append((roots[provider.root], provider.name, name, *limits, used, stock.capacity - used))
@@ -134,12 +168,12 @@ def render_svg(rows: Sequence[Row], hidden: int, title: str) -> str:
     parts = [
         (
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
-            f'viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}" '
+            f'viewBox="0 0 {width} {height}" role="img" aria-label="{_escaped(title)}" '
             f'font-family="ui-sans-serif, system-ui, sans-serif" font-size="12">'
         ),
-        f"<title>{escape(title)}</title>",
+        f"<title>{_escaped(title)}</title>",
         f'<rect width="{width}" height="{height}" rx="6" fill="#ffffff"/>',
-        f'<text x="12" y="21" fill="{_FAINT}">{escape(title)}</text>',
+        f'<text x="12" y="21" fill="{_FAINT}">{_escaped(title)}</text>',
     ]
     for index, row in enumerate(rows):
         parts += _svg_row(row, (index + 1) * _HEIGHT + 8, left)
@@ -163,10 +197,10 @@ def _svg_row(row: Row, y: int, left: int) -> Iterator[str]:
     traits = ", ".join(sorted(row.provider.traits)) or "no traits"
     weight = ' font-weight="600"' if not row.depth else ""
     yield (
-        f'<text x="{x + 2}" y="{middle + 4}" fill="{_INK}"{weight}>{escape(row.provider.name)}'
+        f'<text x="{x + 2}" y="{middle + 4}" fill="{_INK}"{weight}>{_escaped(row.provider.name)}'
         f"<title>{escape(traits)}</title></text>"
     )
-    for place, (name, used, capacity, reserved) in enumerate(_bars(row)):
+    for place, (name, used, capacity, reserved) in enumerate(_bars(row.provider, row.used)):
         yield from _svg_bar(left + place * _COLUMN, middle, name, used, capacity, reserved)
 
 
@@ -199,10 +233,10 @@ _STYLE = (
 def render_html(rows: Sequence[Row], hidden: int, title: str) -> str:
     """Draw *rows* as nested, collapsible HTML.
 
-    Roots are open when there are few. Where there are more they are closed, and each shows the sum over what it hides.
+    Roots are open when there are few. Where there are more they are closed, and each shows the sum over all below it.
     """
     opened = " open" if sum(1 for row in rows if not row.depth) <= _OPEN else ""
-    parts = [_STYLE, f'<div class="cloudcore-tree"><small>{escape(title)}</small>']
+    parts = [_STYLE, f'<div class="cloudcore-tree"><small>{_escaped(title)}</small>']
     depth_of_open: list[int] = []
     for index, row in enumerate(rows):
         while depth_of_open and depth_of_open[-1] >= row.depth:
@@ -210,32 +244,19 @@ def render_html(rows: Sequence[Row], hidden: int, title: str) -> str:
             depth_of_open.pop()
         following = rows[index + 1] if index + 1 < len(rows) else None
         if following is not None and following.depth > row.depth:
-            hidden_below = "" if opened or row.depth else _html_bars(_sums(rows, index))
-            parts.append(f"<details{opened}><summary>{_html_line(row)}{hidden_below}</summary>")
+            parts.append(f"<details{opened}><summary>{_html_line(row)}{_html_bars(row.below)}</summary>")
             depth_of_open.append(row.depth)
         else:
-            parts.append(f'<div class="leaf">{_html_line(row)}</div>')
+            parts.append(f'<div class="leaf">{_html_line(row)}{_html_bars(row.below)}</div>')
     parts += ["</details>"] * len(depth_of_open)
     if hidden:
         parts.append(f"<small>and {hidden} more providers</small>")
     return "".join([*parts, "</div>"])
 
 
-def _sums(rows: Sequence[Row], root: int) -> list[tuple[str, int, int, int]]:
-    """In use, capacity and reserved of all below the root at *root*, added up by class."""
-    sums: dict[str, tuple[int, int, int]] = {}
-    for row in rows[root + 1 :]:
-        if not row.depth:
-            break
-        for name, *numbers in _bars(row):
-            before = sums.get(name, (0, 0, 0))
-            sums[name] = (before[0] + numbers[0], before[1] + numbers[1], before[2] + numbers[2])
-    return [(name, *numbers) for name, numbers in sums.items()]
-
-
 def _html_line(row: Row) -> str:
     traits = escape(", ".join(sorted(row.provider.traits)), quote=True)
-    return f'<span title="{traits}">{escape(row.provider.name)}</span>{_html_bars(_bars(row))}'
+    return f'<span title="{traits}">{_escaped(row.provider.name)}</span>{_html_bars(_bars(row.provider, row.used))}'
 
 
 def _html_bars(bars: Iterable[tuple[str, int, int, int]]) -> str:
@@ -258,12 +279,12 @@ def render_rich(rows: Sequence[Row], hidden: int, title: str) -> Any:
     """
     trees = require_extra("rich.tree", "rich")
     text = require_extra("rich.text", "rich")
-    top = trees.Tree(text.Text(title, style="dim"))
+    top = trees.Tree(text.Text(_plain(title), style="dim"))
     branches: list[Any] = [top]
     for row in rows:
         del branches[row.depth + 1 :]
-        line = text.Text(row.provider.name, style="bold" if not row.depth else "")
-        for name, used, capacity, reserved in _bars(row):
+        line = text.Text(_plain(row.provider.name), style="bold" if not row.depth else "")
+        for name, used, capacity, reserved in _bars(row.provider, row.used):
             style = {_FULL: "red", _BUSY: "yellow", _FREE: "green"}[_colour(used, capacity)]
             full = round(_share(used, capacity) * 8)
             line.append(f"  {name} ", style="dim").append("━" * full, style=style).append("━" * (8 - full), style="dim")

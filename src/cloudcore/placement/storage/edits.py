@@ -85,7 +85,8 @@ def _hold_places(connection: Connection, forest: Forest, edit: Edit) -> None:
     roots = {root for before, after in moving for root in (before.root, after.root)}
     for held in sorted((forest.providers[uuid] for uuid in parents | roots), key=lambda provider: provider.number):
         row = hold(connection, resource_providers, resource_providers.c.id == held.number)
-        if row is None or (held.uuid in parents and (row.root_id or row.id) != forest.providers[held.root].number):
+        place = None if row is None else (row.root_id or row.id, row.name)  # by the name somebody may have meant it
+        if place is None or (held.uuid in parents and place != (forest.providers[held.root].number, held.name)):
             raise _conflict(held)
     for before, after in moving:
         if after.parent is not None and _is_above(connection, before.number, forest.providers[after.parent].number):
