@@ -5,7 +5,8 @@ Run it with ``make demo``, ``cloudcore demo``, or::
     python examples/quickstart.py [--database URL] [--folder FOLDER] [--picture FILE]
 
 Everything it makes lies in one scratch folder; ``--database`` puts the tables of placement and attachments elsewhere,
-into any empty SQLite, PostgreSQL or MariaDB database. Each function below is one step and can be read by itself.
+into any empty SQLite, PostgreSQL or MariaDB database, and ``--picture`` draws one host. Each function below is one step
+and can be read by itself.
 """
 
 from __future__ import annotations
@@ -231,16 +232,18 @@ def list_with_a_cell_down(cloud: Cloud) -> None:
     (cloud.folder / "cell2.away").rename(cloud.folder / "cell2")
 
 
-def check(cloud: Cloud, picture: Path) -> None:
+def check(cloud: Cloud, picture: Path | None) -> None:
     """Every stateful object can be asked whether its invariants hold."""
     cloud.tree.refresh()
     for part in (cloud.tree, cloud.ledger, cloud.attachments):
         part.check()
-    picture.write_text(cloud.tree.to_svg("cell1-host0"))
-    console.print(f"  tree, ledger and attachments are sound; a picture of one host: {picture}")
+    console.print("  tree, ledger and attachments are sound")
+    if picture is not None:
+        picture.write_text(cloud.tree.to_svg("cell1-host0"))
+        console.print(f"  a picture of one host: {picture}")
 
 
-def tour(cloud: Cloud, picture: Path) -> None:
+def tour(cloud: Cloud, picture: Path | None) -> None:
     with step("1. Hosts: real ones through libvirt, and three racks beside them"):
         read_real_hosts(cloud)
         build_racks(cloud)
@@ -265,8 +268,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="A tour of cloudcore.")
     parser.add_argument("--database", metavar="URL", help="for placement and attachments; SQLite in the folder")
     parser.add_argument("--folder", type=Path, help="keep everything here; must be empty")
-    parser.add_argument("--picture", type=Path, default=Path("cloudcore-host.svg"), help="where to draw one host")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw one host there")
     options = parser.parse_args(arguments)
+    if options.picture is not None:
+        options.picture.open("ab").close()  # where nothing can be written is told now, not at the end
     with ExitStack() as stack:
         folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cloudcore-")))
         folder.mkdir(parents=True, exist_ok=True)

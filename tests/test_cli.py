@@ -7,6 +7,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -230,7 +231,7 @@ def test_without_an_extra_no_command_ends_in_a_traceback(tmp_path: Path, module:
     assert "pip install" in line
 
 
-@pytest.mark.parametrize("arguments", [["doctor"], ["tree", "export", "--database", "{url}"], ["--help"]])
+@pytest.mark.parametrize("arguments", [["doctor"], ["tree", "export", "--database", "{url}"], ["--help"], ["demo"]])
 def test_a_reader_that_has_gone_is_no_fault(tmp_path: Path, arguments: list[str]) -> None:
     url = f"sqlite:///{tmp_path}/cloud.db"
     create_schema(url)
@@ -252,6 +253,28 @@ def test_a_fault_of_our_own_is_one_line(capsys: pytest.CaptureFixture[str], monk
     monkeypatch.setenv("CLOUDCORE_TRACEBACK", "1")
     with pytest.raises(ZeroDivisionError):
         main(["doctor"])
+
+
+def test_the_demo_leaves_nothing_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Needs no folder that can be written to either: a picture is drawn where one is asked for."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    assert main(["demo"]) == 0
+    assert [each.name for each in tmp_path.rglob("*")] == ["here"]
+    assert "are sound" in capsys.readouterr().out
+
+
+def test_the_demo_tells_at_once_of_a_picture_that_cannot_be_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", "--picture", f"{tmp_path}/{'x' * 300}.svg"]) == 1
+    told = capsys.readouterr()
+    assert (told.out, "xxx.svg" in told.err) == ("", True)
 
 
 def test_the_demo_makes_no_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ import os
 import runpy
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import attrs
 import click
@@ -89,22 +89,27 @@ def _report(state: SchemaState, output: Output) -> int:
     "--picture",
     metavar="FILE",
     type=click.Path(dir_okay=False, path_type=Path),
-    default=Path("cloudcore-host.svg"),
-    help="Where to draw one host.",
+    help="Draw one host there.",
 )
-def demo(database: str | None, picture: Path) -> int:
+def demo(database: str | None, picture: Path | None) -> int:
     """Run the tour: hosts, claims, moves, volumes, listing."""
     require_extra("rich", "cli")
-    if not picture.parent.is_dir():
+    if picture is not None and not picture.parent.is_dir():
         raise click.BadParameter(f"{picture}: there is no folder {picture.parent}", param_hint="--picture")
     package = Path(__file__).parents[1]
     story = package / "_quickstart.py"  # in a wheel
     if not story.exists():
         story = package.parents[1] / "examples" / "quickstart.py"  # in a checkout
-    tell = runpy.run_path(str(story))["main"]
+    tour = runpy.run_path(str(story))
+    tour["console"].on_broken_pipe = _reader_gone
     chosen = ["--database", database] if database else []
-    code: int = tell([*chosen, "--picture", str(picture)])
+    code: int = tour["main"]([*chosen, *(["--picture", str(picture)] if picture else [])])
     return code
+
+
+def _reader_gone() -> NoReturn:
+    """Rich would end the process with 1."""
+    raise BrokenPipeError
 
 
 COMMANDS = (doctor, schema, demo)
