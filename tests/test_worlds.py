@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 
 from cloudcore import Database, PlacementTree
-from cloudcore.errors import InvalidArgument, NoValidHost
+from cloudcore.errors import InvalidArgument, InvariantViolated, NoValidHost
 from cloudcore.listing.values import CellState
 from cloudcore.testing.worlds import FLAVORS, START, Shape, forest, instance_rows, small_world
 
@@ -92,6 +92,62 @@ def test_a_cell_is_lost_and_found():
         assert {record.cell for record in page.records} <= {"cell1", "cell3"}
         world.find_cell("cell2")
         assert world.router.page().records == everywhere.records
+
+
+def _gone_from_the_books(world, instance):
+    world.ledger.release(instance)
+
+
+def _gone_from_its_cell(world, instance):
+    world.store.delete(instance)
+
+
+def _elsewhere(world, instance):
+    world.store.update(instance, host="elsewhere")
+
+
+def _moved_in_the_books_alone(world, instance):
+    migration = "0b7e9b4c-3b0e-4c57-8d2b-9c7d8a1f2e03"
+    world.selector.select_destination(instance, migration, world.request_of(instance))
+    world.check()  # so far it may be on either side
+    world.ledger.confirm_move(migration)
+
+
+def _unknown_to_the_directory(world, instance):
+    with world.router.directory.database.write() as connection:
+        connection.exec_driver_sql("DELETE FROM directory_instances WHERE uuid = ?", (instance,))
+
+
+BREACHES = [
+    _gone_from_the_books,
+    _gone_from_its_cell,
+    _elsewhere,
+    _moved_in_the_books_alone,
+    _unknown_to_the_directory,
+]
+
+
+@pytest.mark.parametrize("breach", BREACHES, ids=lambda each: each.__name__)
+def test_what_directory_records_and_books_do_not_agree_on_is_found(breach):
+    with small_world(5, **SMALL) as world:
+        world.check()
+        instance = list(world.guests)[2]
+        breach(world, instance)
+        with pytest.raises(InvariantViolated, match=instance):
+            world.check()
+
+
+def test_nothing_is_required_of_a_cell_that_is_lost_nor_of_other_consumers():
+    with small_world(5, **SMALL) as world:
+        world.lose_cell("cell1")
+        world.check()
+        reserved = "5f0c8b52-6a5c-4d0e-9f5e-2a6a5f3c9d10"
+        (candidate,) = world.tree.candidates(world.flavors["small"] + "&limit=1")
+        world.ledger.claim(reserved, candidate, project_id="p", user_id="u", consumer_type="RESERVATION")
+        world.check()
+        world.store.update(next(one.uuid for one in world.guests.values() if one.cell == "cell2"), host="elsewhere")
+        with pytest.raises(InvariantViolated, match="elsewhere"):
+            world.check()
 
 
 def test_a_full_world_says_so_and_stays_sound():

@@ -23,6 +23,7 @@ from cloudcore.placement.requests.requests import ResourceRequest
 from cloudcore.placement.scheduling.selector import HostSelector
 from cloudcore.placement.tree import PlacementTree
 from cloudcore.schema import create_schema
+from cloudcore.testing.worlds.agreement import require_agreement
 from cloudcore.testing.worlds.forests import FLAVORS, Shape, cell_name, forest, new_uuid
 from cloudcore.testing.worlds.values import Clock, Event, Guest, What
 
@@ -189,14 +190,18 @@ class World:
         self.router.add_cell(Cell(name, self._places[name]))
 
     def check(self) -> None:
-        """Verify what must always hold: of every part, and that records and books agree.
+        """Verify what must always hold: of every part, and that directory, records and books agree.
+
+        The record of an instance stands on a host of which it holds something, or has left it in a move that is under
+        way; consumers that are no instances need no record. Of a lost cell nothing is known.
 
         Raises:
-            InvariantViolated: Something does not.
+            InvariantViolated: Something does not hold.
         """
         self.tree.refresh()
-        for part in (self.tree, self.ledger, self.attachments):
+        for part in (self.tree, self.ledger, self.router, self.attachments):
             part.check()
+        require_agreement(self.tree, self.ledger, self.router, self.store, self.cell_of)
 
     def close(self) -> None:
         """Close every part. May be called twice."""
