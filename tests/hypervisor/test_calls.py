@@ -5,11 +5,15 @@ from __future__ import annotations
 import threading
 import weakref
 
+import attrs
 import pytest
 
 from cloudcore import errors
-from cloudcore.errors import DeadlineExceeded, HypervisorUnavailable, Transient
-from cloudcore.hypervisor.disks.guests import Hint, Waiter, Waiters
+from cloudcore.disks import Disk, FileSource
+from cloudcore.errors import CloudcoreError, DeadlineExceeded, HypervisorUnavailable, Transient
+from cloudcore.hypervisor import LibvirtHypervisor
+from cloudcore.hypervisor.disks.guests import Hint, Scope, TargetTaken, UnplugRunning, Waiter, Waiters
+from cloudcore.hypervisor.disks.xml import disk_xml, domain_disks
 from cloudcore.hypervisor.libvirt.calls import CallRunner
 from cloudcore.hypervisor.libvirt.errors import (
     Failure,
@@ -106,6 +110,7 @@ def test_a_refusal_is_not_overtaken():
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 QEMU, RPC = 10, 7
+DOMAIN = "6695eb01-f6a4-8304-79aa-97f2502e193f"  # of libvirt's test driver
 
 
 @pytest.mark.parametrize(
@@ -130,6 +135,8 @@ QEMU, RPC = 10, 7
         (1, RPC, "internal error: client socket is closed", "HypervisorUnavailable"),
         (6, 0, "invalid connection pointer in virGetDomain", "HypervisorUnavailable"),
         (1, QEMU, "internal error: something else", "HypervisorError"),
+        (1, QEMU, "Could not open '/srv/guest is busy/no free slot/client socket is closed'", "HypervisorError"),
+        (9, QEMU, "Could not open '/srv/not found/1.img': Permission denied", "HypervisorError"),
         (4711, QEMU, "an error of the future", "HypervisorError"),
     ],
 )
@@ -154,7 +161,64 @@ def test_signals_for_the_operations():
     )
     assert target_taken(Failure(code=55, domain=QEMU, message="target vdb already exists"))
     assert not target_taken(Failure(code=67, domain=QEMU, message="another reason"))
+    assert not target_taken(Failure(code=9, domain=QEMU, message="cannot open '/srv/already exists/1.img'"))
     assert unplug_running(
         Failure(code=1, domain=QEMU, message="Device virtio-disk1 is already in the process of unplug")
     )
-    assert not unplug_running(Failure(code=1, domain=QEMU, message="no"))
+    power = "PCI device unplug already in progress for device ua-1"
+    assert unplug_running(Failure(code=1, domain=QEMU, message=power))
+    for other in (
+        "no",
+        "Could not open '/srv/pending/1.img': No such file or directory",
+        "Job 'copy-vda-libvirt-1-format' in state 'pending' cannot accept command verb 'complete'",
+    ):
+        assert not unplug_running(Failure(code=1, domain=QEMU, message=other))
+
+
+SIGNALS = {
+    TargetTaken: (55, "Requested operation is not valid: target vdb already exists"),
+    UnplugRunning: (1, "internal error: Device ua-1 is already in the process of unplug"),
+}
+PRIMITIVES = {
+    "plug": (TargetTaken, "attachDeviceFlags", lambda driver, one, disk: driver.plug(DOMAIN, disk, Scope.LIVE)),
+    "unplug": (
+        UnplugRunning,
+        "detachDeviceFlags",
+        lambda driver, one, disk: driver.unplug(DOMAIN, one, Scope.LIVE),
+    ),
+    "resize": (None, "blockResize", lambda driver, one, disk: driver.resize(DOMAIN, one, 4096)),
+    "begin_copy": (None, "blockCopy", lambda driver, one, disk: driver.begin_copy(DOMAIN, one, disk)),
+    "end_copy": (None, "blockJobAbort", lambda driver, one, disk: driver.end_copy(DOMAIN, one, pivot=True)),
+    "redefine": (None, "updateDeviceFlags", lambda driver, one, disk: driver.redefine(DOMAIN, one, disk)),
+    "rename": (None, "setMetadata", lambda driver, one, disk: driver.rename(DOMAIN, one, disk)),
+}
+
+
+@pytest.mark.parametrize("primitive", PRIMITIVES)
+@pytest.mark.parametrize("signal", SIGNALS)
+def test_no_signal_gets_to_whom_it_is_not_meant_for(monkeypatch, primitive, signal):
+    """Only who plugs hears that a name is taken, and only who unplugs that the guest was asked; others get an error."""
+    libvirt = pytest.importorskip("libvirt")
+    expected, function, call = PRIMITIVES[primitive]
+
+    class Refused(libvirt.libvirtError):
+        def get_error_code(self) -> int:
+            return SIGNALS[signal][0]
+
+        def get_error_domain(self) -> int:
+            return QEMU
+
+        def get_error_message(self) -> str:
+            return SIGNALS[signal][1]
+
+    def refuse(*_: object) -> None:
+        raise Refused("refused")
+
+    monkeypatch.setattr(libvirt.virDomain, function, refuse)
+    disk = Disk(volume_id=DOMAIN, source=FileSource("/a"), target="vdb")
+    (entry,) = domain_disks(f"<domain><devices>{disk_xml(disk)}</devices></domain>")
+    with (
+        LibvirtHypervisor("test:///default") as hypervisor,
+        pytest.raises(signal if signal is expected else CloudcoreError),
+    ):
+        call(hypervisor._driver, attrs.evolve(entry, alias=None), disk)

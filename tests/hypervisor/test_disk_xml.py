@@ -145,6 +145,7 @@ def test_what_is_asked_of_a_disk_and_cannot_be_is_refused():
         (virtio, {"limits": DiskLimits(write_bytes_sec=-1)}, "limits.write_bytes_sec"),
         (virtio, {"limits": DiskLimits(size_iops_sec=4096, total_bytes_sec=5)}, "limits.size_iops_sec"),
         (virtio, {"encryption": LuksEncryption(secret_id="s")}, "encryption"),
+        (virtio, {"encryption": LuksEncryption(secret_id=SECRET, key_id="a\0b")}, "encryption"),
         (virtio, {"wwn": "5000c50015ea71aa"}, "wwn"),
         (virtio, {"unit": 1}, "unit"),
         (virtio, {"queues": 0}, "queues"),

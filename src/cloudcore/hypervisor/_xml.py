@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 from xml.etree.ElementTree import Element
 
 from cloudcore.errors import HypervisorError
 
-__all__ = ["Element", "attribute", "number", "parse", "text", "to_text"]
+__all__ = ["Element", "attribute", "is_writable", "number", "parse", "text", "to_text"]
+
+_UNWRITABLE = re.compile(r"[^\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def parse(source: str, what: str) -> Element:
@@ -20,6 +23,14 @@ def parse(source: str, what: str) -> Element:
         return ET.fromstring(source)  # noqa: S314 - written by the hypervisor, which we trust with all guests
     except ET.ParseError as error:
         raise HypervisorError(f"{what}: not well-formed XML: {error}") from error
+
+
+def is_writable(value: str) -> bool:
+    """Whether *value* comes back from a definition as it was.
+
+    XML 1.0 has no other characters but a tab and the ends of lines, of which libvirt makes blanks.
+    """
+    return _UNWRITABLE.search(value) is None
 
 
 def to_text(element: Element) -> str:

@@ -16,7 +16,6 @@ from cloudcore.errors import (
     DeadlineExceeded,
     GuestNotFound,
     HypervisorError,
-    InvalidArgument,
     Transient,
 )
 from cloudcore.hypervisor.disks.copying import CopyOperations
@@ -25,7 +24,7 @@ from cloudcore.hypervisor.disks.libvirt_driver import LibvirtDriver
 from cloudcore.hypervisor.disks.migration import Migration, abort
 from cloudcore.hypervisor.disks.operations import DiskOperations
 from cloudcore.hypervisor.disks.secrets import VolumeSecrets
-from cloudcore.hypervisor.disks.xml import SECRET_KINDS, check_disk, secret_xml
+from cloudcore.hypervisor.disks.xml import check_disk, check_secret, secret_xml
 from cloudcore.hypervisor.facts.documents import read_documents
 from cloudcore.hypervisor.libvirt.connection import Connection
 from cloudcore.hypervisor.libvirt.host_documents import read_host
@@ -229,6 +228,7 @@ class LibvirtHypervisor:
             seconds: Its deadline; then the migration is cancelled, and waited for as long as for a read.
 
         Raises:
+            InvalidDisk, InvalidArgument: One of *disks*, or another argument, cannot be as described.
             GuestNotFound: It is not here. If it is at the destination already, nothing is raised.
             DeviceNotFound: It has no disk of one of the volumes.
             DeadlineExceeded: Cancelled after *seconds*, or not begun; the guest runs on here, unless it had just
@@ -236,13 +236,18 @@ class LibvirtHypervisor:
             GuestBusy: It is being migrated by another caller, or saved. That is left alone, and nothing was begun.
             HypervisorError: libvirt refused; the guest runs on here.
         """
-        identifier = normalise_uuid(instance_id, "instance_id")
+        identifier, named = normalise_uuid(instance_id, "instance_id"), tuple(disks)
+        for disk in named:
+            check_disk(disk)
+        for field, told in (("uri", uri), ("listen_address", listen_address)):
+            if told is not None:
+                require_text(told, field, maximum=1024)
         view = self._driver.view(identifier)
         if view is None and destination._driver.view(identifier) is not None:
             return  # a repeat after a lost answer
         encrypted = [one.disk for one in (view.live or ()) if one.disk and one.disk.encryption] if view else []
         try:
-            given = self._give_at(destination, encrypted, tuple(disks))
+            given = self._give_at(destination, encrypted, named)
         except BaseException:  # whatever the function for passphrases raises
             with contextlib.suppress(CloudcoreError):  # a destination that went away has them still; this says why
                 destination._forget_all(encrypted)
@@ -301,9 +306,7 @@ class LibvirtHypervisor:
     def define_secret(self, secret_id: str, *, kind: str, name: str, value: bytes) -> None:
         """See :meth:`Hypervisor.define_secret <cloudcore.hypervisor.Hypervisor.define_secret>`."""
         secret_id = normalise_uuid(secret_id, "secret_id")
-        if kind not in SECRET_KINDS:
-            raise InvalidArgument(f"kind: {kind!r} is none of {', '.join(SECRET_KINDS)}", field="kind", value=kind)
-        xml = secret_xml(secret_id, kind, require_text(name, "name"))
+        xml = secret_xml(secret_id, kind, check_secret(kind, name))
 
         def define(connection: Any) -> None:
             connection.secretDefineXML(xml).setValue(value)

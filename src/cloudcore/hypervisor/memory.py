@@ -10,7 +10,7 @@ from cloudcore.hypervisor.disks.copying import CopyOperations
 from cloudcore.hypervisor.disks.guests import GuestState, Hint
 from cloudcore.hypervisor.disks.memory_driver import Fault, LockedGuest, MemoryDriver, MemoryGuest, Unplug
 from cloudcore.hypervisor.disks.operations import DiskOperations
-from cloudcore.hypervisor.disks.xml import SECRET_KINDS
+from cloudcore.hypervisor.disks.xml import check_secret
 from cloudcore.hypervisor.facts.host import HostFacts, NumaCell, PagePool, StoragePool
 from cloudcore.hypervisor.timeouts import Timeouts
 
@@ -266,9 +266,7 @@ class MemoryHypervisor:
 
     def define_secret(self, secret_id: str, *, kind: str, name: str, value: bytes) -> None:
         """See :meth:`Hypervisor.define_secret <cloudcore.hypervisor.Hypervisor.define_secret>`."""
-        if kind not in SECRET_KINDS:
-            raise InvalidArgument(f"kind: {kind!r} is none of {', '.join(SECRET_KINDS)}", field="kind", value=kind)
-        self._secrets[normalise_uuid(secret_id, "secret_id")] = (kind, require_text(name, "name"), value)
+        self._secrets[normalise_uuid(secret_id, "secret_id")] = (kind, check_secret(kind, name), value)
 
     def check(self) -> None:
         """See :meth:`Hypervisor.check <cloudcore.hypervisor.Hypervisor.check>`."""

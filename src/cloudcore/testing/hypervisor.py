@@ -175,6 +175,11 @@ class HypervisorContract:
             ("bus", {"bus": DiskBus.IDE}),
             ("source", {"source": FileSource("relative.img")}),
             ("source", {"source": RbdSource(pool="p", image="i", hosts=())}),
+            ("source", {"source": FileSource("/no\x01path")}),
+            ("source", {"source": FileSource("/no\0path")}),
+            ("source", {"source": FileSource("/half of a pair\ud800")}),
+            ("source", {"source": FileSource("/end of a\nline")}),
+            ("source", {"source": RbdSource(pool="p", image="i", hosts=(("\x7f\x1f", 1),))}),
         ]
         for field, changes in wrong:
             error = _expect(
@@ -185,6 +190,7 @@ class HypervisorContract:
             )
             assert getattr(error, "field", None) == field, error
         assert not hypervisor.disk_state(instance_id, disk.volume_id).present
+        assert not any(state.volume_id == disk.volume_id for state in hypervisor.disk_states())
 
     def test_a_device_name_that_is_taken_is_refused(self, hypervisor: Hypervisor, guests: GuestHarness) -> None:
         """An asked-for name is kept or refused, never replaced."""
@@ -293,6 +299,7 @@ class HypervisorContract:
             hypervisor.define_secret(secret_id, kind="ceph", name=f"client.{secret_id}", value=value)
         _expect(InvalidArgument, lambda: hypervisor.define_secret(secret_id, kind="tls", name="x", value=b""))
         _expect(InvalidArgument, lambda: hypervisor.define_secret("no", kind="ceph", name="x", value=b""))
+        _expect(InvalidArgument, lambda: hypervisor.define_secret(secret_id, kind="ceph", name="\x01", value=b""))
 
     def test_closing_twice(self, hypervisor: Hypervisor) -> None:
         """Closing is repeatable."""

@@ -43,7 +43,7 @@ from cloudcore.hypervisor.libvirt.errors import (
 from cloudcore.hypervisor.timeouts import time_left
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from cloudcore.disks import Disk
     from cloudcore.hypervisor.libvirt.connection import Connection
@@ -106,10 +106,11 @@ class LibvirtDriver:
         def plug(domain: Any) -> None:
             ordered = given is not None and given.boot_order and scope is Scope.PERSISTENT
             definition = domain.XMLDesc(_SECURE | _INACTIVE) if ordered else ""
-            if "<boot dev=" in definition:  # written anew as a whole, since libvirt puts an order of kinds back
-                domain.connect().defineXML(bootable_xml(definition, xml))
-            else:
-                domain.attachDeviceFlags(xml, _FLAGS[scope])
+            with _signal(target_taken, TargetTaken):
+                if "<boot dev=" in definition:  # written anew as a whole, since libvirt puts an order of kinds back
+                    domain.connect().defineXML(bootable_xml(definition, xml))
+                else:
+                    domain.attachDeviceFlags(xml, _FLAGS[scope])
 
         name = given.volume_id if given else "of others"
         self._change(f"plug volume {name} into guest {instance_id} ({scope})", instance_id, plug, scope)
@@ -120,10 +121,11 @@ class LibvirtDriver:
         def unplug(domain: Any) -> None:
             if entry.disk is not None and (scope is Scope.PERSISTENT or not domain.isPersistent()):
                 _keep(domain, entry.disk.volume_id, entry.xml, _FLAGS[scope])
-            if scope is Scope.LIVE and entry.alias is not None:
-                domain.detachDeviceAlias(entry.alias, _LIVE)  # returns at once, unlike the call that takes XML
-            else:
-                domain.detachDeviceFlags(entry.xml, _FLAGS[scope])
+            with _signal(unplug_running, UnplugRunning):
+                if scope is Scope.LIVE and entry.alias is not None:
+                    domain.detachDeviceAlias(entry.alias, _LIVE)  # returns at once, unlike the call that takes XML
+                else:
+                    domain.detachDeviceFlags(entry.xml, _FLAGS[scope])
 
         name = entry.disk.volume_id if entry.disk else entry.target
         self._change(f"unplug volume {name} from guest {instance_id} ({scope})", instance_id, unplug, scope)
@@ -144,7 +146,8 @@ class LibvirtDriver:
         def release(domain: Any) -> None:
             nonlocal closed
             if device is not None:
-                _delete_device(domain, device)
+                with _signal(unplug_running, UnplugRunning):
+                    _delete_device(domain, device)
             if nodes:
                 closed = _close_nodes(domain, nodes)
 
@@ -217,22 +220,13 @@ class LibvirtDriver:
 
     def _change(self, what: str, instance_id: str, change: Callable[[Any], None], scope: Scope = Scope.LIVE) -> None:
         """Changes of a persistent definition take turns: one may write it as a whole, as it read it."""
-        libvirt = require_extra("libvirt", "libvirt")
         ends = time.monotonic() + min(self._timeouts.change, time_left())
 
         def act(connection: Any) -> None:
             domain = connection.lookupByUUIDString(instance_id)
             turn = self._turns.take(instance_id, ends) if scope is Scope.PERSISTENT else contextlib.nullcontext()
-            try:
-                with turn:
-                    change(domain)
-            except libvirt.libvirtError as error:
-                failure = failure_of(error)
-                if unplug_running(failure):
-                    raise UnplugRunning(failure.message) from error
-                if target_taken(failure):
-                    raise TargetTaken(failure.message) from error
-                raise
+            with turn:
+                change(domain)
 
         self._connection.call(what, act, seconds=self._timeouts.change, identifier=instance_id)
 
@@ -262,6 +256,19 @@ class LibvirtDriver:
 
     def _changed(self, _connection: Any, domain: Any, _event: int, _detail: int, _: object) -> None:
         self.waiters.tell(Hint.CHANGED, domain.UUIDString())
+
+
+@contextlib.contextmanager
+def _signal(means: Callable[[Failure], bool], signal: type[Exception]) -> Iterator[None]:
+    """Raise *signal* where libvirt's error *means* that; only around calls whose callers know it."""
+    libvirt = require_extra("libvirt", "libvirt")
+    try:
+        yield
+    except libvirt.libvirtError as error:
+        failure = failure_of(error)
+        if means(failure):
+            raise signal(failure.message) from error
+        raise
 
 
 # --- past the definition ---------------------------------------------------------------------------------------------

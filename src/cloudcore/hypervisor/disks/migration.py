@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from cloudcore._extras import require_extra
+from cloudcore._values import require_text
 from cloudcore.errors import DeadlineExceeded, GuestBusy
 from cloudcore.hypervisor.disks.migration_xml import destination_xml
 
@@ -22,6 +23,7 @@ _LIVE, _PERSIST_DEST, _UNDEFINE_SOURCE = 1 << 0, 1 << 3, 1 << 4  # VIR_MIGRATE_*
 _SECURE, _INACTIVE, _MIGRATABLE = 1 << 0, 1 << 1, 1 << 3  # VIR_DOMAIN_XML_*
 _UNDER_WAY = frozenset({1, 2})  # VIR_DOMAIN_JOB_BOUNDED, VIR_DOMAIN_JOB_UNBOUNDED
 _LOOK_AGAIN = 10.0  # seconds
+_LARGEST = 1 << 24  # characters of a definition
 
 
 @attrs.define(kw_only=True)
@@ -75,7 +77,7 @@ class Migration:
     def definition(self, source: str) -> str:
         """*source* as the destination needs it."""
         changed = destination_xml(source, self.disks)
-        return self.edit(changed) if self.edit else changed
+        return require_text(self.edit(changed), "edit", maximum=_LARGEST) if self.edit else changed
 
 
 def _refuse_busy(domain: Any, instance_id: str) -> None:

@@ -9,7 +9,7 @@ import attrs
 from cloudcore._values import normalise_uuid
 from cloudcore.disks import BlockSource, Disk, DiskBus, DiskLimits, IscsiSource, LuksEncryption
 from cloudcore.errors import InvalidDisk
-from cloudcore.hypervisor._xml import Element, number
+from cloudcore.hypervisor._xml import Element, is_writable, number
 
 __all__ = ["check_options", "encryption_elements", "limits_elements", "read_encryption", "read_limits"]
 
@@ -28,6 +28,9 @@ def check_options(disk: Disk) -> None:
         _check_limits(disk.limits)
     if disk.encryption is not None:
         normalise_uuid(disk.encryption.secret_id, "encryption", InvalidDisk)
+        if not is_writable(disk.encryption.key_id or ""):
+            key_id = disk.encryption.key_id
+            raise InvalidDisk(f"encryption: {key_id!r} is no text that a definition holds", field="encryption")
     if disk.wwn is not None and not _WWN.match(disk.wwn):
         raise InvalidDisk(f"wwn: {disk.wwn!r} is not 16 hexadecimal digits", field="wwn", value=disk.wwn)
     virtio = disk.bus is DiskBus.VIRTIO

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from cloudcore._values import normalise_uuid
+from cloudcore._values import normalise_uuid, require_text
 from cloudcore.disks import BlockSource, Disk, DiskBus, DiskSource, FileSource, IscsiSource, RbdSource
 from cloudcore.errors import HypervisorError, InvalidArgument, InvalidDisk
-from cloudcore.hypervisor._xml import Element, attribute, number, parse, text, to_text
+from cloudcore.hypervisor._xml import Element, attribute, is_writable, number, parse, text, to_text
 from cloudcore.hypervisor.disks.options_xml import (
     check_options,
     encryption_elements,
@@ -28,7 +28,7 @@ from cloudcore.hypervisor.disks.options_xml import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 __all__ = [
     "KEPT",
@@ -39,6 +39,7 @@ __all__ = [
     "alias_of",
     "bootable_xml",
     "check_disk",
+    "check_secret",
     "differences",
     "disk_xml",
     "domain_disks",
@@ -113,7 +114,8 @@ def check_disk(disk: Disk) -> None:
     """Refuse what no guest can have.
 
     Raises:
-        InvalidDisk: An unknown mode, a target that does not fit the bus, a block size that is no power of two.
+        InvalidDisk: An unknown mode, a target that does not fit the bus, a block size that is no power of two, a path
+            or a name that a definition cannot hold.
     """
     normalise_uuid(disk.volume_id, "volume_id", InvalidDisk)
     for field, value, known in (
@@ -141,7 +143,32 @@ def check_disk(disk: Disk) -> None:
     _check_source(disk.source)
 
 
+def check_secret(kind: str, name: str) -> str:
+    """*name*, if a secret of *kind* can be defined with it.
+
+    Raises:
+        InvalidArgument: An unknown kind, or no text that a definition holds.
+    """
+    if kind not in SECRET_KINDS:
+        raise InvalidArgument(f"kind: {kind!r} is none of {', '.join(SECRET_KINDS)}", field="kind", value=kind)
+    if not is_writable(require_text(name, "name")):
+        raise InvalidArgument(f"name: {name!r} is no text that a definition holds", field="name", value=name)
+    return name
+
+
+def _texts(value: object) -> Iterator[str]:
+    """All texts in a value of tuples."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, tuple):
+        for one in value:
+            yield from _texts(one)
+
+
 def _check_source(source: DiskSource) -> None:
+    for told in _texts(attrs.astuple(source)):
+        if not is_writable(told):
+            raise InvalidDisk(f"source: {told!r} is no text that a definition holds", field="source", value=told)
     if isinstance(source, BlockSource | FileSource) and not source.path.startswith("/"):
         raise InvalidDisk(f"source: {source.path!r} is no absolute path", field="source", value=source.path)
     if isinstance(source, RbdSource | IscsiSource) and (source.user is None) != (source.secret_id is None):

@@ -5,6 +5,7 @@ Codes are those of ``virterror.h``; which of them come when was observed with li
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 import attrs
@@ -63,6 +64,8 @@ _BUSY_WORDS = (  # QEMU: the guest is still taking in an earlier plug, or a migr
     "power indicator blinking",
     "not allowed while migrating",
 )
+_UNPLUG_WORDS = ("in the process of unplug", "unplug already in progress")  # QEMU: the latter on POWER
+_QUOTED = re.compile(r"'[^']*'")
 _TAKEN_WORDS = ("duplicated for disk sources", "already exists")
 
 
@@ -75,8 +78,8 @@ class Failure:
     message: str
 
     def says(self, *words: str) -> bool:
-        """Whether the text has any of *words*."""
-        text = self.message.lower()
+        """Whether the text has any of *words*. What is in quotes is a caller's: a path may be called anything."""
+        text = _QUOTED.sub("''", self.message).lower()
         return any(word.lower() in text for word in words)
 
 
@@ -105,7 +108,7 @@ def is_missing_device(failure: Failure) -> bool:
 
 def unplug_running(failure: Failure) -> bool:
     """An earlier request to unplug is still with the guest."""
-    return failure.code in {INTERNAL_ERROR, OPERATION_FAILED} and failure.says("in the process of unplug", "pending")
+    return failure.code in {INTERNAL_ERROR, OPERATION_FAILED} and failure.says(*_UNPLUG_WORDS)
 
 
 def guest_busy(failure: Failure) -> bool:
