@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import datetime as dt
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -36,6 +37,7 @@ FLAT, CELLS = HostPolicy(name="cn1", numa=False), HostPolicy(name="cn1")
 def tree() -> Iterator[PlacementTree]:
     with PlacementTree() as tree:
         yield tree
+        _failpoints.disarm()
         tree.check()
 
 
@@ -139,8 +141,8 @@ def test_a_reshape_is_never_done_in_passing(tree):
 # --- with the ledger -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def books(database: Database) -> Iterator[tuple[PlacementTree, AllocationLedger]]:
+@contextlib.contextmanager
+def opened(database: Database) -> Iterator[tuple[PlacementTree, AllocationLedger]]:
     create_schema(database)
     with PlacementTree.open(database) as tree, AllocationLedger(database) as ledger:
         yield tree, ledger
@@ -148,6 +150,66 @@ def books(database: Database) -> Iterator[tuple[PlacementTree, AllocationLedger]
         ledger.check()
         tree.refresh()
         tree.check()
+
+
+def meanwhile(what: Callable[[], object]) -> None:
+    """Let others do *what* right after the first edit of the next report."""
+
+    def once(_: str) -> None:
+        _failpoints.disarm()
+        what()
+
+    _failpoints.arm("hypervisor.apply.after_edit", once)
+
+
+def test_two_hosts_that_see_a_pool_for_the_first_time_add_it_once(books):
+    tree, ledger = books
+    policies = [HostPolicy(name=name, disk_pool="ceph-vms") for name in ("cn1", "cn2")]
+    with PlacementTree.open(ledger.database) as other:
+        meanwhile(lambda: sync(other, load("storage"), policies[1]))
+        sync(tree, load("storage"), policies[0])
+    assert len(tree.roots()) == 3
+    assert tree["cn1"].aggregates == tree["cn2"].aggregates != frozenset()
+
+
+@pytest.mark.parametrize("claimed", [True, False])
+def test_a_device_that_goes_is_written_to_by_others_too(books_in_a_file, claimed):
+    """A guest that took it last, or another report that has the news already: neither makes the report fail."""
+    tree, ledger = books_in_a_file
+    sync(tree, load("sriov"), HostPolicy(name="cn1", devices=[DeviceRule(vendor="8086", product="0b60")]))
+    device, guest = tree["cn1_0000:3b:00.0"], str(uuid.uuid4())
+    held = {device.uuid: dict.fromkeys(device.inventories, 1)}
+    with PlacementTree.open(ledger.database) as other:
+        if claimed:
+            meanwhile(lambda: ledger.claim(guest, held, project_id="p", user_id="u"))
+        else:
+            meanwhile(lambda: sync(other, load("sriov"), HostPolicy(name="cn1")))
+        sync(tree, load("sriov"), HostPolicy(name="cn1", traits={"CUSTOM_NEW"}))
+    assert "CUSTOM_NEW" in tree["cn1"].traits
+    assert (device.name in tree) == claimed
+    assert ledger.allocations(guest) == (held if claimed else {})
+
+
+def test_a_cell_that_others_take_away_is_put_back_with_what_hangs_below_it(tree):
+    """A thread beside this one still has the old shape in its policy: the last report counts, and none fails."""
+    sync(tree, load("sriov"), CELLS)
+    policy = HostPolicy(name="cn1", traits={"CUSTOM_NEW"}, devices=[DeviceRule(vendor="15b3", functions={"pf"})])
+    meanwhile(lambda: sync(tree, load("sriov"), FLAT))
+    sync(tree, load("sriov"), policy)
+    assert tree["cn1_0000:81:00.0"].parent == tree["cn1_numa1"].uuid
+
+
+@pytest.fixture
+def books(database: Database) -> Iterator[tuple[PlacementTree, AllocationLedger]]:
+    with opened(database) as books:
+        yield books
+
+
+@pytest.fixture
+def books_in_a_file(sqlite_database: Database) -> Iterator[tuple[PlacementTree, AllocationLedger]]:
+    """Where one database stands for all."""
+    with opened(sqlite_database) as books:
+        yield books
 
 
 def in_use(books: tuple[PlacementTree, AllocationLedger]) -> dict[str, dict[str, dict[str, int]]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import tenacity
 
 from cloudcore._failpoints import failpoint
-from cloudcore.errors import AlreadyExists, GenerationConflict, ProviderNotFound, ReshapeNeeded
+from cloudcore.errors import AlreadyExists, GenerationConflict, InUse, ProviderNotFound, ReshapeNeeded
 from cloudcore.hypervisor.tree.building import build_tree
 from cloudcore.hypervisor.tree.comparison import Action, ProviderEdit, TreeDiff, diff
 from cloudcore.hypervisor.tree.policy import HostPolicy
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from cloudcore.hypervisor.tree.reshape import Reshape
 
 __all__ = ["ProviderTree", "Reshaper", "apply", "carry_out", "read_current", "sync"]
+
+_WRITTEN_MEANWHILE = (GenerationConflict, AlreadyExists, InUse, ProviderNotFound)
+"""What an edit raises when somebody edited, added, claimed from or removed its provider since it was decided."""
 
 
 class ProviderTree(Protocol):
@@ -121,7 +124,8 @@ def apply(tree: ProviderTree, change: TreeDiff) -> None:
     Raises:
         ReshapeNeeded: Allocations would have to move; nothing was done. See
             :func:`~cloudcore.hypervisor.plan_reshape`.
-        GenerationConflict: Somebody else edited a provider meanwhile; what was done so far stands.
+        GenerationConflict, AlreadyExists, InUse, ProviderNotFound: Somebody else edited, added, claimed from or removed
+            a provider meanwhile; what was done so far stands.
     """
     if change.moves:
         told = ", ".join(f"{move.used} {move.resource_class} of {move.source}" for move in change.moves)
@@ -167,13 +171,14 @@ def sync(tree: ProviderTree, facts: HostFacts, policy: HostPolicy | None = None)
         ReshapeNeeded: Allocations would have to move; nothing was done.
         InvalidArgument: The policy asks for what the host has not.
         InvalidProvider: A provider that others made has the name of one of ours.
-        GenerationConflict: Others kept writing.
+        GenerationConflict, InUse, ProviderNotFound: Others kept writing.
+        AlreadyExists: Likewise; or a provider outside this host's tree has the name of one of ours.
     """
     policy = policy or HostPolicy()
     retrying = tenacity.Retrying(
         stop=tenacity.stop_after_attempt(8),
         wait=tenacity.wait_random_exponential(multiplier=0.01, max=0.5),
-        retry=tenacity.retry_if_exception_type(GenerationConflict),
+        retry=tenacity.retry_if_exception_type(_WRITTEN_MEANWHILE),
         reraise=True,
     )
 
