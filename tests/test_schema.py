@@ -5,15 +5,27 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
+from cloudcore._failpoints import arm, disarm
+from cloudcore.cli import main
 from cloudcore.database import Database, metadata
 from cloudcore.errors import InvalidArgument, SchemaMismatch
 from cloudcore.listing import InstanceDirectory, create_cell_tables
-from cloudcore.schema import AREAS, VERSION_TABLE, check_schema, create_schema, schema_tables, upgrade_schema
+from cloudcore.schema import (
+    AREAS,
+    VERSION_TABLE,
+    SchemaState,
+    check_schema,
+    create_schema,
+    schema_tables,
+    upgrade_schema,
+)
 
 
 def described(database: Database) -> dict[str, Any]:
@@ -72,6 +84,39 @@ def test_tables_of_create_schema_are_adopted_by_upgrade(database: Database) -> N
     assert state.revision == state.head
 
 
+PARTS: dict[str, Callable[[Database], object]] = {
+    **{area: partial(create_schema, areas=[area]) for area in AREAS},
+    "a cell": lambda database: create_cell_tables(database.engine),
+    "the directory": InstanceDirectory,
+}
+
+
+WHERE = [("sqlite", part) for part in PARTS] + [("postgresql", "the directory"), ("mariadb", "a cell")]
+
+
+@pytest.mark.parametrize(("dialect", "part"), WHERE, indirect=["dialect"])
+def test_tables_of_a_part_are_adopted_and_the_others_made(new_database_url: Callable[[], str], part: str) -> None:
+    with Database(new_database_url()) as database:
+        PARTS[part](database)
+        made = described(database)
+        assert not check_schema(database).current
+        state = upgrade_schema(database)
+        assert state.current
+        assert state.revision == state.head
+        assert made.items() <= described(database).items()
+
+
+def test_part_that_differs_is_refused_before_the_others_are_made(database: Database) -> None:
+    create_schema(database, areas=["listing"])
+    with database.write() as connection:
+        connection.exec_driver_sql("ALTER TABLE directory_routes ADD COLUMN colour INTEGER")
+    before = described(database)
+    with pytest.raises(SchemaMismatch, match=r"beyond this release column directory_routes\.colour\. Dump"):
+        upgrade_schema(database)
+    assert described(database) == before
+    assert check_schema(database).revision is None
+
+
 def test_foreign_tables_are_left_alone_and_wrong_ones_refused(sqlite_database: Database) -> None:
     with sqlite_database.write() as connection:
         connection.exec_driver_sql("CREATE TABLE users (id INTEGER PRIMARY KEY)")
@@ -91,6 +136,8 @@ def test_an_unknown_revision_is_refused(sqlite_database: Database) -> None:
     upgrade_schema(sqlite_database)
     with sqlite_database.write() as connection:
         connection.exec_driver_sql(f"UPDATE {VERSION_TABLE} SET version_num = 'ffff'")
+    assert not check_schema(sqlite_database).current
+    assert main(["schema", "check", "--database", str(sqlite_database.engine.url)]) == 1
     with pytest.raises(SchemaMismatch, match="newer than this release"):
         upgrade_schema(sqlite_database)
 
@@ -130,3 +177,37 @@ def test_processes_that_start_together_create_the_tables_once(new_database_url: 
         with Database(url) as opened:
             present = set(sa.inspect(opened.engine).get_table_names())
         assert {table.name for table in schema_tables()} <= present
+
+
+@pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)
+def test_upgrade_waits_for_another_that_is_under_way(new_database_url: Callable[[], str]) -> None:
+    """Whose tables it does not see yet."""
+    url, done = new_database_url(), []
+
+    def second() -> None:
+        done.append(upgrade_schema(url).current)
+
+    thread = threading.Thread(target=second)
+
+    def hold_open(_: str) -> None:
+        if threading.current_thread() is not thread:
+            disarm()
+            thread.start()
+            thread.join(1)
+
+    arm("database.commit.before", hold_open)
+    assert upgrade_schema(url).current
+    thread.join()
+    assert done == [True]
+
+
+def test_threads_upgrade_databases_of_their_own(tmp_path: Path) -> None:
+    """Alembic keeps what it is about for the whole process."""
+    urls, together = [f"sqlite:///{tmp_path}/{name}.db" for name in "abcd"], threading.Barrier(4)
+
+    def start(url: str) -> SchemaState:
+        together.wait(60)
+        return upgrade_schema(url)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(state.current for state in pool.map(start, urls))

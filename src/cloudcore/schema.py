@@ -8,6 +8,7 @@ that cloudcore's tables can live beside an application's own.
 from __future__ import annotations
 
 import importlib
+import threading
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -16,6 +17,7 @@ import sqlalchemy as sa
 from cloudcore._extras import require_extra
 from cloudcore.database import Database, create_tables, metadata, operations
 from cloudcore.database.addresses import missing_file
+from cloudcore.database.table_creation import alone
 from cloudcore.errors import InvalidArgument, SchemaMismatch
 
 if TYPE_CHECKING:
@@ -30,14 +32,17 @@ AREAS = ("attach", "listing", "placement")
 
 VERSION_TABLE = "cloudcore_alembic_version"
 
+_ALEMBIC = threading.Lock()
+"""Held while one of its commands runs: it keeps what it is about for the whole process."""
+
 
 @attrs.frozen(kw_only=True)
 class SchemaState:
     """What a database holds, compared with this release.
 
     Attributes:
-        revision: The Alembic revision of the database; None where the tables were made by :func:`create_schema`, or
-            there are none.
+        revision: The Alembic revision of the database; None where the tables were made by :func:`create_schema` and
+            never upgraded, or there are none.
         head: The newest revision that this release knows.
         differences: One line for each table, column or index that is missing or too many; empty when it fits.
     """
@@ -91,14 +96,18 @@ def create_schema(database: Database | str | URL | Engine, *, areas: Iterable[st
 def upgrade_schema(database: Database | str | URL | Engine, *, revision: str = "head") -> SchemaState:
     """Bring the tables of every area to *revision*, and return what the database then holds.
 
+    Tables without a revision, as :func:`create_schema` makes them for all areas or for some, are taken over as they
+    are where they fit, and those that are not there are made: every database then has all of them. Processes that
+    start together may all call it.
+
     Raises:
         MissingExtra: Alembic is not installed.
-        SchemaMismatch: The tables were made by :func:`create_schema` and differ from this release, or the database
-            is at a revision that this release does not know.
+        SchemaMismatch: Tables that are there without a revision differ from this release, or the database is at a
+            revision that this release does not know.
     """
     opened = Database.of(database)
     try:
-        with opened.write() as connection:
+        with opened.write() as connection, alone(connection):
             _adopt_unversioned(connection)
             _command("upgrade", connection, revision)
         return check_schema(opened)
@@ -139,16 +148,20 @@ def require_file(url: str | URL, *, expected: str | None = None) -> None:
         )
 
 
-def _compare(connection: Connection) -> SchemaState:
+def _compare(connection: Connection, tables: Iterable[str] | None = None) -> SchemaState:
+    """How the tables of these names differ from this release, by default all."""
     autogenerate = require_extra("alembic.autogenerate", "migrations")
-    tables = schema_tables()
-    names = {table.name for table in tables}
+    names = {table.name for table in schema_tables()} if tables is None else set(tables)
 
     def ours(name: str | None, kind: str, parents: dict[str, str | None]) -> bool:
         table = name if kind == "table" else parents.get("table_name")
         return table is None or table in names  # None: the schema as a whole
 
-    context = _context(connection, {"target_metadata": metadata, "include_name": ours, "compare_type": True})
+    def wanted(_: object, name: str | None, kind: str, *__: object) -> bool:
+        return kind != "table" or name in names
+
+    options = {"target_metadata": metadata, "include_name": ours, "include_object": wanted, "compare_type": True}
+    context = _context(connection, options)
     found = [_describe(difference) for difference in autogenerate.compare_metadata(context, metadata)]
     return SchemaState(
         revision=context.get_current_revision(), head=_script().get_current_head(), differences=tuple(found)
@@ -177,9 +190,13 @@ _VERBS = {"add": "lacks", "remove": "has beyond this release"}
 
 
 def _adopt_unversioned(connection: Connection) -> None:
-    """Tables made by create_schema have no revision: take them as the newest one if they fit, refuse them if not."""
-    state = _compare(connection)
+    """Tables made by create_schema have no revision: take them as the newest one if they fit, refuse them if not.
+
+    There may be some only, of a cell or of the directory. The others are made, so that a later revision finds all that
+    it changes.
+    """
     present = set(sa.inspect(connection).get_table_names()) & {table.name for table in schema_tables()}
+    state = _compare(connection, present)
     if state.revision is not None or not present:
         return
     if state.differences:
@@ -189,6 +206,7 @@ def _adopt_unversioned(connection: Connection) -> None:
             found=None,
             expected=state.head,
         )
+    create_tables(connection, schema_tables())
     _command("stamp", connection, "head")
 
 
@@ -212,7 +230,8 @@ def _command(name: str, connection: Connection, revision: str) -> None:
     config = _config()
     config.attributes["connection"] = connection
     try:
-        getattr(command, name)(config, revision)
+        with _ALEMBIC:
+            getattr(command, name)(config, revision)
     except require_extra("alembic.util", "migrations").CommandError as error:
         raise SchemaMismatch(
             f"{error}: the database is newer than this release, or not cloudcore's", found=None, expected=revision

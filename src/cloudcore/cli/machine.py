@@ -80,7 +80,7 @@ def _report(state: SchemaState, output: Output) -> int:
     for difference in state.differences:
         output.text(f"differs: {difference}")
     output.document(state)
-    return 1 if state.differences else 0
+    return 0 if state.current else 1
 
 
 @click.command()

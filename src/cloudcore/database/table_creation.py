@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection, Engine
 
-__all__ = ["create_tables"]
+__all__ = ["alone", "create_tables"]
 
 _NUMBER = 0x636C6F7564
 """PostgreSQL knows locks of applications by number."""
@@ -43,13 +43,13 @@ def create_tables(bind: Engine | Connection, tables: Sequence[sa.Table]) -> None
             create_tables(connection, tables)
             connection.commit()
         return
-    with _alone(bind):
+    with alone(bind):
         tables[0].metadata.create_all(bind, tables=tables)
 
 
 @contextmanager
-def _alone(connection: Connection) -> Iterator[None]:
-    """Nobody else creates tables of cloudcore's in this database meanwhile."""
+def alone(connection: Connection) -> Iterator[None]:
+    """Nobody else creates or changes tables of cloudcore's in this database meanwhile. May be nested."""
     kind = connection.dialect.name
     if kind == "postgresql":  # until the transaction ends
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_NUMBER))).close()
