@@ -6,6 +6,7 @@ import builtins
 import inspect
 import pickle
 import re
+import threading
 
 import pytest
 
@@ -32,6 +33,18 @@ def test_facts_survive_pickling_and_default_to_none(leaf: type[errors.CloudcoreE
     assert str(copy) == "what failed"
     assert vars(copy) == facts
     assert all(getattr(leaf("x"), name) is None for name in facts)
+
+
+def test_a_fact_that_cannot_be_pickled_arrives_as_its_text() -> None:
+    """Whatever callers give: their functions, locks, and values whose own pickling fails."""
+    given = [lambda host: host, threading.Lock(), {"deep": [open]}, {"deep": [lambda: 1]}, 2**70, frozenset({"a"})]
+    for value in given:
+        error = errors.InvalidArgument("no", field="filters", value=value)
+        arrived = pickle.loads(pickle.dumps(error))
+        assert str(arrived) == "no"
+        assert arrived.field == "filters"
+        assert arrived.value in (value, repr(value))
+    assert pickle.loads(pickle.dumps(errors.InvalidArgument("no", value=given[-1]))).value == given[-1]
 
 
 @pytest.mark.parametrize("leaf", LEAVES, ids=lambda leaf: leaf.__name__)

@@ -2,7 +2,7 @@
 
 import io
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from enum import StrEnum
 from html.parser import HTMLParser
 
@@ -168,6 +168,18 @@ def test_columns_can_be_chosen_and_must_exist(world):
     assert table([], ["what"]).rows == ()
 
 
+@pytest.mark.parametrize("nothing", [None, (), [], set(), frozenset(), {}])
+def test_columns_that_are_empty_everywhere_are_left_out(nothing):
+    assert table([{"a": 1, "b": nothing}, {"a": 2, "b": None}]).headings == ("a",)
+    assert table([{"a": 1, "b": nothing}], ["b"]).headings == ("b",)
+    assert table([{"a": 1, "b": nothing}, {"a": 2, "b": ["x"]}]).headings == ("a", "b")
+
+
+def test_an_instant_that_utc_cannot_hold_is_shown_as_it_stands():
+    first = datetime.min.replace(tzinfo=timezone(timedelta(hours=1)))
+    assert words(first).endswith("-01-01 00:00:00")
+
+
 class Colour(StrEnum):
     RED = "red"
 
@@ -182,7 +194,7 @@ def test_frames_hold_the_same_values():
     assert arrow.schema.field("n").type == pa.int64()
     assert isinstance(frame, pd.DataFrame)
     assert made.to_records()[1]["n"] is None
-    for odd in ([1, "one"], [2**70]):
+    for odd in ([1, "one"], [2**70], ["half \ud800"]):
         with pytest.raises(InvalidArgument, match="column odd"):
             table([{"odd": value} for value in odd]).to_arrow()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
@@ -89,6 +89,15 @@ def test_wrong_arguments_are_refused(sqlite_database):
         upkeep(sqlite_database, older_than=datetime(2026, 1, 1))
     with pytest.raises(InvalidArgument, match="limit"):
         upkeep(sqlite_database, older_than=datetime.now(UTC), limit=0)
+
+
+@pytest.mark.parametrize(
+    ("end", "hours"), [(datetime.min, 1), (datetime.max, -1)], ids=["before year 1", "after year 9999"]
+)
+def test_a_time_that_utc_does_not_have_is_refused(sqlite_database, end, hours):
+    create_schema(sqlite_database)
+    with pytest.raises(InvalidArgument, match=r"older_than: .* beyond the years 1 to 9999 in UTC"):
+        upkeep(sqlite_database, older_than=end.replace(tzinfo=timezone(timedelta(hours=hours))))
 
 
 def test_an_url_is_opened_and_closed(tmp_path):

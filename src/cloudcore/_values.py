@@ -161,11 +161,15 @@ def require_utc(value: datetime, field: str, error: type[InvalidArgument] = Inva
     """Return *value* in UTC.
 
     Raises:
-        InvalidArgument: It is no datetime, or has no time zone (or the subclass given as *error*).
+        InvalidArgument: It is no datetime, has no time zone, or lies beyond year 1 or 9999 in UTC (or the subclass
+            given as *error*).
     """
     if not isinstance(value, datetime) or value.tzinfo is None:
         raise error(f"{field}: expected a datetime with a time zone, got {value!r}", field=field, value=value)
-    return value.astimezone(UTC)
+    try:
+        return value.astimezone(UTC)
+    except OverflowError as beyond:
+        raise error(f"{field}: {value} lies beyond the years 1 to 9999 in UTC", field=field, value=value) from beyond
 
 
 class FrozenDict(Mapping[K, V]):

@@ -81,6 +81,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import pickle
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
@@ -192,7 +193,7 @@ class CloudcoreError(Exception):
             setattr(self, name, facts.get(name))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        facts = {name: getattr(self, name) for name in self._facts}
+        facts = {name: _picklable(getattr(self, name)) for name in self._facts}
         return _rebuild, (type(self), self.args[:1], facts)
 
     def as_fields(self) -> dict[str, Any]:
@@ -220,6 +221,17 @@ def _as_json(fact: Any) -> Any:
     if isinstance(fact, Sequence | AbstractSet) and not isinstance(fact, bytes | bytearray):
         return [_as_json(value) for value in (sorted(fact, key=str) if isinstance(fact, AbstractSet) else fact)]
     return str(fact)
+
+
+def _picklable(fact: Any) -> Any:
+    """*fact*, or its text where it cannot be pickled, as a function of the caller's or a lock cannot."""
+    if fact is None or isinstance(fact, bool | int | float | str):
+        return fact
+    try:
+        pickle.dumps(fact)
+    except Exception:  # whatever a class of the caller's raises
+        return repr(fact)
+    return fact
 
 
 def _rebuild(cls: type[CloudcoreError], args: tuple[str, ...], facts: dict[str, Any]) -> CloudcoreError:

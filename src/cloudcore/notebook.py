@@ -17,6 +17,7 @@ whatever comes from outside is escaped.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from enum import Enum
 from html import escape
@@ -40,18 +41,20 @@ _GREY = "rgba(128,128,128,0.45)"  # seen on white and on black
 
 def words(value: Any) -> str:
     """A value as a cell shows it: None as a dash, instants in UTC, allocations as ``4 VCPU, 8192 MEMORY_MB``."""
-    if value is None or value == ():
+    if value is None:
         return "–"
     if isinstance(value, Enum):
         return str(value.value)
     if isinstance(value, datetime):
-        return f"{value.astimezone(UTC) if value.tzinfo else value:%Y-%m-%d %H:%M:%S}"
+        with suppress(OverflowError):  # in year 1 or 9999 there may be none in UTC
+            value = value.astimezone(UTC) if value.tzinfo else value
+        return f"{value:%Y-%m-%d %H:%M:%S}"
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, Mapping):
         return "; ".join(_pair(key, each) for key, each in value.items()) or "–"
     if isinstance(value, list | tuple | set | frozenset):
-        return ", ".join(words(each) for each in value)
+        return ", ".join(words(each) for each in value) or "–"
     return str(value)
 
 
@@ -99,14 +102,14 @@ class Table:
 
         Raises:
             MissingExtra: pyarrow is not installed (extra ``arrow``).
-            InvalidArgument: A column holds values of several kinds, or a number beyond 64 bits.
+            InvalidArgument: A column holds values of several kinds, a number beyond 64 bits, or half a surrogate pair.
         """
         arrow = require_extra("pyarrow", "arrow")
         columns = {}
         for place, name in enumerate(self.headings):
             try:
                 columns[name] = arrow.array([_flat(row[place]) for row in self.rows])
-            except (arrow.ArrowException, OverflowError) as error:
+            except (arrow.ArrowException, OverflowError, UnicodeEncodeError) as error:
                 raise InvalidArgument(
                     f"column {name}: Arrow has no one type for its values ({error}); leave it out of the query, or "
                     "take to_pandas()",
@@ -245,7 +248,8 @@ def _made(found: list[dict[str, Any]], columns: Sequence[str] | None, title: str
     for name in columns or ():
         if found and name not in every:
             raise InvalidArgument(f"columns: no {name!r}; there are {', '.join(every)}", field="columns", value=name)
-    shown = list(columns) if columns is not None else [n for n in every if any(words(r.get(n)) != "–" for r in found)]
+    filled = [name for name in every if any(words(row.get(name)) != "–" for row in found)]
+    shown = filled if columns is None else list(columns)
     rows = tuple(tuple(row.get(name) for name in shown) for row in found)
     return Table(title=title, headings=tuple(shown), rows=rows, more=more)
 

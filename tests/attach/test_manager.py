@@ -1,12 +1,14 @@
 """What the manager promises beyond the common scenarios, on embedded volumes and a host with a referee."""
 
 import contextlib
+import copy
 import datetime as dt
 import logging
 import re
 import threading
 import uuid
 
+import attrs
 import pytest
 
 from cloudcore import errors
@@ -16,7 +18,16 @@ from cloudcore.attach.lifecycle.records import HostDevice
 from cloudcore.attach.lifecycle.rules import Limits
 from cloudcore.attach.lifecycle.states import State
 from cloudcore.attach.volumes.values import ConnectionInfo, Connector
-from cloudcore.disks import BlockSource, DetachOutcome, DiskBus
+from cloudcore.disks import (
+    BlockSource,
+    DetachOutcome,
+    Disk,
+    DiskBus,
+    DiskLimits,
+    FileSource,
+    LuksEncryption,
+    RbdSource,
+)
 from cloudcore.testing.stored import StoredHost, StoredWorld, WatchedVolumes
 from cloudcore.testing.volumes import GIB, FakeVolumes
 
@@ -371,6 +382,34 @@ def test_a_hypervisor_that_does_not_answer(new_manager, volumes, embedded, plugg
     assert manager.recover().complete
     assert manager.attachment(leg.id).state is (State.ATTACHED if plugged else State.ABSENT)
     assert manager.audit().clean
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"limits": DiskLimits(read_iops_sec=5), "bus": DiskBus.SCSI, "cache": "none"},
+        {"source": FileSource("/x", format="qcow2")},
+        {"source": RbdSource(pool="volumes", image="v", hosts=(("mon1", 6789),), user="cinder")},
+        {"encryption": LuksEncryption(secret_id=str(uuid.uuid4()))},
+    ],
+)
+def test_a_stored_host_gives_back_the_disk_that_it_was_given(tmp_path, options):
+    """Whatever the disk has; and the same disk again is no conflict."""
+    here = StoredHost(StoredWorld(tmp_path / "other.db"))
+    guest = instance()
+    disk = Disk(volume_id=str(uuid.uuid4()), **{"source": BlockSource("/dev/x"), **options})
+    for _ in range(2):
+        state = here.attach_disk(guest, disk)
+        assert (state.live, state.persistent) == (disk, disk)
+    assert here.disk_states() == (state,)
+    with pytest.raises(errors.Conflict):
+        here.attach_disk(guest, attrs.evolve(disk, read_only=True))
+    here._world.close()
+
+
+def test_what_watches_a_volume_service_can_be_copied(embedded, here):
+    for watching in (WatchedVolumes(embedded, here._world), FakeVolumes(embedded)):
+        assert copy.copy(watching).volumes() == embedded.volumes()
 
 
 def test_a_device_that_is_another_one(open_manager, embedded, here):

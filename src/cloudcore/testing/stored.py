@@ -10,17 +10,15 @@ safety rule is written down at the moment it happens, so that a battery of crash
 
 from __future__ import annotations
 
-import json
+import pickle
 import sqlite3
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import attrs
-
 from cloudcore.attach.lifecycle.records import HostDevice
 from cloudcore.attach.volumes.values import Connector
-from cloudcore.disks import BlockSource, DetachOutcome, Disk, DiskBus, DiskState
+from cloudcore.disks import BlockSource, DetachOutcome, Disk, DiskState
 from cloudcore.errors import Conflict, DeviceNotFound
 
 if TYPE_CHECKING:
@@ -35,7 +33,7 @@ __all__ = ["StoredHost", "StoredWorld", "WatchedVolumes"]
 _SCHEMA = """
 PRAGMA journal_mode=WAL;
 CREATE TABLE IF NOT EXISTS disks (
-    host TEXT, instance TEXT, volume TEXT, live TEXT, persistent TEXT, PRIMARY KEY (host, instance, volume));
+    host TEXT, instance TEXT, volume TEXT, live BLOB, persistent BLOB, PRIMARY KEY (host, instance, volume));
 CREATE TABLE IF NOT EXISTS devices (host TEXT, volume TEXT, PRIMARY KEY (host, volume));
 CREATE TABLE IF NOT EXISTS mappings (attachment TEXT PRIMARY KEY, host TEXT, instance TEXT, volume TEXT);
 CREATE TABLE IF NOT EXISTS stubborn (instance TEXT PRIMARY KEY);
@@ -128,14 +126,14 @@ class StoredHost:
 
     def attach_disk(self, instance_id: str, disk: Disk) -> DiskState:
         """See :class:`~cloudcore.disks.GuestDisks`."""
-        text = json.dumps(attrs.asdict(disk, recurse=True))
+        stored = pickle.dumps(disk)
         with self._world.transaction() as connection:
             found = self._row(connection, instance_id, disk.volume_id)
-            if found is not None and found[0] is not None and found[0] != text:
+            if found is not None and found[0] is not None and _disk(found[0]) != disk:
                 raise Conflict(f"guest {instance_id} has volume {disk.volume_id} otherwise")
             connection.execute(
                 "INSERT OR REPLACE INTO disks VALUES (?, ?, ?, ?, ?)",
-                (self._name, instance_id, disk.volume_id, text, text),
+                (self._name, instance_id, disk.volume_id, stored, stored),
             )
             breach(connection, _missing_devices(connection, self._name))
             if not disk.shareable:
@@ -237,6 +235,8 @@ class WatchedVolumes:
         self._world = world
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # Python's own questions are of this object, and a copy is asked before it is filled
+            raise AttributeError(name)
         return getattr(self._service, name)
 
     def create(
@@ -286,8 +286,6 @@ def _too_early(connection: sqlite3.Connection, attachment: str, host: str, insta
     return found
 
 
-def _disk(text: str | None) -> Disk | None:
-    if text is None:
-        return None
-    stored = json.loads(text)
-    return Disk(**{**stored, "source": BlockSource(stored["source"]["path"]), "bus": DiskBus(stored["bus"])})
+def _disk(stored: bytes | None) -> Disk | None:
+    found: Disk | None = None if stored is None else pickle.loads(stored)  # noqa: S301 - this module wrote it
+    return found

@@ -367,6 +367,8 @@ class FakeVolumes:
             self._hooks.clear()
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # Python's own questions are of this object, and a copy is asked before it is filled
+            raise AttributeError(name)
         target = getattr(self._service, name)
         if not callable(target) or name.startswith("_"):
             return target
