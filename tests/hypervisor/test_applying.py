@@ -190,6 +190,20 @@ def test_a_device_that_goes_is_written_to_by_others_too(books_in_a_file, claimed
     assert ledger.allocations(guest) == (held if claimed else {})
 
 
+@pytest.mark.parametrize("claimed", [3, 4, 5, 8])
+def test_a_claim_that_comes_while_cpus_go_is_told(tree, claimed):
+    """An edit of the provider does not notice it: the report says how much was lost, and nothing if nothing was."""
+    sync(tree, load("one_socket"), CELLS)
+    tree.allocate(str(uuid.uuid4()), {"cn1_numa0": {"VCPU": 1}})
+    meanwhile(lambda: tree.allocate(str(uuid.uuid4()), {"cn1_numa0": {"VCPU": claimed - 1}}))
+    policy = HostPolicy(name="cn1", shared_cpus=range(4), traits={"CUSTOM_NEW"})
+    _, change = sync(tree, load("one_socket"), policy)
+    told = [(one.name, one.resource_class, one.used, one.capacity) for one in change.refusals]
+    assert told == ([("cn1_numa0", "VCPU", claimed, 4)] if claimed > 4 else [])
+    assert tree.usage("cn1_numa0")["VCPU"] == claimed
+    assert not sync(tree, load("one_socket"), policy)[1]
+
+
 def test_a_cell_that_others_take_away_is_put_back_with_what_hangs_below_it(tree):
     """A thread beside this one still has the old shape in its policy: the last report counts, and none fails."""
     sync(tree, load("sriov"), CELLS)

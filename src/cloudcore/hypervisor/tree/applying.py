@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any, Protocol
 
+import attrs
 import tenacity
 
 from cloudcore._failpoints import failpoint
 from cloudcore.errors import AlreadyExists, GenerationConflict, InUse, ProviderNotFound, ReshapeNeeded
 from cloudcore.hypervisor.tree.building import build_tree
-from cloudcore.hypervisor.tree.comparison import Action, ProviderEdit, TreeDiff, diff
+from cloudcore.hypervisor.tree.comparison import Action, ProviderEdit, TreeDiff, diff, overtaken
 from cloudcore.hypervisor.tree.policy import HostPolicy
 from cloudcore.hypervisor.tree.values import CurrentInventory, CurrentProvider, CurrentTree, DesiredTree
 
@@ -165,7 +166,8 @@ def sync(tree: ProviderTree, facts: HostFacts, policy: HostPolicy | None = None)
     """Make *tree* have what the host of *facts* should have; return that, and what was changed for it.
 
     Reads, decides, writes; begins again when somebody else wrote meanwhile. Repeated, it changes nothing. Changes that
-    would take away what is in use are left out, and named in the difference's ``refusals``.
+    would take away what is in use are left out, and named in the difference's ``refusals``; so is an inventory that was
+    claimed from just before it shrank: it has shrunk, what is in use stays, and nothing more of it is given out.
 
     Raises:
         ReshapeNeeded: Allocations would have to move; nothing was done.
@@ -175,6 +177,7 @@ def sync(tree: ProviderTree, facts: HostFacts, policy: HostPolicy | None = None)
         AlreadyExists: Likewise; or a provider outside this host's tree has the name of one of ours.
     """
     policy = policy or HostPolicy()
+    name = policy.uuid or policy.name or facts.host_name
     retrying = tenacity.Retrying(
         stop=tenacity.stop_after_attempt(8),
         wait=tenacity.wait_random_exponential(multiplier=0.01, max=0.5),
@@ -184,11 +187,15 @@ def sync(tree: ProviderTree, facts: HostFacts, policy: HostPolicy | None = None)
 
     def once() -> tuple[DesiredTree, TreeDiff]:
         tree.refresh()
-        current = read_current(tree, policy.uuid or policy.name or facts.host_name)
+        current = read_current(tree, name)
         desired = build_tree(facts, policy, current)
         change = diff(current, desired)
         apply(tree, change)
-        return desired, change
+        if not change:
+            return desired, change
+        tree.refresh()  # a claim leaves the generation as it is, so that an edit does not notice it
+        late = overtaken(current, change, read_current(tree, desired.root.uuid))
+        return desired, attrs.evolve(change, refusals=(*change.refusals, *late))
 
     return retrying(once)
 

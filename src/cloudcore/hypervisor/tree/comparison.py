@@ -29,7 +29,7 @@ from cloudcore.hypervisor.tree.values import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Action", "ProviderEdit", "Refusal", "ResourceMove", "TreeDiff", "applied", "diff"]
+__all__ = ["Action", "ProviderEdit", "Refusal", "ResourceMove", "TreeDiff", "applied", "diff", "overtaken"]
 
 _ROOT_CLASSES = frozenset({"VCPU", "PCPU", "MEMORY_MB", "DISK_GB", "VGPU", "MEM_ENCRYPTION_CONTEXT"})
 _ROOT_PREFIX = "CUSTOM_MEMORY_MB_PAGES_"
@@ -83,7 +83,7 @@ class ResourceMove:
 
 @attrs.frozen(kw_only=True)
 class Refusal:
-    """A change that would take away what is in use, and is left out of the edits."""
+    """A change that would take away what is in use, and is left out of the edits; or came before a claim was seen."""
 
     provider: str
     name: str
@@ -101,7 +101,7 @@ class TreeDiff:
         edits: In an order in which they can be carried out: parents first, removals last.
         moves: Allocations that have to move with their inventory. If there are any, edits and moves must happen in one
             transaction: see :func:`~cloudcore.hypervisor.plan_reshape`.
-        refusals: Changes that were left out.
+        refusals: Changes that were left out; after :func:`~cloudcore.hypervisor.sync` also those that a claim overtook.
     """
 
     edits: tuple[ProviderEdit, ...] = ()
@@ -345,6 +345,24 @@ def _set_changes(what: str, before: frozenset[str], after: frozenset[str]) -> It
 
 def _amounts(inventories: tuple[DesiredInventory, ...]) -> str:
     return ", ".join(f"{one.total} {one.resource_class}" for one in inventories) or "nothing"
+
+
+def overtaken(before: CurrentTree, change: TreeDiff, after: CurrentTree) -> Iterator[Refusal]:
+    """What *change* has shrunk below its use, since it was claimed between the look and the edit."""
+    for edit in change.edits:
+        seen, now = before.with_uuid(edit.uuid), after.with_uuid(edit.uuid)
+        for one in now.inventories if seen and now else ():
+            was, capacity = seen.inventory(one.resource_class) if seen else None, _capacity(one)
+            if was and one.used > max(was.used, capacity) and capacity < _capacity(was):
+                text = f"{one.used} {one.resource_class} are in use, claimed while it was made to give {capacity}"
+                yield Refusal(
+                    provider=edit.uuid,
+                    name=edit.name,
+                    resource_class=one.resource_class,
+                    used=one.used,
+                    capacity=capacity,
+                    text=f"{edit.name}: {text}; what is in use stays, nothing more is given out",
+                )
 
 
 def applied(current: CurrentTree, change: TreeDiff, used: dict[tuple[str, str], int] | None = None) -> CurrentTree:
