@@ -34,7 +34,7 @@ from cloudcore.aio import (
 )
 from cloudcore.aio.facade import Facade, _Call
 from cloudcore.aio.listing import AsyncStream
-from cloudcore.errors import Cancelled, CapacityExceeded, InvalidQuery
+from cloudcore.errors import Cancelled, CapacityExceeded, InvalidProvider, InvalidQuery
 from tests.test_forking import Held, forked
 from tests.waiting import until
 
@@ -221,6 +221,30 @@ async def test_the_whole_path(sqlite_database):
         assert (await manager.attachment(attachment.id)).state == attachment.state
         await manager.detach(attachment.id)
         assert (await manager.audit()).clean
+
+
+async def test_a_tree_is_opened_with_the_arguments_of_the_plain_call(sqlite_database):
+    plain = inspect.signature(PlacementTree.open).parameters
+    awaited = inspect.signature(AsyncPlacementTree.open).parameters
+    assert {name: each.default for name, each in awaited.items() if name != "limiter"} == {
+        name: each.default for name, each in plain.items()
+    }
+    create_schema(sqlite_database)
+    told = []
+
+    class Observer:
+        def span(self, name, fields):
+            told.append(name)
+            return contextlib.nullcontext(lambda **_: None)
+
+    options = {"strict": True, "generations": "placement", "observer": Observer()}
+    async with await AsyncPlacementTree.open(sqlite_database, **options) as tree:
+        with pytest.raises(InvalidProvider):
+            await tree.add("cn1", traits={"CUSTOM_A"})
+        host = await tree.add("cn1", inventory={"VCPU": 4})
+        await tree.put_inventory("cn1", "VCPU", 4)
+        assert tree.sync.generations(["cn1"]) == {host.uuid: 1}, "Placement counts writes that change nothing"
+    assert "placement.add" in told
 
 
 async def test_history_status_and_checks(sqlite_database):
@@ -423,8 +447,8 @@ def test_a_tree_opened_for_a_task_that_was_cancelled_is_closed(sqlite_database, 
     opened, closed = [], []
     plain_open, plain_close = PlacementTree.open, PlacementTree.close
 
-    def slow_open(database) -> PlacementTree:
-        opened.append(plain_open(database))
+    def slow_open(database, **options) -> PlacementTree:
+        opened.append(plain_open(database, **options))
         begun.set()
         assert go_on.wait(30)
         return opened[0]

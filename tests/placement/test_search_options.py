@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloudcore.errors import InvalidRequest
-from cloudcore.placement import Candidate, PlacementTree
+from cloudcore.placement import Candidate, Inventory, PlacementTree
+from cloudcore.placement.search.ordering import Host
 from tests.placement import oracle, ours
 from tests.placement.peer import identity
 from tests.placement.test_scenarios_worked import provider
@@ -272,3 +273,22 @@ def test_any_collection_will_do(options: dict[str, Any]) -> None:
     tree.add("cn1", inventory={"VCPU": 8})
     tree.add("cn2", inventory={"VCPU": 8}, traits={"CUSTOM_FAST"})
     assert tree.candidates("resources=VCPU:1", **options).first().host.name == "cn2"
+
+
+def test_a_host_adds_up_beyond_64_bits() -> None:
+    """What each provider has may be cut off there, and a weigher is shown all of them together."""
+    tree = PlacementTree()
+    tree.add("cn1")
+    for cell in range(4):
+        tree.add(f"numa{cell}", parent="cn1", inventory={"VCPU": Inventory(2**31 - 1, allocation_ratio=3e38)})
+        tree.set_usage(f"numa{cell}", {"VCPU": 2**62})
+    seen: list[Host] = []
+
+    def weigh(host: Host) -> float:
+        seen.append(host)
+        return 1.0
+
+    assert len(list(tree.candidates("resources=VCPU:1", order_by=weigh))) == 4
+    assert seen[0].capacity == {"VCPU": 4 * (2**63 - 1)}
+    assert seen[0].used == {"VCPU": 4 * 2**62}
+    assert seen[0].free == {"VCPU": 4 * (2**63 - 1 - 2**62)}

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import URL, Engine
 
     from cloudcore.database import Database
+    from cloudcore.observability import Observer
     from cloudcore.placement import Candidate, ResourceRequest
+    from cloudcore.placement.storage.generations import Generations
 
 __all__ = ["AsyncAllocationLedger", "AsyncHostSelector", "AsyncPlacementTree"]
 
@@ -24,12 +26,24 @@ class AsyncPlacementTree(ClosingFacade[PlacementTree]):
     """
 
     @classmethod
-    async def open(cls, database: Database | str | URL | Engine, *, limiter: CapacityLimiter | None = None) -> Self:
+    async def open(
+        cls,
+        database: Database | str | URL | Engine,
+        *,
+        generations: Generations = "cloudcore",
+        observer: Observer | None = None,
+        strict: bool = False,
+        limiter: CapacityLimiter | None = None,
+    ) -> Self:
         """See :meth:`PlacementTree.open`. Cancelled, it waits for its end, and closes what was opened for nobody."""
         opened: list[PlacementTree] = []
         opening = Facade(opened, limiter=limiter)
+
+        def open_one() -> None:
+            opened.append(PlacementTree.open(database, generations=generations, observer=observer, strict=strict))
+
         try:
-            await opening.run(lambda: opened.append(PlacementTree.open(database)))
+            await opening.run(open_one)
         except BaseException:
             for tree in opened:
                 tree.close()

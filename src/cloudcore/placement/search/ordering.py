@@ -162,8 +162,8 @@ def host_of(block: Block, tree: int) -> Host:
     for name in dict.fromkeys(name for provider in providers for name in provider.inventories):
         column = block.classes[name]
         first, last = column.rows.searchsorted((begin, end))
-        capacity[name] = int(column.capacity[first:last].sum())
-        used[name] = int(column.used[first:last].sum())
+        capacity[name] = sum(column.capacity[first:last].tolist())  # beyond 64 bits: each of them may be cut off there
+        used[name] = sum(column.used[first:last].tolist())
     return Host(providers[0], providers, capacity, used)
 
 
