@@ -214,3 +214,10 @@ def test_the_mark_of_our_providers_is_put_back(tree):
     tree.set_traits("cn1_0000:3b:00.0", {"CUSTOM_MINE"})
     sync(tree, load("sriov"), ONCE)
     assert {OWNER_TRAIT, "CUSTOM_MINE"} <= tree["cn1_0000:3b:00.0"].traits
+
+
+def test_a_trait_that_is_listed_no_more_stays(tree):
+    """As with Nova's provider files: nobody knows whether the operator wants it still."""
+    sync(tree, load("one_socket"), HostPolicy(name="cn1", traits={"CUSTOM_SSD"}))
+    sync(tree, load("one_socket"), HostPolicy(name="cn1"))
+    assert "CUSTOM_SSD" in tree["cn1"].traits

@@ -54,6 +54,7 @@ def test_facts_survive_json(name):
         '{"version": 2, "facts": {}}',
         '{"version": 1, "facts": {"host_name": 3}}',
         '{"version": 1, "facts": {"host_name": "a", "cells": 7}}',
+        pytest.param("[" * 200_000, id="nested deeply"),
     ],
 )
 def test_facts_that_cannot_be_read_are_refused(text):
@@ -186,9 +187,7 @@ def test_dedicated_cpus_alone_leave_no_shared_ones():
 
 
 def test_shared_and_dedicated_cpus():
-    policy = HostPolicy(
-        shared_cpus={0, 4}, dedicated_cpus={1, 2, 3}, reserved_cpus=1, ratios={"VCPU": 4.0, "PCPU": 4.0}
-    )
+    policy = HostPolicy(shared_cpus={0, 4}, dedicated_cpus={1, 2, 3}, reserved_cpus=1, ratios={"VCPU": 4.0})
     tree = build_tree(load("huge_pages"), policy)
     assert [totals(tree[f"huge-pages_numa{n}"])["VCPU"] for n in (0, 1)] == [1, 1]
     assert sum(tree[f"huge-pages_numa{n}"].inventory("VCPU").reserved for n in (0, 1)) == 1
@@ -224,6 +223,13 @@ def test_what_the_host_has_not_is_refused_not_guessed(changes, field):
         ({"reserved_memory_mb": True}, "reserved_memory_mb"),
         ({"ratios": {"VCPU": 0}}, "ratios"),
         ({"initial_ratios": {"vcpu": 2}}, "initial_ratios"),
+        ({"initial_ratios": {"VCPU": "two"}}, "initial_ratios"),
+        ({"ratios": {"VCPU": None}}, "ratios"),
+        ({"ratios": {"VCPU": 10**400}}, "ratios"),
+        ({"ratios": "VCPU"}, "ratios"),
+        ({"ratios": {"PCPU": 2.0}}, "ratios"),  # what is given out once is refused, not left as it is without a word
+        ({"ratios": {"VGPU": 2.0}}, "ratios"),
+        ({"initial_ratios": {"CUSTOM_MEMORY_MB_PAGES_2M": 0.5}}, "initial_ratios"),
         ({"uuid": "cn1"}, "uuid"),
         ({"name": ""}, "name"),
         ({"traits": "CUSTOM_A"}, "traits"),
@@ -233,6 +239,31 @@ def test_policies_that_contradict_themselves(changes, field):
     with pytest.raises(InvalidArgument) as caught:
         HostPolicy(**changes)
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"vendor": "15b"}, "vendor"),
+        ({"product": "0x101d"}, "product"),
+        ({"vendor": 0x15B3}, "vendor"),
+        ({"address": ""}, "address"),
+        ({"functions": {"nope"}}, "functions"),
+        ({"functions": None}, "functions"),
+    ],
+)
+def test_a_rule_that_can_match_no_device_is_refused(changes, field):
+    with pytest.raises(InvalidArgument) as caught:
+        DeviceRule(**changes)
+    assert caught.value.field == field
+
+
+def test_hexadecimal_digits_are_taken_in_either_case():
+    """As lspci, Nova's settings and people write them."""
+    plain = DeviceRule(vendor="15b3", product="101d", address="0000:3b:*", functions={"pf"})
+    assert DeviceRule(vendor="15B3", product="101D", address="0000:3B:*", functions="pf") == plain
+    tree = build_tree(load("vgpu_before"), HostPolicy(vgpus=[VgpuRule(type="nvidia-222", device="0000:3B:*")]))
+    assert [one.name for one in tree if one.kind == "vgpu"] == ["vgpu_pci_0000_3b_00_0"]
 
 
 def test_reserves_are_dealt_in_proportion():

@@ -240,7 +240,7 @@ class HostFacts:
             if version != _VERSION:
                 raise InvalidArgument(f"host facts: version {version!r}, expected {_VERSION}", field="version")
             return typing.cast("HostFacts", _built(document["facts"], cls))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, InvalidArgument):
                 raise
             raise InvalidArgument(f"host facts: not readable: {error}", field="facts") from error

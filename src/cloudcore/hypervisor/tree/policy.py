@@ -20,15 +20,35 @@ __all__ = ["DeviceRule", "HostPolicy", "VgpuRule", "allocation_ratio", "trait_na
 
 Pairs = tuple[tuple[str, float], ...]
 
+_SHARED_OUT = ("VCPU", "MEMORY_MB", "DISK_GB")
+"""Classes that can be given out more than once. A dedicated CPU, a page or a device is one guest's."""
+
+_HEX4 = re.compile(r"[0-9a-f]{4}\Z")
+
 
 def trait_name(prefix: str, text: str) -> str:
     """``trait_name("CUSTOM_PHYSNET", "rack-a.7")`` is ``"CUSTOM_PHYSNET_RACK_A_7"``."""
     return f"{prefix}_{re.sub(r'[^A-Z0-9_]', '_', text.upper())}"
 
 
-def _pairs(value: Mapping[str, float] | Pairs) -> Pairs:
-    items = value.items() if isinstance(value, Mapping) else value
-    return tuple(sorted((name, float(ratio)) for name, ratio in items))
+def _pairs(value: Mapping[str, float] | Pairs, field: str) -> Pairs:
+    try:
+        items = value.items() if isinstance(value, Mapping) else value
+        return tuple(sorted((require_name(name, field), float(ratio)) for name, ratio in items))
+    except (TypeError, ValueError, OverflowError) as error:
+        if isinstance(error, InvalidArgument):
+            raise
+        raise InvalidArgument(
+            f"{field}: expected numbers by resource class, got {value!r}", field=field, value=value
+        ) from error
+
+
+def _ratios(value: Mapping[str, float] | Pairs) -> Pairs:
+    return _pairs(value, "ratios")
+
+
+def _initial_ratios(value: Mapping[str, float] | Pairs) -> Pairs:
+    return _pairs(value, "initial_ratios")
 
 
 def _names(value: Any) -> frozenset[str]:
@@ -37,11 +57,15 @@ def _names(value: Any) -> frozenset[str]:
     return frozenset(require_name(name, "traits") for name in value)
 
 
-def _positive_ratios(_instance: object, field: attrs.Attribute[Pairs], value: Pairs) -> None:
+def _possible_ratios(_instance: object, field: attrs.Attribute[Pairs], value: Pairs) -> None:
     for name, ratio in value:
-        require_name(name, field.name)
         if not 0 < ratio < float("inf"):
             raise InvalidArgument(f"{field.name}: {name}: {ratio} is no ratio above 0", field=field.name, value=ratio)
+        if name not in _SHARED_OUT:
+            known = ", ".join(_SHARED_OUT)
+            raise InvalidArgument(
+                f"{field.name}: {name} is given out once; ratios are for {known}", field=field.name, value=name
+            )
 
 
 def _not_negative(_instance: object, field: attrs.Attribute[Any], value: int | None) -> None:
@@ -54,27 +78,57 @@ def _class_name(_instance: object, field: attrs.Attribute[Any], value: str | Non
         require_name(value, field.name)
 
 
+def _hex4(value: str | None, field: str) -> str | None:
+    if value is None:
+        return None
+    digits = value.lower() if isinstance(value, str) else ""
+    if not _HEX4.match(digits):
+        raise InvalidArgument(f"{field}: expected four hexadecimal digits, got {value!r}", field=field, value=value)
+    return digits
+
+
+def _vendor(value: str | None) -> str | None:
+    return _hex4(value, "vendor")
+
+
+def _product(value: str | None) -> str | None:
+    return _hex4(value, "product")
+
+
+def _lower(value: str | None) -> str | None:
+    return None if value is None else require_text(value, "address").lower()
+
+
+def _functions(value: Iterable[str]) -> frozenset[DeviceFunction]:
+    try:
+        return frozenset(map(DeviceFunction, [value] if isinstance(value, str) else value))
+    except (TypeError, ValueError) as error:
+        known = ", ".join(DeviceFunction)
+        raise InvalidArgument(f"functions: {error}; there are {known}", field="functions", value=value) from error
+
+
 @attrs.frozen(kw_only=True)
 class DeviceRule:
     """PCI devices to offer, and as what. Everything that is given must match; the first rule that matches counts.
 
     Attributes:
-        vendor, product: Four hexadecimal digits; None matches any.
-        address: Pattern such as ``"0000:81:*"``; None matches any.
+        vendor, product: Four hexadecimal digits, in either case; None matches any.
+        address: Pattern such as ``"0000:81:*"``, in either case; None matches any.
         functions: Which parts match. Virtual functions are counted on the provider of their physical function.
         resource_class: None makes ``CUSTOM_PCI_<vendor>_<product>``; with *physical_network*, virtual functions become
             ``SRIOV_NET_VF``.
         physical_network: Name of the network behind it, given as the trait ``CUSTOM_PHYSNET_<name>``.
-        traits: Further traits of the provider.
+        traits: Further traits of the provider. As with Nova's provider files, one that is not listed any more stays
+            until somebody takes it off.
         one_time_use: A device is not given out again after its first use: the first report that finds one in use
             reserves all of its provider, for good. Whoever has cleaned it sets ``reserved`` back to 0.
         live_migratable: Guests with it can be migrated live.
     """
 
-    vendor: str | None = None
-    product: str | None = None
-    address: str | None = None
-    functions: frozenset[DeviceFunction] = attrs.field(default=frozenset(DeviceFunction), converter=frozenset)
+    vendor: str | None = attrs.field(default=None, converter=_vendor)
+    product: str | None = attrs.field(default=None, converter=_product)
+    address: str | None = attrs.field(default=None, converter=_lower)
+    functions: frozenset[DeviceFunction] = attrs.field(default=frozenset(DeviceFunction), converter=_functions)
     resource_class: str | None = attrs.field(default=None, validator=_class_name)
     physical_network: str | None = None
     traits: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
@@ -110,7 +164,7 @@ class VgpuRule:
         device: Pattern of address or libvirt name of the GPUs concerned; None matches all that offer the type.
         maximum: At most so many on this host, dealt to the GPUs in order of name; None is no bound.
         resource_class: What they are offered as.
-        traits: Further traits of the provider.
+        traits: Further traits of the provider; see :class:`DeviceRule`.
     """
 
     type: str
@@ -123,8 +177,9 @@ class VgpuRule:
         """Whether *device* is to offer this type."""
         if self.type not in {kind.id for kind in device.mdev_types}:
             return False
-        names = [name for name in (device.address, device.name) if name is not None]
-        return self.device is None or any(fnmatch.fnmatchcase(name, self.device) for name in names)
+        if self.device is None or fnmatch.fnmatchcase(device.name, self.device):
+            return True
+        return device.address is not None and fnmatch.fnmatchcase(device.address, self.device.lower())
 
 
 def _uuid(value: str | None) -> str | None:
@@ -148,14 +203,15 @@ class HostPolicy:
         reserved_cpus, reserved_memory_mb, reserved_disk_mb: For the host itself. CPUs and memory are taken from the
             cells in proportion to their size; disk is rounded up to GB. Of a shared pool the last report counts: its
             hosts should reserve alike.
-        ratios: Allocation ratios by class that are enforced on each report.
-        initial_ratios: Ratios for inventories that do not exist yet; what an operator changed later stays.
+        ratios: Allocation ratios of ``VCPU``, ``MEMORY_MB`` and ``DISK_GB`` that are enforced on each report; all else
+            is given out once.
+        initial_ratios: Their ratios for inventories that do not exist yet; what an operator changed later stays.
         disk_pool: Storage pool behind ``DISK_GB``; None takes the only one there is.
         disk_gb: Instead of a pool, a number.
         devices: PCI devices to offer; none by default. Offering is a one-way step for devices that get allocated.
         vgpus: Mediated devices to offer.
         encryption_guests: Bound for memory-encrypted guests instead of the host's own.
-        traits: Further traits of the root, kept as long as they are listed here.
+        traits: Further traits of the root, put back by each report; see :class:`DeviceRule`.
     """
 
     name: str | None = None
@@ -166,8 +222,8 @@ class HostPolicy:
     reserved_cpus: int = attrs.field(default=0, validator=_not_negative)
     reserved_memory_mb: int = attrs.field(default=0, validator=_not_negative)
     reserved_disk_mb: int = attrs.field(default=0, validator=_not_negative)
-    ratios: Pairs = attrs.field(default=(), converter=_pairs, validator=_positive_ratios)
-    initial_ratios: Pairs = attrs.field(default=(), converter=_pairs, validator=_positive_ratios)
+    ratios: Pairs = attrs.field(default=(), converter=_ratios, validator=_possible_ratios)
+    initial_ratios: Pairs = attrs.field(default=(), converter=_initial_ratios, validator=_possible_ratios)
     disk_pool: str | None = None
     disk_gb: int | None = attrs.field(default=None, validator=_not_negative)
     devices: tuple[DeviceRule, ...] = attrs.field(default=(), converter=tuple)
