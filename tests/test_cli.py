@@ -15,7 +15,7 @@ import pytest
 
 from cloudcore import AttachmentManager, EmbeddedVolumes, _extras, create_schema, doctor
 from cloudcore.cli import main
-from cloudcore.errors import MissingExtra
+from cloudcore.errors import MissingExtra, OutcomeUnknown
 from cloudcore.listing import Cell, CellRouter, InstanceDirectory, InstanceStore
 from cloudcore.placement import AllocationLedger, DrainPlan, PlacementTree
 from tests import services
@@ -241,6 +241,35 @@ def test_a_reader_that_has_gone_is_no_fault(tmp_path: Path, arguments: list[str]
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_an_unknown_outcome_has_an_exit_code_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no "no", and to repeat the command at once would not do."""
+
+    def unknown(*_: object, **__: object) -> None:
+        raise OutcomeUnknown("the connection was lost at the commit")
+
+    create_schema(f"sqlite:///{tmp_path}/cloud.db")
+    monkeypatch.setattr(PlacementTree, "load", unknown)
+    (tmp_path / "forest.json").write_text("{}")
+    assert main(["tree", "import", f"{tmp_path}/forest.json", "--database", f"sqlite:///{tmp_path}/cloud.db"]) == 74
+    assert main(["help-exit-codes"]) == 0
+    assert "\n74 " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("depth", [300, 900, 100_000])
+def test_what_is_nested_deeply_is_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str], depth: int) -> None:
+    url, file = f"sqlite:///{tmp_path}/cloud.db", tmp_path / "file"
+    create_schema(url)
+    deep = "[" * depth + "]" * depth
+    for text in (deep, f'{{"resource_providers": {deep}}}', f'{{"resource_providers": [{{"name": {deep}}}]}}'):
+        file.write_text(text)
+        assert main(["tree", "import", str(file), "--database", url]) == 2
+    file.write_text(f"cells = {deep}")
+    assert main(["--config", str(file), "usage", "--database", url]) == 2
+    assert main(["list", "--cells", str(file)]) == 2
 
 
 def test_a_fault_of_our_own_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -585,6 +614,48 @@ def test_a_cell_that_is_named_twice_is_wrong_usage(tmp_path: Path, capsys: pytes
     urls = [f"sqlite:///{tmp_path}/{name}.db" for name in ("one", "two")]
     assert main(["list", "--cell", f"cell1={urls[0]}", "--cell", f"cell1={urls[1]}"]) == 2
     assert "'cell1' is named twice" in capsys.readouterr().err
+
+
+HOSTILE = "web\t1\n\x1b[2J\x9b31m\u202e\u2028end"
+ESCAPED = "web\\t1\\n\\x1b[2J\\x9b31m\\u202e\\u2028end"
+
+
+def test_names_cannot_draw_on_the_terminal_nor_look_like_rows(
+    tmp_path: Path, cells: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"sqlite:///{tmp_path}/cell1.db"
+    with CellRouter([Cell("cell1", url)], directory=InstanceDirectory(f"sqlite:///{tmp_path}/directory.db")) as router:
+        InstanceStore(router).create("cell1", project_id="p", user_id="u", display_name=HOSTILE, vcpus=99)
+    asked = ["list", "--where", "vcpus=99", "--columns", "vcpus,display_name", *cells]
+    assert main([*asked, "--all"]) == 0
+    assert capsys.readouterr().out == f"99\t{ESCAPED}\tcell1\n"
+    assert main(asked) == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == ["99", ESCAPED, "cell1"]
+    (record,) = _json(capsys, asked)["records"]  # type: ignore[index,call-overload]
+    assert record["display_name"] == HOSTILE
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        (["tree", "show"], "[2J"),
+        (["usage", "--provider", HOSTILE], ESCAPED[:20]),
+        (["candidates", "resources=DISK_GB:1"], ESCAPED),
+        (["holders", f"no {HOSTILE}"], "no web"),
+    ],
+    ids=["picture", "title", "row", "error"],
+)
+def test_names_of_providers_cannot_draw_on_the_terminal_either(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str], shown: str
+) -> None:
+    url = f"sqlite:///{tmp_path}/cloud.db"
+    create_schema(url)
+    with PlacementTree.open(url) as tree:
+        tree.add(HOSTILE, inventory={"DISK_GB": 5})
+    main([*command, "--database", url])
+    said = capsys.readouterr()
+    assert shown in said.out + said.err
+    assert not set("\t\x1b\x9b") & set(said.out + said.err)
 
 
 def test_a_cell_that_is_away_is_named_by_the_url_that_was_given(

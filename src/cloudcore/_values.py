@@ -14,6 +14,7 @@ __all__ = [
     "FrozenDict",
     "is_storable",
     "normalise_uuid",
+    "one_line",
     "require_duration",
     "require_integer",
     "require_mapping",
@@ -135,6 +136,16 @@ def is_storable(text: str) -> bool:
         except UnicodeEncodeError:
             return False
     return "\0" not in text
+
+
+def one_line(text: str, *, keeping: str = "") -> str:
+    """*text* with line breaks, and whatever else a terminal or a log cannot take, as Python writes them in quotes.
+
+    Characters of *keeping* stay as they are.
+    """
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() or one in keeping else ascii(one)[1:-1] for one in text)
 
 
 def require_portion(limit: int) -> int:

@@ -20,6 +20,7 @@ from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 
+from cloudcore._values import one_line
 from cloudcore.errors import OutcomeUnknown, Transient
 
 if TYPE_CHECKING:
@@ -243,7 +244,7 @@ class _Operation:
 
 
 def _log(logger: logging.Logger, level: int, name: str, fields: Mapping[str, Any]) -> None:
-    text = _one_line(" ".join(f"{key}={value}" for key, value in fields.items()))
+    text = one_line(" ".join(f"{key}={value}" for key, value in fields.items()))
     logger.log(level, "%s %s", name, text, extra={"event": name, "fields": dict(fields)})
 
 
@@ -258,13 +259,8 @@ def _plain(value: Any) -> Any:
 
 def _readable(text: str) -> str:
     """Of whatever a caller sent, one line that every log and exporter can write."""
-    shown = _one_line(text[:_LONGEST])
+    shown = one_line(text[:_LONGEST])
     return shown if len(text) <= _LONGEST else f"{shown}... ({len(text)} characters)"
-
-
-def _one_line(text: str) -> str:
-    """With line breaks, and whatever else a terminal or a file cannot take, as Python writes them in quotes."""
-    return text if text.isprintable() else "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
 def _ignore(**_: Any) -> None:

@@ -10,7 +10,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from cloudcore._extras import require_extra
-from cloudcore.errors import CloudcoreError, InvalidArgument, Transient
+from cloudcore._values import one_line
+from cloudcore.errors import CloudcoreError, InvalidArgument, OutcomeUnknown, Transient
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,11 +50,13 @@ def _run(arguments: Sequence[str] | None) -> int:
 def _code_of(error: CloudcoreError) -> int:
     if isinstance(error, Transient):
         return 75
+    if isinstance(error, OutcomeUnknown):
+        return 74
     return 2 if isinstance(error, InvalidArgument) else 1
 
 
 def _fail(why: object, code: int) -> int:
-    print(f"cloudcore: {why}", file=sys.stderr)
+    print(one_line(f"cloudcore: {why}", keeping="\n"), file=sys.stderr)
     return code
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import tomllib
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cloudcore.cli.frame import Settings
+from cloudcore.cli.frame import Settings, read_toml
 from cloudcore.database.addresses import missing_file
 from cloudcore.listing import NOVA_INSTANCES, Cell, CellRouter, InstanceDirectory, NovaDirectory
 from cloudcore.schema import require_file
@@ -90,10 +89,7 @@ def _split(texts: Iterable[str]) -> dict[str, str]:
 
 
 def _read(file: Path) -> dict[str, str]:
-    try:
-        values = tomllib.loads(file.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise click.BadParameter(f"{file}: {error}", param_hint="--cells") from error
+    values = read_toml(file, "--cells")
     found = values.get("cells", values)
     if not isinstance(found, dict) or not found or not all(isinstance(url, str) for url in found.values()):
         raise click.BadParameter(f'{file}: expected lines NAME = "URL"', param_hint="--cells")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from cloudcore.cli import exit_codes
-from cloudcore.cli.frame import Settings
+from cloudcore.cli.frame import Settings, read_toml
 from cloudcore.cli.holdings import COMMANDS as HOLDINGS
 from cloudcore.cli.instances import COMMANDS as INSTANCES
 from cloudcore.cli.machine import COMMANDS as MACHINE
@@ -37,13 +36,7 @@ __all__ = ["program", "run"]
 @click.pass_context
 def program(context: click.Context, config: Path | None) -> None:
     """A cloud's control-plane logic, as a library. Exit codes: see `cloudcore help-exit-codes`."""
-    values: dict[str, Any] = {}
-    if config is not None:
-        try:
-            values = tomllib.loads(config.read_text())
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise click.BadParameter(f"{config}: {error}", param_hint="--config") from error
-    context.obj = Settings.of(values, str(config))
+    context.obj = Settings.of({} if config is None else read_toml(config, "--config"), str(config))
 
 
 @program.command("help-exit-codes")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
+import tomllib
 from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -13,12 +14,24 @@ import attrs
 import click
 
 from cloudcore._extras import require_extra
+from cloudcore._values import one_line
 from cloudcore.schema import require_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
-__all__ = ["Output", "Settings", "as_json", "database_option", "output_option", "pass_settings", "progress"]
+__all__ = [
+    "Output",
+    "Settings",
+    "as_json",
+    "database_option",
+    "output_option",
+    "pass_settings",
+    "progress",
+    "read_toml",
+    "warn",
+]
 
 _WIDE = 10_000
 _KEYS = {"database": str, "json": bool, "cells": dict, "cinder": dict, "hosts": dict}
@@ -110,9 +123,14 @@ class Output:
         click.echo(json.dumps(as_json(value), ensure_ascii=False))
 
     def text(self, line: str) -> None:
-        """Write a line for people."""
+        """Write a line for people, or several."""
         if not self.json:
-            click.echo(line)
+            click.echo(one_line(line, keeping="\n"))
+
+    def row(self, values: Iterable[Any]) -> None:
+        """Write values for people with tabs between them: for tables that are too long to hold."""
+        if not self.json:
+            click.echo("\t".join("" if value is None else one_line(str(value)) for value in values))
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None) -> None:
         """Draw a table for people.
@@ -122,13 +140,14 @@ class Output:
         """
         if self.json:
             return
-        table = require_extra("rich.table", "cli").Table(title=title, title_justify="left", box=None, pad_edge=False)
+        text = require_extra("rich.text", "cli").Text
+        heading = None if title is None else text(one_line(title))
+        table = require_extra("rich.table", "cli").Table(title=heading, title_justify="left", box=None, pad_edge=False)
         for number, name in enumerate(columns):
             numeric = bool(rows) and all(isinstance(row[number], int | float) for row in rows)
             table.add_column(name, justify="right" if numeric else "left", overflow="fold")
-        text = require_extra("rich.text", "cli").Text
         for row in rows:
-            table.add_row(*(text("" if cell is None else str(as_json(cell))) for cell in row))
+            table.add_row(*(text("" if cell is None else one_line(str(as_json(cell)))) for cell in row))
         self.draw(table)
 
     def draw(self, picture: Any) -> None:
@@ -138,6 +157,21 @@ class Output:
         width = None if sys.stdout.isatty() else _WIDE  # what is piped on is not folded
         console = require_extra("rich.console", "cli").Console(file=sys.stdout, width=width, markup=False, emoji=False)
         console.print(picture)
+
+
+def warn(line: str) -> None:
+    """Write a line for people to standard error."""
+    click.echo(one_line(f"cloudcore: {line}"), err=True)
+
+
+def read_toml(file: Path, option: str) -> dict[str, Any]:
+    """What a TOML file says; one that says nothing is wrong usage of *option*."""
+    try:
+        return tomllib.loads(file.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise click.BadParameter(f"{file}: {error}", param_hint=option) from error
+    except RecursionError as error:
+        raise click.BadParameter(f"{file}: nested too deeply", param_hint=option) from error
 
 
 def as_json(value: Any) -> Any:

@@ -10,7 +10,7 @@ import attrs
 import click
 
 from cloudcore.cli.cells import cells_option
-from cloudcore.cli.frame import Output, output_option, progress
+from cloudcore.cli.frame import Output, output_option, progress, warn
 from cloudcore.listing import Query, Sort
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _everything(router: CellRouter, query: Query, shown: tuple[str, ...], cursor
             if output.json:
                 output.line(row)
             else:
-                output.text("\t".join("" if value is None else str(value) for value in row.values()))
+                output.row(row.values())
         cells = stream.cells
     return 1 if _warn(cells) else 0
 
@@ -101,7 +101,7 @@ def _warn(cells: Any) -> bool:
     """Say on standard error which cells did not answer; whether there are such."""
     missing: list[CellReport] = [report for report in cells.values() if report.state in {"slow", "down"}]
     for report in missing:
-        click.echo(f"cloudcore: {report.name}: {report.state}, {report.error or 'no answer'}", err=True)
+        warn(f"{report.name}: {report.state}, {report.error or 'no answer'}")
     return bool(missing)
 
 

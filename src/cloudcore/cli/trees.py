@@ -62,6 +62,8 @@ def import_(file: IO[str], database: str, output: Output) -> int:
         data = json.load(file)
     except ValueError as error:
         raise click.BadParameter(f"this is no JSON: {error}", param_hint="FILE") from error
+    except RecursionError as error:
+        raise click.BadParameter("nested too deeply to be a forest", param_hint="FILE") from error
     with PlacementTree.open(database) as forest:
         added = forest.load(data)
     output.text(f"added {added} providers")

@@ -10,7 +10,7 @@ import attrs
 import click
 
 from cloudcore.cli.cells import cells_option
-from cloudcore.cli.frame import Output, database_option, output_option
+from cloudcore.cli.frame import Output, database_option, output_option, warn
 from cloudcore.cli.volumes import manager_option
 from cloudcore.listing import CellRouter, InstanceDirectory, InstanceStore
 from cloudcore.placement import AllocationLedger
@@ -98,7 +98,7 @@ def audit_attachments(manager: AttachmentManager, output: Output) -> int:
     """The journal against the volume service, the guests and the hosts that are named."""
     report = manager.audit()
     for host, why in report.blind:
-        click.echo(f"cloudcore: {host} could not be asked: {why}", err=True)
+        warn(f"{host} could not be asked: {why}")
     rows = [(each.kind, each.volume_id, f"instance {each.instance_id}, host {each.host}") for each in report.findings]
     _findings(output, rows, report)
     return 0 if report.clean else 1
