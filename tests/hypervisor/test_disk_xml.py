@@ -298,6 +298,21 @@ def test_every_difference_that_matters_is_told(disk, other, field):
     assert bool(told) != same_place
 
 
+def test_the_secret_is_the_same_in_any_form():
+    """libvirt gives a UUID back in its own. What is none stays as others wrote it."""
+    disk = attrs.evolve(DISKS["luks_rbd"], encryption=LuksEncryption(secret_id=SECRET, key_id="k"))
+    for form in (SECRET.upper(), SECRET.replace("-", ""), f"{{{SECRET}}}"):
+        source = attrs.evolve(disk.source, secret_id=form)
+        other = attrs.evolve(disk, encryption=LuksEncryption(secret_id=form, key_id="k"), source=source)
+        assert effective(other) == effective(disk)
+        assert effective(other).encryption.key_id == "k"
+        assert disk_xml(other) == disk_xml(disk)
+        assert differences(disk, other) == differences(other, disk) == ()
+    named = attrs.evolve(disk, encryption=LuksEncryption(secret_id=""))
+    assert effective(named).encryption.secret_id == ""
+    assert differences(disk, named) != ()
+
+
 def test_monitors_may_change_but_the_image_may_not():
     disk = DISKS["rbd_plain"]
     moved = attrs.evolve(disk, source=attrs.evolve(disk.source, hosts=(("other", 1),)))

@@ -22,6 +22,7 @@ from cloudcore.errors import (
     DeadlineExceeded,
     DetachFailed,
     GuestBusy,
+    GuestNotFound,
     HypervisorError,
     HypervisorUnavailable,
     InvalidDisk,
@@ -251,6 +252,48 @@ def test_what_is_read_back_is_compared(hypervisor, instance_id, disk, monkeypatc
         hypervisor.attach_disk(instance_id, attrs.evolve(disk, volume_id=str(uuid.uuid4())))
 
 
+@pytest.mark.parametrize(("state", "plug"), [("off", 0), ("running", 0), ("running", 1), ("paused", 1)])
+@pytest.mark.parametrize("verbs", [["start"], ["stop"], ["stop", "start"]])
+def test_a_guest_that_starts_or_stops_meanwhile(hypervisor, disk, monkeypatch, state, plug, verbs):
+    """Before the disk goes into the first of its definitions, or the second: it is in those that the guest has then."""
+    instance_id, plugs, act = str(uuid.uuid4()), [], hypervisor._driver.plug
+    hypervisor.add_guest(instance_id, state=state)
+
+    def late(*arguments):
+        if len(plugs) == plug:
+            for verb in verbs:
+                getattr(hypervisor, verb)(instance_id)
+        plugs.append(arguments)
+        act(*arguments)
+
+    monkeypatch.setattr(hypervisor._driver, "plug", late)
+    found = hypervisor.attach_disk(instance_id, disk)
+    assert found == hypervisor.disk_state(instance_id, disk.volume_id)
+    assert found.persistent is not None
+    assert (found.live is not None) == (verbs[-1] == "start")
+
+
+def test_a_transient_guest_that_is_stopped_meanwhile_is_not_there(hypervisor, disk, monkeypatch):
+    instance_id, act = str(uuid.uuid4()), hypervisor._driver.plug
+    hypervisor.add_guest(instance_id, transient=True)
+    monkeypatch.setattr(hypervisor._driver, "plug", lambda *given: (hypervisor.stop(instance_id), act(*given)))
+    with pytest.raises(GuestNotFound):
+        hypervisor.attach_disk(instance_id, disk)
+
+
+@pytest.mark.parametrize("transient", [False, True])
+def test_a_disk_that_was_let_go_late_is_attached_like_any_other(hypervisor, disk, transient):
+    """Nobody asked again after "pending", so the mark of that detach is there still: it is not this disk's."""
+    instance_id = str(uuid.uuid4())
+    hypervisor.add_guest(instance_id, transient=transient, unplug=Unplug.IGNORES)
+    hypervisor.attach_disk(instance_id, disk)
+    assert hypervisor.detach_disk(instance_id, disk.volume_id) is DetachOutcome.PENDING
+    hypervisor.release(instance_id)
+    for _ in range(2):
+        assert hypervisor.attach_disk(instance_id, disk).live is not None
+    assert hypervisor._driver.view(instance_id).removed == ()
+
+
 def test_lost_events_only_cost_time(hypervisor, instance_id, disk):
     """Gone is what the definition does not have; nobody needs to be told."""
     hypervisor.faults.lose_events = True
@@ -289,6 +332,26 @@ def test_a_guest_that_refuses_keeps_it_for_good_in_both(hypervisor, instance_id,
         hypervisor.detach_disk(instance_id, disk.volume_id)
     assert caught.value.identifier == disk.volume_id
     assert hypervisor.disk_state(instance_id, disk.volume_id) == before
+
+
+@pytest.mark.parametrize("mood", [Unplug.WILLING, Unplug.REFUSES])
+def test_what_gets_the_device_name_next_was_not_asked_for(hypervisor, instance_id, disk, mood):
+    """The guest ignored one request and answered the next: with that, both are done."""
+    hypervisor.set_unplug(instance_id, Unplug.IGNORES)
+    hypervisor.attach_disk(instance_id, disk)
+    assert hypervisor.detach_disk(instance_id, disk.volume_id) is DetachOutcome.PENDING
+    hypervisor.set_unplug(instance_id, mood)
+    if mood is Unplug.WILLING:
+        assert hypervisor.detach_disk(instance_id, disk.volume_id) is DetachOutcome.DETACHED
+        disk = attrs.evolve(disk, volume_id=str(uuid.uuid4()))
+        assert hypervisor.attach_disk(instance_id, disk).live.target == "vda"
+    else:
+        with pytest.raises(DetachFailed):
+            hypervisor.detach_disk(instance_id, disk.volume_id)
+        hypervisor.set_unplug(instance_id, Unplug.WILLING)
+    hypervisor.pause(instance_id)
+    hypervisor.resume(instance_id)
+    assert hypervisor.disk_state(instance_id, disk.volume_id).live is not None
 
 
 def test_an_error_of_the_request_is_a_refusal(hypervisor, instance_id, disk):

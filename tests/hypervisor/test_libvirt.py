@@ -13,10 +13,12 @@ from pathlib import Path
 import attrs
 import pytest
 
-from cloudcore.disks import BlockSource, DetachOutcome, Disk, GuestFreezer, RbdSource
+from cloudcore.disks import BlockSource, DetachOutcome, Disk, DiskBus, GuestFreezer, LuksEncryption, RbdSource
 from cloudcore.errors import (
     DeadlineExceeded,
     GuestAgentUnavailable,
+    GuestBusy,
+    GuestNotFound,
     HypervisorUnavailable,
     InUse,
     InvalidArgument,
@@ -113,6 +115,38 @@ def test_what_a_driver_cannot_do_is_said_so():
         assert not hypervisor.disk_state(instance_id, disk.volume_id).present
         with pytest.raises(UnsupportedFeature):
             hypervisor.define_secret(str(uuid.uuid4()), kind="ceph", name="x", value=b"")
+
+
+@pytest.mark.parametrize("refusal", ["guest", "place", "plug", "busy", "answer"])
+def test_a_passphrase_stays_only_with_a_volume_that_may_be_there(monkeypatch, refusal):
+    """A guest that is not there, or has no place, is found out before it is asked for; and what is refused later takes
+    it along, unless nobody knows whether the guest has the disk."""
+    instance_id, volume_id = "6695eb01-f6a4-8304-79aa-97f2502e193f", str(uuid.uuid4())
+    asked, kept = [], set()
+
+    def give(disk: Disk) -> Disk:
+        asked.append(disk.volume_id)
+        kept.add(disk.volume_id)
+        return disk
+
+    def refuse(*_: object) -> None:
+        raise {"busy": GuestBusy, "answer": DeadlineExceeded}.get(refusal, UnsupportedFeature)(refusal)
+
+    bus = DiskBus.SATA if refusal == "place" else DiskBus.VIRTIO
+    encryption = LuksEncryption(secret_id=volume_id)
+    disk = Disk(volume_id=volume_id, source=BlockSource("/dev/x"), bus=bus, encryption=encryption)
+    with LibvirtHypervisor("test:///default", timeouts=Timeouts(detach=0), passphrase=lambda _: b"") as hypervisor:
+        monkeypatch.setattr(hypervisor._secrets, "give", give)
+        monkeypatch.setattr(hypervisor._secrets, "take", kept.discard)
+        monkeypatch.setattr(hypervisor._driver, "plug", refuse)
+        expected = {
+            "guest": GuestNotFound, "place": InvalidDisk, "plug": UnsupportedFeature,
+            "busy": GuestBusy, "answer": DeadlineExceeded,
+        }  # fmt: skip
+        with pytest.raises(expected[refusal]):
+            hypervisor.attach_disk(str(uuid.uuid4()) if refusal == "guest" else instance_id, disk)
+    assert asked == ([] if refusal in {"guest", "place"} else [volume_id])
+    assert kept == ({volume_id} if refusal == "answer" else set())
 
 
 def test_file_systems_wait_and_go_on_if_there_is_an_agent():

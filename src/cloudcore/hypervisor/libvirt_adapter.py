@@ -14,6 +14,7 @@ from cloudcore.disks import DetachOutcome
 from cloudcore.errors import (
     CloudcoreError,
     DeadlineExceeded,
+    GuestBusy,
     GuestNotFound,
     HypervisorError,
     Transient,
@@ -76,7 +77,8 @@ class LibvirtHypervisor:
             own_event_loop: Run libvirt's event loop. False where something else in this process runs it already.
             passphrase: Called for a disk with ``encryption`` before it is plugged, or arrives here with its guest: what
                 opens it. It is put into the libvirt secret that the disk names, private and under the volume's id, and
-                taken out when no guest of this host has the volume any more. It is in no definition, log or error.
+                taken out when no guest of this host has the volume any more, or got it. It is in no definition, log or
+                error.
                 None leaves that to others: they define the secret, for the manager's disks under the volume's id.
 
         Raises:
@@ -125,7 +127,16 @@ class LibvirtHypervisor:
     def attach_disk(self, instance_id: str, disk: Disk) -> DiskState:
         """See :meth:`cloudcore.disks.GuestDisks.attach_disk`."""
         check_disk(disk)
-        return self._disks.attach(instance_id, self._secrets.give(disk))
+        if disk.encryption is None or self._passphrase is None:
+            return self._disks.attach(instance_id, disk)
+        self._disks.require_place(instance_id, disk)
+        try:
+            return self._disks.attach(instance_id, self._secrets.give(disk))
+        except CloudcoreError as error:
+            if isinstance(error, GuestBusy) or not isinstance(error, Transient):  # else the guest may have it
+                with contextlib.suppress(CloudcoreError):  # this says why
+                    self._forget_unused(normalise_uuid(disk.volume_id, "volume_id"))
+            raise
 
     def detach_disk(self, instance_id: str, volume_id: str) -> DetachOutcome:
         """See :meth:`cloudcore.disks.GuestDisks.detach_disk`."""

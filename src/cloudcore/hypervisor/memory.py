@@ -176,7 +176,8 @@ class MemoryHypervisor:
         with self._guest(instance_id) as guest:
             for target, disk in list(guest.live.items()):
                 if disk.volume_id == volume_id:
-                    guest.orphans[volume_id] = guest.live.pop(target)
+                    guest.orphans[volume_id] = disk
+                    guest.lose(target)
 
     def frozen(self, instance_id: str) -> bool:
         """Whether the guest's file systems wait."""

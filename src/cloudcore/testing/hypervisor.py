@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 
-from cloudcore.disks import DetachOutcome, Disk, DiskBus, FileSource, GuestDisks, RbdSource
+from cloudcore.disks import DetachOutcome, Disk, DiskBus, FileSource, GuestDisks, LuksEncryption, RbdSource
 from cloudcore.errors import (
     CloudcoreError,
     Conflict,
@@ -146,6 +146,13 @@ class HypervisorContract:
         hypervisor.attach_disk(instance_id.upper(), attrs.evolve(disk, volume_id=f"{{{disk.volume_id.upper()}}}"))
         assert hypervisor.disk_state(instance_id, disk.volume_id).present
         assert hypervisor.detach_disk(instance_id, disk.volume_id.upper()) is DetachOutcome.DETACHED
+        secret_id = _new_id()
+        for form in (secret_id.upper(), secret_id):
+            encrypted = attrs.evolve(disk, encryption=LuksEncryption(secret_id=form))
+            state = hypervisor.attach_disk(instance_id, encrypted)
+            assert state.persistent is not None
+            assert state.persistent.encryption == LuksEncryption(secret_id=secret_id)
+        assert hypervisor.detach_disk(instance_id, disk.volume_id) is DetachOutcome.DETACHED
         _expect(InvalidArgument, lambda: hypervisor.disk_state("guest-1", disk.volume_id))
         _expect(InvalidArgument, lambda: hypervisor.detach_disk(instance_id, "volume-1"))
         _expect(InvalidDisk, lambda: hypervisor.attach_disk(instance_id, attrs.evolve(disk, volume_id="vol")))

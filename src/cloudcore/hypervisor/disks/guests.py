@@ -83,6 +83,13 @@ class GuestView:
             return live is not None and self.find_removed(volume_id) is not None
         return live is not None and persistent is None
 
+    def lacks(self, volume_id: str) -> bool:
+        """Whether one of the guest's definitions, or its only one, has no disk of *volume_id*."""
+        return any(
+            there is not None and self.find(volume_id, scope) is None
+            for there, scope in ((self.live, Scope.LIVE), (self.persistent, Scope.PERSISTENT))
+        )
+
     @property
     def targets(self) -> frozenset[str]:
         """Device names that are in use in either definition."""

@@ -98,6 +98,11 @@ class MemoryGuest:
         """One of its two definitions."""
         return self.live if scope is Scope.LIVE else self.persistent
 
+    def lose(self, target: str) -> Disk | None:
+        """Its live definition has the disk no more; what gets the device name next was not asked for."""
+        self.asked.discard(target)
+        return self.live.pop(target, None)
+
 
 class MemoryDriver:
     """The primitives of :mod:`.guests` over a dictionary."""
@@ -190,9 +195,10 @@ class MemoryDriver:
 
     def _ask(self, instance_id: str, guest: MemoryGuest, entry: DiskEntry) -> None:
         if guest.unplug is Unplug.REFUSES:
+            guest.asked.discard(entry.target)
             self.tell(Hint.REFUSED, instance_id, entry.alias)
         elif guest.unplug is Unplug.WILLING and guest.state is GuestState.RUNNING:
-            del guest.live[entry.target]
+            guest.lose(entry.target)
             self.tell(Hint.REMOVED, instance_id, entry.alias)
         elif entry.target in guest.asked:
             raise UnplugRunning(entry.target)
@@ -293,10 +299,9 @@ class MemoryDriver:
         """The guest lets everything go that it was asked for."""
         guest = self.guest(instance_id)
         for target in sorted(guest.asked):
-            disk = guest.live.pop(target, None)
+            disk = guest.lose(target)
             if disk is not None:
                 self.tell(Hint.REMOVED, instance_id, f"ua-{disk.volume_id}")
-        guest.asked.clear()
 
     def tell(self, hint: Hint, instance_id: str, alias: str | None = None) -> None:
         """An event, unless events get lost."""

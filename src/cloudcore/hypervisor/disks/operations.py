@@ -20,12 +20,15 @@ Rules, each with its reason:
 7. A guest that is still taking in an earlier change refuses for a moment, not for good: it is asked again.
 8. The hypervisor itself has the last word. A daemon that died at a bad moment has lost disks that the guest has: these
    are taken out past the definition (:mod:`.orphans`).
-9. No lock is held; two callers at once get what one after the other would have got. An operation as a whole has a
-   deadline, which is no later than that of its longest part (:class:`~cloudcore.hypervisor.Timeouts`).
+9. A guest may start or stop at any moment, and late news of an orphan take a disk of its name out of the definition:
+   what a definition lacks after it was plugged is plugged again, a few times.
+10. No lock is held; two callers at once get what one after the other would have got. An operation as a whole has a
+    deadline, which is no later than that of its longest part (:class:`~cloudcore.hypervisor.Timeouts`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import Counter
@@ -66,7 +69,7 @@ __all__ = ["DiskOperations"]
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _PAUSES = tenacity.wait_exponential(multiplier=0.05, max=1)
-_LOST_AGAIN = 3
+_LOST_AGAIN = 3  # times that a disk is plugged again which a definition lacks that was to have it
 _BUSY_AGAIN = 0.5  # seconds after which a guest that is busy is given the disk again
 
 
@@ -88,32 +91,45 @@ class DiskOperations:
         check_disk(disk)
         return self._patiently(self._attach_once, instance_id, effective(disk), disk)
 
+    def require_place(self, instance_id: str, disk: Disk) -> None:
+        """Raise what :meth:`attach` would, of a guest that is not there or has no place for *disk*; nothing is done."""
+        instance_id = normalise_uuid(instance_id, "instance_id")
+        check_disk(disk)
+        self._patiently(lambda: self._placed(self._view(instance_id), effective(disk), disk))
+
     def _attach_once(self, instance_id: str, wanted: Disk, asked: Disk) -> DiskState:
-        target, lost = None, 0
+        placed, lost = wanted, 0
         for _ in range(16):  # each time round, somebody else took the name or plugged this very disk a moment ago
             view = self._view(instance_id)
             self._refuse_other(view, asked)
-            live, persistent = (view.find(wanted.volume_id, scope) for scope in (Scope.LIVE, Scope.PERSISTENT))
             if view.lets_go(wanted.volume_id):
                 raise Conflict(
                     f"volume {wanted.volume_id} is being detached from guest {instance_id}: finish that first",
                     identifier=wanted.volume_id,
                 )
-            present = live or persistent
-            if present is not None:
-                target, unit = present.target, present.disk.unit if present.disk else None
-            else:
-                target = pick_target(asked, view.targets, running=view.state is not GuestState.OFF)
-                unit = pick_unit(asked, view.units)
+            placed = self._placed(view, wanted, asked)
             try:
-                self._plug_where_missing(view, attrs.evolve(wanted, target=target, unit=unit))
+                self._plug_where_missing(view, placed)
             except TargetTaken:
                 continue
-            if lost < _LOST_AGAIN and self._lost(instance_id, wanted):
+            view = self._view(instance_id)
+            if lost < _LOST_AGAIN and view.lacks(wanted.volume_id):
                 lost += 1
                 continue
-            return self._confirmed(instance_id, asked)
-        raise HypervisorError(f"guest {instance_id}: {target} was free, and taken when it was to be used, 16 times")
+            return self._confirmed(view, asked)
+        raise HypervisorError(
+            f"guest {instance_id}: {placed.target} was free, and taken when it was to be used, 16 times"
+        )
+
+    @staticmethod
+    def _placed(view: GuestView, wanted: Disk, asked: Disk) -> Disk:
+        """*wanted* where the guest has it already, or else where there is room for it."""
+        volume_id = wanted.volume_id
+        present = view.find(volume_id, Scope.LIVE) or view.find(volume_id, Scope.PERSISTENT)
+        if present is not None:
+            return attrs.evolve(wanted, target=present.target, unit=present.disk.unit if present.disk else None)
+        target = pick_target(asked, view.targets, running=view.state is not GuestState.OFF)
+        return attrs.evolve(wanted, target=target, unit=pick_unit(asked, view.units))
 
     def _view(self, instance_id: str) -> GuestView:
         view = self._driver.view(instance_id)
@@ -143,10 +159,14 @@ class DiskOperations:
         if view.live is None or view.find(disk.volume_id, Scope.LIVE) is not None:
             return
         try:
+            if view.find_removed(disk.volume_id) is not None:  # of an earlier detach, which has ended: see lets_go()
+                self._driver.forget(instance_id, disk.volume_id)
             self._plug_live(view, attrs.evolve(disk, boot_order=None))  # it has booted already
         except (CloudcoreError, TargetTaken) as error:
             if isinstance(error, Transient) and not isinstance(error, GuestBusy):
                 raise  # nobody knows whether the guest has it: the reservation stays, and a repeat finds out
+            if self._stopped(instance_id):
+                return  # its next start needs what its definition has now
             if added:
                 self._take_back(instance_id, disk.volume_id, error)
             raise
@@ -189,6 +209,13 @@ class DiskOperations:
             identifier=disk.volume_id,
         ) from error
 
+    def _stopped(self, instance_id: str) -> bool:
+        """Whether the guest does not run any more."""
+        with contextlib.suppress(CloudcoreError):
+            view = self._driver.view(instance_id)
+            return view is None or view.live is None
+        return False
+
     def _take_back(self, instance_id: str, volume_id: str, error: Exception) -> None:
         """Undo the persistent half of an attach whose live half was refused."""
         try:
@@ -199,21 +226,13 @@ class DiskOperations:
         except CloudcoreError as second:
             error.add_note(f"the persistent definition still has volume {volume_id}: {second}")
 
-    def _lost(self, instance_id: str, disk: Disk) -> bool:
-        """Plugged, and out of the live definition again: late news of an orphan of this name, taken for this one."""
-        view = self._driver.view(instance_id)
-        if view is None or view.live is None or view.find(disk.volume_id, Scope.LIVE) is not None:
-            return False
-        return self._orphans.look(instance_id).of(disk.volume_id, disk.source)
-
-    def _confirmed(self, instance_id: str, asked: Disk) -> DiskState:
+    def _confirmed(self, view: GuestView, asked: Disk) -> DiskState:
         """What is there now; only that counts."""
-        view = self._view(instance_id)
         state = view.state_of(normalise_uuid(asked.volume_id, "volume_id"))
         self._refuse_other(view, asked)
-        if (view.live is not None and state.live is None) or (view.persistent is not None and state.persistent is None):
+        if view.lacks(state.volume_id):
             raise HypervisorError(
-                f"volume {state.volume_id} was plugged into guest {instance_id}, but is not in its definition: "
+                f"volume {state.volume_id} was plugged into guest {view.instance_id}, but is not in its definition: "
                 f"live {state.live is not None}, persistent {state.persistent is not None}"
             )
         return state

@@ -11,12 +11,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import attrs
 
 from cloudcore._values import normalise_uuid, require_text
-from cloudcore.disks import BlockSource, Disk, DiskBus, DiskSource, FileSource, IscsiSource, RbdSource
+from cloudcore.disks import BlockSource, Disk, DiskBus, DiskSource, FileSource, IscsiSource, LuksEncryption, RbdSource
 from cloudcore.errors import HypervisorError, InvalidArgument, InvalidDisk
 from cloudcore.hypervisor._xml import Element, attribute, is_writable, number, parse, text, to_text
 from cloudcore.hypervisor.disks.options_xml import (
@@ -59,6 +59,7 @@ _DIRECT = frozenset({"none", "directsync"})
 _IO = frozenset({"native", "threads", "io_uring"})
 _DISCARD = frozenset({"unmap", "ignore"})
 _USER_ALIAS = "ua-"
+_Named = TypeVar("_Named", bound=RbdSource | IscsiSource | LuksEncryption)
 SECRET_KINDS = {"ceph": "name", "iscsi": "target", "volume": "volume"}
 """Kinds of libvirt secrets, and the element that says what each is the key of."""
 KEPT = "urn:cloudcore:removed-disk:"
@@ -107,7 +108,21 @@ def effective(disk: Disk) -> Disk:
     """
     cache = "none" if disk.shareable or disk.cache is None else disk.cache
     io = "threads" if disk.io == "native" and cache not in _DIRECT else disk.io
-    return attrs.evolve(disk, volume_id=normalise_uuid(disk.volume_id, "volume_id", InvalidDisk), cache=cache, io=io)
+    return attrs.evolve(
+        disk,
+        volume_id=normalise_uuid(disk.volume_id, "volume_id", InvalidDisk),
+        source=_with_normal_secret(disk.source) if isinstance(disk.source, RbdSource | IscsiSource) else disk.source,
+        encryption=None if disk.encryption is None else _with_normal_secret(disk.encryption),
+        cache=cache,
+        io=io,
+    )
+
+
+def _with_normal_secret(value: _Named) -> _Named:
+    """*value* with the secret's UUID as libvirt gives it back; what is none stays, others may have written it."""
+    with contextlib.suppress(InvalidArgument):
+        return attrs.evolve(value, secret_id=normalise_uuid(value.secret_id or "", "secret_id"))
+    return value
 
 
 def check_disk(disk: Disk) -> None:
