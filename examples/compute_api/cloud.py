@@ -28,6 +28,7 @@ from cloudcore import (
     InstanceStore,
     PlacementTree,
     ResourceRequest,
+    Selection,
     create_schema,
     reschedule,
 )
@@ -61,6 +62,9 @@ FLAVORS: dict[str, dict[str, Any]] = {
     "2": {"name": "m1.small", "vcpus": 2, "ram": 2048, "disk": 20},
     "3": {"name": "m1.medium", "vcpus": 4, "ram": 8192, "disk": 40},
 }
+
+CLAIM_SECONDS = 600
+"""How long a claim waits for its server's record; where that is never written, it lapses."""
 
 _moves = sa.Table(
     "example_moves",
@@ -155,6 +159,7 @@ class ComputeCloud:
         """Choose a host and claim it, write the record, start the guest; on a host that fails, go to the next."""
         instance = str(uuid.uuid5(NAMESPACE, operation))
         request = ResourceRequest.from_flavor(flavor(wanted["flavor"]))
+        self.ledger.expire()  # what was claimed for servers whose record never came
         self.tree.refresh()
         (selection,) = self.selector.select(
             request,
@@ -162,6 +167,7 @@ class ComputeCloud:
             user_id=caller.user_id,
             instances=[instance],
             alternates=2,
+            expires_in=CLAIM_SECONDS,
             operation_id=operation,
         )
         self.store.create_many(
@@ -185,27 +191,40 @@ class ComputeCloud:
         if found["vm_state"] != "building":  # an earlier call came so far; perhaps not to its very end
             self.store.update(instance, host=found["host"])
             return self.router.get(instance)
-        return self._start(selection, instance, operation, wanted.get("metadata", {}))
+        try:
+            held = self.ledger.settle(instance).allocations
+        except (ConsumerNotFound, InvalidTransition):  # a repeat that came too late
+            return self._failed(instance)
+        return self._start(selection, held, instance, operation, wanted.get("metadata", {}))
 
-    def _start(self, selection: Any, instance: str, operation: str, metadata: Mapping[str, str]) -> Record:
-        """What the cell does, without asking the scheduler again."""
-        choice, attempt = selection.primary, 0
+    def _start(
+        self,
+        selection: Selection,
+        held: Mapping[str, Mapping[str, int]],
+        instance: str,
+        operation: str,
+        metadata: Mapping[str, str],
+    ) -> Record:
+        """What the cell does, without asking the scheduler again; a repeat goes on at the host that is held by now."""
+        choice = next(each for each in selection.choices if each.allocations == held)
         while True:
             try:
                 self.guests.start(instance, choice.name, metadata)
                 break
             except RuntimeError as error:
-                attempt += 1
-                again = f"{operation[:56]}-{attempt}"
+                again = f"{operation[:56]}-{selection.choices.index(choice) + 1}"
                 try:
                     found = reschedule(self.ledger, selection, instance, failed=Failure(str(error)), operation_id=again)
                 except MaxRetriesExceeded:
                     with contextlib.suppress(ConsumerNotFound):
                         self.ledger.release(instance)
-                    self.store.update(instance, vm_state="error", host=None)
-                    return self.router.get(instance)
+                    return self._failed(instance)
                 choice = found.choice
         self.store.update(instance, vm_state="active", host=choice.name)
+        return self.router.get(instance)
+
+    def _failed(self, instance: str) -> Record:
+        self.store.update(instance, vm_state="error", host=None)
         return self.router.get(instance)
 
     def server(self, caller: Caller, instance: str) -> Record:
