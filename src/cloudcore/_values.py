@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -16,7 +16,10 @@ __all__ = [
     "normalise_uuid",
     "one_line",
     "require_duration",
+    "require_flag",
+    "require_instance",
     "require_integer",
+    "require_items",
     "require_mapping",
     "require_name",
     "require_portion",
@@ -27,6 +30,7 @@ __all__ = [
 ]
 
 K = TypeVar("K")
+T = TypeVar("T")
 V = TypeVar("V")
 
 MAX_INTEGER = 2**31 - 1
@@ -155,6 +159,49 @@ def require_portion(limit: int) -> int:
         InvalidArgument: It is no such number; more values in an IN not every database takes.
     """
     return require_integer(limit, "limit", minimum=1, maximum=30_000)
+
+
+def require_flag(value: bool, field: str, error: type[InvalidArgument] = InvalidArgument) -> bool:
+    """Return *value* if it is True or False, not something that would pass for either: the text "false", or 0.
+
+    Raises:
+        InvalidArgument: It is not (or the subclass given as *error*).
+    """
+    if type(value) is not bool:
+        raise error(f"{field}: expected True or False, got {value!r:.100}", field=field, value=value)
+    return value
+
+
+def require_instance(value: T, kind: type[T], field: str, error: type[InvalidArgument] = InvalidArgument) -> T:
+    """Return *value* if it is a *kind*. What it is else is not told: it may be a URL with a password.
+
+    Raises:
+        InvalidArgument: It is not (or the subclass given as *error*).
+    """
+    if not isinstance(value, kind):
+        raise error(f"{field}: expected a {kind.__name__}, got a value of type {type(value).__name__}", field=field)
+    return value
+
+
+def require_items(
+    value: Iterable[T], field: str, what: str, error: type[InvalidArgument] = InvalidArgument
+) -> tuple[T, ...]:
+    """Return what *value* lists; text, bytes and mappings, which could be gone through, are no lists.
+
+    Args:
+        value: Of the caller.
+        field: Its name.
+        what: Is to be listed, in words.
+        error: What is raised.
+
+    Raises:
+        InvalidArgument: It is no list (or the subclass given as *error*).
+    """
+    if type(value) is tuple:
+        return value
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise error(f"{field}: expected a list of {what}, got a value of type {type(value).__name__}", field=field)
+    return tuple(value)
 
 
 def require_mapping(value: Mapping[K, V], field: str, error: type[InvalidArgument] = InvalidArgument) -> Mapping[K, V]:

@@ -8,10 +8,19 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from cloudcore._forks import when_forked
-from cloudcore._values import FrozenDict, normalise_uuid, require_duration, require_integer
+from cloudcore._values import (
+    FrozenDict,
+    normalise_uuid,
+    require_duration,
+    require_instance,
+    require_integer,
+    require_items,
+    require_seconds,
+)
 from cloudcore.errors import (
     AlreadyExists,
     CellNotFound,
@@ -26,8 +35,10 @@ from cloudcore.errors import (
 from cloudcore.listing.cells.admission import Admission
 from cloudcore.listing.cells.backends import Backend, SharedBreakers
 from cloudcore.listing.cells.breakers import BreakerPolicy, Breakers, BreakerView
-from cloudcore.listing.cells.cell import engines_of, kept_by_engines
+from cloudcore.listing.cells.cell import Cell, engines_of, kept_by_engines
 from cloudcore.listing.cells.connections import OpenConnections, affordable
+from cloudcore.listing.cells.directory import Directory
+from cloudcore.listing.cells.hedging import HedgePolicy
 from cloudcore.listing.cells.in_flight import ask_all
 from cloudcore.listing.cells.workers import Workers
 from cloudcore.listing.merge.counting import check_columns, count
@@ -39,6 +50,7 @@ from cloudcore.listing.query.caches import GenerationCache
 from cloudcore.listing.query.compiled import statement_cache
 from cloudcore.listing.query.kinds import plain
 from cloudcore.listing.query.prepared import PreparedQuery
+from cloudcore.listing.query.sources import RecordSource
 from cloudcore.listing.records.instances import CLOUDCORE_INSTANCES
 from cloudcore.listing.values import (
     Answered,
@@ -54,17 +66,13 @@ from cloudcore.listing.values import (
 from cloudcore.observability import observed, tell_parts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
     from sqlalchemy.engine import Connection
 
     from cloudcore.database import Database
-    from cloudcore.listing.cells.cell import Cell
-    from cloudcore.listing.cells.directory import Directory
-    from cloudcore.listing.cells.hedging import HedgePolicy
     from cloudcore.listing.cells.requests import Attempt
     from cloudcore.listing.query.order import Position
-    from cloudcore.listing.query.sources import RecordSource
     from cloudcore.observability import Observer
 
 __all__ = ["CellRouter"]
@@ -108,12 +116,17 @@ def _told_count(counts: Counts) -> dict[str, Any]:
 
 
 def _keys(given: Iterable[bytes]) -> tuple[bytes, ...]:
-    keys = tuple(given)
-    if not all(isinstance(key, bytes) and len(key) >= _SHORTEST_KEY for key in keys):
+    keys = tuple(given) if isinstance(given, Iterable) else ()
+    if not isinstance(given, Iterable) or not all(isinstance(key, bytes) and len(key) >= _SHORTEST_KEY for key in keys):
         raise InvalidArgument(
             f"cursor_keys: a list of secrets of at least {_SHORTEST_KEY} bytes each", field="cursor_keys"
         )
     return keys
+
+
+def _require_callable(value: object, field: str) -> None:
+    if not callable(value):
+        raise InvalidArgument(f"{field}: expected a callable, got {value!r:.100}", field=field, value=value)
 
 
 class CellRouter:
@@ -145,7 +158,7 @@ class CellRouter:
         observer: Is told of every call and every cell's part in it; see :mod:`cloudcore.observability`.
 
     Raises:
-        InvalidArgument: A number or a key is none that can be. Nothing was opened.
+        InvalidArgument: An argument is of another type, or a number or a key none that can be. Nothing was opened.
         MissingExtra: The driver for some cell is not installed.
         LimitExceeded: Engines among the cells keep more than *max_connections* by themselves.
     """
@@ -171,6 +184,20 @@ class CellRouter:
         require_integer(threads, "threads", minimum=1)
         if max_connections is not None:
             require_integer(max_connections, "max_connections", minimum=1)
+        if breaker is not None:
+            require_instance(breaker, BreakerPolicy, "breaker")
+        if hedging is not None:
+            require_instance(hedging, HedgePolicy, "hedging")
+        if directory is not None and not isinstance(directory, Directory):
+            raise InvalidArgument(
+                "directory: expected an InstanceDirectory, or another with the methods of Directory, got a value of "
+                f"type {type(directory).__name__}",
+                field="directory",
+            )
+        require_instance(source, RecordSource, "source")
+        _require_callable(clock, "clock")
+        keys = _keys(cursor_keys)
+        given = [require_instance(cell, Cell, "cells") for cell in require_items(cells, "cells", "Cells")]
         self.observer = observer
         self.directory = directory
         self.source = source
@@ -188,7 +215,7 @@ class CellRouter:
             directory=directory,
             admission=Admission(_TURNS, threads, clock),
             patience=deadline,
-            cursor_keys=_keys(cursor_keys),
+            cursor_keys=keys,
         )
         self._statements = statement_cache(_STATEMENTS)
         self._prepared: GenerationCache[Query, PreparedQuery] = GenerationCache(_QUERIES, lambda each: each.weight)
@@ -198,7 +225,7 @@ class CellRouter:
         self._unlock()
         when_forked(self, CellRouter._unlock)
         self._backends: dict[str, Backend] = {}
-        for cell in cells:
+        for cell in given:
             self.add_cell(cell)
 
     def _unlock(self) -> None:
@@ -217,10 +244,12 @@ class CellRouter:
         """Ask *cell* too, from the next call on. A walk under way takes it up from where the walk stands.
 
         Raises:
+            InvalidArgument: It is no Cell.
             AlreadyExists: There is a cell of this name.
             MissingExtra: The driver for its database, or for that of a replica, is not installed.
             LimitExceeded: With its engine, engines keep more connections than the *max_connections* that was given.
         """
+        require_instance(cell, Cell, "cell")
         with self._lock:
             if cell.name in self._backends:
                 raise AlreadyExists(f"there is a cell {cell.name} already", identifier=cell.name)
@@ -331,6 +360,8 @@ class CellRouter:
             InvalidQuery, InvalidCursor: Nothing was asked.
         """
         prepared = self._prepare(query)
+        if on_progress is not None:
+            _require_callable(on_progress, "on_progress")
         start = prepared.start(cursor, None, self._services.cursor_keys)
         if start.backward:
             raise InvalidCursor("a stream goes forward only: give it a next_cursor", field="cursor")
@@ -418,7 +449,7 @@ class CellRouter:
             CellUnavailable: ``require="all"`` and some cell did not answer.
         """
         prepared = self._prepare(query)
-        summed = (sums,) if isinstance(sums, str) else tuple(sums)
+        summed = (sums,) if isinstance(sums, str) else require_items(sums, "sums", "columns", InvalidQuery)
         check_columns(self.source, by, summed)
         backends, reports = self._choose(prepared)
         return count(self._services, prepared, backends, reports, by, summed)
@@ -441,10 +472,13 @@ class CellRouter:
             deadline: Seconds for each cell, its own by default. A late call goes on in its thread, unheard.
 
         Raises:
+            InvalidArgument: An argument is of another type.
             CellNotFound: One of *cells* is not configured.
         """
         enabled = [name for name, backend in self._backends.items() if backend.cell.enabled]
-        names = enabled if cells is None else list(cells)
+        _require_callable(function, "function")
+        require_seconds(deadline, "deadline")
+        names = enabled if cells is None else require_items(cells, "cells", "names")
         for name in names:
             self._backend(name)
         backends, reports = self._admit({name: self._backends[name] for name in names})
@@ -477,7 +511,7 @@ class CellRouter:
         return self._backend(cell).pool.database
 
     def _backend(self, cell: str) -> Backend:
-        backend = self._backends.get(cell)
+        backend = self._backends.get(cell) if isinstance(cell, str) else None
         if backend is None:
             raise CellNotFound(f"no cell {cell!r}; there are {', '.join(self._backends)}", identifier=cell)
         return backend
@@ -485,7 +519,13 @@ class CellRouter:
     # ---- inside
 
     def _prepare(self, query: Query | None) -> PreparedQuery:
-        query = query or _EVERYTHING
+        if query is None:
+            query = _EVERYTHING
+        elif not isinstance(query, Query):
+            raise InvalidQuery(
+                f"query: expected a Query, such as Query(tenant='blue'), got a value of type {type(query).__name__}",
+                field="query",
+            )
         prepared = self._prepared.get(query)
         if prepared is None:
             last = self._last

@@ -20,7 +20,17 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from cloudcore._failpoints import failpoint
-from cloudcore._values import MAX_INTEGER, is_storable, normalise_uuid, require_integer, require_utc
+from cloudcore._values import (
+    MAX_INTEGER,
+    is_storable,
+    normalise_uuid,
+    require_flag,
+    require_instance,
+    require_integer,
+    require_items,
+    require_mapping,
+    require_utc,
+)
 from cloudcore.database import insert_ignoring_duplicates
 from cloudcore.errors import CellNotFound, InstanceNotFound, InvalidArgument
 from cloudcore.listing.records.audit import Auditor, Discrepancy, Finding
@@ -57,9 +67,10 @@ class InstanceStore:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         id_factory: Callable[[], str] = lambda: str(uuids.uuid4()),
     ) -> None:
-        if not isinstance(router.directory, InstanceDirectory):
+        directory = getattr(router, "directory", None)
+        if not isinstance(directory, InstanceDirectory):
             raise InvalidArgument("the router has no InstanceDirectory to write to", field="router")
-        self._router, self._directory = router, router.directory
+        self._router, self._directory = router, directory
         self._clock, self._id_factory = clock, id_factory
 
     def create_tables(self, *cells: str) -> None:
@@ -97,7 +108,7 @@ class InstanceStore:
             AlreadyExists: An instance is in another cell; nothing was done.
         """
         database = self._database(cell)
-        prepared = [self._row(row) for row in rows]
+        prepared = [self._row(require_mapping(row, "rows")) for row in require_items(rows, "rows", "mappings")]
         self._directory.add(
             Entry(uuid=r["uuid"], cell=cell, project_id=r["project_id"], host=r["host"], created_at=r["created_at"])
             for r, _, _ in prepared
@@ -108,7 +119,8 @@ class InstanceStore:
 
     def _row(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], dict[str, str]]:
         values = dict(given)
-        tags, pairs = list(values.pop("tags", ())), dict(values.pop("metadata", {}))
+        words = require_items(values.pop("tags", ()), "tags", "words")
+        given_pairs = require_mapping(values.pop("metadata", {}), "metadata")
         unknown = values.keys() - set(_i.keys())
         if unknown or not values.get("project_id"):
             wrong = f"no column {', '.join(sorted(unknown))}" if unknown else "project_id is missing"
@@ -117,12 +129,12 @@ class InstanceStore:
         row = dict.fromkeys(_i.keys())
         row.update(vm_state="active", locked=False, hidden=False, deleted=False, created_at=self._clock())
         row.update(values)
-        tags = [_words(tag, "tags", instance_tags.c.tag) for tag in tags]
-        pairs = {
+        tags = [_words(tag, "tags", instance_tags.c.tag) for tag in words]
+        pairs: dict[str, Any] = {
             _words(key, "metadata", instance_metadata.c.key): None
             if content is None
             else _words(content, "metadata", instance_metadata.c.value)
-            for key, content in pairs.items()
+            for key, content in given_pairs.items()
         }
         if row["updated_at"] is None:
             row["updated_at"] = row["created_at"]  # else changes-since would not hear of it
@@ -171,7 +183,13 @@ class InstanceStore:
             self._directory.settle(stored["uuid"], tenant=tenant, host=host)
 
     def delete(self, uuid: str, *, purge: bool = False) -> None:
-        """Mark one instance as deleted, or with *purge* remove it for good. Repeating the call is harmless."""
+        """Mark one instance as deleted, or with *purge* remove it for good. Repeating the call is harmless.
+
+        Raises:
+            InvalidArgument: *uuid* is none, or *purge* is neither True nor False: nothing was done.
+            InstanceNotFound: Nobody knows it; with *purge* that is no error.
+        """
+        require_flag(purge, "purge")
         try:
             cell, stored = self._owner(uuid)
         except InstanceNotFound:
@@ -214,13 +232,16 @@ class InstanceStore:
             grace: Entries younger than this may lack their record: somebody may be between two steps of a create.
             on_progress: Called with the number of records and entries read so far, batch by batch.
         """
-        return list(self._auditor(grace).findings(on_progress))
+        return list(self._auditor(require_instance(grace, timedelta, "grace")).findings(on_progress))
 
     def heal(self, findings: Iterable[Finding]) -> list[Finding]:
         """Put findings right, a move by finishing it; returns those that a person must look at."""
         auditor = self._auditor(timedelta())
         left = []
-        for finding in findings:
+        chosen = [
+            require_instance(each, Finding, "findings") for each in require_items(findings, "findings", "Findings")
+        ]
+        for finding in chosen:
             if finding.what is Discrepancy.UNFINISHED_MOVE:
                 self._finish(finding.identifier, finding.cell)
             elif not auditor.mend(finding):
@@ -268,7 +289,7 @@ class InstanceStore:
         self._database(cell).run(work)
 
     def _database(self, cell: str) -> Database:
-        if cell not in self._router.cells:
+        if not isinstance(cell, str) or cell not in self._router.cells:
             raise CellNotFound(f"no cell {cell!r}; there are {', '.join(self._router.cells)}", identifier=cell)
         return self._router.database(cell)
 

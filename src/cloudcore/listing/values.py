@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, get_args
 
 import attrs
 
-from cloudcore._values import FrozenDict, require_utc
+from cloudcore._values import FrozenDict, require_flag, require_instance, require_items, require_mapping, require_utc
 from cloudcore.errors import CloudcoreError, InvalidArgument, InvalidQuery, UnreadableValue
 from cloudcore.listing.json_form import NotFinite, json_objects, json_writer
 from cloudcore.notebook import Table, html_of, table, words
@@ -42,6 +42,7 @@ __all__ = [
 
 T = TypeVar("T")
 R = TypeVar("R")
+E = TypeVar("E", bound=StrEnum)
 Reader: TypeAlias = "Callable[[Any], Any]"
 _LONGEST = 10**9
 """Records that a page may have."""
@@ -64,6 +65,13 @@ class Sort:
     column: str
     descending: bool = attrs.field(default=False, kw_only=True)
     nulls_first: bool | None = attrs.field(default=None, kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse what is of another type."""
+        require_instance(self.column, str, "sort", InvalidQuery)
+        require_flag(self.descending, "descending", InvalidQuery)
+        if self.nulls_first is not None:
+            require_flag(self.nulls_first, "nulls_first", InvalidQuery)
 
     @property
     def puts_nulls_first(self) -> bool:
@@ -94,18 +102,60 @@ class Require(StrEnum):
 def _sorts(value: Any) -> tuple[Sort, ...] | None:
     if value is None:
         return None
-    items = (value,) if isinstance(value, str | Sort) else tuple(value)
-    return tuple(Sort(item) if isinstance(item, str) else item for item in items)
+    items = (
+        (value,) if isinstance(value, str | Sort) else require_items(value, "sort", "Sorts or columns", InvalidQuery)
+    )
+    return tuple(_sort(item) for item in items)
+
+
+def _sort(item: Any) -> Sort:
+    if isinstance(item, Sort):
+        return item
+    if not isinstance(item, str):
+        raise InvalidQuery(
+            f"sort: expected a column or a Sort, such as Sort('name', descending=True), got {item!r:.100}",
+            field="sort",
+            value=item,
+        )
+    return Sort(item)
 
 
 def _names(value: Any) -> tuple[str, ...] | None:
     if value is None:
         return None
-    return (value,) if isinstance(value, str) else tuple(value)
+    names = (value,) if isinstance(value, str) else require_items(value, "columns", "names", InvalidQuery)
+    for name in names:
+        require_instance(name, str, "columns", InvalidQuery)
+    return names
 
 
-def _words(value: Any) -> frozenset[str]:
-    return frozenset((value,) if isinstance(value, str) else value)
+def _words(value: Any, field: attrs.Attribute[Any]) -> frozenset[str]:
+    if type(value) is frozenset:
+        return value  # what they are is looked at where they are sent
+    words = (value,) if isinstance(value, str) else require_items(value, field.name, "words", InvalidQuery)
+    return frozenset(require_instance(word, str, field.name, InvalidQuery) for word in words)
+
+
+def _pairs(value: Any) -> Any:
+    return _frozen(require_mapping(value, "metadata", InvalidQuery))
+
+
+def _fetching(value: Fetching | str) -> Fetching:
+    return _choice(Fetching, value, "fetching")
+
+
+def _require(value: Require | str) -> Require:
+    return _choice(Require, value, "require")
+
+
+def _choice(choices: type[E], value: Any, field: str) -> E:
+    if type(value) is choices:
+        return value
+    try:
+        return choices(value)
+    except ValueError:
+        known = ", ".join(choices)
+        raise InvalidQuery(f"{field}: expected one of {known}, got {value!r:.100}", field=field, value=value) from None
 
 
 def _utc(value: datetime | None, field: attrs.Attribute[Any]) -> datetime | None:
@@ -162,14 +212,26 @@ class Query:
         default=None,
         converter=attrs.Converter(_utc, takes_field=True),  # type: ignore[misc]  # attrs' stubs lag
     )
-    tags: frozenset[str] = attrs.field(default=frozenset(), converter=_words)
-    tags_any: frozenset[str] = attrs.field(default=frozenset(), converter=_words)
-    not_tags: frozenset[str] = attrs.field(default=frozenset(), converter=_words)
-    not_tags_any: frozenset[str] = attrs.field(default=frozenset(), converter=_words)
-    metadata: Mapping[str, str] = attrs.field(factory=dict, converter=_frozen)
+    tags: frozenset[str] = attrs.field(
+        default=frozenset(),
+        converter=attrs.Converter(_words, takes_field=True),  # type: ignore[misc]  # attrs' stubs lag
+    )
+    tags_any: frozenset[str] = attrs.field(
+        default=frozenset(),
+        converter=attrs.Converter(_words, takes_field=True),  # type: ignore[misc]  # attrs' stubs lag
+    )
+    not_tags: frozenset[str] = attrs.field(
+        default=frozenset(),
+        converter=attrs.Converter(_words, takes_field=True),  # type: ignore[misc]  # attrs' stubs lag
+    )
+    not_tags_any: frozenset[str] = attrs.field(
+        default=frozenset(),
+        converter=attrs.Converter(_words, takes_field=True),  # type: ignore[misc]  # attrs' stubs lag
+    )
+    metadata: Mapping[str, str] = attrs.field(factory=dict, converter=_pairs)
     unknown: bool = False
-    fetching: Fetching = attrs.field(default=Fetching.AUTO, converter=Fetching)
-    require: Require = attrs.field(default=Require.ANY, converter=Require)
+    fetching: Fetching = attrs.field(default=Fetching.AUTO, converter=_fetching)
+    require: Require = attrs.field(default=Require.ANY, converter=_require)
 
     @limit.validator
     def _check_limit(self, _: attrs.Attribute[Any], value: int | None) -> None:
@@ -179,7 +241,11 @@ class Query:
             )
 
     def __attrs_post_init__(self) -> None:
-        """Refuse what contradicts itself."""
+        """Refuse what is of another type, or contradicts itself."""
+        if self.deleted is not None:
+            require_flag(self.deleted, "deleted", InvalidQuery)
+        require_flag(self.hidden, "hidden", InvalidQuery)
+        require_flag(self.unknown, "unknown", InvalidQuery)
         since, before = self.changes_since, self.changes_before
         if since is not None and before is not None and since > before:
             raise InvalidQuery(f"changes_since {since} is later than changes_before {before}", field="changes_since")

@@ -9,7 +9,16 @@ import attrs
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool, QueuePool
 
-from cloudcore._values import require_integer, require_seconds, require_text
+from cloudcore._values import (
+    require_flag,
+    require_integer,
+    require_items,
+    require_mapping,
+    require_seconds,
+    require_text,
+)
+from cloudcore.database.addresses import parse_url
+from cloudcore.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -22,7 +31,9 @@ __all__ = ["Cell", "engines_of", "kept_by_engines"]
 
 
 def _replicas(value: Any) -> tuple[Any, ...]:
-    return (value,) if isinstance(value, str | sa.URL | sa.Engine) else tuple(value)
+    if isinstance(value, str | sa.URL | sa.Engine):  # a URL is a tuple, too
+        return (value,)
+    return require_items(value, "replicas", "URLs or engines")
 
 
 @attrs.frozen
@@ -65,6 +76,16 @@ class Cell:
     @connections.validator
     def _check_connections(self, _: attrs.Attribute[Any], value: int) -> None:
         require_integer(value, "connections", minimum=1)
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse what is of another type."""
+        require_flag(self.enabled, "enabled")
+        require_mapping(self.options, "options")
+        if self.pooler not in (None, "transaction"):
+            raise InvalidArgument(f"pooler: expected 'transaction' or None, got {self.pooler!r:.100}", field="pooler")
+        for given in (self.database, *self.replicas):
+            if not isinstance(given, sa.Engine):
+                parse_url(given)
 
 
 def engines_of(cell: Cell) -> frozenset[Engine]:

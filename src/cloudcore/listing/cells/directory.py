@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import attrs
 
@@ -30,6 +30,7 @@ class Entries:
     values: Mapping[str, str]
 
 
+@runtime_checkable
 class Directory(Protocol):
     """What a router asks a directory. All methods may be called from several threads."""
 

@@ -39,11 +39,11 @@ def check_columns(source: RecordSource, by: str | None, sums: Sequence[str]) -> 
     Raises:
         InvalidQuery: With the column.
     """
-    column = None if by is None else source.columns.get(by)
+    column = source.columns.get(by) if isinstance(by, str) else None
     if by is not None and (column is None or column.kind in {Kind.JSON, Kind.OTHER}):
         raise InvalidQuery(f"no column {by!r} to count by", field="by", value=by)
     for name in sums:
-        if name not in source.columns or source.columns[name].kind not in _SUMMED:
+        if not isinstance(name, str) or name not in source.columns or source.columns[name].kind not in _SUMMED:
             raise InvalidQuery(f"no column {name!r} of numbers to add up", field="sums", value=name)
 
 
