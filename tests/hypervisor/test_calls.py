@@ -107,6 +107,23 @@ def test_a_refusal_is_not_overtaken():
         assert waiter.wait(5) is Hint.REFUSED
 
 
+def test_a_call_for_which_no_slot_is_free_takes_no_connection_with_it():
+    """It is kept for the next one, instead of being closed whenever the collector finds it."""
+    pytest.importorskip("libvirt")
+    with LibvirtHypervisor("test:///default") as hypervisor:
+        hypervisor.disk_states()
+        connection = hypervisor._connection
+        (kept,), runner = connection._idle, connection._runner
+        for _ in range(32):
+            assert runner._slots.acquire(timeout=60)
+        with pytest.raises(HypervisorUnavailable, match="are under way"):
+            connection.call("look", lambda _: None, seconds=0.01)
+        assert connection._idle == [kept]
+        runner._slots.release(32)
+        assert hypervisor.disk_states() == ()
+        assert connection._idle == [kept]
+
+
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 QEMU, RPC = 10, 7

@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 
+from cloudcore.disks import Disk, FileSource, LuksEncryption
 from cloudcore.errors import CloudcoreError, DeadlineExceeded, GuestBusy
 from cloudcore.hypervisor import LibvirtHypervisor, Timeouts
+from cloudcore.hypervisor.disks.guests import GuestView
+from cloudcore.hypervisor.disks.xml import disk_xml, domain_disks
 from tests import services
 from tests.hypervisor.domains import Guests
 from tests.waiting import until
@@ -180,6 +183,22 @@ def test_what_cannot_be_cancelled_is_said(daemon, pair, code):
         ended.set()
     assert "abort" in daemon.asked
     assert "may still be on its way" in caught.value.__notes__[-1]
+
+
+def test_a_repeat_after_a_lost_answer_takes_the_passphrases_along(pair, monkeypatch):
+    """The guest is at the destination, and the call that moved it did not live to clear up at the source."""
+    here, there = pair
+    taken: list[str] = []
+    disk = Disk(volume_id=DOMAIN, source=FileSource("/a"), target="vda", encryption=LuksEncryption(secret_id=DOMAIN))
+    (entry,) = domain_disks(f"<domain><devices>{disk_xml(disk)}</devices></domain>")
+    here._passphrase = lambda _: b""
+    monkeypatch.setattr(here._secrets, "take", taken.append)
+    monkeypatch.setattr(here._driver, "view", lambda _: None)
+    for live, persistent in (((entry,), (entry,)), ((entry,), None), (None, (entry,))):
+        view = GuestView(instance_id=DOMAIN, state="off", live=live, persistent=persistent)
+        monkeypatch.setattr(there._driver, "view", lambda _, view=view: view)
+        assert here.migrate(DOMAIN, there) is None
+        assert taken.pop() == DOMAIN
 
 
 @pytest.mark.xdist_group("guests")

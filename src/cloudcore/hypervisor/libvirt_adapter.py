@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from cloudcore.disks import Disk, DiskCopy, DiskState
+    from cloudcore.hypervisor.disks.guests import GuestView
     from cloudcore.hypervisor.facts.host import HostFacts
 
 __all__ = ["LibvirtHypervisor"]
@@ -254,9 +255,10 @@ class LibvirtHypervisor:
             if told is not None:
                 require_text(told, field, maximum=1024)
         view = self._driver.view(identifier)
-        if view is None and destination._driver.view(identifier) is not None:
-            return  # a repeat after a lost answer
-        encrypted = [one.disk for one in (view.live or ()) if one.disk and one.disk.encryption] if view else []
+        if view is None and (arrived := destination._driver.view(identifier)) is not None:
+            self._forget_all(_encrypted(arrived))  # a repeat after a lost answer
+            return
+        encrypted = _encrypted(view) if view else []
         try:
             given = self._give_at(destination, encrypted, named)
         except BaseException:  # whatever the function for passphrases raises
@@ -340,3 +342,9 @@ class LibvirtHypervisor:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _encrypted(view: GuestView) -> list[Disk]:
+    """The disks of a guest that a passphrase opens."""
+    entries = (view.persistent if view.live is None else view.live) or ()
+    return [one.disk for one in entries if one.disk is not None and one.disk.encryption is not None]

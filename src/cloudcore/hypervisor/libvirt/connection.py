@@ -122,10 +122,19 @@ class Connection:
 
     def _call_once(self, what: str, function: Callable[[Any], T], seconds: float, identifier: str | None) -> T:
         libvirt = require_extra("libvirt", "libvirt")
-        connection = self._take()
+        connection, started = self._take(), threading.Event()
         failpoint("hypervisor.connection.before_call")
+
+        def use() -> T:
+            started.set()
+            return self._use(connection, function)
+
         try:
-            result = self._runner.run(what, partial(self._use, connection, function), min(seconds, time_left()))
+            result = self._runner.run(what, use, min(seconds, time_left()))
+        except HypervisorUnavailable:
+            if not started.is_set():  # no slot was free
+                self._put_back(connection)
+            raise
         except libvirt.libvirtError as error:
             raise cloudcore_error(failure_of(error), what, uri=self.uri, identifier=identifier) from error
         failpoint("hypervisor.connection.after_call")
