@@ -367,3 +367,15 @@ def test_a_pinned_guest_that_has_no_room_where_it_is_pinned_stops_the_reshape(tr
     with pytest.raises(InvalidArgument, match="of consumer first") as caught:
         plan(tree, held, places={"first": "cn1_numa0"})
     assert (caught.value.field, caught.value.value) == ("places", "cn1_numa0")
+
+
+def test_cpus_and_memory_of_a_guest_come_from_one_cell_though_others_lack_one_of_them(tree):
+    """A cell without memory, one without CPUs, and one that has both."""
+    facts = load("odd_cells")
+    sync(tree, facts, FLAT)
+    held = {"guest": {tree["cn1"].uuid: {"VCPU": 2, "MEMORY_MB": 1024}}}
+    tree.allocate("guest", held["guest"])
+    current = read_current(tree, "cn1")
+    desired = build_tree(facts, CELLS, current)
+    after = plan_reshape(diff(current, desired), current, held).allocations
+    assert after["guest"] == {desired["cn1_numa0"].uuid: {"VCPU": 2, "MEMORY_MB": 1024}}

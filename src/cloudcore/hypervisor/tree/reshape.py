@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
 import attrs
@@ -114,6 +114,17 @@ def _size(held: Mapping[str, Mapping[str, int]], moving: Mapping[tuple[str, str]
     )
 
 
+def _needs(
+    group: Mapping[tuple[str, str], int], moving: Mapping[tuple[str, str], ResourceMove]
+) -> dict[str, dict[str, int]]:
+    """Provider → class → amount that it would take over."""
+    needs: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for key, amount in group.items():
+        for provider, name, _ in moving[key].targets:
+            needs[provider][name] += amount
+    return needs
+
+
 class _Planner:
     """What is free on the targets, while consumers are dealt to them."""
 
@@ -155,8 +166,10 @@ class _Planner:
     ) -> dict[tuple[str, str], int]:
         """(provider, class) → amount for what the consumer holds; taken from what is free."""
         taken: dict[tuple[str, str], int] = defaultdict(int)
-        for group in self._groups(leaving, moving):
-            home = self._home(consumer, group, moving, preferred)
+        groups = self._groups(leaving, moving)
+        fits = Counter(provider for group in groups for provider in self._fitting(_needs(group, moving)))
+        for group in groups:
+            home = self._home(consumer, _needs(group, moving), preferred, fits)
             for key, amount in sorted(group.items()):
                 parts = self._dealt(consumer, moving[key], amount, home)
                 for target, part in parts.items():
@@ -175,27 +188,14 @@ class _Planner:
         return [groups[providers] for providers in sorted(groups, key=sorted)]
 
     def _home(
-        self,
-        consumer: str,
-        group: Mapping[tuple[str, str], int],
-        moving: Mapping[tuple[str, str], ResourceMove],
-        preferred: str | None,
+        self, consumer: str, needs: Mapping[str, Mapping[str, int]], preferred: str | None, fits: Mapping[str, int]
     ) -> str | None:
-        """A provider that takes the whole group: the *preferred* one where it is one that could."""
-        needs: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-        providers = list(dict.fromkeys(provider for key in group for provider, _, _ in moving[key].targets))
-        for key, amount in group.items():
-            for provider, name, _ in moving[key].targets:
-                needs[provider][name] += amount
-        fitting = [
-            provider
-            for provider in providers
-            if all(
-                amount <= min(self._free[provider, name], self._most.get((provider, name), amount))
-                for name, amount in needs[provider].items()
-            )
-        ]
-        if preferred in providers and preferred not in fitting:
+        """A provider that takes the whole group: the *preferred* one where it is one that could.
+
+        Else one that takes as many groups as any does, so that a guest's CPUs and memory come from one cell.
+        """
+        fitting = self._fitting(needs)
+        if preferred is not None and preferred in needs and preferred not in fitting:
             wanted = ", ".join(
                 f"{amount} {name} ({self._free[preferred, name]} free)" for name, amount in needs[preferred].items()
             )
@@ -204,7 +204,19 @@ class _Planner:
             )
         if preferred in fitting:
             return preferred
-        return min(fitting, key=lambda one: sum(self._free[one, name] for name in needs[one]), default=None)
+        return min(
+            fitting, key=lambda one: (-fits[one], sum(self._free[one, name] for name in needs[one])), default=None
+        )
+
+    def _fitting(self, needs: Mapping[str, Mapping[str, int]]) -> list[str]:
+        return [
+            provider
+            for provider, amounts in needs.items()
+            if all(
+                amount <= min(self._free[provider, name], self._most.get((provider, name), amount))
+                for name, amount in amounts.items()
+            )
+        ]
 
     def _dealt(self, consumer: str, move: ResourceMove, amount: int, home: str | None) -> dict[tuple[str, str], int]:
         targets = [(provider, name) for provider, name, _ in move.targets]
