@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 
 import pytest
@@ -11,6 +12,7 @@ import sqlalchemy as sa
 
 from cloudcore.listing import Cell, Query
 from cloudcore.listing.cells import connections
+from cloudcore.listing.cells.workers import Workers
 from tests.test_forking import forked
 
 KINDS = pytest.mark.parametrize("kind", ["sqlite", "postgresql", "mariadb"])
@@ -92,3 +94,34 @@ def test_a_child_waits_for_no_lock_that_a_thread_of_its_parent_holds(cloud):
             held.enter_context(lock)
         assert forked(lambda: foreign(router, "t1", 0.1) or "fine") == "fine"
     assert foreign(router, "t0", 0.1) == ""
+
+
+def test_fork_waits_for_the_threads_that_ask_cells(monkeypatch):
+    """In SQLite's library they have locks of the whole process, which nobody would give back in the child."""
+    monkeypatch.setattr("cloudcore.listing.cells.workers._LONGEST_REST", 30.0)
+    workers, begun, ended = Workers(2), threading.Event(), []
+
+    def job() -> None:
+        begun.set()
+        time.sleep(0.1)  # whoever does not wait has forked by now
+        ended.append("ended")
+
+    workers.run(job)
+    assert begun.wait(20)
+    assert forked(lambda: ended) == "['ended']"
+    workers.close()
+
+
+def test_fork_does_not_wait_for_a_thread_that_is_long_about_it(monkeypatch):
+    monkeypatch.setattr("cloudcore.listing.cells.workers._LONGEST_REST", 0.05)
+    workers, begun, go_on = Workers(2), threading.Event(), threading.Event()
+
+    def job() -> None:
+        begun.set()
+        go_on.wait(60)
+
+    workers.run(job)
+    assert begun.wait(20)
+    assert forked(lambda: go_on.is_set()) == "False"
+    go_on.set()
+    workers.close()

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import operator
 import threading
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from cloudcore._forks import when_forked
+from cloudcore._forks import at_rest_when_forked
 from cloudcore.errors import Closed, Overloaded
 from cloudcore.listing.cells.faults import COME_BACK_AFTER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from cloudcore.listing.cells.connections import OpenConnections
 
@@ -21,6 +22,9 @@ __all__ = ["CompletionQueue", "Receiver", "Workers"]
 
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
+
+_LONGEST_REST = 1.0
+"""Seconds for which a fork waits until no thread is at work."""
 
 
 def _keep(kept: list[T], take: Callable[[], T]) -> None:
@@ -44,7 +48,11 @@ class _Worker:
 
 
 class Workers:
-    """Threads that run jobs. Thread-safe. A job must not raise. A forked child starts threads of its own.
+    """Threads that run jobs. Thread-safe. A job must not raise.
+
+    A forked child starts threads of its own. A fork waits a little until no thread is at work: SQLite's library has
+    locks of the whole process, and what a thread holds of them at the fork is held in the child for ever. Its callers
+    cannot see to that, since a stream asks for its next rows while they do something else.
 
     Cheaper than :class:`concurrent.futures.ThreadPoolExecutor`: no future, no lock per job, and the answers go where
     the job puts them. A job is handed to the thread that became idle last, so that the others can end. (A queue with a
@@ -63,7 +71,7 @@ class Workers:
             connections.attend = self.attend
         self._closed = self._ended = False
         self._start_empty()
-        when_forked(self, Workers._start_empty)
+        at_rest_when_forked(self, Workers._rest, Workers._start_empty)
 
     def _start_empty(self) -> None:
         """Without threads: at first, and in a forked child, which has none of its parent's nor does their jobs."""
@@ -73,6 +81,14 @@ class Workers:
         """Jobs for which there was no thread."""
         self._lock = threading.Lock()
         self._threads: set[threading.Thread] = set()
+
+    @contextlib.contextmanager
+    def _rest(self) -> Iterator[None]:
+        """Wait until each thread waits for a job; not for one that is long about it, in a dead connection perhaps."""
+        until = time.monotonic() + _LONGEST_REST
+        while len(self._idle) < len(self._threads) and time.monotonic() < until:
+            time.sleep(0.001)
+        yield
 
     def run(self, job: Callable[[], None]) -> None:
         """Run *job* soon, in some thread.
