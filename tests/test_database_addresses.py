@@ -18,7 +18,7 @@ from cloudcore import Cell, CellRouter, create_schema
 from cloudcore.database import Database, RetryPolicy, open_engine, retrying
 from cloudcore.database.addresses import InTurn, hosts_of, in_memory, parse_url, shown
 from cloudcore.database.engines import lock_timeout_to_say
-from cloudcore.errors import CloudcoreError, DatabaseBusy, InvalidArgument, MissingExtra
+from cloudcore.errors import Closed, CloudcoreError, DatabaseBusy, InvalidArgument, MissingExtra
 from cloudcore.listing import InstanceDirectory
 from cloudcore.listing.cells.pool import ConnectionPool
 from cloudcore.listing.records.nova_directory import _url
@@ -159,6 +159,17 @@ def test_host_that_is_not_used_is_closed_whatever_it_answers():
     used = InTurn([("a", 1), ("b", 1), ("c", 1)], usable).connect(Dialect(), None, [], {})
     assert [each.closed for each in opened] == [True, True, False]
     assert used is opened[-1]
+
+
+@pytest.mark.parametrize(
+    "url", ["mysql://u@127.0.0.1:1/x", "mysql://u@127.0.0.1:1,b/x", "postgresql://u@127.0.0.1:1,b/x"]
+)
+def test_closed_database_asks_no_host(url):
+    database = Database(url)
+    for _ in range(2):
+        database.close()
+        with pytest.raises(Closed):
+            database.ping()
 
 
 # ---- what texts say

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -74,13 +74,14 @@ def adopt_engine(engine: object) -> Engine:
 def close_for_good(engine: Engine) -> None:
     """Close what is idle now, and what is in use as soon as it is given back; open nothing any more."""
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> NoReturn:
         raise Closed(f"{shown(engine.url)} is closed: open it anew", field="database")
 
     def drop(_: DBAPIConnection, record: ConnectionPoolEntry) -> None:
         record.invalidate()
 
-    _listen(engine, "do_connect", refuse)
+    # No listener, which would come after the one that goes from host to host.
+    engine.dialect.connect = refuse  # type: ignore[method-assign]
     _listen(engine, "checkin", drop)
     engine.dispose()
 
