@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import inspect
 import itertools
 import threading
 import uuid
@@ -101,6 +102,114 @@ KINDS = {
     "volumes": volumes,
     "directory": a_directory,
 }
+
+
+@pytest.fixture
+def lent(sqlite_database: Database) -> Database:
+    """A Database of the caller's, with tables: nothing that uses it closes it."""
+    create_schema(sqlite_database)
+    return sqlite_database
+
+
+def test_a_closed_tree_reads_and_writes_no_more_though_the_database_is_open(lent: Database) -> None:
+    """What it has read stays to be looked at and searched."""
+    tree = PlacementTree.open(lent)
+    host = tree.add("host", inventory={"VCPU": 8})
+    calls = [
+        tree.refresh,
+        tree.status,
+        tree.names.traits,
+        tree.names.refresh,
+        functools.partial(tree.names.add_trait, "CUSTOM_A"),
+        functools.partial(tree.add, "other"),
+        functools.partial(tree.update, host, traits={"CUSTOM_A"}),
+        functools.partial(tree.put_inventory, host, "VCPU", 9),
+        functools.partial(tree.rename, host, "another"),
+        functools.partial(tree.remove, host),
+        functools.partial(tree.remove, host, operation_id="once"),
+        functools.partial(tree.load, tree.as_placement()),
+        functools.partial(tree.times, [host]),
+        functools.partial(tree.what_if, consumers=True),
+        tree.snapshot().__enter__,
+    ]
+    tree.close()
+    for call in calls:
+        with pytest.raises(Closed, match="the tree is closed") as refused:
+            call()
+        assert refused.value.field == "tree"
+    tree.close()
+    assert [candidate.root for candidate in tree.candidates("resources=VCPU:1")] == [host.uuid]
+    with PlacementTree.open(lent) as fresh:
+        assert [root.name for root in fresh.roots()] == ["host"]
+
+
+@pytest.mark.parametrize("group_commit", [0, 16])
+def test_a_closed_ledger_grants_nothing_though_the_database_is_open(lent: Database, group_commit: int) -> None:
+    with PlacementTree.open(lent) as tree:
+        wanted = {tree.add("host", inventory={"VCPU": 8}).uuid: {"VCPU": 1}}
+        selector = HostSelector(tree, AllocationLedger(lent), cell_of=lambda _: "cell")
+    ledger = AllocationLedger(lent, group_commit=group_commit)
+    who = {"project_id": "p", "user_id": "u"}
+    one, two, migration = (str(uuid.uuid4()) for _ in range(3))
+    ledger.claim(one, wanted, **who)
+    calls = [
+        functools.partial(ledger.claim, two, wanted, **who),
+        functools.partial(ledger.claim, two, wanted, generation=1, **who),
+        functools.partial(ledger.settle, one),
+        functools.partial(ledger.release, one),
+        functools.partial(ledger.begin_move, one, migration, wanted),
+        functools.partial(ledger.allocations, one),
+        ledger.consumers,
+        ledger.expire,
+        ledger.audit,
+        ledger.status,
+        ledger.check,
+        functools.partial(HostSelector(PlacementTree(), ledger, cell_of={}).select_destination, one, migration, SMALL),
+    ]
+    ledger.close()
+    for call in calls:
+        with pytest.raises(Closed, match="the ledger is closed") as refused:
+            call()
+        assert refused.value.field == "ledger"
+    ledger.close()
+    repr(ledger)
+    with pytest.raises(Closed, match="the tree is closed"):
+        selector.select(SMALL, **who)
+    assert [held.consumer for held in AllocationLedger(lent).consumers()] == [one]
+
+
+def test_a_closed_manager_takes_no_lease_though_the_database_is_open(lent: Database) -> None:
+    """None of its calls begins: nobody would renew what it took."""
+    manager = AttachmentManager(lent)
+    manager.close()
+    for name, member in inspect.getmembers(AttachmentManager, inspect.isfunction):
+        if not name.startswith("_") and name != "close":
+            required = [
+                parameter
+                for parameter in list(inspect.signature(member).parameters.values())[1:]
+                if parameter.default is parameter.empty
+            ]
+            with pytest.raises(Closed, match="the manager is closed") as refused:
+                getattr(manager, name)(*(str(uuid.uuid4()) for _ in required))
+            assert refused.value.field == "manager"
+    manager.close()
+    assert AttachmentManager(lent).audit().findings == ()
+
+
+def test_an_attach_under_way_at_the_close_ends_well_over_an_open_database(lent: Database) -> None:
+    class Volumes(EmbeddedVolumes):
+        def volume(self, volume_id: str) -> Any:
+            manager.close()
+            return super().volume(volume_id)
+
+    volume, another = (EmbeddedVolumes(lent).create_volume().id for _ in range(2))
+    manager = AttachmentManager(lent, Volumes(lent))
+    instance = str(uuid.uuid4())
+    made = manager.attach(volume, instance)
+    with pytest.raises(Closed):
+        manager.attach(another, instance)
+    with AttachmentManager(lent) as other:
+        assert [each.id for each in other.attachments(instance_id=instance)] == [made.id]
 
 
 def sessions(url: str) -> int:

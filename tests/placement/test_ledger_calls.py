@@ -689,5 +689,6 @@ def test_ledger_opened_by_url_closes_its_database(ledger_database):
     names = add_providers(ledger_database, {"h1": {"VCPU": 1}})
     with AllocationLedger(ledger_database.engine.url) as ledger:
         ledger.claim(A, {names["h1"]: {"VCPU": 1}}, **OWNER)
+        database = ledger.database
         assert "AllocationLedger" in repr(ledger)
-    assert ledger.database.engine.pool.checkedout() == 0
+    assert database.engine.pool.checkedout() == 0

@@ -39,6 +39,7 @@ from cloudcore.attach.workflow.swaps import Swaps
 from cloudcore.database import Database, RetryPolicy
 from cloudcore.disks import DiskBus, GuestDisks
 from cloudcore.errors import (
+    Closed,
     CloudcoreError,
     Conflict,
     InvalidArgument,
@@ -112,6 +113,7 @@ class AttachmentManager:
         observer: Observer | None = None,
     ) -> None:
         self.observer = observer
+        self._closed = False
         self._owns_database = not isinstance(source, Database)
         self._database = source if isinstance(source, Database) else _opened(source, patience)
         self.volumes: VolumeService = EmbeddedVolumes(self._database) if volumes is None else volumes
@@ -207,6 +209,7 @@ class AttachmentManager:
                 :meth:`recover`.
             CloudcoreError: What the service, the host or the hypervisor said; it was undone.
         """
+        self._require_open()
         request = self._attacher.request(
             volume_id=volume_id,
             instance_id=instance_id,
@@ -243,6 +246,7 @@ class AttachmentManager:
         Returns:
             The attachment, ``held``.
         """
+        self._require_open()
         request = self._attacher.request(
             volume_id=volume_id,
             instance_id=instance_id,
@@ -275,6 +279,7 @@ class AttachmentManager:
         Raises:
             InvalidArgument, VolumeNotFound: There is nothing to plan.
         """
+        self._require_open()
         request = self._attacher.request(
             volume_id=volume_id,
             instance_id=instance_id,
@@ -315,6 +320,7 @@ class AttachmentManager:
             OutcomeUnknown: Somebody could not be asked; :meth:`recover` goes on.
             CloudcoreError: What failed; the journal has how far it came, and :meth:`recover` goes on from there.
         """
+        self._require_open()
         return self._detacher.detach(
             normalise_uuid(attachment_id, "attachment_id"), force=force, boot_volume=boot_volume
         )
@@ -340,6 +346,7 @@ class AttachmentManager:
             InUse: Another instance uses a volume that was to be deleted. It is theirs now; a repeat says nothing of it.
             CloudcoreError: The first failure, once everything else was done; as :meth:`detach`.
         """
+        self._require_open()
         return self._detacher.terminate(normalise_uuid(instance_id, "instance_id"), force=force)
 
     @observed("attach.set_delete_on_termination", "attachment_id", level=logging.INFO, answer=_told)
@@ -351,6 +358,7 @@ class AttachmentManager:
             Conflict: It is absent: its instance does not have the volume any more.
             VolumeBusy: Others kept the volume for longer than the patience.
         """
+        self._require_open()
         if not isinstance(delete, bool):
             raise InvalidArgument(f"delete: {delete!r} is neither True nor False", field="delete", value=delete)
         return self._detacher.set_delete_on_termination(normalise_uuid(attachment_id, "attachment_id"), delete=delete)
@@ -395,6 +403,7 @@ class AttachmentManager:
             WrongHost: Its host is not served here. Nothing was touched.
             CloudcoreError: What failed; a note says if it could not be undone.
         """
+        self._require_open()
         request = SwapRequest(instance_id=instance_id, volume_id=volume_id, new_volume_id=new_volume_id)
         return self._swaps.swap(request, on_progress)
 
@@ -404,6 +413,7 @@ class AttachmentManager:
         Raises:
             InvalidArgument, AttachmentNotFound, VolumeNotFound, WrongHost, UnsupportedFeature: Nothing can be planned.
         """
+        self._require_open()
         return self._swaps.plan(SwapRequest(instance_id=instance_id, volume_id=volume_id, new_volume_id=new_volume_id))
 
     @observed("attach.extend", "volume_id", "size", level=logging.INFO)
@@ -417,6 +427,7 @@ class AttachmentManager:
             Conflict: The service forbids it, or the volume is in a swap. Nothing was done.
             OutcomeUnknown: The service did not answer; repeat.
         """
+        self._require_open()
         identifier = normalise_uuid(volume_id, "volume_id")
         told, left = [], []
         with self._leases.hold([volume_lock(identifier)]) as lease:
@@ -459,6 +470,7 @@ class AttachmentManager:
             WrongHost: The host to act on is not served here. Nothing was touched.
             CloudcoreError: What failed.
         """
+        self._require_open()
         identifier = normalise_uuid(instance_id, "instance_id")
         if kind not in {"live", "cold", "shelve", "evacuation"}:
             raise InvalidArgument(f"kind: {kind!r} is no kind of move", field="kind", value=kind)
@@ -486,6 +498,7 @@ class AttachmentManager:
             WrongHost: The destination is not served here. Nothing was touched.
             CloudcoreError: What failed; repeat it.
         """
+        self._require_open()
         return self._moves.confirm(normalise_uuid(instance_id, "instance_id"), destination)
 
     @observed("attach.revert_move", "instance_id", level=logging.INFO)
@@ -502,6 +515,7 @@ class AttachmentManager:
             WrongHost: The host to act on is not served here. Nothing was touched.
             CloudcoreError: What failed; repeat it.
         """
+        self._require_open()
         return self._moves.revert(normalise_uuid(instance_id, "instance_id"))
 
     @observed("attach.refresh", "instance_id", level=logging.INFO)
@@ -520,6 +534,7 @@ class AttachmentManager:
             WrongHost: Its host is not served here. Nothing was touched.
             CloudcoreError: What failed; repeat it.
         """
+        self._require_open()
         return self._moves.refresh(normalise_uuid(instance_id, "instance_id"))
 
     @observed("attach.refresh_host", "host", level=logging.INFO)
@@ -531,6 +546,7 @@ class AttachmentManager:
         Raises:
             WrongHost: The host is not served here. Nothing was touched.
         """
+        self._require_open()
         return self._moves.refresh_host(require_text(host, "host"))
 
     @observed("attach.rebuild", "instance_id", "image_id", level=logging.INFO)
@@ -557,6 +573,7 @@ class AttachmentManager:
             OutcomeUnknown: The image is still being written, or nobody answered; repeat it.
             CloudcoreError: What failed; repeat it.
         """
+        self._require_open()
         return self._moves.rebuild(normalise_uuid(instance_id, "instance_id"), normalise_uuid(image_id, "image_id"))
 
     @observed("attach.snapshot", "instance_id", "name", "crash_consistent", level=logging.INFO)
@@ -578,12 +595,14 @@ class AttachmentManager:
             WrongHost: Its host is not served here. Nothing was touched.
             CloudcoreError: What failed; a note says if it could not be undone.
         """
+        self._require_open()
         identifier = normalise_uuid(instance_id, "instance_id")
         require_text(name, "name", maximum=200)
         return self._snapshots.make(identifier, name, crash_consistent=crash_consistent)
 
     def move(self, instance_id: str) -> Move | None:
         """The move that the instance is in, None if it is in none."""
+        self._require_open()
         return self._move_rows.find(normalise_uuid(instance_id, "instance_id"))
 
     # --- upkeep -------------------------------------------------------------------------------------------------------
@@ -603,6 +622,7 @@ class AttachmentManager:
         Returns:
             What was settled, what had to be left and why.
         """
+        self._require_open()
         return recover_all(self._journal, self._leases, self._recovery, self._moves, self._move_rows)
 
     @observed("attach.audit", "volume_id")
@@ -614,6 +634,7 @@ class AttachmentManager:
         Args:
             volume_id: Only this volume; None for every volume that the journal or a guest knows.
         """
+        self._require_open()
         return self._auditor.audit(None if volume_id is None else normalise_uuid(volume_id, "volume_id"))
 
     @observed("attach.heal", "apply", level=logging.INFO)
@@ -636,6 +657,7 @@ class AttachmentManager:
             limit: How many at most in one call.
             on_progress: Called after each with its number from 1, and how many are tried.
         """
+        self._require_open()
         chosen = self.audit() if findings is None else findings
         if isinstance(chosen, AuditReport):
             chosen = chosen.findings
@@ -649,12 +671,14 @@ class AttachmentManager:
         Raises:
             AttachmentNotFound: There never was one of this id.
         """
+        self._require_open()
         return self._journal.get(normalise_uuid(attachment_id, "attachment_id"))
 
     def attachments(
         self, *, volume_id: str | None = None, instance_id: str | None = None, host: str | None = None
     ) -> tuple[Attachment, ...]:
         """The attachments that are not absent, of this volume, instance and host, oldest first."""
+        self._require_open()
         return self._journal.select(
             volume_id=None if volume_id is None else normalise_uuid(volume_id, "volume_id"),
             instance_id=None if instance_id is None else normalise_uuid(instance_id, "instance_id"),
@@ -663,6 +687,7 @@ class AttachmentManager:
 
     def story(self, attachment_id: str) -> tuple[StoryLine, ...]:
         """Everything that happened to the attachment, oldest first."""
+        self._require_open()
         return self._journal.story(normalise_uuid(attachment_id, "attachment_id"))
 
     # --- upkeep -------------------------------------------------------------------------------------------------------
@@ -678,6 +703,7 @@ class AttachmentManager:
         Raises:
             InvalidArgument: *older_than* has no time zone.
         """
+        self._require_open()
         return self._journal.prune(require_utc(older_than, "older_than"), limit=limit)
 
     def status(self) -> ManagerStatus:
@@ -686,6 +712,7 @@ class AttachmentManager:
         Raises:
             DatabaseUnavailable, DatabaseBusy, DatabaseError: The journal cannot be read: not ready.
         """
+        self._require_open()
         return ManagerStatus.of(self._journal.count_by_state())
 
     def check(self) -> None:
@@ -694,6 +721,7 @@ class AttachmentManager:
         Raises:
             InvariantViolated: An exclusive volume has two users, or an instance has a volume twice.
         """
+        self._require_open()
         findings = []
         legs_of: dict[str, list[Attachment]] = defaultdict(list)
         for leg in self._journal.select():
@@ -709,8 +737,17 @@ class AttachmentManager:
         if findings:
             raise InvariantViolated("; ".join(findings), findings=tuple(findings))
 
+    def _require_open(self) -> None:
+        if self._closed:
+            raise Closed("the manager is closed; make a new one", field="manager")
+
     def close(self) -> None:
-        """Stop renewing leases, and close the database if it was opened here. May be called twice."""
+        """Stop renewing leases, and close the database if it was opened here. May be called twice.
+
+        Later calls raise Closed, over a database of the caller's too: a lease that nobody renews protects nothing. One
+        under way ends with its answer, or, over a database that was opened here, with Closed.
+        """
+        self._closed = True
         self._leases.close()
         if self._owns_database:
             self._database.close()

@@ -11,7 +11,7 @@ import numpy as np
 
 from cloudcore._forks import when_forked
 from cloudcore.database import Database, Operation
-from cloudcore.errors import ProviderNotFound, WatermarkLost
+from cloudcore.errors import Closed, ProviderNotFound, WatermarkLost
 from cloudcore.placement.columns.blocks import Columns
 from cloudcore.placement.columns.maintenance import NumberIndex, set_used
 from cloudcore.placement.forest.editing import describe, plan
@@ -81,7 +81,7 @@ class DatabaseBinding:
     ) -> None:
         self._counting = counts.require_policy(generations)
         self._database = Database.of(database)
-        self._owned = self._database is not database
+        self._owned, self._closed = self._database is not database, False
         self._state = state
         self._watermark = ""
         self._index = NumberIndex.of(state.columns)
@@ -103,8 +103,17 @@ class DatabaseBinding:
 
     @property
     def database(self) -> Database:
-        """Where the state is kept."""
+        """Where the state is kept.
+
+        Raises:
+            Closed: :meth:`close` was called.
+        """
+        self._require_open()
         return self._database
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise Closed("the tree is closed; open it anew", field="tree")
 
     # --- following ---------------------------------------------------------------------------------------------------
 
@@ -115,7 +124,7 @@ class DatabaseBinding:
             SchemaMismatch, DatabaseUnavailable, DatabaseError: The tree stays as it was.
         """
         with self._writing:
-            with store.read_snapshot(self._database) as connection:
+            with store.read_snapshot(self.database) as connection:
                 found = store.read_all(connection)
             self._install(*found)
 
@@ -129,6 +138,7 @@ class DatabaseBinding:
             DatabaseUnavailable, DatabaseBusy, DatabaseError: The tree stays as it was.
         """
         with self._writing:
+            self._require_open()
             version = self._watch.version()
             if version is not None and version == self._seen:
                 return 0
@@ -152,7 +162,7 @@ class DatabaseBinding:
         """
         with ExitStack() as stack:
             with self._writing:  # the moment is not before what this tree has read
-                connection = stack.enter_context(store.read_snapshot(self._database))
+                connection = stack.enter_context(store.read_snapshot(self.database))
                 state = self._state_on(connection)
             yield state, connection
 
@@ -178,12 +188,12 @@ class DatabaseBinding:
 
     def times(self, uuids: Sequence[str]) -> dict[str, store.ProviderTimes]:
         """Uuid → when it was added and edited last, of those that are there now."""
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             return store.read_times(connection, uuids)
 
     def lag(self) -> int | None:
         """How many providers changed since the last refresh; None when the feed no longer reaches back."""
-        with self._writing, store.read_snapshot(self._database) as connection:
+        with self._writing, store.read_snapshot(self.database) as connection:
             try:
                 return len(changes_since(connection, self._watermark)[0])
             except WatermarkLost:
@@ -196,7 +206,7 @@ class DatabaseBinding:
 
     def _read_use(self) -> _News | None:
         """Read what is in use in one go, when nothing else changed; None when it did, or that cannot be told."""
-        if self._database.dialect == "postgresql":
+        if self.database.dialect == "postgresql":
             return self._read_use_in_one_statement()
         found = self._watch.use_since(self._watermark)
         if found is None:
@@ -208,7 +218,7 @@ class DatabaseBinding:
         return news if known.all() else None
 
     def _read_use_in_one_statement(self) -> _News | None:
-        rows, watermark = store.read_use_since(self._database, self._watermark)
+        rows, watermark = store.read_use_since(self.database, self._watermark)
         if any(row[1] is None for row in rows):  # gone, or without inventories
             return None
         if not rows:
@@ -219,7 +229,7 @@ class DatabaseBinding:
         return news if known.all() else None
 
     def _read_news(self) -> _News:
-        with store.read_snapshot(self._database) as connection:
+        with store.read_snapshot(self.database) as connection:
             changed, watermark = changes_since(connection, self._watermark)
             return self._read_changed(connection, changed, watermark)
 
@@ -289,9 +299,10 @@ class DatabaseBinding:
         """
         operation = Operation.of(name, describe(name, arguments), operation_id)
         with self._writing:
+            self._require_open()
             if operation_id is not None:
-                with self._database.read() as connection:
-                    stored = self._database.stored_operation(connection, operation)
+                with self.database.read() as connection:
+                    stored = self.database.stored_operation(connection, operation)
                 if stored is not None:
                     return self._repeated(stored.result)
             expected = arguments.get("generation") if self._counting else None
@@ -314,7 +325,7 @@ class DatabaseBinding:
                 numbers.update(edits.write_edit(connection, self._state.forest, edit))
                 return {"provider": about.uuid}
 
-            outcome = self._database.operate(operation, write)
+            outcome = self.database.operate(operation, write)
             if outcome.repeated:
                 return self._repeated(outcome.result)
             with self._state.lock:
@@ -324,7 +335,7 @@ class DatabaseBinding:
     def _unchanged(self, about: Provider) -> Provider:
         """*about*, which is as an edit would have it, if that is so in the database too."""
         if about.uuid:
-            with self._database.read() as connection:
+            with self.database.read() as connection:
                 edits.require_unchanged(connection, about)
         return about
 
@@ -343,11 +354,15 @@ class DatabaseBinding:
         """Uuid → generation as the database counts for clients; None where the forest's own are theirs."""
         if not self._counting:
             return None
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             return counts.read_generations(connection, uuids)
 
     def close(self) -> None:
-        """Close the connections, unless the engine or Database is the caller's. May be called twice."""
+        """Close the connections, unless the engine or Database is the caller's; later calls raise Closed.
+
+        May be called twice. A call under way ends as it can: with its answer, or with Closed.
+        """
+        self._closed = True
         self._watch.close()
         if self._owned:
             self._database.close()

@@ -539,8 +539,8 @@ class PlacementTree(TreeEdits):
         from cloudcore.placement.bound import DatabaseBinding
 
         tree = cls(observer=observer, strict=strict)
-        tree._binding = DatabaseBinding(database, tree._state, generations=generations)
-        tree.names = NameRegister(tree._binding.database, tree._state.held)
+        binding = tree._binding = DatabaseBinding(database, tree._state, generations=generations)
+        tree.names = NameRegister(lambda: binding.database, tree._state.held)
         return tree
 
     @contextmanager
@@ -598,7 +598,11 @@ class PlacementTree(TreeEdits):
             raise InvariantViolated(f"the tree is damaged: {findings[0]}", findings=tuple(findings))
 
     def close(self) -> None:
-        """Let go of the database, in a bound tree. May be called twice."""
+        """Let go of the database, in a bound tree. May be called twice.
+
+        What was read stays to be looked at and searched; what would read or write the database raises Closed then, also
+        where that is a Database of the caller's, which stays open.
+        """
         if self._binding is not None:
             self._binding.close()
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 from cloudcore._values import normalise_uuid, require_integer, require_portion, require_utc
 from cloudcore.database import Database
-from cloudcore.errors import InvalidAllocation, InvalidArgument, MoveNotFound, UnsupportedFeature
+from cloudcore.errors import Closed, InvalidAllocation, InvalidArgument, MoveNotFound, UnsupportedFeature
 from cloudcore.notebook import Shown
 from cloudcore.placement.ledger import history, queries
 from cloudcore.placement.ledger import moves as ledger_moves
@@ -176,14 +176,23 @@ class LedgerReader(LedgerQueries):
         source: A database, an engine, or a URL (then :meth:`close` closes it).
     """
 
-    database: Database
-
     history = True
     """Whether what each consumer holds after each change is noted."""
 
     def __init__(self, source: Database | str | URL | Engine) -> None:
-        self._owned = not isinstance(source, Database)
-        self.database = Database.of(source)
+        self._owned, self._closed = not isinstance(source, Database), False
+        self._database = Database.of(source)
+
+    @property
+    def database(self) -> Database:
+        """Where the ledger is kept.
+
+        Raises:
+            Closed: :meth:`close` was called.
+        """
+        if self._closed:
+            raise Closed("the ledger is closed; make a new one", field="ledger")
+        return self._database
 
     def history_of(self, consumer: str, *, limit: int = 100) -> list[HistoryEntry]:
         """What *consumer* held after each of its newest changes, oldest first; without history, none.
@@ -286,9 +295,13 @@ class LedgerReader(LedgerQueries):
         queries.check(self.database)
 
     def close(self) -> None:
-        """Close the database, if this ledger opened it."""
+        """Close the database, if this ledger opened it; later calls raise Closed in any case. May be called twice.
+
+        A call under way ends as it can: with its answer, or with Closed.
+        """
+        self._closed = True
         if self._owned:
-            self.database.close()
+            self._database.close()
 
     def __enter__(self) -> Self:
         return self
@@ -297,7 +310,7 @@ class LedgerReader(LedgerQueries):
         self.close()
 
     def __repr__(self) -> str:
-        return f"<AllocationLedger {self.database!r}>"
+        return f"<AllocationLedger {self._database!r}>"
 
     @contextmanager
     def _session(self, *, one_state: bool) -> Iterator[Session]:

@@ -80,18 +80,22 @@ class NameRegister:
     :meth:`~cloudcore.PlacementTree.refresh`, and in any case before a name is called unknown.
 
     Args:
-        database: Where the names are kept; None in memory.
+        database: Gives that in which the names are kept, or raises Closed; None in memory.
         held: Gives the providers of the tree, which nobody edits until the end of the block.
     """
 
     def __init__(
-        self, database: Database | None, held: Callable[[], AbstractContextManager[Iterable[Provider]]]
+        self, database: Callable[[], Database] | None, held: Callable[[], AbstractContextManager[Iterable[Provider]]]
     ) -> None:
-        self._database = database
+        self._bound_to = database
         self._held = held
         self._custom: dict[_Kind, set[str]] = {kind: set() for kind in _Kind}
         self._unlock()
         when_forked(self, NameRegister._unlock)
+
+    @property
+    def _database(self) -> Database | None:
+        return None if self._bound_to is None else self._bound_to()
 
     def _unlock(self) -> None:
         self._lock = threading.Lock()  # each change under it is a single step, so what a child finds is whole
