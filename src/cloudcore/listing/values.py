@@ -129,11 +129,11 @@ def _names(value: Any) -> tuple[str, ...] | None:
     return names
 
 
-def _words(value: Any, field: attrs.Attribute[Any]) -> frozenset[str]:
+def _words(value: Any, field: str) -> frozenset[str]:
     if type(value) is frozenset:
         return value  # what they are is looked at where they are sent
-    words = (value,) if isinstance(value, str) else require_items(value, field.name, "words", InvalidQuery)
-    return frozenset(require_instance(word, str, field.name, InvalidQuery) for word in words)
+    words = (value,) if isinstance(value, str) else require_items(value, field, "words", InvalidQuery)
+    return frozenset(require_instance(word, str, field, InvalidQuery) for word in words)
 
 
 def _pairs(value: Any) -> Any:
@@ -212,21 +212,12 @@ class Query:
         default=None,
         converter=attrs.Converter(_utc, takes_field=True),  # type: ignore[misc]  # attrs' stubs lag
     )
-    tags: frozenset[str] = attrs.field(
-        default=frozenset(),
-        converter=attrs.Converter(_words, takes_field=True),  # type: ignore[misc]  # attrs' stubs lag
-    )
-    tags_any: frozenset[str] = attrs.field(
-        default=frozenset(),
-        converter=attrs.Converter(_words, takes_field=True),  # type: ignore[misc]  # attrs' stubs lag
-    )
-    not_tags: frozenset[str] = attrs.field(
-        default=frozenset(),
-        converter=attrs.Converter(_words, takes_field=True),  # type: ignore[misc]  # attrs' stubs lag
-    )
+    # Lambdas: of an attrs.Converter type checkers take a frozenset alone, of these whatever _words takes.
+    tags: frozenset[str] = attrs.field(default=frozenset(), converter=lambda given: _words(given, "tags"))
+    tags_any: frozenset[str] = attrs.field(default=frozenset(), converter=lambda given: _words(given, "tags_any"))
+    not_tags: frozenset[str] = attrs.field(default=frozenset(), converter=lambda given: _words(given, "not_tags"))
     not_tags_any: frozenset[str] = attrs.field(
-        default=frozenset(),
-        converter=attrs.Converter(_words, takes_field=True),  # type: ignore[misc]  # attrs' stubs lag
+        default=frozenset(), converter=lambda given: _words(given, "not_tags_any")
     )
     metadata: Mapping[str, str] = attrs.field(factory=dict, converter=_pairs)
     unknown: bool = False
