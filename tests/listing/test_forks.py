@@ -125,3 +125,14 @@ def test_fork_does_not_wait_for_a_thread_that_is_long_about_it(monkeypatch):
     assert forked(lambda: go_on.is_set()) == "False"
     go_on.set()
     workers.close()
+
+
+def test_fork_does_not_wait_for_threads_that_have_ended(monkeypatch):
+    """Nor a job that forks for itself: either would cost each fork the whole patience."""
+    monkeypatch.setattr("cloudcore.listing.cells.workers._LONGEST_REST", 600.0)
+    workers, answers = Workers(2), []
+    workers.run(lambda: answers.append(forked(lambda: "inside")))
+    workers.close(60.0)
+    assert answers == ["inside"]
+    assert not workers._threads
+    assert forked(lambda: "outside") == "outside"

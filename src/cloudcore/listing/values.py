@@ -136,6 +136,23 @@ def _words(value: Any, field: str) -> frozenset[str]:
     return frozenset(require_instance(word, str, field, InvalidQuery) for word in words)
 
 
+# A function each: of an attrs.Converter type checkers take a frozenset alone.
+def _tags(value: Any) -> frozenset[str]:
+    return _words(value, "tags")
+
+
+def _tags_any(value: Any) -> frozenset[str]:
+    return _words(value, "tags_any")
+
+
+def _not_tags(value: Any) -> frozenset[str]:
+    return _words(value, "not_tags")
+
+
+def _not_tags_any(value: Any) -> frozenset[str]:
+    return _words(value, "not_tags_any")
+
+
 def _pairs(value: Any) -> Any:
     return _frozen(require_mapping(value, "metadata", InvalidQuery))
 
@@ -212,13 +229,10 @@ class Query:
         default=None,
         converter=attrs.Converter(_utc, takes_field=True),  # type: ignore[misc]  # attrs' stubs lag
     )
-    # Lambdas: of an attrs.Converter type checkers take a frozenset alone, of these whatever _words takes.
-    tags: frozenset[str] = attrs.field(default=frozenset(), converter=lambda given: _words(given, "tags"))
-    tags_any: frozenset[str] = attrs.field(default=frozenset(), converter=lambda given: _words(given, "tags_any"))
-    not_tags: frozenset[str] = attrs.field(default=frozenset(), converter=lambda given: _words(given, "not_tags"))
-    not_tags_any: frozenset[str] = attrs.field(
-        default=frozenset(), converter=lambda given: _words(given, "not_tags_any")
-    )
+    tags: frozenset[str] = attrs.field(default=frozenset(), converter=_tags)
+    tags_any: frozenset[str] = attrs.field(default=frozenset(), converter=_tags_any)
+    not_tags: frozenset[str] = attrs.field(default=frozenset(), converter=_not_tags)
+    not_tags_any: frozenset[str] = attrs.field(default=frozenset(), converter=_not_tags_any)
     metadata: Mapping[str, str] = attrs.field(factory=dict, converter=_pairs)
     unknown: bool = False
     fetching: Fetching = attrs.field(default=Fetching.AUTO, converter=_fetching)

@@ -23,8 +23,8 @@ __all__ = ["CompletionQueue", "Receiver", "Workers"]
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
 
-_LONGEST_REST = 1.0
-"""Seconds for which a fork waits until no thread is at work."""
+_LONGEST_REST = 0.25
+"""Seconds for which a fork waits until no thread of a router is at work."""
 
 
 def _keep(kept: list[T], take: Callable[[], T]) -> None:
@@ -86,7 +86,8 @@ class Workers:
     def _rest(self) -> Iterator[None]:
         """Wait until each thread waits for a job; not for one that is long about it, in a dead connection perhaps."""
         until = time.monotonic() + _LONGEST_REST
-        while len(self._idle) < len(self._threads) and time.monotonic() < until:
+        mine = threading.current_thread() in self._threads  # a job that forks does not wait for itself
+        while len(self._idle) + mine < len(self._threads) and time.monotonic() < until:
             time.sleep(0.001)
         yield
 
@@ -164,9 +165,13 @@ class Workers:
         with self._lock:
             self._threads.add(threading.current_thread())
         worker = _Worker()
-        while job is not None:
-            job()
-            job = self._next(worker)
+        try:
+            while job is not None:
+                job()
+                job = self._next(worker)
+        finally:
+            with self._lock:
+                self._threads.discard(threading.current_thread())
 
     def _next(self, worker: _Worker) -> Callable[[], None] | None:
         """What to do next; None: end."""
