@@ -26,6 +26,7 @@ from cloudcore.schema import (
     schema_tables,
     upgrade_schema,
 )
+from tests.test_forking import forked
 
 
 def described(database: Database) -> dict[str, Any]:
@@ -199,6 +200,28 @@ def test_upgrade_waits_for_another_that_is_under_way(new_database_url: Callable[
     assert upgrade_schema(url).current
     thread.join()
     assert done == [True]
+
+
+def test_child_upgrades_while_a_thread_of_its_parent_is_at_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alembic takes one command at a time; the parent's thread does not end in the child."""
+    command = pytest.importorskip("alembic.command")
+    begun, go_on, plain = threading.Event(), threading.Event(), command.upgrade
+
+    def slow_in_the_thread(*arguments: object) -> None:
+        if threading.current_thread() is thread:
+            begun.set()
+            assert go_on.wait(60)
+        plain(*arguments)
+
+    monkeypatch.setattr(command, "upgrade", slow_in_the_thread)
+    thread = threading.Thread(target=upgrade_schema, args=[f"sqlite:///{tmp_path / 'parent.db'}"])
+    thread.start()
+    assert begun.wait(60)
+    try:
+        assert forked(lambda: upgrade_schema(f"sqlite:///{tmp_path / 'child.db'}").current) == "True"
+    finally:
+        go_on.set()
+        thread.join()
 
 
 def test_threads_upgrade_databases_of_their_own(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import attrs
 import sqlalchemy as sa
 
 from cloudcore._extras import require_extra
+from cloudcore._forks import when_forked
 from cloudcore.database import Database, create_tables, metadata, operations
 from cloudcore.database.addresses import missing_file
 from cloudcore.database.table_creation import alone
@@ -32,8 +33,19 @@ AREAS = ("attach", "listing", "placement")
 
 VERSION_TABLE = "cloudcore_alembic_version"
 
-_ALEMBIC = threading.Lock()
-"""Held while one of its commands runs: it keeps what it is about for the whole process."""
+
+class _Turn:
+    """One of Alembic's commands at a time: it keeps what it is about for the whole process. A child has its own."""
+
+    def __init__(self) -> None:
+        self._renew()
+        when_forked(self, _Turn._renew)
+
+    def _renew(self) -> None:
+        self.lock = threading.Lock()
+
+
+_ALEMBIC = _Turn()
 
 
 @attrs.frozen(kw_only=True)
@@ -230,7 +242,7 @@ def _command(name: str, connection: Connection, revision: str) -> None:
     config = _config()
     config.attributes["connection"] = connection
     try:
-        with _ALEMBIC:
+        with _ALEMBIC.lock:
             getattr(command, name)(config, revision)
     except require_extra("alembic.util", "migrations").CommandError as error:
         raise SchemaMismatch(
