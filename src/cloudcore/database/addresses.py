@@ -51,7 +51,7 @@ def parse_url(url: str | URL) -> URL:
     raise InvalidArgument(
         "this is no database URL; expected something like sqlite:///cloud.db "
         "or postgresql://user:password@host/name, or with hosts a and b: postgresql://user:password@a,b:5433/name. "
-        "In user and password @ is written %40, : %3A and / %2F",
+        "In user, password and options @ is written %40, in user and password : %3A and / %2F",
         field="url",
     )
 
