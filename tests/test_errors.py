@@ -47,6 +47,20 @@ def test_a_fact_that_cannot_be_pickled_arrives_as_its_text() -> None:
     assert pickle.loads(pickle.dumps(errors.InvalidArgument("no", value=given[-1]))).value == given[-1]
 
 
+def test_a_fact_without_even_a_text_does_not_keep_its_error_from_arriving() -> None:
+    """A bare ValueError would arrive in its place."""
+
+    class Mute:
+        def __reduce__(self) -> str:
+            raise ValueError("no pickling")
+
+        def __repr__(self) -> str:
+            raise ValueError("no text")
+
+    arrived = pickle.loads(pickle.dumps(errors.InvalidArgument("no", field="filters", value=Mute())))
+    assert (str(arrived), arrived.field, arrived.value) == ("no", "filters", "<Mute>")
+
+
 @pytest.mark.parametrize("leaf", LEAVES, ids=lambda leaf: leaf.__name__)
 def test_every_error_says_its_cause_and_what_to_do(leaf: type[errors.CloudcoreError]) -> None:
     if leaf is not errors.CloudcoreError:

@@ -230,7 +230,10 @@ def _picklable(fact: Any) -> Any:
     try:
         pickle.dumps(fact)
     except Exception:  # whatever a class of the caller's raises
-        return repr(fact)
+        try:
+            return repr(fact)
+        except Exception:  # its text, too
+            return f"<{type(fact).__name__}>"
     return fact
 
 
