@@ -12,7 +12,8 @@ until nobody has the lock::
 
     at_rest_when_forked(self, lambda state: state.lock, State.unlock)
 
-Only for locks that are never held for long, nor while another one is waited for.
+Only for locks that are never held for long, nor while another one is waited for; or for a wait that is bounded, since
+all others may be held meanwhile.
 """
 
 from __future__ import annotations
